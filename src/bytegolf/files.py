@@ -1,0 +1,94 @@
+"""Writing files so that a crash, a full disk or a second reader never sees half of one."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from bytegolf.errors import BytegolfError
+
+_DISK_WORDS = {
+    errno.ENOSPC: "the disk is full: free some space or choose another folder",
+    errno.EDQUOT: "the disk quota is used up: free some space or choose another folder",
+    errno.EROFS: "the file system is read-only: choose another folder",
+    errno.EACCES: "permission denied: choose a folder that you may write to",
+    errno.EPERM: "permission denied: choose a folder that you may write to",
+    errno.ENOTDIR: "a part of that path is a file, not a folder: choose another path",
+    errno.EEXIST: "a file of that name is in the way: choose another path",
+    errno.EISDIR: "that is a folder: name a file",
+    errno.ENOENT: "no such file or folder",
+    errno.EFBIG: "the file system takes no file of that size: choose another folder",
+}
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path, doing: str = "write") -> Iterator[None]:
+    """Turn an ``OSError`` while ``doing`` something to ``path`` into a one-sentence ``BytegolfError``."""
+    try:
+        yield
+    except OSError as error:
+        why = _DISK_WORDS.get(error.errno or 0, error.strerror or str(error))
+        raise BytegolfError(f"cannot {doing} {path}: {why}") from error
+
+
+def make_folder(path: Path) -> Path:
+    """Create ``path`` and its parents if need be; a clear error where that cannot be."""
+    with disk_errors(path, "create the folder"):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Have ``write`` fill a temporary file beside ``path``, then rename it over ``path`` once it is safely on disk.
+
+    Until the rename a reader sees the old file or none; whatever fails leaves no temporary file behind.
+    """
+    make_folder(path.parent)
+    with disk_errors(path):
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            # mkstemp makes files private; a finished one gets what the user's umask allows
+            umask = os.umask(0)
+            os.umask(umask)
+            Path(name).chmod(0o666 & ~umask)
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` atomically."""
+    write_atomically(path, lambda file: file.write(data))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON to ``path`` atomically."""
+    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path, what: str) -> Any:
+    """Read the JSON in ``path``; ``what`` names the file's role in the error when it is missing or malformed."""
+    with disk_errors(path, f"read the {what}"):
+        data = path.read_bytes()
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        raise BytegolfError(f"the {what} {path} is not valid JSON ({error}): restore or rewrite it") from error
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with disk_errors(path, "read"), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
