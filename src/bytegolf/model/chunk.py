@@ -1,0 +1,123 @@
+"""Chunking and its inverse: select the chunk starts, smooth the chunks' outputs, expand them to all positions.
+
+The one representation of a ragged batch is ``Chunks``: sequences of chunks padded at the end to the longest. Causal
+networks never look at padding from a chunk before it, and ``expand`` never reads it, so it needs no mask.
+
+Legend: B batch, L positions, C chunks (the longest sequence's), D width, T block of the smoothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from bytegolf.model import ops
+
+P_FLOOR = 1e-4
+"""Probabilities are clamped to [P_FLOOR, 1 − P_FLOOR] in the smoothing (S2)."""
+
+_FORGET = -46.0
+"""log of what a restart keeps of the past: e^−46 ≈ 1e−20 is below fp32's resolution, and finite unlike log 0."""
+
+_BLOCK = 64
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """Where the chunks of a padded batch lie."""
+
+    boundary: Bool[Tensor, "B L"]
+    """positions at which a chunk starts; padding positions are False"""
+    chunk_of: Int[Tensor, "B L"]
+    """the chunk that each position belongs to"""
+    starts: Int[Tensor, "B C"]
+    """the position at which each chunk starts; 0 for padding chunks"""
+    counts: Int[Tensor, " B"]
+    """chunks in each sequence"""
+
+    @staticmethod
+    def of(boundary: Bool[Tensor, "B L"]) -> Chunks:
+        """Lay out the chunks of ``boundary``, whose first column must be True."""
+        running = boundary.cumsum(1)
+        counts = running[:, -1]
+        starts = boundary.new_zeros(boundary.shape[0], int(counts.max()), dtype=torch.long)
+        batch, position = boundary.nonzero(as_tuple=True)
+        chunk_of = running - 1
+        starts[batch, chunk_of[batch, position]] = position
+        return Chunks(boundary, chunk_of, starts, counts)
+
+    @property
+    def valid(self) -> Bool[Tensor, "B C"]:
+        """Which chunks are there, rather than padding."""
+        return torch.arange(self.starts.shape[1], device=self.starts.device) < self.counts.unsqueeze(1)
+
+    def select(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B C D"]:
+        """The vector at each chunk's start (S2: downsampling keeps the boundary positions)."""
+        return ops.select_rows(x, self.starts, self.chunk_of, self.boundary)
+
+    def select_values(self, x: Tensor) -> Tensor:
+        """The same for one value a position, (B, L) → (B, C)."""
+        return x.gather(1, self.starts)
+
+    def expand(self, z: Float[Tensor, "B C D"]) -> Float[Tensor, "B L D"]:
+        """Each position takes the vector of its chunk."""
+        size = z.shape[1]
+        offset = torch.arange(z.shape[0], device=z.device).unsqueeze(1) * size
+        return F.embedding(self.chunk_of + offset, z.flatten(0, 1))
+
+
+def confidence(p: Float[Tensor, "B L"], boundary: Bool[Tensor, "B L"]) -> Float[Tensor, "B L"]:
+    """1, with the gradient of c = p at boundaries and 1 − p elsewhere (straight-through; S2)."""
+    chosen = torch.where(boundary, p, 1 - p)
+    return chosen + (1 - chosen).detach()
+
+
+def smoothing_weight(p: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
+    """P: the probability as the smoothing uses it, clamped."""
+    return p.clamp(P_FLOOR, 1 - P_FLOOR)
+
+
+def smooth(
+    z: Float[Tensor, "B C D"], p: Float[Tensor, "B C"], first: Bool[Tensor, "B C"] | None = None
+) -> Float[Tensor, "B C D"]:
+    """z̄_0 = z_0, z̄_c = P_c·z_c + (1 − P_c)·z̄_{c−1}, in parallel (S2; arXiv 2507.07955, eq. 5).
+
+    ``first`` marks chunks that start a document, where z̄ starts afresh. In blocks of T chunks the recurrence is a
+    product with the lower triangular matrix P_j·∏_{j<i≤c}(1 − P_i), built in log space and fp32; what a block hands
+    on to the next is the same recurrence over blocks. The cost is O(C·T) a channel.
+    """
+    fresh = torch.zeros_like(p, dtype=torch.bool) if first is None else first.clone()
+    fresh[:, 0] = True
+    weight = smoothing_weight(p)
+    keep = torch.where(fresh, torch.full_like(weight, _FORGET), torch.log1p(-weight))
+    take = torch.where(fresh, torch.ones_like(weight), weight)
+
+    chunks = z.shape[1]
+    size = min(_BLOCK, chunks)
+    short = -chunks % size
+    z_blocks = F.pad(z, (0, 0, 0, short)).unflatten(1, (-1, size))
+    take, keep = (F.pad(t, (0, short)).unflatten(1, (-1, size)) for t in (take, keep))
+
+    decay = keep.cumsum(-1)
+    inner = _decays(decay) * take.unsqueeze(-2)
+    out = inner.to(z.dtype) @ z_blocks
+    if out.shape[1] > 1:
+        # z̄ at the end of each block if nothing came before it, then with what came before
+        ends = out[:, :, -1]
+        over = decay[:, :, -1].cumsum(-1)
+        carried = _decays(over).to(z.dtype) @ ends
+        before = F.pad(carried[:, :-1], (0, 0, 1, 0))
+        out = torch.addcmul(out, decay.exp().to(z.dtype).unsqueeze(-1), before.unsqueeze(2))
+    return out.flatten(1, 2)[:, :chunks]
+
+
+def _decays(logs: Float[Tensor, "*B T"]) -> Float[Tensor, "*B T T"]:
+    """exp(logs_c − logs_j) for j ≤ c and 0 above the diagonal."""
+    size = logs.shape[-1]
+    later = torch.ones(size, size, dtype=torch.bool, device=logs.device).triu(1)
+    difference = logs.unsqueeze(-1) - logs.unsqueeze(-2)
+    return difference.masked_fill(later, float("-inf")).exp()

@@ -1,0 +1,116 @@
+"""The language model: tied embedding, a flat or hierarchical network, softcapped logits.
+
+Legend: B batch, L positions, V alphabet, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from bytegolf.config import ModelConfig, outer_dim
+from bytegolf.model import ops
+from bytegolf.model.hnet import Level, LevelState, LevelTrace, StepTrace, build_network
+from bytegolf.model.stage import StageState
+
+BOS = 1
+"""Id of the token that starts every document, in every tokenizer here (formats.md)."""
+
+
+@dataclass(frozen=True)
+class Forward:
+    """What a forward pass gives."""
+
+    logits: Float[Tensor, "B L V"]
+    """before the softcap, in the compute dtype; ``LanguageModel.cap`` applies it"""
+    traces: list[LevelTrace]
+    """one a chunking level, outermost first; empty for a flat model"""
+
+    def router_loss(self) -> Tensor | float:
+        """The sum of the levels' weighted ratio losses."""
+        return sum((trace.loss for trace in self.traces), 0.0)
+
+
+@dataclass
+class ModelState:
+    """The state of step-wise inference for a batch of sequences."""
+
+    network: StageState | LevelState
+    traces: list[StepTrace]
+    """of the last step, outermost level first"""
+
+
+class LanguageModel(nn.Module):
+    """A causal language model over token ids.
+
+    ``precision`` is the dtype of activations and matrix products (parameters stay fp32); set it before use.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.precision = torch.float32
+        self.embedding = nn.Embedding(config.vocab_size, outer_dim(config.network))
+        nn.init.normal_(self.embedding.weight, std=config.embed_std)
+        self.network = build_network(config.network)
+
+    def _embed(self, ids: Tensor) -> Tensor:
+        return ops.rms_norm(self.embedding(ids).to(self.precision))
+
+    def _project(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.embedding.weight.to(x.dtype))
+
+    def forward(self, ids: Int[Tensor, "B L"]) -> Forward:
+        """Logits of the token after each position, from the tokens up to it."""
+        documents = (ids == BOS).cumsum(1) if self.config.reset_at_bos else None
+        x = self._embed(ids)
+        traces: list[LevelTrace] = []
+        if isinstance(self.network, Level):
+            x = self.network(x, documents, None, traces)
+        else:
+            x = self.network(x, documents)
+        return Forward(self._project(x), traces)
+
+    def losses(self, out: Forward, targets: Int[Tensor, "B L"]) -> Float[Tensor, "B L"]:
+        """−log p(target) at each position, in nats and fp32."""
+        flat = ops.softcap_cross_entropy(out.logits.flatten(0, 1), targets.flatten(), self.config.softcap)
+        return flat.view(targets.shape)
+
+    def cap(self, logits: Float[Tensor, "*B V"]) -> Float[Tensor, "*B V"]:
+        """The softcap, in at least fp32: cap·tanh(z/cap) (S0)."""
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        cap = self.config.softcap
+        return cap * torch.tanh(logits / cap) if cap > 0 else logits
+
+    def start(self, batch: int) -> ModelState:
+        """An empty state for ``batch`` sequences."""
+        device = self.embedding.weight.device
+        return ModelState(self.network.start(batch, device, self.precision), [])
+
+    @torch.no_grad()
+    def step(self, ids: Int[Tensor, " B"], state: ModelState) -> Float[Tensor, "B V"]:
+        """Feed one token to each sequence; the softcapped logits of the next, as ``forward`` gives at that position.
+
+        The state is changed in place.
+        """
+        rows = torch.arange(ids.shape[0], device=ids.device)
+        if self.config.reset_at_bos:
+            restarts = rows[ids == BOS]
+            if restarts.numel():
+                state.network.reset(restarts)
+        x = self._embed(ids)
+        state.traces = []
+        if isinstance(self.network, Level):
+            x = self.network.step(x, state.network, rows, state.traces)
+        else:
+            x = self.network.step(x, state.network, rows)
+        return self.cap(self._project(x))
+
+
+def count_parameters(model: nn.Module) -> int:
+    """The number of parameters (a tied tensor counts once)."""
+    return sum(parameter.numel() for parameter in model.parameters())

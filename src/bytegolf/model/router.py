@@ -1,0 +1,71 @@
+"""The router: the probability that a chunk begins at each position.
+
+Legend: B batch, L positions, D width, R rows of a step.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from bytegolf.config import RouterConfig
+from bytegolf.model.layers import Linear
+
+THRESHOLD = 0.5
+
+
+def _boundary_probability(q: Tensor, k: Tensor) -> Tensor:
+    """½(1 − cos(q, k)) over the last axis, in at least fp32."""
+    q, k = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (q, k))
+    cosine = torch.cosine_similarity(q, k, dim=-1, eps=1e-8)
+    return (0.5 * (1 - cosine)).clamp(0, 1)
+
+
+class CosineRouter(nn.Module):
+    """p_t = ½(1 − cos(W_q x_t, W_k x_{t−1})), p_0 = 1; a boundary where p_t ≥ ½ (S2; S4 pairs q and k the other way).
+
+    Both maps start as the identity, so that an untrained router marks where neighbouring vectors point apart.
+    """
+
+    def __init__(self, dim: int, config: RouterConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.q_proj = Linear(dim, dim)
+        self.k_proj = Linear(dim, dim)
+        nn.init.eye_(self.q_proj.weight)
+        nn.init.eye_(self.k_proj.weight)
+
+    def forward(
+        self, x: Float[Tensor, "B L D"], first: Bool[Tensor, "B L"] | None = None
+    ) -> tuple[Float[Tensor, "B L"], Bool[Tensor, "B L"]]:
+        """p (fp32) and the boundaries of x; ``first`` marks further positions where a document starts (p = 1)."""
+        p = _boundary_probability(self.q_proj(x[:, 1:]), self.k_proj(x[:, :-1]))
+        p = torch.cat((torch.ones_like(p[:, :1]) if p.shape[1] else p.new_ones(x.shape[0], 1), p), 1)
+        if first is not None:
+            p = torch.where(first, torch.ones_like(p), p)
+        return p, p >= THRESHOLD
+
+    def step(
+        self, x: Float[Tensor, "R D"], memory: Float[Tensor, "R D"], started: Bool[Tensor, " R"]
+    ) -> tuple[Float[Tensor, " R"], Bool[Tensor, " R"], Float[Tensor, "R D"]]:
+        """p, boundary and the new memory W_k x_t of one position; rows that have not ``started`` open a chunk."""
+        p = _boundary_probability(self.q_proj(x), memory)
+        p = torch.where(started, p, torch.ones_like(p))
+        return p, p >= THRESHOLD, self.k_proj(x)
+
+
+def ratio_loss(
+    p: Float[Tensor, "B L"], boundary: Bool[Tensor, "B L"], valid: Bool[Tensor, "B L"] | None, target: float
+) -> Float[Tensor, ""]:
+    """Mean over the batch of N/(N−1)·[(N−1)·F·G + (1−F)(1−G)] (S2; arXiv 2507.07955, eq. 10).
+
+    F is the share of boundaries and G the mean probability among the valid positions of an example. At F = G = 1/N
+    the loss is 1, its minimum along F = G.
+    """
+    if valid is None:
+        share, mean = boundary.to(p.dtype).mean(1), p.mean(1)
+    else:
+        count = valid.sum(1).clamp(min=1)
+        share, mean = (boundary & valid).sum(1) / count, (p * valid).sum(1) / count
+    return (target / (target - 1) * ((target - 1) * share * mean + (1 - share) * (1 - mean))).mean()
