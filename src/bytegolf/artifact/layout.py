@@ -1,0 +1,149 @@
+"""How quantised tensors lie in an artifact's payload: the header's list of tensors and the bytes it points
+to.
+
+Data come first, grouped by scheme, then all scales: zlib fits its code table to what it has just seen, so
+bytes of one kind belong together. Splitting floats into byte planes would save a further 7-15 % of the
+floats, under 0.2 % of
+a file: not worth a stranger's reader.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+import numpy as np
+import torch
+
+from bytegolf.artifact.container import MAX_PAYLOAD_BYTES, damaged
+from bytegolf.artifact.quantize import QuantizedTensor, Scheme
+
+DTYPES: dict[Scheme, np.dtype[Any]] = {
+    "int8_row": np.dtype("i1"),
+    "fp16": np.dtype("<f2"),
+    "fp32": np.dtype("<f4"),
+}
+"""What a scheme's data are in the file, in the order in which they lie there."""
+
+SCALE_DTYPE: np.dtype[Any] = np.dtype("<f2")
+
+MAX_DIMS = 8
+NAME = re.compile(r"[A-Za-z0-9_.]{1,200}")
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """Where a tensor lies in the decompressed payload: a row of the header's list.
+
+    Attributes:
+        name, scheme, shape: as in ``QuantizedTensor``.
+        offset, size: the place of its data, in bytes.
+        scale_offset, scale_size: the place of its scales; both 0 where the scheme has none.
+    """
+
+    name: str
+    scheme: Scheme
+    shape: tuple[int, ...]
+    offset: int
+    size: int
+    scale_offset: int = 0
+    scale_size: int = 0
+
+    @property
+    def numel(self) -> int:
+        """The number of the tensor's elements."""
+        return math.prod(self.shape)
+
+    def raw(self, payload: bytes) -> bytes:
+        """The tensor's stored bytes: its data, then its scales."""
+        scales = payload[self.scale_offset : self.scale_offset + self.scale_size]
+        return payload[self.offset : self.offset + self.size] + scales
+
+
+def lay_out(stored: list[QuantizedTensor]) -> tuple[list[dict[str, Any]], bytes]:
+    """The header's list and the payload; within a group, tensors keep the order of ``stored``."""
+    listed: list[dict[str, Any]] = []
+    parts: list[bytes] = []
+    place = 0
+    ordered = [tensor for scheme in DTYPES for tensor in stored if tensor.scheme == scheme]
+    for tensor in ordered:
+        data = tensor.data.numpy().astype(DTYPES[tensor.scheme], copy=False).tobytes()
+        row: dict[str, Any] = {"name": tensor.name, "scheme": tensor.scheme, "shape": list(tensor.shape)}
+        listed.append({**row, "offset": place, "bytes": len(data)})
+        parts.append(data)
+        place += len(data)
+    for entry, tensor in zip(listed, ordered, strict=True):
+        if tensor.scale is not None:
+            data = tensor.scale.numpy().astype(SCALE_DTYPE, copy=False).tobytes()
+            entry["scale_offset"] = place
+            parts.append(data)
+            place += len(data)
+    return listed, b"".join(parts)
+
+
+def read_entries(listed: Any, payload_bytes: int, where: str) -> list[TensorEntry]:
+    """Check a header's list: known schemes, sizes that fit the shapes, places that tile the payload exactly.
+
+    Raises:
+        BytegolfError: naming the file ``where`` and what is wrong with it.
+    """
+    if not isinstance(listed, list):
+        raise damaged(where, "its header lists no tensors")
+    entries = [_entry(row, where) for row in listed]
+    if len({entry.name for entry in entries}) != len(entries):
+        raise damaged(where, "two of its tensors have the same name")
+    places = [(entry.offset, entry.size) for entry in entries]
+    places += [(entry.scale_offset, entry.scale_size) for entry in entries if entry.scheme == "int8_row"]
+    end = 0
+    for offset, size in sorted(places):
+        if offset != end:
+            raise damaged(where, "its tensors overlap or leave gaps")
+        end += size
+    if end != payload_bytes:
+        raise damaged(where, "its tensors do not fill its payload")
+    return entries
+
+
+def load(entry: TensorEntry, payload: bytes) -> QuantizedTensor:
+    """The stored tensor at a checked place of the payload."""
+    dtype = DTYPES[entry.scheme]
+    # astype copies, as torch wants writable memory, and turns little-endian into the host's order
+    data = np.frombuffer(payload, dtype, entry.numel, entry.offset).astype(dtype.newbyteorder("="))
+    scale = None
+    if entry.scheme == "int8_row":
+        rows = np.frombuffer(payload, SCALE_DTYPE, entry.shape[0], entry.scale_offset)
+        scale = torch.from_numpy(rows.astype(np.float16))
+    return QuantizedTensor(
+        entry.name, entry.scheme, entry.shape, torch.from_numpy(data).view(entry.shape), scale
+    )
+
+
+def _entry(row: Any, where: str) -> TensorEntry:
+    if not isinstance(row, dict):
+        raise damaged(where, "its header lists a tensor that is no object")
+    name, scheme, shape = row.get("name"), row.get("scheme"), row.get("shape")
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise damaged(where, "one of its tensors has no valid name")
+    if not isinstance(scheme, str) or scheme not in DTYPES:
+        raise damaged(where, f"its tensor {name} has an unknown scheme")
+    rows = scheme == "int8_row"
+    # the product without its zeros is bounded too, as strides are made of it
+    if (
+        not isinstance(shape, list)
+        or not (2 if rows else 0) <= len(shape) <= MAX_DIMS
+        or not all(map(_is_size, shape))
+        or math.prod(length or 1 for length in shape) > MAX_PAYLOAD_BYTES
+    ):
+        raise damaged(where, f"its tensor {name} has no valid shape")
+    size = math.prod(shape) * DTYPES[scheme].itemsize
+    offset, scale_offset = row.get("offset"), row.get("scale_offset") if rows else 0
+    if not _is_size(offset) or not _is_size(scale_offset) or row.get("bytes") != size:
+        raise damaged(where, f"its tensor {name} has no valid place")
+    scale_size = shape[0] * SCALE_DTYPE.itemsize if rows else 0
+    return TensorEntry(name, scheme, tuple(shape), offset, size, scale_offset, scale_size)
+
+
+def _is_size(value: Any) -> TypeGuard[int]:
+    return type(value) is int and 0 <= value <= MAX_PAYLOAD_BYTES

@@ -1,0 +1,141 @@
+"""A trained model as one file: quantised weights, configuration, tokenizer identity; and back.
+
+What :func:`read_artifact` returns is all that a score may depend on: only scores of the reloaded file are
+reported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bytegolf import __version__
+from bytegolf.artifact import container, layout
+from bytegolf.artifact.quantize import dequantize, is_control, quantize
+from bytegolf.config import Config, from_dict, to_dict
+from bytegolf.errors import BytegolfError
+from bytegolf.files import write_bytes
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What :func:`write_artifact` wrote.
+
+    Attributes:
+        path: the file.
+        file_bytes: its size.
+        sha256: of the file, in hexadecimal.
+        parameters: how many weights it holds.
+    """
+
+    path: Path
+    file_bytes: int
+    sha256: str
+    parameters: int
+
+
+@dataclass(frozen=True, eq=False)
+class Artifact:
+    """A model as read from its file.
+
+    Attributes:
+        config: the configuration of the run that made it.
+        tokenizer: the tokenizer's identity, as it was given to :func:`write_artifact`.
+        state: the dequantised weights by name, fp32 on the CPU, all finite.
+        info: what else was noted (steps, seconds); nothing is computed from it.
+        sha256: of the file, in hexadecimal.
+        file_bytes: its size.
+        version: the bytegolf version that wrote it.
+    """
+
+    config: Config
+    tokenizer: dict[str, Any]
+    state: dict[str, Tensor]
+    info: dict[str, Any]
+    sha256: str
+    file_bytes: int
+    version: str
+
+
+def write_artifact(
+    path: Path,
+    state: Mapping[str, Tensor],
+    config: Config,
+    tokenizer: Mapping[str, Any],
+    info: Mapping[str, Any] | None = None,
+    control: Callable[[str, Tensor], bool] = is_control,
+) -> Summary:
+    """Quantise ``state`` and write it atomically to ``path``; equal arguments give equal bytes.
+
+    Args:
+        path: the file; an existing one is replaced once the new one is complete.
+        state: the weights by dotted name, of any floating dtype, on any device.
+        config: the resolved configuration of the run.
+        tokenizer: plain JSON that identifies the tokenizer.
+        info: further plain JSON for people, such as steps and seconds.
+        control: tells which tensors are kept in fp32.
+
+    Raises:
+        BytegolfError: a weight cannot be exported, a name or value cannot be stored, or writing failed.
+    """
+    for name in state:
+        if not layout.NAME.fullmatch(name):
+            raise BytegolfError(
+                f"the tensor name {name!r} cannot be stored: use up to 200 ASCII letters, digits, _ and ."
+            )
+    stored = [quantize(name, state[name], control) for name in sorted(state)]
+    listed, payload = layout.lay_out(stored)
+    header = {
+        "bytegolf": __version__,
+        "config": to_dict(config),
+        "tokenizer": dict(tokenizer),
+        "info": dict(info or {}),
+        "tensors": listed,
+    }
+    data = container.encode(header, payload)
+    write_bytes(path, data)
+    parameters = sum(math.prod(tensor.shape) for tensor in stored)
+    return Summary(path, len(data), hashlib.sha256(data).hexdigest(), parameters)
+
+
+def read_artifact(path: Path) -> Artifact:
+    """Read the artifact at ``path``; the file may come from anywhere.
+
+    The configuration is valid by its own rules, but may describe a model of any size: compare its weights'
+    names and shapes with ``state`` before trusting it.
+
+    Raises:
+        BytegolfError: the file is missing, no artifact, damaged, or its configuration is unknown to this
+        version.
+    """
+    box, where = container.read(path), str(path)
+    tables: dict[str, dict[str, Any]] = {}
+    for key in ("config", "tokenizer", "info"):
+        table = box.header.get(key)
+        if not isinstance(table, dict):
+            raise container.damaged(where, f"its header has no {key}")
+        tables[key] = table
+    version = box.header.get("bytegolf")
+    if not isinstance(version, str):
+        raise container.damaged(where, "its header names no bytegolf version")
+    try:
+        config = from_dict(Config, tables["config"])
+    except (BytegolfError, RecursionError, OverflowError) as error:
+        raise BytegolfError(
+            f"the configuration in the artifact {where} is not one this bytegolf knows ({str(error)[:300]}): "
+            f"use bytegolf {version[:40]}, which wrote it"
+        ) from error
+    state: dict[str, Tensor] = {}
+    for entry in layout.read_entries(box.header.get("tensors"), len(box.payload), where):
+        weight = dequantize(layout.load(entry, box.payload))
+        if not bool(torch.isfinite(weight).all()):
+            raise container.damaged(where, f"its tensor {entry.name} holds NaN or infinite values")
+        state[entry.name] = weight
+    return Artifact(config, tables["tokenizer"], state, tables["info"], box.sha256, box.file_bytes, version)
