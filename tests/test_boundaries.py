@@ -1,0 +1,189 @@
+"""Boundary metrics: examples by hand, and a slow reference in plain Python."""
+
+import json
+import math
+import statistics
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bytegolf.analyze.boundaries import (
+    BoundaryStats,
+    is_whitespace,
+    token_boundaries_to_bytes,
+    touching_whitespace,
+)
+
+
+def window(text: bytes) -> np.ndarray:
+    return np.frombuffer(text, np.uint8)
+
+
+def at(size: int, *places: int) -> np.ndarray:
+    mask = np.zeros(size, np.bool_)
+    mask[list(places)] = True
+    return mask
+
+
+def test_words_with_the_space_after_or_before_agree_alike() -> None:
+    text = b"the cat sat"
+    for places in (
+        (0, 4, 8),
+        (0, 3, 7),
+        (4, 8),
+    ):  # "the |cat |sat", "the| cat| sat", and without the forced one
+        stats = BoundaryStats()
+        stats.add(window(text), at(11, *places), whole=True)
+        assert stats.boundaries == 2
+        assert stats.whitespace_agreement == 1.0
+        assert stats.random_agreement == 4 / 10
+        assert stats.rate == 2 / 10
+        assert stats.boundaries_per_256 == 51.2
+        assert stats.mean_chunk_bytes == 11 / 3
+        assert stats.chunks == 3
+
+
+def test_boundaries_within_words_do_not_agree() -> None:
+    stats = BoundaryStats()
+    stats.add(window(b"the cat sat"), at(11, 1, 4, 6, 10))
+    assert stats.whitespace_agreement == 1 / 4
+
+
+def test_cut_chunks_are_left_out_unless_the_text_is_whole() -> None:
+    text, mask = window(b"abcdefghij"), at(10, 2, 3, 7)
+    cut, whole = BoundaryStats(), BoundaryStats()
+    cut.add(text, mask)
+    assert (cut.chunks, cut.chunk_bytes) == (2, 5)  # cd, efgh -> lengths 1 and 4
+    assert cut.mean_chunk_bytes == 2.5
+    assert cut.cv == 1.5 / 2.5
+    whole.add(text, mask, whole=True)
+    assert (whole.chunks, whole.chunk_bytes) == (4, 10)  # 2, 1, 4, 3
+
+
+def test_fixed_stride_has_no_variation() -> None:
+    stats = BoundaryStats()
+    for _ in range(3):
+        stats.add(window(bytes(64)), at(64, *range(0, 64, 4)))
+    assert stats.cv == 0
+    assert stats.mean_chunk_bytes == 4
+    assert stats.boundaries == 3 * 15
+
+
+def test_all_ascii_whitespace_and_no_other() -> None:
+    every = np.arange(256, dtype=np.uint8)
+    assert np.flatnonzero(is_whitespace(every)).tolist() == [9, 10, 11, 12, 13, 32]
+    assert np.flatnonzero(touching_whitespace(every)).tolist() == [9, 10, 11, 12, 13, 14, 32, 33]
+
+
+def test_utf8_splits() -> None:
+    text = "aé€𝄞".encode()  # a, 2, 3 and 4 bytes
+    stats = BoundaryStats()
+    stats.add(window(text), at(10, 1, 2, 3, 5, 6))  # inside é at 2, inside € at 5
+    assert stats.utf8_splits == 2 / 5
+
+
+def test_candidates_limit_what_counts_but_not_what_cuts() -> None:
+    text = window(b"ab cd ef")
+    stats = BoundaryStats()
+    stats.add(text, at(8, 3, 4, 6), candidates=at(8, 0, 3, 6), whole=True)
+    assert stats.positions == 2
+    assert stats.boundaries == 2
+    assert stats.rate == 1
+    assert stats.random_agreement == 1
+    assert stats.chunks == 4
+
+
+def test_nothing_gives_nan_and_plain_json() -> None:
+    stats = BoundaryStats()
+    stats.add(window(b""), at(0))
+    assert stats == BoundaryStats()
+    stats.add(window(b"a"), at(1, 0))
+    assert math.isnan(stats.whitespace_agreement)
+    assert math.isnan(stats.cv)
+    plain = json.loads(json.dumps(stats.to_dict(), allow_nan=False))
+    assert plain["whitespace_agreement"] is None
+    assert plain["bytes"] == 1
+
+
+def test_wrong_arrays_are_refused() -> None:
+    stats = BoundaryStats()
+    with pytest.raises(ValueError, match="common length"):
+        stats.add(window(b"abc"), at(2))
+    with pytest.raises(TypeError):
+        stats.add(np.zeros(3, np.int64), at(3))  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        stats.add(window(b"abc"), np.zeros(3, np.int64))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="token sizes"):
+        token_boundaries_to_bytes([1, 2], [True])
+
+
+WINDOWS = st.lists(
+    st.lists(
+        st.tuples(st.sampled_from(b" \n\tabc\xc3\xa9\xe2\x82\xac"), st.booleans(), st.booleans()), max_size=24
+    ),
+    max_size=4,
+)
+
+
+@settings(deadline=None, derandomize=True, max_examples=200)
+@given(WINDOWS, st.booleans())
+def test_against_plain_python(windows: list[list[tuple[int, bool, bool]]], whole: bool) -> None:
+    stats = BoundaryStats()
+    chosen, touching, splitting, positions, possible, lengths = 0, 0, 0, 0, 0, []
+    for rows in windows:
+        text = bytes(row[0] for row in rows)
+        marks = [row[1] for row in rows]
+        candidates = [row[2] for row in rows]
+        stats.add(
+            window(text), np.array(marks, np.bool_), candidates=np.array(candidates, np.bool_), whole=whole
+        )
+        for t in range(1, len(text)):
+            touches = text[t : t + 1].isspace() or text[t - 1 : t].isspace()
+            if candidates[t]:
+                positions += 1
+                possible += touches
+                if marks[t]:
+                    chosen += 1
+                    touching += touches
+                    splitting += 0x80 <= text[t] < 0xC0
+        pieces: list[int] = []
+        for t in range(len(text)):
+            if t == 0 or marks[t]:
+                pieces.append(0)
+            pieces[-1] += 1
+        lengths += pieces if whole else pieces[1:-1]
+    assert stats.boundaries == chosen
+    assert stats.positions == positions
+    if chosen:
+        assert stats.whitespace_agreement == touching / chosen
+        assert stats.utf8_splits == splitting / chosen
+    if positions:
+        assert stats.random_agreement == possible / positions
+        assert stats.rate == chosen / positions
+    assert stats.chunks == len(lengths)
+    if lengths:
+        assert stats.mean_chunk_bytes == pytest.approx(statistics.mean(lengths))
+        assert stats.cv == pytest.approx(statistics.pstdev(lengths) / statistics.mean(lengths))
+
+
+@settings(deadline=None, derandomize=True)
+@given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=12))
+def test_token_boundaries_against_plain_python(tokens: list[tuple[int, bool]]) -> None:
+    expected = [False] * sum(size for size, _ in tokens)
+    place = 0
+    for size, starts in tokens:
+        if starts and place < len(expected):
+            expected[place] = True
+        place += size
+    mask = token_boundaries_to_bytes([size for size, _ in tokens], [starts for _, starts in tokens])
+    assert mask.tolist() == expected
+
+
+def test_the_random_baseline_is_what_random_boundaries_score() -> None:
+    rng = np.random.default_rng(0)
+    text = window(b"the quick brown fox jumps over the lazy dog " * 2000)
+    stats = BoundaryStats()
+    stats.add(text, rng.random(len(text)) < 0.2)
+    assert stats.whitespace_agreement == pytest.approx(stats.random_agreement, abs=0.01)
