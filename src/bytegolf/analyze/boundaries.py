@@ -179,7 +179,9 @@ def touching_whitespace(window: Bytes) -> Mask:
     return touches
 
 
-def token_boundaries_to_bytes(token_bytes: Sequence[int], boundaries: Sequence[bool] | Mask) -> Mask:
+def token_boundaries_to_bytes(
+    token_bytes: Sequence[int] | npt.NDArray[np.integer], boundaries: Sequence[bool] | Mask
+) -> Mask:
     """Boundaries between tokens as boundaries between bytes: where each chosen token's first byte lies.
 
     A token of no bytes (BOS, other specials) passes its boundary on to the next byte; at the end there is
