@@ -1,0 +1,34 @@
+# Two commands for a newcomer: `make train` and `make test`. Each installs what it needs into .venv first.
+PYTHON ?= python3
+BIN := .venv/bin
+RUN ?= runs/cpu-demo
+DATA ?= data/default
+
+.PHONY: train test lint install clean
+
+train: $(DATA)/manifest.json
+	$(BIN)/bytegolf train cpu-demo --data $(DATA) --out $(RUN) --resume
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/mypy
+
+install: .venv/installed
+
+# `requirements.lock` pins the versions; torch comes first and with its exact version, so that nothing pulls another build
+.venv/installed: pyproject.toml requirements.lock
+	$(PYTHON) -c 'import sys; sys.exit("bytegolf needs Python 3.11 or newer: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else 0'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+$(DATA)/manifest.json: | install
+	$(BIN)/bytegolf prepare --out $(DATA)
+
+clean:
+	rm -rf .venv data runs

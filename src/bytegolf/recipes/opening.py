@@ -1,0 +1,84 @@
+"""Opening a trained model for scoring, segmenting and sampling: always the artifact, as it was shipped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bytegolf.artifact.pack import Artifact, read_artifact
+from bytegolf.config import Config
+from bytegolf.data.tokenizer import SentencePieceTokenizer, Tokenizer, load_tokenizer
+from bytegolf.errors import BytegolfError
+from bytegolf.model.lm import LanguageModel
+from bytegolf.recipes.runs import RunFolder
+from bytegolf.train.distributed import pick_device, pick_precision
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model that is ready to use, and where it came from."""
+
+    model: LanguageModel
+    config: Config
+    tokenizer: Tokenizer
+    artifact: Artifact
+    path: Path
+    """the artifact's file"""
+
+
+def open_model(source: Path, data: Path | None = None, device: str = "auto", precision: str = "auto") -> Opened:
+    """Load the model of a run folder or an artifact file.
+
+    A SentencePiece tokenizer is looked for beside the artifact, then in ``data``, and must be the very one that the
+    model was trained with.
+    """
+    path = artifact_path(source)
+    artifact = read_artifact(path)
+    config = artifact.config
+    place = pick_device(device)
+    model = build(config, artifact.state, str(path)).to(place)
+    model.precision = pick_precision(config.train.precision if precision == "auto" else precision, place)
+    tokenizer = _find_tokenizer(artifact.tokenizer, path, data or Path(config.data.path))
+    tokenizer.check_identity(artifact.tokenizer)
+    return Opened(model.eval(), config, tokenizer, artifact, path)
+
+
+def artifact_path(source: Path) -> Path:
+    """The artifact's file, given it or its run's folder."""
+    if not source.is_dir():
+        return source
+    run = RunFolder(source)
+    run.read_config()
+    if not run.artifact.exists():
+        raise BytegolfError(f"the run {source} has no artifact yet: make one with `bytegolf export {source}`")
+    return run.artifact
+
+
+def build(config: Config, state: dict[str, torch.Tensor], where: str) -> LanguageModel:
+    """The model of ``config`` with the weights ``state``; an error naming ``where`` if they do not fit.
+
+    Shapes are compared on the meta device first, so that a hostile configuration allocates nothing.
+    """
+    with torch.device("meta"):
+        model = LanguageModel(config.model)
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    if expected != found:
+        name = min(set(expected.items()) ^ set(found.items()))[0]
+        raise BytegolfError(
+            f"the weights in {where} do not fit its configuration (tensor {name}): it was damaged or edited; "
+            "export it again"
+        )
+    model.load_state_dict(state, assign=True)
+    return model
+
+
+def _find_tokenizer(identity: dict[str, Any], artifact: Path, data: Path) -> Tokenizer:
+    name = str(identity.get("name"))
+    beside = artifact.parent / "tokenizer.model"
+    if identity.get("kind") == "sentencepiece" and beside.exists():
+        return SentencePieceTokenizer(beside, name)
+    return load_tokenizer(name, data)

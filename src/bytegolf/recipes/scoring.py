@@ -1,0 +1,118 @@
+"""Score an artifact: bits per byte over the validation split, sizes, and what its chunks look like."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from bytegolf.analyze.boundaries import BoundaryStats
+from bytegolf.analyze.segment import collector
+from bytegolf.artifact.ledger import LIMIT, code_bytes
+from bytegolf.data.manifest import validation_bytes
+from bytegolf.data.shards import open_split
+from bytegolf.errors import BytegolfError
+from bytegolf.evaluate.bpb import Score, score
+from bytegolf.model.lm import count_parameters
+from bytegolf.recipes.opening import Opened
+from bytegolf.train.report import Reporter, clock
+
+
+def evaluate(
+    opened: Opened,
+    data: Path,
+    *,
+    stride: int | None = None,
+    limit: int = 0,
+    batch: int = 0,
+    drop_tail: bool | None = None,
+    reporter: Reporter | None = None,
+) -> dict[str, Any]:
+    """The score of ``opened`` over the validation split in ``data``, as plain data.
+
+    ``stride``, ``batch``: as configured by default. ``limit`` > 0 scores that many tokens only, which ``subset``
+    then says. Without overlap the tail that fills no window is left out, as published (formats.md); with a stride
+    every token counts.
+
+    Keys: bpb, val_loss (nats a token), tokens, bytes, seconds, bytes_per_second, subset, tokens_dropped, stride,
+    seq_len, precision, artifact_bytes, code_bytes, total_bytes, limit_bytes, fits, params, artifact_sha256,
+    bpb_original (over the bytes of the text before normalisation; null where it is not known), boundaries (null for
+    a flat model; else the keys of BoundaryStats).
+    """
+    config, tokenizer = opened.config, opened.tokenizer
+    stride = config.eval.stride if stride is None else stride
+    length = config.train.seq_len
+    overlapping = 0 < stride < length
+    drop = (not overlapping) if drop_tail is None else drop_tail
+    stream = open_split(data, tokenizer.name, "val", tokenizer.vocab_size)
+    stats = BoundaryStats()
+    # statistics come from windows that do not overlap: with a stride they would count bytes many times
+    observe = collector(stats, tokenizer) if config_chunks(opened) and not overlapping else None
+    targets = min(limit or len(stream), len(stream) - 1)
+    started = time.perf_counter()
+
+    def show(total: Score) -> None:
+        spent = time.perf_counter() - started
+        left = spent * (targets - total.tokens) / total.tokens
+        if reporter:
+            reporter.progress(
+                f"scored {total.tokens / targets:.0%} · {total.bytes / spent / 1000:.1f} kB/s · "
+                f"{clock(left)} left · bpb {total.bpb:.4f}"
+            )
+
+    total = score(
+        opened.model,
+        stream,
+        tokenizer,
+        length,
+        stride=stride,
+        drop_tail=drop,
+        batch=batch or config.eval.batch,
+        limit=limit,
+        observe=observe,
+        progress=show,
+    )
+    seconds = time.perf_counter() - started
+    model_bytes, source_bytes = opened.artifact.file_bytes, code_bytes(config.name)
+    dropped = len(stream) - 1 - total.tokens
+    return {
+        "bpb": total.bpb,
+        "bpb_original": None if limit else _original(opened, data, total, stream_tail=dropped),
+        "val_loss": total.val_loss,
+        "tokens": total.tokens,
+        "bytes": total.bytes,
+        "seconds": round(seconds, 2),
+        "bytes_per_second": round(total.bytes / seconds),
+        "subset": bool(limit) and dropped >= length,
+        "tokens_dropped": dropped,
+        "stride": stride,
+        "seq_len": length,
+        "precision": str(opened.model.precision).removeprefix("torch."),
+        "artifact_bytes": model_bytes,
+        "code_bytes": source_bytes,
+        "total_bytes": model_bytes + source_bytes,
+        "limit_bytes": LIMIT,
+        "fits": model_bytes + source_bytes <= LIMIT,
+        "params": count_parameters(opened.model),
+        "artifact_sha256": opened.artifact.sha256,
+        "boundaries": stats.to_dict() if stats.windows else None,
+    }
+
+
+def config_chunks(opened: Opened) -> bool:
+    """Whether the model has a router."""
+    return hasattr(opened.model.network, "router")
+
+
+def _original(opened: Opened, data: Path, total: Score, stream_tail: int) -> float | None:
+    """BPB over the original text's bytes; the unscored tail, less than a window, counts with its tokens' bytes."""
+    original = validation_bytes(data, opened.tokenizer.name)
+    if original is None:
+        return None
+    stream = open_split(data, opened.tokenizer.name, "val", opened.tokenizer.vocab_size)
+    tail = stream.slice(len(stream) - stream_tail - 1, len(stream))
+    missing = int(opened.tokenizer.byte_counts(tail[1:], tail[:-1]).sum()) if stream_tail else 0
+    if original <= missing:
+        raise BytegolfError(f"the manifest of {data} gives the validation split too few bytes: run prepare again")
+    return total.nats / math.log(2) / (original - missing)

@@ -1,0 +1,126 @@
+"""What the verbs print for people: aligned tables, coloured chunks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from bytegolf.analyze import render
+from bytegolf.analyze.segment import Segmentation
+from bytegolf.artifact.quantize import scheme_of
+from bytegolf.config import load, preset_names
+from bytegolf.model.lm import LanguageModel, count_parameters
+from bytegolf.recipes.training import Outcome
+
+_STORED_BYTES = {"int8_row": 1, "fp16": 2, "fp32": 4}
+
+
+def segmentation(console: Console, found: Segmentation) -> None:
+    """The chunks, in colour on a terminal and in brackets elsewhere."""
+    pieces = render.chunks(found.data, found.boundaries)
+    if console.is_terminal:
+        console.print(render.colored(pieces), soft_wrap=True)
+    else:
+        console.print(render.brackets(pieces), soft_wrap=True, markup=False)
+
+
+def score(console: Console, result: dict[str, Any]) -> None:
+    """A score as a table of two columns."""
+    table = _facts()
+    scope = "a SUBSET of the validation split" if result["subset"] else "the full validation split"
+    table.add_row("bits per byte", f"{result['bpb']:.4f} over {scope}")
+    if result["bpb_original"] is not None and abs(result["bpb_original"] - result["bpb"]) > 5e-5:
+        table.add_row("", f"{result['bpb_original']:.4f} over the original bytes, before normalisation")
+    table.add_row("loss", f"{result['val_loss']:.4f} nats a token")
+    overlap = f", stride {result['stride']}" if result["stride"] else ""
+    dropped = f" ({result['tokens_dropped']:,} not scored)" if result["tokens_dropped"] else ""
+    table.add_row(
+        "scored",
+        f"{result['tokens']:,} tokens, {result['bytes']:,} bytes{dropped} in windows of {result['seq_len']}{overlap}",
+    )
+    table.add_row("speed", f"{result['bytes_per_second']:,} bytes/s, {result['seconds']:.1f} s")
+    table.add_row("parameters", f"{result['params']:,}")
+    verdict = "fits" if result["fits"] else "TOO LARGE"
+    table.add_row(
+        "size",
+        f"{result['artifact_bytes']:,} model + {result['code_bytes']:,} code = {result['total_bytes']:,} of "
+        f"{result['limit_bytes']:,} bytes: {verdict}",
+    )
+    chunks = result["boundaries"]
+    if chunks:
+        table.add_row(
+            "chunks",
+            f"{chunks['mean_chunk_bytes']:.2f} bytes on average, CV {chunks['cv']:.2f}, "
+            f"{chunks['boundaries_per_256']:.1f} boundaries per 256 bytes",
+        )
+        table.add_row(
+            "at whitespace",
+            f"{chunks['whitespace_agreement']:.1%} of boundaries (before or behind a whitespace byte); "
+            f"placed at random {chunks['random_agreement']:.1%}",
+        )
+    console.print(table)
+
+
+def outcome(console: Console, result: Outcome) -> None:
+    """The end of `train`: the score of the reloaded artifact, and the standard text before and after."""
+    summary = result.summary
+    console.print()
+    console.print(
+        f"{summary['name']}: {summary['steps']:,} steps, {summary['train_bytes']:,} bytes in "
+        f"{summary['train_seconds']:.0f} s of training ({summary['train_bytes_per_second'] or 0:,} bytes/s)"
+        + (", stopped early" if summary["stopped_early"] else "")
+    )
+    score(console, summary)
+    for title, found in (("untrained", result.before), ("trained", result.after)):
+        if found:
+            console.print(f"{title}, {len(found.offsets())} chunks:", style="bold")
+            segmentation(console, found)
+    console.print(f"artifact: {summary['artifact']}", soft_wrap=True)
+
+
+def preset_rows() -> list[dict[str, Any]]:
+    """Each preset with its parameters, and its artifact's size before compression as an estimate."""
+    rows = []
+    for name in preset_names():
+        config = load(name)
+        with torch.device("meta"):
+            model = LanguageModel(config.model)
+        # int8 weights barely compress before training has shaped them; scales and header are small beside them
+        estimate = sum(
+            tensor.numel() * _STORED_BYTES[scheme_of(key, tensor)] for key, tensor in model.state_dict().items()
+        )
+        rows.append(
+            {
+                "name": name,
+                "about": config.about,
+                "tokenizer": config.data.tokenizer,
+                "params": count_parameters(model),
+                "artifact_estimate_bytes": estimate,
+            }
+        )
+    return rows
+
+
+def preset_table(rows: list[dict[str, Any]]) -> Table:
+    """The presets, a line each."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("preset", no_wrap=True)
+    table.add_column("tokenizer", no_wrap=True)
+    table.add_column("parameters", justify="right", no_wrap=True)
+    table.add_column("artifact ≈", justify="right", no_wrap=True)
+    table.add_column("what")
+    for row in rows:
+        size = f"{row['artifact_estimate_bytes'] / 1e6:.1f} MB"
+        table.add_row(row["name"], row["tokenizer"], f"{row['params']:,}", size, row["about"])
+    return table
+
+
+def _facts() -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    return table

@@ -1,0 +1,158 @@
+"""The whole job: train, export, score the file read back from disk, and show what the model learned about words."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bytegolf.analyze.render import STANDARD_TEXT
+from bytegolf.analyze.segment import Segmentation, segment
+from bytegolf.artifact.pack import Summary, write_artifact
+from bytegolf.config import Config, levels
+from bytegolf.data.shards import TokenStream, open_split
+from bytegolf.data.tokenizer import Tokenizer, load_tokenizer
+from bytegolf.errors import BytegolfError
+from bytegolf.files import write_json
+from bytegolf.model.lm import LanguageModel
+from bytegolf.recipes.opening import Opened, build, open_model
+from bytegolf.recipes.runs import RunFolder
+from bytegolf.recipes.scoring import evaluate
+from bytegolf.train import checkpoint as store
+from bytegolf.train.distributed import World, join, pick_precision
+from bytegolf.train.loop import Progress, Trainer
+from bytegolf.train.report import Reporter
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What came of a training run; only the leading rank has one."""
+
+    summary: dict[str, Any]
+    before: Segmentation | None
+    """the standard text as the untrained model cuts it; None for a flat model"""
+    after: Segmentation | None
+
+
+def train(config: Config, out: Path, *, resume: bool = False, quiet: bool = False) -> Outcome | None:
+    """Train ``config`` in the run folder ``out``, export, score and segment; None on ranks that do not lead."""
+    data = Path(config.data.path)
+    tokenizer = load_tokenizer(config.data.tokenizer, data)
+    check_tokenizer(config, tokenizer)
+    streams = [open_split(data, config.data.tokenizer, split, tokenizer.vocab_size) for split in ("train", "val")]
+    for stream, split in zip(streams, ("training", "validation"), strict=True):
+        check_length(stream, config.train.seq_len, split)
+    with join(config.train.device) as world:
+        run = RunFolder(out)
+        if world.leads:
+            run.prepare(config, tokenizer, sys.argv, resume)
+        world.wait()
+        reporter = Reporter(quiet=quiet or not world.leads)
+        trainer = _trainer(config, tokenizer, streams, run, world, reporter)
+        progress = trainer.fit(resume)
+        if not world.leads:
+            return None
+        export_weights(run, config, tokenizer, trainer.export_state(), progress)
+        return conclude(run, data, progress, trainer.stopped_early, reporter)
+
+
+def check_tokenizer(config: Config, tokenizer: Tokenizer) -> None:
+    """Raise unless the model's alphabet is the tokenizer's."""
+    if config.model.vocab_size != tokenizer.vocab_size:
+        raise BytegolfError(
+            f"the model has model.vocab_size = {config.model.vocab_size}, but the tokenizer {tokenizer.name} has "
+            f"{tokenizer.vocab_size} ids: set model.vocab_size={tokenizer.vocab_size}, or choose another data.tokenizer"
+        )
+
+
+def check_length(stream: TokenStream, seq_len: int, split: str) -> None:
+    """Raise unless ``stream`` fills at least one sequence and its targets."""
+    if len(stream) <= seq_len:
+        raise BytegolfError(
+            f"the {split} split has {len(stream)} tokens, too few for one sequence of train.seq_len = {seq_len}: "
+            "prepare more text or lower train.seq_len"
+        )
+
+
+def initial_model(config: Config) -> LanguageModel:
+    """The model before training: the same for the same seed."""
+    torch.manual_seed(config.train.seed)
+    return LanguageModel(config.model)
+
+
+def _trainer(
+    config: Config,
+    tokenizer: Tokenizer,
+    streams: list[TokenStream],
+    run: RunFolder,
+    world: World,
+    reporter: Reporter,
+) -> Trainer:
+    model = initial_model(config).to(world.device)
+    model.precision = pick_precision(config.train.precision, world.device)
+    return Trainer(config, model, streams[0], streams[1], tokenizer, run.path, world, reporter)
+
+
+def export_weights(
+    run: RunFolder,
+    config: Config,
+    tokenizer: Tokenizer,
+    state: dict[str, torch.Tensor],
+    progress: Progress,
+    out: Path | None = None,
+) -> Summary:
+    """Write the artifact of ``state`` to ``out`` (by default into the run's folder)."""
+    info = {"steps": progress.step, "train_seconds": round(progress.seconds, 1), "train_bytes": progress.bytes}
+    return write_artifact(out or run.artifact, state, config, tokenizer.identity(), info)
+
+
+def export(source: Path, out: Path | None = None) -> tuple[Summary, Path]:
+    """Export the latest checkpoint of the run ``source``: its averaged weights, where it has some."""
+    run = RunFolder(source)
+    config = run.read_config()
+    found = store.checkpoints(run.checkpoints)
+    if not found:
+        raise BytegolfError(f"the run {source} has no checkpoint yet: train it first")
+    saved = store.load(found[-1])
+    state = {name: saved.averaged.get(name, tensor) for name, tensor in saved.model.items()}
+    build(config, state, str(found[-1]))
+    known = {field.name for field in dataclasses.fields(Progress)}
+    progress = Progress(**{key: value for key, value in saved.progress.items() if key in known})
+    tokenizer = load_tokenizer(config.data.tokenizer, Path(config.data.path))
+    return export_weights(run, config, tokenizer, state, progress, out), found[-1]
+
+
+def conclude(run: RunFolder, data: Path, progress: Progress, stopped_early: bool, reporter: Reporter) -> Outcome:
+    """Score the artifact as it lies on the disk, segment the standard text, write summary.json."""
+    opened = open_model(run.path, data)
+    with reporter:
+        result = evaluate(opened, data, reporter=reporter)
+    before = after = None
+    if levels(opened.config.model.network):
+        after = _standard(opened)
+        untrained = initial_model(opened.config)
+        before = _standard(dataclasses.replace(opened, model=untrained.eval()))
+    summary = {
+        "name": opened.config.name,
+        "seed": opened.config.train.seed,
+        **result,
+        "steps": progress.step,
+        "train_seconds": round(progress.seconds, 2),
+        "train_tokens": progress.tokens,
+        "train_bytes": progress.bytes,
+        "train_bytes_per_second": round(progress.bytes / progress.seconds) if progress.seconds else None,
+        "validation_bpb_unquantised_sample": progress.validation_bpb,
+        "stopped_early": stopped_early,
+        "chunks_before": before.offsets() if before else None,
+        "chunks_after": after.offsets() if after else None,
+        "artifact": str(run.artifact),
+    }
+    write_json(run.summary, summary)
+    return Outcome(summary, before, after)
+
+
+def _standard(opened: Opened) -> Segmentation:
+    return segment(opened.model, opened.tokenizer, STANDARD_TEXT, opened.config.train.seq_len)

@@ -1,0 +1,117 @@
+"""One process or many: rank, world size and the few collectives that the loop needs.
+
+``torchrun`` sets RANK, WORLD_SIZE and LOCAL_RANK; without them there is one process and every call here is free.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from bytegolf.errors import BytegolfError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place among those that train together."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes files and reports."""
+        return self.rank == 0
+
+    def agree(self, *values: float) -> list[float]:
+        """The leader's ``values`` on every rank: clocks differ, decisions must not."""
+        if self.size == 1:
+            return list(values)
+        box = torch.tensor(values, dtype=torch.float64, device=self._comm_device())
+        dist.broadcast(box, 0)
+        return box.tolist()
+
+    def total(self, *values: float) -> list[float]:
+        """Sums of ``values`` over the ranks."""
+        if self.size == 1:
+            return list(values)
+        box = torch.tensor(values, dtype=torch.float64, device=self._comm_device())
+        dist.all_reduce(box)
+        return box.tolist()
+
+    def any(self, flag: bool) -> bool:
+        """Whether ``flag`` holds on some rank."""
+        return self.total(float(flag))[0] > 0
+
+    def wait(self) -> None:
+        """Until every rank is here."""
+        if self.size > 1:
+            dist.barrier()
+
+    def _comm_device(self) -> torch.device:
+        return self.device if dist.get_backend() == "nccl" else torch.device("cpu")
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model, with gradients averaged over the ranks during backward."""
+        if self.size == 1:
+            return model
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+
+
+def pick_device(wanted: str) -> torch.device:
+    """The device that ``wanted`` names; auto takes cuda, then mps, then cpu."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wanted == "auto":
+        wanted = next(name for name, there in available.items() if there)
+    kind = wanted.partition(":")[0]
+    if not available.get(kind, False):
+        choices = ", ".join(name for name, there in available.items() if there)
+        raise BytegolfError(f"train.device is {wanted!r}, which is not available here: choose auto or one of {choices}")
+    if kind == "cuda" and ":" not in wanted:
+        wanted = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    return torch.device(wanted)
+
+
+def pick_precision(wanted: str, device: torch.device) -> torch.dtype:
+    """The compute dtype: bf16 where the device multiplies in it, else fp32, unless ``wanted`` says which."""
+    if wanted == "auto":
+        if device.type == "cuda":
+            wanted = "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+        elif device.type == "cpu":
+            # both names are private, but nothing public tells; without such units bf16 is slower than fp32
+            native = any(
+                getattr(torch.cpu, name, lambda: False)()
+                for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+            )
+            wanted = "bf16" if native else "fp32"
+        else:
+            wanted = "fp32"
+    return torch.bfloat16 if wanted == "bf16" else torch.float32
+
+
+@contextlib.contextmanager
+def join(device: str) -> Iterator[World]:
+    """Join the other processes that ``torchrun`` started, if it did; leave them at the end."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    rank = int(os.environ.get("RANK", "0"))
+    place = pick_device(device)
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
+    if size == 1:
+        yield World(0, 1, place)
+        return
+    options: dict[str, Any] = {"device_id": place} if place.type == "cuda" else {}
+    dist.init_process_group("nccl" if place.type == "cuda" else "gloo", rank=rank, world_size=size, **options)
+    try:
+        yield World(rank, size, place)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,36 @@
+"""The learning rate as a share of its peak: linear warm-up, constant, linear decay to 0; and when training ends.
+
+Progress is measured in time under a wall-clock budget and in steps otherwise; whichever budget ends first counts.
+"""
+
+from __future__ import annotations
+
+from bytegolf.config import TrainConfig
+
+
+def remaining(config: TrainConfig, step: int, seconds: float) -> float:
+    """The share of the budget that is left before ``step`` at ``seconds`` of training time; ≤ 0 when it is used up."""
+    left = 1.0
+    if config.max_steps > 0:
+        left = min(left, 1 - step / config.max_steps)
+    if config.max_seconds > 0:
+        left = min(left, 1 - seconds / config.max_seconds)
+    return left
+
+
+def learning_rate(config: TrainConfig, step: int, seconds: float) -> float:
+    """The factor on every learning rate at ``step`` (from 0), after ``seconds`` of training time.
+
+    The decay covers the last ``decay_fraction`` of the budget, or the last ``decay_steps`` steps: under a wall-clock
+    budget, the time that as many steps take at the mean pace so far (S0's warmdown).
+    """
+    left = remaining(config, step, seconds)
+    decay = config.decay_fraction
+    if config.decay_steps > 0:
+        decay = config.decay_steps / config.max_steps if config.max_steps > 0 else 0.0
+        if config.max_seconds > 0 and step > 0:
+            decay = max(decay, config.decay_steps * (seconds / step) / config.max_seconds)
+    factor = 1.0 if decay <= 0 else min(1.0, max(0.0, left) / decay)
+    if step < config.lr_warmup_steps:
+        factor = min(factor, (step + 1) / config.lr_warmup_steps)
+    return factor
