@@ -141,11 +141,14 @@ class _Rotary(Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
         g = grads[0]
-        return _rotate(g, cos.to(g.dtype), -sin.to(g.dtype)), None, None  # a rotation's transpose: back by the angle
+        back = _rotate(g, cos.to(g.dtype), -sin.to(g.dtype))  # a rotation's transpose: back by the angle
+        return back, None, None
 
 
-def rotary(x: Float[Tensor, "B L H K"], cos: Tensor, sin: Tensor) -> Float[Tensor, "B L H K"]:
-    """Rotate the halves (u, v) of each head to (u·cos + v·sin, v·cos − u·sin); cos, sin broadcast to (B, L, H, K/2)."""
+def rotary(
+    x: Float[Tensor, "*B H K"], cos: Float[Tensor, "*P 1 half"], sin: Float[Tensor, "*P 1 half"]
+) -> Float[Tensor, "*B H K"]:
+    """Rotate the halves (u, v) of each head to (u·cos + v·sin, v·cos − u·sin); half = K/2, *P broadcasts to *B."""
     return _Rotary.apply(x, cos, sin)  # type: ignore[no-any-return, no-untyped-call]
 
 

@@ -67,5 +67,5 @@ def ratio_loss(
         share, mean = boundary.to(p.dtype).mean(1), p.mean(1)
     else:
         count = valid.sum(1).clamp(min=1)
-        share, mean = (boundary & valid).sum(1) / count, (p * valid).sum(1) / count
+        share, mean = (boundary & valid).sum(1).to(p.dtype) / count, (p * valid).sum(1) / count
     return (target / (target - 1) * ((target - 1) * share * mean + (1 - share) * (1 - mean))).mean()

@@ -1,0 +1,105 @@
+"""What every test shares: shapes checked at run time, few threads, quick property tests, tiny models.
+
+Each annotated shape of ``bytegolf`` (``Float[Tensor, "B L D"]``) is checked at every call made from the
+tests: jaxtyping's import hook wraps the package with beartype. It must be installed before the first import of
+the package, so nothing here imports ``bytegolf`` at the top.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import hypothesis
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+if TYPE_CHECKING:
+    from bytegolf.config import NetworkConfig
+    from bytegolf.model.lm import LanguageModel
+
+install_import_hook("bytegolf", "beartype.beartype")
+
+torch.set_num_threads(2)
+
+_shared = {"deadline": None, "max_examples": 25, "print_blob": True}
+hypothesis.settings.register_profile("dev", **_shared)
+hypothesis.settings.register_profile("ci", **_shared, derandomize=True)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """beartype's advice on spelling (typing.Iterable) is none of a test run's business."""
+    config.addinivalue_line("filterwarnings", "ignore::beartype.roar.BeartypeDecorHintPep585DeprecationWarning")
+
+
+TINY = ("flat", "flat-local", "one-level", "two-level")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Every test starts from the same random state, whatever ran before it."""
+    torch.manual_seed(0)
+
+
+def tiny_network(name: str) -> NetworkConfig:
+    """One of the networks of ``TINY``: each kind of attention, depth and change of width, at toy size."""
+    from bytegolf.config import LevelConfig, RouterConfig, StageConfig
+
+    def stage(layers: int, dim: int = 32, window: int = 0) -> StageConfig:
+        return StageConfig(layers, dim, heads=4, kv_heads=2, window=window)
+
+    if name == "flat":
+        return stage(4)
+    if name == "flat-local":
+        return stage(3, window=8)
+    if name == "one-level":
+        return LevelConfig(stage(2, window=8), RouterConfig(4.0, grad_scale=0.75), stage(3), stage(2, window=8))
+    assert name == "two-level"
+    inner = LevelConfig(stage(1, 48), RouterConfig(2.0), stage(3, 64), stage(1, 48, window=4))
+    return LevelConfig(stage(1, window=8), RouterConfig(3.0), inner, stage(1))
+
+
+ModelMaker = Callable[..., "LanguageModel"]
+
+
+@pytest.fixture
+def make_model() -> ModelMaker:
+    """``make_model(name, reset_at_bos=False, seed=0)``: a tiny model with no tensor at a special value."""
+    from bytegolf.config import ModelConfig
+    from bytegolf.model.lm import LanguageModel
+
+    def make(name: str, reset_at_bos: bool = False, seed: int = 0) -> LanguageModel:
+        torch.manual_seed(seed)
+        config = ModelConfig(tiny_network(name), embed_std=0.5, reset_at_bos=reset_at_bos)
+        model = LanguageModel(config)
+        scatter(model)
+        return model
+
+    return make
+
+
+def scatter(model: torch.nn.Module) -> None:
+    """Move every parameter off its special value (zeros, ones, the identity) by noise of its own scale."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("embedding.weight"):
+                continue
+            spread = 0.2 if parameter.ndim < 2 or name.endswith(("resid_mix", "skip_weights")) else 0.15
+            parameter.add_(torch.randn_like(parameter), alpha=spread)
+
+
+@pytest.fixture(params=TINY)
+def tiny(request: pytest.FixtureRequest) -> str:
+    """The name of each tiny network in turn."""
+    return str(request.param)
