@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from bytegolf.config import NetworkConfig
     from bytegolf.model.lm import LanguageModel
 
-install_import_hook("bytegolf", "beartype.beartype")
+# as mypy does, an int passes where a float is asked for
+install_import_hook("bytegolf", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # tiny tensors gain nothing from a second thread, and lose much on a busy machine
 
 _shared = {"deadline": None, "max_examples": 25, "print_blob": True}
 hypothesis.settings.register_profile("dev", **_shared)

@@ -1,0 +1,124 @@
+"""Step by step equals all at once: logits and boundaries at every prefix of real text, in fp32."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import TINY, ModelMaker
+from torch import Tensor
+
+from bytegolf.model.hnet import StepTrace
+from bytegolf.model.lm import BOS, LanguageModel
+
+EVERY_MODEL = [(name, reset) for name in TINY for reset in (False, True)]
+every_model = pytest.mark.parametrize(("name", "reset"), EVERY_MODEL)
+
+TEXTS = (
+    ("The quick brown fox jumps over the lazy dog. Natural language processing has made remarkable progress.",),
+    ("Größe, naïveté, 東京タワー — und so weiter: ½ ≠ 0.25!", "Yes.", "", "She said: “Ну что ж, поехали!” 🚀🚀"),
+    ("aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "Four score and seven years ago our fathers\n\n\tbrought",),
+    ("x", "def f(n):\n    return n if n < 2 else f(n - 1) + f(n - 2)\n", "3.14159265358979323846264338327950288419"),
+)  # fmt: skip
+LENGTH = 100
+
+
+def byte_ids(*documents: str) -> list[int]:
+    """byte260: BOS before each document, then each byte plus 4."""
+    return [i for text in documents for i in (BOS, *(byte + 4 for byte in text.encode()))]
+
+
+@pytest.fixture
+def ids() -> Tensor:
+    """Four sequences, whose documents start at different positions."""
+    rows = [byte_ids(*documents) for documents in TEXTS]
+    assert min(map(len, rows)) >= LENGTH
+    return torch.tensor([row[:LENGTH] for row in rows])
+
+
+def run(model: LanguageModel, ids: Tensor) -> tuple[Tensor, list[list[StepTrace]]]:
+    """Logits (B, L, V) and the traces of each step."""
+    state = model.start(ids.shape[0])
+    logits, traces = [], []
+    for t in range(ids.shape[1]):
+        logits.append(model.step(ids[:, t], state))
+        traces.append(state.traces)
+    return torch.stack(logits, 1), traces
+
+
+@every_model
+def test_step_is_forward(name: str, reset: bool, ids: Tensor, make_model: ModelMaker) -> None:
+    """Logits within 1e-4; the same boundaries and probabilities at every level of every sequence."""
+    model = make_model(name, reset)
+    with torch.no_grad():
+        out = model(ids)
+    logits, traces = run(model, ids)
+    torch.testing.assert_close(logits, model.cap(out.logits), rtol=0, atol=1e-4)
+
+    for level, trace in enumerate(out.traces):
+        p: list[list[float]] = [[] for _ in ids]
+        boundary: list[list[bool]] = [[] for _ in ids]
+        for step in traces:
+            for reached in step[level : level + 1]:  # an inner level is reached only where a chunk opens
+                for row, probability, opens in zip(
+                    reached.rows.tolist(), reached.p.tolist(), reached.boundary.tolist(), strict=True
+                ):
+                    p[row].append(probability)
+                    boundary[row].append(opens)
+        for row in range(ids.shape[0]):
+            valid = slice(None) if trace.valid is None else trace.valid[row]
+            assert boundary[row] == trace.boundary[row, valid].tolist()
+            torch.testing.assert_close(torch.tensor(p[row]), trace.p[row, valid], rtol=0, atol=1e-5)
+    if out.traces:  # the sequences chunk differently, and the routers are neither idle nor stuck
+        assert len(set(out.traces[0].boundary.sum(1).tolist())) > 1
+        assert all(0.1 < float(trace.rate()) < 0.95 for trace in out.traces)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_step_is_forward_of_each_prefix(name: str, ids: Tensor, make_model: ModelMaker) -> None:
+    """Forward is run on the prefix alone, at sizes around windows and caches; the batch is one sequence."""
+    model = make_model(name, reset_at_bos=True)
+    ids = ids[1:2, :66]
+    logits, _ = run(model, ids)
+    for length in (1, 2, 7, 8, 9, 16, 17, 31, 64, 65, 66):
+        with torch.no_grad():
+            out = model(ids[:, :length])
+        torch.testing.assert_close(logits[:, :length], model.cap(out.logits), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["flat", "two-level"])
+def test_long_sequences(name: str, make_model: ModelMaker) -> None:
+    """Caches grow more than once, and rings come round many times."""
+    model = make_model(name)
+    ids = torch.tensor([byte_ids(*TEXTS[1], *TEXTS[3])[:150]])
+    with torch.no_grad():
+        wanted = model.cap(model(ids).logits)
+    torch.testing.assert_close(run(model, ids)[0], wanted, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_restart_forgets_the_document_before(name: str, ids: Tensor, make_model: ModelMaker) -> None:
+    """After BOS a used state gives what a new one gives: cache, router memory and z̄."""
+    model = make_model(name, reset_at_bos=True)
+    used = model.start(2)
+    for t in range(30):
+        model.step(ids[:2, t], used)
+    new = model.start(2)
+    for token in ids[:2, :25].unbind(1):
+        torch.testing.assert_close(model.step(token, used), model.step(token, new), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_step_in_bf16_is_near_forward(name: str, ids: Tensor, make_model: ModelMaker) -> None:
+    """State and results follow the model's precision; a boundary at the threshold may fall either way."""
+    model = make_model(name)
+    model.precision = torch.bfloat16
+    logits, _ = run(model, ids[:, :40])
+    with torch.no_grad():
+        wanted = model.cap(model(ids[:, :40]).logits)
+    assert logits.dtype == torch.float32
+    assert float((logits - wanted).abs().median()) < 0.05
+
+
+def test_step_takes_no_gradient(make_model: ModelMaker) -> None:
+    model = make_model("two-level")
+    assert not model.step(torch.tensor([BOS]), model.start(1)).requires_grad
