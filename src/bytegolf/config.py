@@ -3,16 +3,19 @@
 A preset or a TOML file gives the values, dotted overrides (``optim.muon_lr=0.02``) change some, and what results is
 saved with the run. An unknown key, a missing key or a value of the wrong type is an error that names the key.
 
-Each field's meaning stands once, in its ``doc``; help texts are made from there.
+Each field's meaning and range stand once, in its ``doc``; errors are made from there.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
+import operator
 import tomllib
 import types
 import typing
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -24,28 +27,67 @@ from bytegolf.files import disk_errors
 T = TypeVar("T")
 
 
-def doc(text: str, default: Any = dataclasses.MISSING) -> Any:
-    """A dataclass field with its documentation beside it; without a default the field is required."""
-    return dataclasses.field(default=default, metadata={"doc": text})
+def doc(
+    text: str,
+    default: Any = dataclasses.MISSING,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+) -> Any:
+    """A dataclass field with its documentation and range beside it; without a default the field is required."""
+    limits = {"least": least, "above": above, "most": most, "below": below}
+    return dataclasses.field(default=default, metadata={"doc": text, **limits})
+
+
+def _check_ranges(cls: type, values: dict[str, Any], dotted: str) -> None:
+    """Raise if a number is not finite or outside its field's range; ``dotted`` goes before the field's name."""
+    for field in dataclasses.fields(cls):
+        value = values.get(field.name)
+        if not isinstance(value, (int, float)):
+            continue
+        bounds = {key: field.metadata[key] for key in _HOLDS if field.metadata[key] is not None}
+        if math.isfinite(value) and all(_HOLDS[key][1](value, bound) for key, bound in bounds.items()):
+            continue
+        wanted = " and ".join(f"{_HOLDS[key][0]} {bound:g}" for key, bound in bounds.items())
+        raise BytegolfError(
+            f"{dotted}{field.name} is {value}: give a finite number{' ' * bool(wanted)}{wanted} "
+            f"({field.metadata['doc']})"
+        )
+
+
+_HOLDS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
+    "least": ("of at least", operator.ge),
+    "above": ("above", operator.gt),
+    "most": ("up to", operator.le),
+    "below": ("below", operator.lt),
+}
+
+
+class Ranged:
+    """A dataclass whose fields keep to the ranges in their ``doc``, however it is made."""
+
+    def __post_init__(self) -> None:
+        _check_ranges(type(self), vars(self), "")
 
 
 @dataclass(frozen=True)
-class StageConfig:
+class StageConfig(Ranged):
     """A stack of transformer blocks at one resolution (S0's block: PR #1104, PR #1191 and the official baseline)."""
 
-    layers: int = doc("number of blocks")
-    dim: int = doc("model width D")
-    heads: int = doc("query heads; dim must be a multiple of it, and the head width even")
-    kv_heads: int = doc("key/value heads (grouped-query attention); heads must be a multiple of it")
-    mlp_mult: float = doc("hidden width of the MLP, as a multiple of dim", 2.0)
-    window: int = doc("positions a query sees, itself included (local attention); 0 = all (full causal)", 0)
-    rope_base: float = doc("base of the rotary frequencies", 10_000.0)
+    layers: int = doc("number of blocks", least=0)
+    dim: int = doc("model width D", least=1)
+    heads: int = doc("query heads; dim must be a multiple of it, and the head width even", least=1)
+    kv_heads: int = doc("key/value heads (grouped-query attention); heads must be a multiple of it", least=1)
+    mlp_mult: float = doc("hidden width of the MLP, as a multiple of dim", 2.0, above=0)
+    window: int = doc("positions a query sees, itself included (local attention); 0 = all (full causal)", 0, least=0)
+    rope_base: float = doc("base of the rotary frequencies", 10_000.0, above=0)
     qk_gain: float = doc("initial gain of the RMS-normalised queries, one a head", 1.5)
-    lr_mult: float = doc("learning-rate multiplier of this stage's parameters", 1.0)
+    lr_mult: float = doc("learning-rate multiplier of this stage's parameters", 1.0, least=0)
 
     def __post_init__(self) -> None:
-        if self.layers < 0 or self.dim < 1 or self.heads < 1 or self.kv_heads < 1 or self.window < 0:
-            raise BytegolfError(f"a stage has a negative or zero size ({self}): give positive numbers")
+        super().__post_init__()
         if self.dim % self.heads or (self.dim // self.heads) % 2:
             raise BytegolfError(
                 f"dim {self.dim} does not split into {self.heads} heads of even width: change dim or heads"
@@ -57,18 +99,13 @@ class StageConfig:
 
 
 @dataclass(frozen=True)
-class RouterConfig:
+class RouterConfig(Ranged):
     """Where chunks begin, and how gradients cross the chunking (S2, PR #1104; arXiv 2507.07955, equations 4-10)."""
 
-    target: float = doc("N: wanted positions per chunk")
-    loss_weight: float = doc("weight of the ratio loss", 0.03)
-    grad_scale: float = doc("S2's 'LR diff' λ: gradients inside the main stage are scaled by it; 1 = off", 1.0)
-
-    def __post_init__(self) -> None:
-        if self.target <= 1:
-            raise BytegolfError(f"router.target is {self.target}: it must be above 1 position per chunk")
-        if self.grad_scale <= 0:
-            raise BytegolfError(f"router.grad_scale is {self.grad_scale}: it must be positive (1 = off)")
+    target: float = doc("N: wanted positions per chunk", above=1)
+    loss_weight: float = doc("weight of the ratio loss", 0.03, least=0)
+    grad_scale: float = doc("S2's 'LR diff' λ: gradients inside the main stage are scaled by it; 1 = off", 1.0, above=0)
+    lr_mult: float = doc("learning-rate multiplier of the router's matrices, on top of the encoder's", 1.0, least=0)
 
 
 @dataclass(frozen=True)
@@ -110,13 +147,13 @@ def levels(network: NetworkConfig) -> list[LevelConfig]:
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Ranged):
     """A language model: tied embedding, a network, softcapped logits (S0)."""
 
     network: StageConfig | LevelConfig = doc("a stage (flat model) or a level (H-Net)")
-    vocab_size: int = doc("size of the alphabet; 260 for byte260", 260)
-    embed_std: float = doc("standard deviation of the initial embedding", 0.005)
-    softcap: float = doc("logits z become softcap·tanh(z/softcap); 0 = off", 30.0)
+    vocab_size: int = doc("size of the alphabet; 260 for byte260", 260, least=5, most=1 << 16)
+    embed_std: float = doc("standard deviation of the initial embedding", 0.005, above=0)
+    softcap: float = doc("logits z become softcap·tanh(z/softcap); 0 = off", 30.0, least=0)
     reset_at_bos: bool = doc("attention and chunking start afresh at every BOS token", False)
 
 
@@ -130,68 +167,72 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Ranged):
     """Budget, batch, schedule and housekeeping of the training loop."""
 
-    seq_len: int = doc("tokens in a training sequence; also the evaluation window")
-    batch_tokens: int = doc("tokens in an optimiser step, over all ranks; a multiple of seq_len")
-    micro_batch: int = doc("sequences in one forward pass on one rank; 0 = the whole share of the rank", 0)
-    max_seconds: float = doc("wall-clock budget of training in seconds; 0 = none", 0.0)
-    max_steps: int = doc("budget in optimiser steps; 0 = none", 0)
-    warmup_steps: int = doc("steps run and undone before the clock starts, so that the first ones are not slow", 2)
-    lr_warmup_steps: int = doc("steps over which the learning rate rises linearly from 0", 0)
-    decay_fraction: float = doc("last part of the budget over which the learning rate falls linearly to 0", 0.4)
-    decay_steps: int = doc("the same in steps (timed, under a wall-clock budget); overrides the fraction if > 0", 0)
+    seq_len: int = doc("tokens in a training sequence; also the evaluation window", least=2)
+    batch_tokens: int = doc("tokens in an optimiser step, over all ranks; a multiple of seq_len", least=2)
+    micro_batch: int = doc("sequences in one forward pass on one rank; 0 = the whole share of the rank", 0, least=0)
+    max_seconds: float = doc("wall-clock budget of training in seconds; 0 = none", 0.0, least=0)
+    max_steps: int = doc("budget in optimiser steps; 0 = none", 0, least=0)
+    warmup_steps: int = doc(
+        "steps run and undone before the clock starts, so that the first ones are not slow", 2, least=0
+    )
+    lr_warmup_steps: int = doc("steps over which the learning rate rises linearly from 0", 0, least=0)
+    decay_fraction: float = doc(
+        "last part of the budget over which the learning rate falls linearly to 0", 0.4, least=0, most=1
+    )
+    decay_steps: int = doc(
+        "the same in steps (timed, under a wall-clock budget); overrides the fraction if > 0", 0, least=0
+    )
     precision: Literal["auto", "bf16", "fp32"] = doc(
         "dtype of activations and matmuls; auto = bf16 where the device computes in it", "auto"
     )
-    grad_clip: float = doc("limit on the global gradient norm; 0 = none", 0.0)
-    ema_decay: float = doc("decay a step of the averaged weights that are validated and exported; 0 = off", 0.0)
-    validate_every: float = doc("seconds between validations on a sample; 0 = only at the end", 60.0)
-    validate_tokens: int = doc("size of that sample in tokens", 65_536)
-    checkpoint_every: float = doc("seconds between checkpoints; 0 = only at the end", 120.0)
-    keep_checkpoints: int = doc("how many of the latest checkpoints are kept, besides the best", 2)
-    log_every: int = doc("steps between rows of metrics.jsonl", 10)
+    grad_clip: float = doc("limit on the global gradient norm; 0 = none", 0.0, least=0)
+    ema_decay: float = doc(
+        "decay a step of the averaged weights that are validated and exported; 0 = off", 0.0, least=0, below=1
+    )
+    validate_every: float = doc("seconds between validations on a sample; 0 = only at the end", 60.0, least=0)
+    validate_tokens: int = doc("size of that sample in tokens", 65_536, least=0)
+    checkpoint_every: float = doc("seconds between checkpoints; 0 = only at the end", 120.0, least=0)
+    keep_checkpoints: int = doc("how many of the latest checkpoints are kept, besides the best", 2, least=1)
+    log_every: int = doc("steps between rows of metrics.jsonl", 10, least=1)
     device: str = doc("cpu, cuda, mps, or auto", "auto")
-    seed: int = doc("seed of weights and data order", 1337)
+    seed: int = doc("seed of weights and data order", 1337, least=0, below=1 << 63)
 
     def __post_init__(self) -> None:
-        if self.seq_len < 2 or self.batch_tokens < self.seq_len or self.batch_tokens % self.seq_len:
+        super().__post_init__()
+        if self.batch_tokens % self.seq_len:
             raise BytegolfError(
-                f"train.batch_tokens ({self.batch_tokens}) must be a positive multiple of train.seq_len "
-                f"({self.seq_len}), which must be at least 2"
+                f"batch_tokens {self.batch_tokens} is no multiple of seq_len {self.seq_len}: change one of them"
             )
-        if self.max_seconds <= 0 and self.max_steps <= 0:
-            raise BytegolfError("training has no end: set train.max_seconds or train.max_steps above 0")
-        if not 0 <= self.decay_fraction <= 1 or not 0 <= self.ema_decay < 1:
-            raise BytegolfError("train.decay_fraction must lie in [0, 1] and train.ema_decay in [0, 1)")
-        if self.log_every < 1 or self.keep_checkpoints < 1:
-            raise BytegolfError("train.log_every and train.keep_checkpoints must be at least 1")
+        if not self.max_seconds and not self.max_steps:
+            raise BytegolfError("training has no end: set max_seconds or max_steps above 0")
 
 
 @dataclass(frozen=True)
-class OptimConfig:
+class OptimConfig(Ranged):
     """Muon on matrices, Adam on the embedding and on vectors and scalars (S0)."""
 
-    muon_lr: float = doc("learning rate of Muon", 0.04)
-    muon_momentum: float = doc("final momentum of Muon (Nesterov)", 0.95)
-    muon_momentum_start: float = doc("its value at step 0", 0.85)
-    muon_momentum_steps: int = doc("steps over which it rises linearly", 500)
-    muon_ns_steps: int = doc("Newton-Schulz iterations", 5)
-    muon_weight_decay: float = doc("decoupled weight decay of the matrices, times the learning rate", 0.0)
-    embed_lr: float = doc("learning rate of Adam on the tied embedding", 0.05)
-    scalar_lr: float = doc("learning rate of Adam on vectors and scalars", 0.04)
-    adam_beta1: float = doc("Adam's β₁", 0.9)
-    adam_beta2: float = doc("Adam's β₂", 0.95)
-    adam_eps: float = doc("Adam's ε", 1e-8)
+    muon_lr: float = doc("learning rate of Muon", 0.04, least=0)
+    muon_momentum: float = doc("final momentum of Muon (Nesterov)", 0.95, least=0, below=1)
+    muon_momentum_start: float = doc("its value at step 0", 0.85, least=0, below=1)
+    muon_momentum_steps: int = doc("steps over which it rises linearly", 500, least=0)
+    muon_ns_steps: int = doc("Newton-Schulz iterations", 5, least=1)
+    muon_weight_decay: float = doc("decoupled weight decay of the matrices, times the learning rate", 0.0, least=0)
+    embed_lr: float = doc("learning rate of Adam on the tied embedding", 0.05, least=0)
+    scalar_lr: float = doc("learning rate of Adam on vectors and scalars", 0.04, least=0)
+    adam_beta1: float = doc("Adam's β₁", 0.9, least=0, below=1)
+    adam_beta2: float = doc("Adam's β₂", 0.95, least=0, below=1)
+    adam_eps: float = doc("Adam's ε", 1e-8, above=0)
 
 
 @dataclass(frozen=True)
-class EvalConfig:
+class EvalConfig(Ranged):
     """How the final score is taken."""
 
-    stride: int = doc("new tokens a window; 0 = windows do not overlap", 0)
-    batch: int = doc("windows in one forward pass", 16)
+    stride: int = doc("new tokens a window; 0 = windows do not overlap", 0, least=0)
+    batch: int = doc("windows in one forward pass", 16, least=1)
 
 
 @dataclass(frozen=True)
@@ -228,12 +269,17 @@ def from_dict(cls: type[T], raw: Any, where: str = "") -> T:
             values[name] = _value(hints[name], raw[name], dotted + name)
         elif field.default is dataclasses.MISSING:
             raise BytegolfError(f"configuration key {dotted}{name} is missing: {field.metadata['doc']}")
-    return cls(**values)
+    _check_ranges(cls, values, dotted)
+    try:
+        return cls(**values)
+    except BytegolfError as error:  # keys that do not go together
+        raise BytegolfError(f"{where}: {error}" if where else str(error)) from error
 
 
 def _value(kind: Any, raw: Any, where: str) -> Any:
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):  # StageConfig | LevelConfig: a level has a router
-        kind = LevelConfig if isinstance(raw, dict) and ("router" in raw or "main" in raw) else StageConfig
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):  # StageConfig | LevelConfig
+        own = {field.name for field in dataclasses.fields(LevelConfig)}
+        kind = LevelConfig if isinstance(raw, dict) and own & raw.keys() else StageConfig
     if dataclasses.is_dataclass(kind):
         return from_dict(typing.cast("type[Any]", kind), raw, where)
     if typing.get_origin(kind) is Literal:
@@ -259,14 +305,18 @@ def preset_names() -> list[str]:
     return sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".toml"))
 
 
-def load(source: str | Path, overrides: typing.Iterable[str] = ()) -> Config:
+def load(source: str | Path, overrides: Iterable[str] = ()) -> Config:
     """The configuration of a preset's name or a TOML file, with ``section.key=value`` overrides applied in order."""
     name = str(source)
     if name in preset_names():
         text = (resources.files("bytegolf") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
     elif name.endswith(".toml") or "/" in name:
         with disk_errors(Path(name), "read the configuration"):
-            text = Path(name).read_bytes().decode("utf-8", errors="replace")
+            data = Path(name).read_bytes()
+        try:
+            text = data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise BytegolfError(f"{name} is not UTF-8 (byte {error.start}), so it is no TOML file") from error
     else:
         close = difflib.get_close_matches(name, preset_names(), 1)
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(preset_names())}"
@@ -286,9 +336,10 @@ def _override(raw: dict[str, Any], override: str) -> None:
     if not equals or not path:
         raise BytegolfError(f"{override!r} is no override: write section.key=value, for instance optim.muon_lr=0.02")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        parsed = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
-        value = text
+        parsed = {}
+    value = parsed["value"] if parsed.keys() == {"value"} else text
     *tables, key = path.split(".")
     for table in tables:
         raw = raw.setdefault(table, {})
