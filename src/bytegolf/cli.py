@@ -6,16 +6,23 @@ torch and everything that imports it are loaded inside the verbs, so that help a
 from __future__ import annotations
 
 import builtins
+import contextlib
+import errno
+import io
+import itertools
 import json
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, MissingArgumentError, Parameter, UnusedCliTokensError, validators
 from rich.console import Console
 
 from bytegolf import __version__
 from bytegolf.errors import BytegolfError
+from bytegolf.files import disk_errors
 
 app = App(
     name="bytegolf",
@@ -25,12 +32,13 @@ app = App(
     default_parameter=Parameter(negative=()),
 )
 
-Json = Annotated[bool, Parameter(help="End stdout with one JSON object on a line.")]
-Data = Annotated[Path | None, Parameter(help="Folder made by `bytegolf prepare`; by default the configured one.")]
+Json = Annotated[bool, Parameter(help="End stdout with one JSON object on a line.", show_default=False)]
+Data = Annotated[Path | None, Parameter(help="Folder made by `bytegolf prepare`; by default the run's own.")]
 Model = Annotated[Path, Parameter(help="A run's folder or an artifact file.")]
+_COUNT = validators.Number(gte=0)
 
 
-@app.command
+@app.command(sort_key=0)
 def prepare(
     *sources: Annotated[
         str,
@@ -47,12 +55,13 @@ def prepare(
     workers: Annotated[int, Parameter(help="Processes or threads for SentencePiece; 0 = one a core.")] = 0,
     json: Json = False,
 ) -> None:
-    """Turn documents into token shards, with their validation split and tokenizer.
+    """Turn documents into token shards, validation split included.
 
     Example: bytegolf prepare --out data/default
-    Example: bytegolf prepare books/ notes.jsonl --out data/mine --tokenizer sp1024 --val hash:0.1
+    Example: bytegolf prepare books/ a.jsonl --out data/mine --tokenizer sp1024
 
-    JSON keys: out, and for each data set its statistics (tokens_train, tokens_val, docs_train, docs_val, ...).
+    JSON keys: out, and for each data set its statistics (tokens_train,
+    tokens_val, docs_train, docs_val, ...).
     """
     from bytegolf.data.manifest import data_summary
     from bytegolf.data.prepare import prepare as run
@@ -68,23 +77,28 @@ def prepare(
     _finish(json, {"out": str(out), **summary})
 
 
-@app.command
+@app.command(sort_key=1)
 def train(
     preset: Annotated[str, Parameter(help="A preset's name (see `bytegolf presets`) or a TOML file.")],
+    /,
     *overrides: Annotated[str, Parameter(help="Changes, as section.key=value.")],
-    data: Data = None,
+    data: Annotated[Path | None, Parameter(help="Folder made by `bytegolf prepare`: sets data.path.")] = None,
     out: Annotated[Path | None, Parameter(help="The run's folder; by default runs/<name>.")] = None,
-    resume: Annotated[bool, Parameter(help="Go on with the run in that folder, if there is one.")] = False,
+    resume: Annotated[
+        bool, Parameter(help="Go on with the run in that folder, if there is one.", show_default=False)
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Train, export the artifact, score it as reloaded from disk, and show how it cuts text into chunks.
+    """Train a model, export it, score the file, show its chunks.
 
-    Ctrl-C stops cleanly, and what was trained so far is still exported and scored.
+    Ctrl-C stops cleanly: what was trained so far is still exported and scored.
 
     Example: bytegolf train cpu-demo train.max_seconds=60 --out runs/quick
 
-    JSON keys: those of summary.json in the run's folder: bpb, val_loss, artifact_bytes, total_bytes, fits, params,
-    steps, train_seconds, train_bytes_per_second, boundaries (whitespace_agreement, mean_chunk_bytes, cv, ...), ...
+    JSON keys, as in the run's summary.json: those of `bytegolf eval`, and name,
+    seed, steps, train_seconds, train_tokens, train_bytes, train_bytes_per_second,
+    validation_bpb_unquantised_sample, stopped_early, chunks_before and
+    chunks_after (byte offsets in two standard sentences), artifact.
     """
     from bytegolf.config import load
     from bytegolf.recipes import show, training
@@ -97,14 +111,21 @@ def train(
         _finish(json, outcome.summary)
 
 
-@app.command(name="eval")
+@app.command(name="eval", sort_key=2)
 def evaluate(
     model: Model,
+    /,
     *,
     data: Data = None,
-    stride: Annotated[int | None, Parameter(help="New tokens a window; by default windows do not overlap.")] = None,
-    limit: Annotated[int, Parameter(help="Score this many tokens only: a subset, labelled as one.")] = 0,
-    batch: Annotated[int, Parameter(help="Windows in one forward pass; 0 = as configured.")] = 0,
+    stride: Annotated[
+        int | None,
+        Parameter(help="New tokens a window; 0 = windows do not overlap. By default as configured.", validator=_COUNT),
+    ] = None,
+    limit: Annotated[
+        int,
+        Parameter(help="Score about this many tokens only: a subset, labelled as one. 0 = all.", validator=_COUNT),
+    ] = 0,
+    batch: Annotated[int, Parameter(help="Windows in one forward pass; 0 = as configured.", validator=_COUNT)] = 0,
     tail: Annotated[
         Literal["auto", "drop", "score"],
         Parameter(help="Tokens that fill no window: auto drops them unless windows overlap, as published."),
@@ -113,12 +134,20 @@ def evaluate(
     device: Annotated[str, Parameter(help="auto, cpu, cuda or mps.")] = "auto",
     json: Json = False,
 ) -> None:
-    """Score an artifact in bits per byte over the full validation split.
+    """Score an artifact in bits per byte.
+
+    It is read from disk as it would be shipped, and scored over the full
+    validation split unless --limit is given.
 
     Example: bytegolf eval runs/cpu-demo --stride 512
 
-    JSON keys: bpb, bpb_original, val_loss, tokens, bytes, seconds, bytes_per_second, subset, tokens_dropped, stride,
-    seq_len, precision, artifact_bytes, code_bytes, total_bytes, limit_bytes, fits, params, artifact_sha256, boundaries.
+    JSON keys: bpb, bpb_original (over the text before normalisation), val_loss
+    (nats a token), tokens, bytes, seconds, bytes_per_second, subset (whether
+    --limit left something out), tokens_dropped, stride, seq_len, precision,
+    artifact_bytes, code_bytes, total_bytes, limit_bytes, fits, params,
+    artifact_sha256, boundaries (windows, bytes, boundaries, chunks,
+    whitespace_agreement, random_agreement, boundaries_per_256,
+    mean_chunk_bytes, cv, utf8_splits; null for a flat model).
     """
     from bytegolf.recipes import opening, scoring, show
     from bytegolf.train.report import Reporter
@@ -139,18 +168,21 @@ def evaluate(
     _finish(json, result)
 
 
-@app.command
+@app.command(sort_key=3)
 def export(
     run: Annotated[Path, Parameter(help="A run's folder.")],
+    /,
     *,
     out: Annotated[Path | None, Parameter(help="The artifact to write; by default the run's own.")] = None,
     json: Json = False,
 ) -> None:
-    """Quantise a run's latest checkpoint into an artifact, and account for every byte of it.
+    """Quantise a run's latest checkpoint; account for every byte.
 
     Example: bytegolf export runs/cpu-demo --out model.bgolf
 
-    JSON keys: artifact, checkpoint, sha256, params, model_bytes, code_bytes, total_bytes, limit, fits, rows.
+    JSON keys: artifact, checkpoint, sha256, params, model_bytes, code_bytes,
+    total_bytes, limit, fits, rows (group, tensors, parameters, raw_bytes,
+    packed_bytes).
     """
     from bytegolf.artifact import ledger
     from bytegolf.recipes import training
@@ -164,22 +196,26 @@ def export(
     _finish(json, {**result, "params": summary.parameters, **account.to_dict()})
 
 
-@app.command
+@app.command(sort_key=4)
 def segment(
     model: Model,
     text: Annotated[str | None, Parameter(help="The text; without it and --file, two standard sentences.")] = None,
+    /,
     *,
     file: Annotated[Path | None, Parameter(help="Read the text from a file (- = stdin).")] = None,
-    level: Annotated[int, Parameter(help="Chunking level; 0 is the outermost.")] = 0,
+    level: Annotated[int, Parameter(help="Chunking level; 0 is the outermost.", validator=_COUNT)] = 0,
     data: Data = None,
     json: Json = False,
 ) -> None:
-    """Show the chunks that a model cuts a text into: in colour on a terminal, in brackets elsewhere.
+    """Show the chunks that a model cuts a text into.
+
+    In colours on a terminal, in brackets elsewhere.
 
     Example: bytegolf segment runs/cpu-demo "The quick brown fox"
 
-    JSON keys: boundaries (byte offsets of chunk starts), chunks (texts), mean_chunk_bytes, cv, whitespace_agreement
-    (share of boundaries before or behind a whitespace byte), bytes, level.
+    JSON keys: boundaries (byte offsets of chunk starts), chunks (texts),
+    mean_chunk_bytes, cv, whitespace_agreement (share of boundaries before or
+    behind a whitespace byte; null if there is none), bytes, level.
     """
     from bytegolf.analyze import render
     from bytegolf.analyze import segment as segmenting
@@ -197,23 +233,30 @@ def segment(
     )
 
 
-@app.command
+@app.command(sort_key=5)
 def sample(
     model: Model,
     prompt: Annotated[str, Parameter(help="The text to continue.")] = "",
+    /,
     *,
-    bytes: Annotated[int, Parameter(help="How many bytes to write.")] = 400,
-    temperature: Annotated[float, Parameter(help="0 = always the likeliest.")] = 0.8,
-    top_p: Annotated[float, Parameter(help="Draw from the likeliest tokens of this mass.")] = 0.95,
-    seed: Annotated[int, Parameter(help="The same seed gives the same text.")] = 0,
+    bytes: Annotated[int, Parameter(help="Write at most this many bytes.", validator=_COUNT)] = 400,
+    temperature: Annotated[float, Parameter(help="0 = always the likeliest token.")] = 0.8,
+    top_p: Annotated[float, Parameter(help="Draw from the likeliest tokens of this total probability.")] = 0.95,
+    seed: Annotated[
+        int, Parameter(help="The same seed gives the same text.", validator=validators.Number(gte=0, lt=1 << 63))
+    ] = 0,
     data: Data = None,
     json: Json = False,
 ) -> None:
-    """Continue a text, byte by byte.
+    """Continue a text.
 
-    Example: bytegolf sample runs/cpu-demo "Fellow citizens" --bytes 300 --temperature 0.7
+    Token by token, until --bytes are written or the model ends the text. A
+    character that the last byte cuts in two is left out.
 
-    JSON keys: prompt, text, bytes, seconds, bytes_per_second, seed, temperature, top_p.
+    Example: bytegolf sample runs/cpu-demo "Fellow citizens" --bytes 300
+
+    JSON keys: prompt, text (what was added), bytes (drawn for it), seconds,
+    bytes_per_second, seed, temperature, top_p.
     """
     import time
 
@@ -222,31 +265,37 @@ def sample(
 
     opened = opening.open_model(model, data)
     started = time.perf_counter()
+    size = 0
     written: list[str] = []
-    sys.stdout.write(prompt)
-    pieces = generate(
-        opened.model, opened.tokenizer, prompt, size=bytes, temperature=temperature, top_p=top_p, seed=seed
-    )
-    for piece in as_text(pieces):
+
+    def counted() -> Iterator[builtins.bytes]:
+        nonlocal size
+        for piece in generate(
+            opened.model, opened.tokenizer, prompt, size=bytes, temperature=temperature, top_p=top_p, seed=seed
+        ):
+            size += len(piece)
+            yield piece
+
+    for piece in itertools.chain([prompt], as_text(counted())):
         written.append(piece)
         sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")
     seconds = time.perf_counter() - started
-    text = "".join(written)
-    size = len(text.encode())
+    text = "".join(written[1:])
     settings = {"seed": seed, "temperature": temperature, "top_p": top_p}
     speed = {"bytes": size, "seconds": round(seconds, 3), "bytes_per_second": round(size / seconds, 1)}
     _finish(json, {"prompt": prompt, "text": text, **speed, **settings})
 
 
-@app.command
+@app.command(sort_key=6)
 def presets(*, json: Json = False) -> None:
-    """List the presets: what each is, its parameters and an estimate of its artifact's size.
+    """List the presets: what each is, and how large.
 
     Example: bytegolf presets
 
-    JSON keys: presets, a list of name, about, tokenizer, params, artifact_estimate_bytes.
+    JSON keys: presets, a list of name, about, tokenizer, params,
+    artifact_estimate_bytes (before compression).
     """
     from bytegolf.recipes import show
 
@@ -260,27 +309,57 @@ def presets(*, json: Json = False) -> None:
 
 def main() -> NoReturn:
     """Run the command line: exit code 0, or 2 with one sentence on stderr where the input was bad."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # any text can be shown, whatever the terminal's encoding
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app(exit_on_error=False, print_error=False)
+        sys.stdout.flush()
     except CycloptsError as error:
-        _fail(str(error).strip().splitlines()[0])
+        _fail(_usage(error))
     except BytegolfError as error:
         _fail(str(error))
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         sys.exit(130)
-    except BrokenPipeError:  # `bytegolf … | head` has read enough
-        sys.stderr.close()
+    except MemoryError:
+        _fail("out of memory: choose a smaller model, a shorter train.seq_len or a smaller batch")
+    except OSError as error:
+        _without_stdout()
+        if error.errno == errno.EPIPE:  # `bytegolf … | head` has read enough
+            sys.exit(0)
+        if error.filename is not None or error.errno != errno.ENOSPC:
+            raise
+        _fail("cannot write to stdout: the disk is full")
     sys.exit(0)
 
 
 def _fail(sentence: str) -> NoReturn:
-    sys.stderr.write(f"bytegolf: {sentence}\n")
+    sys.stderr.write(f"bytegolf: {' '.join(sentence.split())}\n")
     sys.exit(2)
 
 
+def _usage(error: CycloptsError) -> str:
+    """A wrong command line in one sentence."""
+    if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
+        said = f"unexpected argument {error.unused_tokens[0]!r}"
+    elif isinstance(error, MissingArgumentError) and error.argument is not None:
+        said = f"{error.argument.name} is missing"
+    else:
+        said = str(error).strip().splitlines()[0].rstrip(".")
+    verb = next((token for token in sys.argv[1:] if token in app), None)
+    return f"{said} (see `bytegolf {f'{verb} ' if verb else ''}--help`)"
+
+
+def _without_stdout() -> None:
+    """What is still buffered goes nowhere, so that Python's own flush at exit has nothing to complain about."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _console() -> Console:
-    return Console(highlight=False)
+    """For stdout: as wide as the terminal; in a pipe, where nobody's width is known, wide enough for every table."""
+    piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    return Console(highlight=False, width=120 if piped else None)
 
 
 def _finish(wanted: bool, result: dict[str, Any]) -> None:
@@ -294,8 +373,6 @@ def _toml_string(text: str) -> str:
 
 def _text(text: str | None, file: Path | None, default: builtins.bytes) -> tuple[builtins.bytes, str]:
     """The text to work on and what to call it in errors."""
-    from bytegolf.files import disk_errors
-
     if text is not None and file is not None:
         raise BytegolfError("both a text and --file are given: leave one out")
     if file is None:

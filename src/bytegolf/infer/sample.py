@@ -6,6 +6,7 @@ Legend: B sequences, V alphabet.
 from __future__ import annotations
 
 import codecs
+import math
 from collections.abc import Iterator
 
 import torch
@@ -23,7 +24,9 @@ def choose(
     """Draw a token a row from softmax(logits/temperature), cut to the smallest set of mass ``top_p``; 0 = greedy."""
     if temperature <= 0:
         return logits.argmax(-1)
-    probabilities = torch.softmax(logits.double() / temperature, -1)
+    logits = logits.double()
+    # the largest logit is taken off first, so that a tiny temperature sharpens to greedy and not to NaN
+    probabilities = torch.softmax((logits - logits.max(-1, keepdim=True).values) / temperature, -1)
     if top_p < 1:
         ranked, order = probabilities.sort(-1, descending=True)
         ranked = ranked.masked_fill(ranked.cumsum(-1) - ranked >= top_p, 0)  # keeps at least the likeliest
@@ -46,12 +49,19 @@ def generate(
 
     Special tokens other than the end are never drawn. The same arguments give the same bytes.
 
-    Raises BytegolfError for a temperature below 0, a top_p outside (0, 1] or a size below 0.
+    Raises BytegolfError for a temperature below 0, a top_p outside (0, 1], a size below 0, or a prompt that is no
+    text.
     """
-    if temperature < 0 or not 0 < top_p <= 1 or size < 0:
-        raise BytegolfError(
-            f"temperature {temperature} must be 0 or more, top-p {top_p} in (0, 1] and bytes {size} 0 or more"
-        )
+    if not 0 <= temperature < math.inf:
+        raise BytegolfError(f"temperature is {temperature}: give 0 (always the likeliest token) or more")
+    if not 0 < top_p <= 1:
+        raise BytegolfError(f"top-p is {top_p}: give a share above 0 and up to 1")
+    if size < 0:
+        raise BytegolfError(f"bytes is {size}: give 0 or more")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise BytegolfError(f"the prompt is not UTF-8 (character {error.start}): give text") from error
     generator = torch.Generator().manual_seed(seed)
     state = model.start(1)
     device = model.embedding.weight.device
@@ -73,10 +83,14 @@ def generate(
 
 
 def as_text(pieces: Iterator[bytes]) -> Iterator[str]:
-    """Bytes as text for streaming: a character is held back until it is whole; what is no UTF-8 becomes �."""
+    """Bytes as text for streaming: a character is held back until it is whole; what is no UTF-8 becomes �.
+
+    A character that is still incomplete at the end is left out: a limit in bytes cut it off.
+
+    >>> list(as_text(iter([b"caf", b"\\xc3", b"\\xa9", b"\\xff", b"\\xe2\\x82"])))
+    ['caf', 'é', '�']
+    """
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     for piece in pieces:
         if text := decoder.decode(piece):
             yield text
-    if text := decoder.decode(b"", final=True):
-        yield text

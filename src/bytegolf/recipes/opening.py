@@ -10,7 +10,7 @@ import torch
 
 from bytegolf.artifact.pack import Artifact, read_artifact
 from bytegolf.config import Config
-from bytegolf.data.tokenizer import SentencePieceTokenizer, Tokenizer, load_tokenizer
+from bytegolf.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.model.lm import LanguageModel
 from bytegolf.recipes.runs import RunFolder
@@ -38,11 +38,10 @@ def open_model(source: Path, data: Path | None = None, device: str = "auto", pre
     path = artifact_path(source)
     artifact = read_artifact(path)
     config = artifact.config
+    tokenizer = _find_tokenizer(artifact.tokenizer, path, data, config)
     place = pick_device(device)
     model = build(config, artifact.state, str(path)).to(place)
     model.precision = pick_precision(config.train.precision if precision == "auto" else precision, place)
-    tokenizer = _find_tokenizer(artifact.tokenizer, path, data or Path(config.data.path))
-    tokenizer.check_identity(artifact.tokenizer)
     return Opened(model.eval(), config, tokenizer, artifact, path)
 
 
@@ -51,8 +50,8 @@ def artifact_path(source: Path) -> Path:
     if not source.is_dir():
         return source
     run = RunFolder(source)
-    run.read_config()
     if not run.artifact.exists():
+        run.read_config()
         raise BytegolfError(f"the run {source} has no artifact yet: make one with `bytegolf export {source}`")
     return run.artifact
 
@@ -76,9 +75,24 @@ def build(config: Config, state: dict[str, torch.Tensor], where: str) -> Languag
     return model
 
 
-def _find_tokenizer(identity: dict[str, Any], artifact: Path, data: Path) -> Tokenizer:
+def _find_tokenizer(identity: dict[str, Any], artifact: Path, data: Path | None, config: Config) -> Tokenizer:
+    """The artifact's own tokenizer; a byte tokenizer needs no file."""
     name = str(identity.get("name"))
     beside = artifact.parent / "tokenizer.model"
-    if identity.get("kind") == "sentencepiece" and beside.exists():
-        return SentencePieceTokenizer(beside, name)
-    return load_tokenizer(name, data)
+    tokenizer: Tokenizer
+    if identity.get("kind") == "byte":
+        tokenizer = ByteTokenizer(name)
+    elif beside.exists():
+        tokenizer = SentencePieceTokenizer(beside, name)
+    elif data is not None:
+        tokenizer = load_tokenizer(name, data)
+    else:
+        try:
+            tokenizer = load_tokenizer(name, Path(config.data.path))
+        except BytegolfError as error:
+            raise BytegolfError(
+                f"{artifact} reads {name} tokens, but their tokenizer is neither in {beside} nor in the data folder "
+                f"{config.data.path}: name the data with --data, or put tokenizer.model beside the artifact"
+            ) from error
+    tokenizer.check_identity(identity)
+    return tokenizer

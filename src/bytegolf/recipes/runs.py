@@ -20,6 +20,7 @@ from bytegolf.config import Config, load, to_dict
 from bytegolf.data.tokenizer import SentencePieceTokenizer, Tokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors, make_folder, write_bytes, write_json
+from bytegolf.train.checkpoint import checkpoints
 
 _MAY_CHANGE = {
     "train.max_seconds",
@@ -75,15 +76,18 @@ class RunFolder:
         return load(self.config)
 
     def prepare(self, config: Config, tokenizer: Tokenizer, command: list[str], resume: bool) -> None:
-        """Make the folder ready for a new run, or check that it holds the run that is to be resumed."""
-        if self.config.exists():
+        """Make the folder ready for a new run, or check that it holds the run that is to be resumed.
+
+        A run that ended before its first checkpoint has nothing to lose: it may start afresh, with other settings.
+        """
+        if self.config.exists() and (self.artifact.exists() or checkpoints(self.checkpoints)):
             if not resume:
                 raise BytegolfError(
                     f"{self.path} already holds a run: add --resume to go on with it, or choose another --out"
                 )
             self._check_same(config)
         make_folder(self.path)
-        write_bytes(self.config, tomli_w.dumps(_without_none(to_dict(config))).encode())
+        write_bytes(self.config, tomli_w.dumps(to_dict(config)).encode())
         write_json(self.path / "environment.json", environment(command))
         if isinstance(tokenizer, SentencePieceTokenizer):
             with disk_errors(self.tokenizer):
@@ -108,10 +112,6 @@ def flatten(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-def _without_none(table: dict[str, Any]) -> dict[str, Any]:
-    return {key: _without_none(value) if isinstance(value, dict) else value for key, value in table.items()}
 
 
 def environment(command: list[str]) -> dict[str, Any]:

@@ -76,6 +76,7 @@ def evaluate(
     seconds = time.perf_counter() - started
     model_bytes, source_bytes = opened.artifact.file_bytes, code_bytes(config.name)
     dropped = len(stream) - 1 - total.tokens
+    tail = (len(stream) - 1 - length) % (stride or length) if drop else 0
     return {
         "bpb": total.bpb,
         "bpb_original": None if limit else _original(opened, data, total, stream_tail=dropped),
@@ -84,7 +85,7 @@ def evaluate(
         "bytes": total.bytes,
         "seconds": round(seconds, 2),
         "bytes_per_second": round(total.bytes / seconds),
-        "subset": bool(limit) and dropped >= length,
+        "subset": dropped > tail,
         "tokens_dropped": dropped,
         "stride": stride,
         "seq_len": length,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -50,19 +50,26 @@ def score(console: Console, result: dict[str, Any]) -> None:
         f"{result['artifact_bytes']:,} model + {result['code_bytes']:,} code = {result['total_bytes']:,} of "
         f"{result['limit_bytes']:,} bytes: {verdict}",
     )
-    chunks = result["boundaries"]
-    if chunks:
-        table.add_row(
-            "chunks",
-            f"{chunks['mean_chunk_bytes']:.2f} bytes on average, CV {chunks['cv']:.2f}, "
-            f"{chunks['boundaries_per_256']:.1f} boundaries per 256 bytes",
-        )
-        table.add_row(
-            "at whitespace",
-            f"{chunks['whitespace_agreement']:.1%} of boundaries (before or behind a whitespace byte); "
-            f"placed at random {chunks['random_agreement']:.1%}",
-        )
+    for row in _chunk_rows(result["boundaries"]):
+        table.add_row(*row)
     console.print(table)
+
+
+def _chunk_rows(chunks: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
+    """What the chunks look like; a ratio is None where there was nothing to count."""
+    if chunks is None:
+        return
+    mean, cv, rate = chunks["mean_chunk_bytes"], chunks["cv"], chunks["boundaries_per_256"]
+    agreement, chance = chunks["whitespace_agreement"], chunks["random_agreement"]
+    if mean is None or cv is None or rate is None:
+        yield "chunks", "none of them begins and ends within a window: the router hardly ever opens one"
+    else:
+        yield "chunks", f"{mean:.2f} bytes on average, CV {cv:.2f}, {rate:.1f} boundaries per 256 bytes"
+    if agreement is not None and chance is not None:
+        yield (
+            "at whitespace",
+            f"{agreement:.1%} of boundaries (before or behind a whitespace byte); placed at random {chance:.1%}",
+        )
 
 
 def outcome(console: Console, result: Outcome) -> None:
@@ -106,16 +113,15 @@ def preset_rows() -> list[dict[str, Any]]:
 
 
 def preset_table(rows: list[dict[str, Any]]) -> Table:
-    """The presets, a line each."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("preset", no_wrap=True)
-    table.add_column("tokenizer", no_wrap=True)
-    table.add_column("parameters", justify="right", no_wrap=True)
-    table.add_column("artifact ≈", justify="right", no_wrap=True)
-    table.add_column("what")
+    """The presets, a line each whatever the width."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("preset", no_wrap=True, min_width=max(len(row["name"]) for row in rows))
+    table.add_column("params", no_wrap=True, min_width=len("00.00 M"), justify="right")
+    table.add_column("artifact", no_wrap=True, min_width=len("≈00.0 MB"), justify="right")
+    table.add_column("what", no_wrap=True, overflow="ellipsis")
     for row in rows:
-        size = f"{row['artifact_estimate_bytes'] / 1e6:.1f} MB"
-        table.add_row(row["name"], row["tokenizer"], f"{row['params']:,}", size, row["about"])
+        size = f"≈{row['artifact_estimate_bytes'] / 1e6:.1f} MB"
+        table.add_row(row["name"], f"{row['params'] / 1e6:.2f} M", size, row["about"])
     return table
 
 

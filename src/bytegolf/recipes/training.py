@@ -14,7 +14,7 @@ from bytegolf.analyze.segment import Segmentation, segment
 from bytegolf.artifact.pack import Summary, write_artifact
 from bytegolf.config import Config, levels
 from bytegolf.data.shards import TokenStream, open_split
-from bytegolf.data.tokenizer import Tokenizer, load_tokenizer
+from bytegolf.data.tokenizer import SentencePieceTokenizer, Tokenizer, load_tokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.files import write_json
 from bytegolf.model.lm import LanguageModel
@@ -121,13 +121,16 @@ def export(source: Path, out: Path | None = None) -> tuple[Summary, Path]:
     build(config, state, str(found[-1]))
     known = {field.name for field in dataclasses.fields(Progress)}
     progress = Progress(**{key: value for key, value in saved.progress.items() if key in known})
-    tokenizer = load_tokenizer(config.data.tokenizer, Path(config.data.path))
+    if run.tokenizer.exists():
+        tokenizer: Tokenizer = SentencePieceTokenizer(run.tokenizer, config.data.tokenizer)
+    else:
+        tokenizer = load_tokenizer(config.data.tokenizer, Path(config.data.path))
     return export_weights(run, config, tokenizer, state, progress, out), found[-1]
 
 
 def conclude(run: RunFolder, data: Path, progress: Progress, stopped_early: bool, reporter: Reporter) -> Outcome:
     """Score the artifact as it lies on the disk, segment the standard text, write summary.json."""
-    opened = open_model(run.path, data)
+    opened = open_model(run.path, data, run.read_config().train.device)
     with reporter:
         result = evaluate(opened, data, reporter=reporter)
     before = after = None
