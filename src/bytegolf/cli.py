@@ -268,11 +268,13 @@ def sample(
     size = 0
     written: list[str] = []
 
+    pieces = generate(
+        opened.model, opened.tokenizer, prompt, size=bytes, temperature=temperature, top_p=top_p, seed=seed
+    )
+
     def counted() -> Iterator[builtins.bytes]:
         nonlocal size
-        for piece in generate(
-            opened.model, opened.tokenizer, prompt, size=bytes, temperature=temperature, top_p=top_p, seed=seed
-        ):
+        for piece in pieces:
             size += len(piece)
             yield piece
 
@@ -321,8 +323,10 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         sys.exit(130)
-    except MemoryError:
-        _fail("out of memory: choose a smaller model, a shorter train.seq_len or a smaller batch")
+    except (MemoryError, RuntimeError) as error:  # torch's own classes, without importing torch
+        if isinstance(error, RuntimeError) and not any(words in str(error) for words in _OUT_OF_MEMORY):
+            raise
+        _fail("out of memory: choose a smaller model, a shorter train.seq_len, or fewer sequences at a time")
     except OSError as error:
         _without_stdout()
         if error.errno == errno.EPIPE:  # `bytegolf … | head` has read enough
@@ -331,6 +335,9 @@ def main() -> NoReturn:
             raise
         _fail("cannot write to stdout: the disk is full")
     sys.exit(0)
+
+
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory")
 
 
 def _fail(sentence: str) -> NoReturn:

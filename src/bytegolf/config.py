@@ -52,7 +52,7 @@ def _check_ranges(cls: type, values: dict[str, Any], dotted: str) -> None:
             continue
         wanted = " and ".join(f"{_HOLDS[key][0]} {bound:g}" for key, bound in bounds.items())
         raise BytegolfError(
-            f"{dotted}{field.name} is {value}: give a finite number{' ' * bool(wanted)}{wanted} "
+            f"{dotted}{field.name} is {value}: give a {f'number {wanted}' if wanted else 'finite number'} "
             f"({field.metadata['doc']})"
         )
 
@@ -317,6 +317,8 @@ def load(source: str | Path, overrides: Iterable[str] = ()) -> Config:
             text = data.decode("utf-8")
         except UnicodeDecodeError as error:
             raise BytegolfError(f"{name} is not UTF-8 (byte {error.start}), so it is no TOML file") from error
+    elif Path(name).is_dir():
+        raise BytegolfError(f"{name} is a folder: name a preset or a TOML file, such as a run's {name}/config.toml")
     else:
         close = difflib.get_close_matches(name, preset_names(), 1)
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(preset_names())}"

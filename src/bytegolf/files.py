@@ -51,6 +51,8 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     Until the rename a reader sees the old file or none; whatever fails leaves no temporary file behind.
     """
     make_folder(path.parent)
+    if path.exists() and not path.is_file():  # a rename would replace even /dev/null, if root asks
+        raise BytegolfError(f"cannot write {path}: it is a folder or a device, not a file; choose another path")
     with disk_errors(path):
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         try:

@@ -34,7 +34,6 @@ def choose(
     return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
 
 
-@torch.inference_mode()
 def generate(
     model: LanguageModel,
     tokenizer: Tokenizer,
@@ -62,6 +61,13 @@ def generate(
         prompt.encode()
     except UnicodeEncodeError as error:
         raise BytegolfError(f"the prompt is not UTF-8 (character {error.start}): give text") from error
+    return _generate(model, tokenizer, prompt, size, temperature, top_p, seed)
+
+
+@torch.inference_mode()
+def _generate(
+    model: LanguageModel, tokenizer: Tokenizer, prompt: str, size: int, temperature: float, top_p: float, seed: int
+) -> Iterator[bytes]:
     generator = torch.Generator().manual_seed(seed)
     state = model.start(1)
     device = model.embedding.weight.device

@@ -23,6 +23,9 @@ from bytegolf.files import disk_errors, make_folder, write_bytes, write_json
 from bytegolf.train.checkpoint import checkpoints
 
 _MAY_CHANGE = {
+    "about",
+    "eval.batch",
+    "eval.stride",
     "train.max_seconds",
     "train.max_steps",
     "train.validate_every",
@@ -33,7 +36,7 @@ _MAY_CHANGE = {
     "train.device",
     "data.path",
 }
-"""What a resumed run may have otherwise than before: its budget and its housekeeping."""
+"""What a resumed run may have otherwise than before: its budget, its housekeeping and how it is scored."""
 
 
 @dataclass(frozen=True)

@@ -31,9 +31,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """The score of ``opened`` over the validation split in ``data``, as plain data.
 
-    ``stride``, ``batch``: as configured by default. ``limit`` > 0 scores that many tokens only, which ``subset``
-    then says. Without overlap the tail that fills no window is left out, as published (formats.md); with a stride
-    every token counts.
+    ``stride``, ``batch``: as configured by default. ``limit`` > 0 scores that many tokens only (a window at
+    least), which ``subset`` then says. Without overlap the tail that fills no window is left out, as published
+    (formats.md); with a stride every token counts.
 
     Keys: bpb, val_loss (nats a token), tokens, bytes, seconds, bytes_per_second, subset, tokens_dropped, stride,
     seq_len, precision, artifact_bytes, code_bytes, total_bytes, limit_bytes, fits, params, artifact_sha256,
@@ -49,7 +49,7 @@ def evaluate(
     stats = BoundaryStats()
     # statistics come from windows that do not overlap: with a stride they would count bytes many times
     observe = collector(stats, tokenizer) if config_chunks(opened) and not overlapping else None
-    targets = min(limit or len(stream), len(stream) - 1)
+    targets = min(max(limit, length) if limit else len(stream), len(stream) - 1)
     started = time.perf_counter()
 
     def show(total: Score) -> None:
