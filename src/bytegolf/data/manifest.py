@@ -1,0 +1,140 @@
+"""A data folder: what `bytegolf prepare` or the public scripts exported, and where in it each thing lies.
+
+``manifest.json`` names the data sets (one per tokenizer) with their statistics and the tokenizers with their
+files; paths in it are relative to the folder. A folder without one is understood too:
+``datasets/fineweb10B_<name>/`` beside ``tokenizers/``, or just a folder of shards.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from bytegolf.errors import BytegolfError
+from bytegolf.files import read_json
+
+MANIFEST = "manifest.json"
+UNFINISHED = "prepare.unfinished"
+"""A file that `prepare` writes first and removes last: while it is there, the folder holds half an export."""
+
+DATASET_PREFIX = "fineweb10B_"
+
+
+def check_data_folder(folder: Path) -> None:
+    """Raise unless ``folder`` exists and no `prepare` was cut short in it."""
+    if not folder.is_dir():
+        raise BytegolfError(
+            f"there is no data folder {folder}: make one with `bytegolf prepare --out {folder}`, or name "
+            "another"
+        )
+    if (folder / UNFINISHED).exists():
+        raise BytegolfError(
+            f"{folder} holds an unfinished export: run the same `bytegolf prepare … --out {folder}` again"
+        )
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """The manifest of a data folder; an error in words where there is no folder, no manifest or half an
+    export.
+    """
+    folder = Path(folder)
+    check_data_folder(folder)
+    path = folder / MANIFEST
+    if not path.exists():
+        raise BytegolfError(
+            f"{folder} has no {MANIFEST}: make the folder with `bytegolf prepare --out {folder}`, or name "
+            "another"
+        )
+    manifest = read_json(path, "data manifest")
+    lists = (
+        [manifest.get(key) for key in ("datasets", "tokenizers")] if isinstance(manifest, dict) else [None]
+    )
+    if not all(isinstance(part, list) and all(isinstance(entry, dict) for entry in part) for part in lists):
+        raise BytegolfError(
+            f"{path} lists no datasets and tokenizers: it is no data manifest; run prepare again"
+        )
+    assert isinstance(manifest, dict)
+    return manifest
+
+
+def dataset_entry(folder: str | Path, tokenizer_name: str) -> dict[str, Any] | None:
+    """The manifest's entry for a data set, by its suffix (``sp1024``) or its tokenizer's name
+    (``sp_bpe_1024``).
+
+    None where the folder has no manifest; an error where the manifest has no such data set.
+    """
+    folder = Path(folder)
+    check_data_folder(folder)
+    if not (folder / MANIFEST).exists():
+        return None
+    entries = read_manifest(folder)["datasets"]
+    for entry in entries:
+        if entry.get("name") == DATASET_PREFIX + tokenizer_name:
+            return dict(entry)
+    for entry in entries:
+        if entry.get("tokenizer_name", entry.get("tokenizer")) == tokenizer_name:
+            return dict(entry)
+    names = ", ".join(str(entry.get("name", "?")).removeprefix(DATASET_PREFIX) for entry in entries) or "none"
+    raise BytegolfError(
+        f"{folder} holds no data for the tokenizer {tokenizer_name!r} (it has: {names}): choose one of "
+        f"these, or run `bytegolf prepare … --tokenizer {tokenizer_name}`"
+    )
+
+
+def dataset_folder(folder: str | Path, tokenizer_name: str) -> Path:
+    """Where the shards for a tokenizer lie: as the manifest says, or ``datasets/…<name>``, or the folder
+    itself.
+    """
+    folder = Path(folder)
+    entry = dataset_entry(folder, tokenizer_name)
+    name = DATASET_PREFIX + tokenizer_name
+    places = [folder / "datasets" / name, folder / name, folder]
+    if entry is not None and "path" in entry:
+        places.insert(0, folder / str(entry["path"]))
+    for place in places:
+        # a folder of shards that names another tokenizer is not what was asked for
+        if place == folder and folder.name.startswith(DATASET_PREFIX) and folder.name != name:
+            continue
+        if any(place.glob("fineweb_*.bin")):
+            return place
+    raise BytegolfError(
+        f"{folder} holds no token shards for {tokenizer_name!r} (neither {places[0].relative_to(folder)}/ "
+        f"nor fineweb_*.bin in it): run `bytegolf prepare --out {folder} --tokenizer {tokenizer_name}`"
+    )
+
+
+def tokenizer_entry(folder: str | Path, tokenizer_name: str) -> dict[str, Any] | None:
+    """The manifest's entry for the tokenizer of a data set; None where the folder has no manifest."""
+    dataset = dataset_entry(folder, tokenizer_name)
+    if dataset is None:
+        return None
+    name = dataset.get("tokenizer_name", dataset.get("tokenizer"))
+    for entry in read_manifest(folder)["tokenizers"]:
+        if entry.get("name") == name:
+            return dict(entry)
+    raise BytegolfError(
+        f"{Path(folder) / MANIFEST} does not describe the tokenizer {name!r}: run prepare again"
+    )
+
+
+def validation_bytes(folder: str | Path, tokenizer_name: str) -> int | None:
+    """UTF-8 bytes of the validation documents as they were before tokenization; None where nothing recorded
+    them.
+
+    The denominator of a score over the original bytes, which normalisation does not change.
+    """
+    entry = dataset_entry(folder, tokenizer_name)
+    value = None if entry is None else entry.get("stats", {}).get("original_bytes_val")
+    return None if value is None else int(value)
+
+
+def data_summary(folder: str | Path) -> dict[str, dict[str, Any]]:
+    """The statistics of each data set of a folder, by its tokenizer's short name (``byte260``)."""
+    return {
+        str(entry.get("name", "?")).removeprefix(DATASET_PREFIX): {
+            "tokenizer": entry.get("tokenizer_name"),
+            "vocab_size": entry.get("vocab_size"),
+            **entry.get("stats", {}),
+        }
+        for entry in read_manifest(folder)["datasets"]
+    }

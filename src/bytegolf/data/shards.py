@@ -1,0 +1,248 @@
+"""Token shards: the ``fineweb_{train,val}_%06d.bin`` files of modded-nanogpt and Parameter Golf.
+
+A shard is a header of 256 little-endian int32 — magic 20240520, version 1, number of tokens, zeros — followed
+by that many little-endian uint16 tokens. The shards of a split, in the order of their names, are one stream
+of tokens in which every document is a BOS token followed by its own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bytegolf.data.manifest import dataset_folder
+from bytegolf.errors import BytegolfError
+from bytegolf.files import disk_errors, make_folder
+
+MAGIC = 20240520
+VERSION = 1
+HEADER_BYTES = 1024
+TOKEN_BYTES = 2
+SHARD_TOKENS = 100_000_000
+MAX_SHARD_TOKENS = 2**31 - 1
+
+EAGER_CHECK_TOKENS = 200_000_000
+"""Up to this many tokens a stream's ids are all checked when it is opened (a fraction of a second)."""
+
+_SCAN_TOKENS = 1 << 22
+
+
+def shard_path(folder: Path, split: str, index: int) -> Path:
+    """The file of a split's shard number ``index``."""
+    return folder / f"fineweb_{split}_{index:06d}.bin"
+
+
+def shard_paths(folder: Path, split: str) -> list[Path]:
+    """The shards of a split that lie in ``folder``, in order; empty if there are none."""
+    return sorted(folder.glob(f"fineweb_{split}_*.bin"))
+
+
+class ShardWriter:
+    """Writes a stream of tokens as the shards of one split, with memory for a single piece of it.
+
+    A shard appears under its name only once it is complete. ``close`` (the end of the ``with`` block)
+    finishes the last one and removes the higher-numbered shards that an earlier, longer export left; an
+    exception leaves no half-written file.
+
+    Attributes:
+        paths: the finished shards.
+        tokens: how many tokens have been written.
+    """
+
+    def __init__(self, folder: Path, split: str, shard_tokens: int = SHARD_TOKENS) -> None:
+        if not 0 < shard_tokens <= MAX_SHARD_TOKENS:
+            raise BytegolfError(f"a shard of {shard_tokens} tokens cannot be: choose 1 to {MAX_SHARD_TOKENS}")
+        self.folder = make_folder(Path(folder))
+        self.split = split
+        self.shard_tokens = shard_tokens
+        self.paths: list[Path] = []
+        self.tokens = 0
+        self._file: IO[bytes] | None = None
+        self._in_shard = 0
+
+    def write(self, tokens: NDArray[np.uint16]) -> None:
+        """Append tokens, uint16 of shape (n,)."""
+        if tokens.dtype != np.uint16:
+            raise TypeError(f"tokens must be uint16, not {tokens.dtype}")
+        while len(tokens):
+            part = tokens[: self.shard_tokens - self._in_shard]
+            with disk_errors(shard_path(self.folder, self.split, len(self.paths))):
+                if self._file is None:
+                    self._file = self._temporary.open("wb", buffering=1 << 20)
+                    self._file.write(bytes(HEADER_BYTES))  # its place; the count is known at the end
+                self._file.write(part.astype("<u2", copy=False).tobytes())
+            self._in_shard += len(part)
+            self.tokens += len(part)
+            tokens = tokens[len(part) :]
+            if self._in_shard == self.shard_tokens:
+                self._finish_shard()
+
+    def close(self) -> None:
+        """Finish the last shard and remove those that an earlier export left behind."""
+        self._finish_shard()
+        finished = set(self.paths)
+        for path in shard_paths(self.folder, self.split):
+            if path not in finished:
+                with disk_errors(path, "remove the old shard"):
+                    path.unlink()
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self.close()
+        finally:
+            self._abandon_shard()
+
+    @property
+    def _temporary(self) -> Path:
+        path = shard_path(self.folder, self.split, len(self.paths))
+        return path.with_name(f".{path.name}.tmp")
+
+    def _finish_shard(self) -> None:
+        if self._file is None:
+            return
+        path = shard_path(self.folder, self.split, len(self.paths))
+        header = np.zeros(HEADER_BYTES // 4, dtype="<i4")
+        header[:3] = MAGIC, VERSION, self._in_shard
+        with disk_errors(path):
+            self._file.seek(0)
+            self._file.write(header.tobytes())
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self._temporary.replace(path)
+        self._file = None
+        self._in_shard = 0
+        self.paths.append(path)
+
+    def _abandon_shard(self) -> None:
+        if self._file is None:
+            return
+        try:
+            self._file.close()
+        except OSError:  # a full disk also refuses what was still buffered; the file goes anyway
+            pass
+        finally:
+            self._file = None
+            self._temporary.unlink(missing_ok=True)
+
+
+def read_shard(path: str | Path, vocab_size: int | None = None) -> NDArray[np.uint16]:
+    """Memory-map a shard's tokens, little-endian uint16 of shape (tokens,), after checking its header and its
+    length.
+
+    With ``vocab_size`` every id is checked too, in one pass over the file. Errors name the file.
+    """
+    path = Path(path)
+    with disk_errors(path, "read the shard"):
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            header = np.frombuffer(file.read(HEADER_BYTES), dtype=np.uint8)
+    if len(header) < HEADER_BYTES:
+        raise BytegolfError(
+            f"{path} has {size} bytes, fewer than a shard's header of {HEADER_BYTES}: it is cut off or no "
+            "token shard; make or fetch it again"
+        )
+    magic, version, count = (int(value) for value in header.view("<i4")[:3])
+    if magic != MAGIC:
+        raise BytegolfError(
+            f"{path} begins with {magic}, not {MAGIC}: it is no token shard; make or fetch it again"
+        )
+    if version != VERSION:
+        raise BytegolfError(
+            f"{path} is a token shard of version {version}, but only version {VERSION} can be read: convert "
+            "it"
+        )
+    expected = HEADER_BYTES + TOKEN_BYTES * count
+    if count < 0 or size != expected:
+        raise BytegolfError(
+            f"{path} announces {count} tokens and so {expected} bytes, but has {size}: it is cut off or "
+            "damaged; make or fetch it again"
+        )
+    if count == 0:  # nothing can be mapped
+        return np.empty(0, dtype=np.uint16)
+    with disk_errors(path, "read the shard"):
+        tokens: NDArray[np.uint16] = np.memmap(
+            path, dtype="<u2", mode="r", offset=HEADER_BYTES, shape=(count,)
+        )
+    if vocab_size is not None:
+        for start in range(0, count, _SCAN_TOKENS):
+            _check_ids(tokens[start : start + _SCAN_TOKENS], vocab_size, path)
+    return tokens
+
+
+def _check_ids(tokens: NDArray[np.uint16], vocab_size: int, path: Path) -> None:
+    largest = int(tokens.max(initial=0))
+    if largest >= vocab_size:
+        raise BytegolfError(
+            f"{path} holds the token {largest}, but the vocabulary has {vocab_size}, so ids go to "
+            f"{vocab_size - 1}: use the tokenizer that the shard was made with"
+        )
+
+
+class TokenStream:
+    """Several shards as one sequence of tokens, memory-mapped: opening costs a header a shard, reading what
+    is read.
+
+    Every id that is handed out is below ``vocab_size``: a stream of up to ``EAGER_CHECK_TOKENS`` is checked
+    as a whole when it is opened, and a longer one (a scan would take minutes) slice by slice.
+    """
+
+    def __init__(self, paths: Sequence[str | Path], vocab_size: int) -> None:
+        if not paths:
+            raise BytegolfError(
+                "a token stream needs at least one shard: run `bytegolf prepare` to make some"
+            )
+        self.paths = [Path(path) for path in paths]
+        self.vocab_size = vocab_size
+        self._shards = [read_shard(path) for path in self.paths]
+        self._ends = np.cumsum([len(shard) for shard in self._shards], dtype=np.int64)
+        if len(self) <= EAGER_CHECK_TOKENS:
+            for path in self.paths:
+                read_shard(path, vocab_size)
+
+    def __len__(self) -> int:
+        """The number of tokens."""
+        return int(self._ends[-1])
+
+    def slice(self, start: int, stop: int) -> NDArray[np.uint16]:
+        """A copy of tokens ``start`` to ``stop`` (exclusive), uint16 of shape (stop - start,), across shard
+        borders.
+        """
+        if not 0 <= start <= stop <= len(self):
+            raise IndexError(f"tokens {start} to {stop} of a stream of {len(self)}")
+        result = np.empty(stop - start, dtype=np.uint16)
+        position = start
+        index = int(np.searchsorted(self._ends, start, side="right"))
+        while position < stop:
+            shard_start = int(self._ends[index]) - len(self._shards[index])
+            until = min(stop, int(self._ends[index]))
+            part = result[position - start : until - start]
+            part[:] = self._shards[index][position - shard_start : until - shard_start]
+            _check_ids(part, self.vocab_size, self.paths[index])
+            position = until
+            index += 1
+        return result
+
+
+def open_split(data_folder: str | Path, tokenizer_name: str, split: str, vocab_size: int) -> TokenStream:
+    """The tokens of a split (``train`` or ``val``) in a data folder, an export's root or a folder of shards."""
+    folder = dataset_folder(data_folder, tokenizer_name)
+    paths = shard_paths(folder, split)
+    if not paths:
+        raise BytegolfError(
+            f"{folder} has no fineweb_{split}_*.bin, so no {split} split: run `bytegolf prepare` again or "
+            "fetch it"
+        )
+    return TokenStream(paths, vocab_size)

@@ -1,0 +1,262 @@
+"""Tokenizers, and the exact number of bytes that each token stands for.
+
+A score in bits per byte is only as right as its byte counts, so they are part of a tokenizer's interface: the
+sum of ``byte_counts`` over a document equals the length of what ``decode`` gives back. Where the tokenizer
+normalises text (SentencePiece's ``nmt_nfkc``) that is not the length of the original; `bytegolf.data.prepare`
+records both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from bytegolf.data.manifest import tokenizer_entry
+from bytegolf.errors import BytegolfError
+from bytegolf.files import disk_errors
+
+SPACE = "▁"  # U+2581, SentencePiece's mark for a space
+
+TokenizerKind = Literal["byte", "sentencepiece"]
+
+
+class Tokenizer(ABC):
+    """Text to token ids and back; ids fit in uint16.
+
+    Attributes:
+        name: the suffix of its data set, for instance ``byte260`` or ``sp1024``.
+        kind: ``byte`` or ``sentencepiece``.
+        vocab_size: number of ids.
+        threads: how many threads ``encode_batch`` may use.
+    """
+
+    PAD: ClassVar[int] = 0
+    BOS: ClassVar[int] = 1
+    EOS: ClassVar[int] = 2
+    UNK: ClassVar[int] = 3
+
+    name: str
+    kind: TokenizerKind
+    vocab_size: int
+    threads: int = 1
+
+    @abstractmethod
+    def encode(self, text: str) -> NDArray[np.uint16]:
+        """The tokens of a text, uint16 of shape (tokens,); no BOS, no EOS."""
+
+    def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.uint16]]:
+        """``encode`` of every text, in order; the result does not depend on ``threads``."""
+        return [self.encode(text) for text in texts]
+
+    @abstractmethod
+    def decode(self, ids: ArrayLike, previous: int = BOS) -> bytes:
+        """The bytes that tokens stand for, ``previous`` being the token before the first; specials give none.
+
+        Its length is the sum of the tokens' ``byte_counts``. Bytes, not str: a cut need not fall between
+        characters.
+        """
+
+    @abstractmethod
+    def byte_counts(self, targets: ArrayLike, previous: ArrayLike) -> NDArray[np.int64]:
+        """How many bytes each token of ``targets`` stands for after the token at its place in ``previous``.
+
+        Both of one shape, which is the result's (int64); the special tokens count 0.
+        """
+
+    def identity(self) -> dict[str, Any]:
+        """What a model must record to be used with this tokenizer only: name, kind, vocab_size, sha256 (or
+        None).
+        """
+        return {"name": self.name, "kind": self.kind, "vocab_size": self.vocab_size, "sha256": self._sha256()}
+
+    def check_identity(self, identity: dict[str, Any]) -> None:
+        """Raise if ``identity`` is not this tokenizer's. The name may differ: only what changes ids matters."""
+        mine = self.identity()
+        for key, what in (
+            ("kind", "kind"),
+            ("vocab_size", "vocabulary size"),
+            ("sha256", "model file's sha256"),
+        ):
+            if identity.get(key) != mine[key]:
+                raise BytegolfError(
+                    f"the model was made with tokenizer {identity.get('name')!r} ({what} "
+                    f"{identity.get(key)}), but the data's is {self.name!r} ({what} {mine[key]}): use data "
+                    "prepared with the model's tokenizer"
+                )
+
+    def _sha256(self) -> str | None:
+        return None
+
+    def _ids(self, ids: ArrayLike) -> NDArray[np.int64]:
+        array = np.asarray(ids, dtype=np.int64)
+        if array.size and (array.min() < 0 or array.max() >= self.vocab_size):
+            raise BytegolfError(
+                f"token ids from {array.min()} to {array.max()} are not {self.name}'s, which go from 0 to "
+                f"{self.vocab_size - 1}: use the tokenizer that the tokens were made with"
+            )
+        return array
+
+
+class ByteTokenizer(Tokenizer):
+    """byte260: four special tokens, then byte v as token v + 4.
+
+    >>> ByteTokenizer().encode("Hi").tolist()
+    [76, 109]
+    """
+
+    OFFSET: ClassVar[int] = 4
+
+    def __init__(self, name: str = "byte260") -> None:
+        self.name = name
+        self.kind = "byte"
+        self.vocab_size = 256 + self.OFFSET
+
+    def encode(self, text: str) -> NDArray[np.uint16]:
+        return self.encode_bytes(text.encode("utf-8"))
+
+    def encode_bytes(self, data: bytes) -> NDArray[np.uint16]:
+        """The tokens of any bytes, UTF-8 or not: uint16 of shape (len(data),)."""
+        return np.add(np.frombuffer(data, dtype=np.uint8), self.OFFSET, dtype=np.uint16)
+
+    def decode(self, ids: ArrayLike, previous: int = Tokenizer.BOS) -> bytes:
+        array = self._ids(ids).reshape(-1)
+        return (array[array >= self.OFFSET] - self.OFFSET).astype(np.uint8).tobytes()
+
+    def byte_counts(self, targets: ArrayLike, previous: ArrayLike) -> NDArray[np.int64]:
+        return (self._ids(targets) >= self.OFFSET).astype(np.int64)
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """A trained SentencePiece model whose pad, bos, eos and unk are 0, 1, 2, 3.
+
+    A piece stands for its UTF-8 bytes, each "▁" being one space; a byte-fallback piece for one byte; control,
+    unknown and unused pieces ("boundary tokens") for none. A *leading* "▁" counts only if the previous token
+    is no boundary token, because there is no space before the first word of a document.
+
+    Attributes:
+        path: the model file.
+        piece_bytes: per id, the bytes of the piece without its leading space.
+        leading_space: bool (vocab_size,), whether the piece begins with "▁".
+        boundary: bool (vocab_size,), whether the piece is a control, unknown or unused one.
+    """
+
+    def __init__(self, path: str | Path, name: str | None = None) -> None:
+        import sentencepiece
+
+        self.path = Path(path)
+        with disk_errors(self.path, "read the tokenizer model"):
+            model = self.path.read_bytes()
+        self._hash = hashlib.sha256(model).hexdigest()
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+            size = int(self._processor.vocab_size())
+        except (RuntimeError, ValueError) as error:
+            raise BytegolfError(f"{self.path} is not a SentencePiece model: give a .model file") from error
+        if not 0 < size <= 1 << 16:
+            raise BytegolfError(f"{self.path} has {size} pieces: shards of uint16 hold 1 to 65536 of them")
+        self.name = name or f"sp{size}"
+        self.kind = "sentencepiece"
+        self.vocab_size = size
+        self._check_specials()
+        self._make_tables()
+
+    def encode(self, text: str) -> NDArray[np.uint16]:
+        return np.asarray(self._processor.encode(text, out_type=int), dtype=np.uint16)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.uint16]]:
+        # SentencePiece's own threads run outside Python's lock: no processes, no pickling, the same order
+        batch = self._processor.encode(list(texts), out_type=int, num_threads=self.threads)
+        return [np.asarray(ids, dtype=np.uint16) for ids in batch]
+
+    def decode(self, ids: ArrayLike, previous: int = Tokenizer.BOS) -> bytes:
+        parts = []
+        for token in self._ids(ids).reshape(-1).tolist():
+            if self.leading_space[token] and not self.boundary[previous]:
+                parts.append(b" ")
+            parts.append(self.piece_bytes[token])
+            previous = token
+        return b"".join(parts)
+
+    def byte_counts(self, targets: ArrayLike, previous: ArrayLike) -> NDArray[np.int64]:
+        ids = self._ids(targets)
+        spaces = self.leading_space[ids] & ~self.boundary[self._ids(previous)]
+        return np.asarray(self._lengths[ids] + spaces, dtype=np.int64)
+
+    def _sha256(self) -> str:
+        return self._hash
+
+    def _check_specials(self) -> None:
+        model = self._processor
+        specials = (model.pad_id(), model.bos_id(), model.eos_id(), model.unk_id())
+        if specials != (self.PAD, self.BOS, self.EOS, self.UNK):
+            raise BytegolfError(
+                f"{self.path} has pad, bos, eos, unk = {', '.join(map(str, specials))}, but token shards "
+                "need 0, 1, 2, 3: train the tokenizer with these ids"
+            )
+
+    def _make_tables(self) -> None:
+        model = self._processor
+        self.piece_bytes: list[bytes] = []
+        self.leading_space: NDArray[np.bool_] = np.zeros(self.vocab_size, dtype=np.bool_)
+        self.boundary: NDArray[np.bool_] = np.zeros(self.vocab_size, dtype=np.bool_)
+        for token in range(self.vocab_size):
+            piece = str(model.id_to_piece(token))
+            if model.is_control(token) or model.is_unknown(token) or model.is_unused(token):
+                self.boundary[token] = True
+                self.piece_bytes.append(b"")
+            elif model.is_byte(token):  # written "<0xE2>"
+                self.piece_bytes.append(bytes([int(piece[3:-1], 16)]))
+            else:
+                self.leading_space[token] = piece.startswith(SPACE)
+                # a "▁" inside a piece (only without split_by_whitespace) is a space too: one byte, not three
+                self.piece_bytes.append(piece.removeprefix(SPACE).replace(SPACE, " ").encode("utf-8"))
+        self._lengths = np.array([len(piece) for piece in self.piece_bytes], dtype=np.int64)
+
+
+def load_tokenizer(name: str, folder: str | Path | None = None) -> Tokenizer:
+    """The tokenizer called ``name``: byte260, or the one whose data set or manifest entry in ``folder`` has
+    that name.
+
+    A folder without a manifest may hold ``tokenizers/fineweb_<vocab>_bpe.model``, as the public downloads do.
+    """
+    if name == "byte260":
+        return ByteTokenizer()
+    if folder is None:
+        raise BytegolfError(f"the tokenizer {name!r} comes with its data: name the data folder too")
+    folder = Path(folder)
+    entry = tokenizer_entry(folder, name)
+    if entry is None:
+        path = _find_model(folder, name)
+    elif entry.get("kind") in ("byte", "pure_byte"):
+        return ByteTokenizer(name)
+    elif "model_path" in entry:
+        path = folder / str(entry["model_path"])
+    else:
+        raise BytegolfError(
+            f"the manifest of {folder} gives {name!r} the kind {entry.get('kind')!r} and no model_path: "
+            "only byte and SentencePiece tokenizers are supported"
+        )
+    tokenizer = SentencePieceTokenizer(path, name)
+    expected = (entry or {}).get("sha256")
+    if expected not in (None, tokenizer.identity()["sha256"]):
+        raise BytegolfError(
+            f"{path} is not the file that the manifest of {folder} was made with: run prepare again"
+        )
+    return tokenizer
+
+
+def _find_model(folder: Path, name: str) -> Path:
+    file = f"fineweb_{name.removeprefix('sp')}_bpe.model"
+    places = [folder / "tokenizers" / file, folder / file, folder.parent.parent / "tokenizers" / file]
+    for place in places:
+        if place.exists():
+            return place
+    raise BytegolfError(
+        f"{folder} has neither a manifest.json nor {places[0]}, so no tokenizer {name!r}: add one"
+    )

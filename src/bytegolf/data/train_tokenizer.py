@@ -1,0 +1,128 @@
+"""Training a SentencePiece tokenizer with the published options."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bytegolf.data.specs import TokenizerSpec
+from bytegolf.data.tokenizer import SentencePieceTokenizer
+from bytegolf.errors import BytegolfError
+from bytegolf.files import disk_errors, make_folder
+
+MAX_TRAINING_BYTES = 256_000_000
+"""SentencePiece keeps its training text in memory, several times over; what lies beyond this is not read."""
+
+SENTENCE_BYTES = 4096
+"""SentencePiece leaves out, silently, every "sentence" above max_sentence_length (4,192 bytes)."""
+
+_PUBLISHED: dict[str, Any] = {
+    "model_type": "bpe",
+    "character_coverage": 0.999,
+    "byte_fallback": True,
+    "split_digits": True,
+    "normalization_rule_name": "nmt_nfkc",
+    "add_dummy_prefix": False,
+    "pad_id": 0,
+    "bos_id": 1,
+    "eos_id": 2,
+    "unk_id": 3,
+    "hard_vocab_limit": False,
+}
+
+
+def train_sentencepiece(
+    documents: Iterator[str], spec: TokenizerSpec, out_prefix: str | Path, threads: int = 1
+) -> SentencePieceTokenizer:
+    """Train the tokenizer of ``spec`` on documents; writes ``out_prefix`` + ``.model`` and ``.vocab``.
+
+    The options are the published ones, with ``spec.trainer_overrides`` on top. For training only, texts are
+    stripped, NULs become spaces, and documents beyond the trainer's sentence limit are cut at line ends or
+    spaces instead of being dropped (the published export lost its long documents there). At most
+    ``spec.tokenizer_train_docs`` documents and ``MAX_TRAINING_BYTES`` are used. The result does not depend on
+    ``threads``.
+    """
+    import sentencepiece
+
+    prefix = Path(out_prefix)
+    make_folder(prefix.parent)
+    options = {**_PUBLISHED, "vocab_size": spec.vocab_size, **spec.trainer_overrides}
+    limit = int(options.get("max_sentence_length", SENTENCE_BYTES))
+    sentences = _Sentences(documents, spec.tokenizer_train_docs, limit)
+    temporary = prefix.with_name(f".{prefix.name}.tmp")
+    files = {ending: temporary.with_name(temporary.name + ending) for ending in (".model", ".vocab")}
+    try:
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(sentences),
+                model_prefix=str(temporary),
+                num_threads=threads,
+                minloglevel=2,
+                **options,
+            )
+        except (RuntimeError, OSError, ValueError) as error:
+            if sentences.error is not None:
+                raise sentences.error from None
+            if not sentences.bytes:
+                raise BytegolfError(
+                    f"there is no text to train the tokenizer {spec.suffix} on: give documents with text"
+                ) from error
+            raise BytegolfError(
+                f"SentencePiece could not train {spec.suffix} on {sentences.bytes:,} bytes of text "
+                f"({_reason(error)}): change vocab_size or trainer_overrides, or give more text"
+            ) from error
+        for ending, file in files.items():
+            with disk_errors(prefix.with_name(prefix.name + ending)):
+                os.replace(file, prefix.with_name(prefix.name + ending))
+    finally:
+        for file in files.values():
+            file.unlink(missing_ok=True)
+    return SentencePieceTokenizer(prefix.with_name(prefix.name + ".model"), spec.suffix)
+
+
+def _reason(error: Exception) -> str:
+    """The readable end of SentencePiece's "INTERNAL: file.cc(12) [condition] message"."""
+    return " ".join(str(error).rpartition("] ")[2].split()).rstrip(". ") or "no reason given"
+
+
+class _Sentences:
+    """Documents as the trainer takes them. Keeps an error of theirs, which would not survive the way through
+    C++.
+    """
+
+    def __init__(self, documents: Iterator[str], max_documents: int | None, max_bytes: int) -> None:
+        self.error: BaseException | None = None
+        self.bytes = 0
+        self._documents = documents
+        self._max_documents = max_documents
+        self._max_bytes = max_bytes
+
+    def __iter__(self) -> Iterator[str]:
+        try:
+            for number, text in enumerate(self._documents):
+                if number == self._max_documents or self.bytes >= MAX_TRAINING_BYTES:
+                    return
+                for sentence in self._cut(text.replace("\0", " ").strip()):
+                    self.bytes += len(sentence.encode("utf-8"))
+                    yield sentence
+        except BaseException as error:
+            self.error = error
+            raise
+
+    def _cut(self, text: str) -> Iterator[str]:
+        """Pieces of at most ``max_bytes``, cut where the trainer would cut words anyway."""
+        if len(text.encode("utf-8")) <= self._max_bytes:
+            if text:
+                yield text
+            return
+        characters = self._max_bytes // 4  # a character has at most four bytes
+        start = 0
+        while start < len(text):
+            end = min(len(text), start + characters)
+            if end < len(text):
+                end = max(text.rfind("\n", start, end), text.rfind(" ", start, end)) + 1 or end
+            if sentence := text[start:end].strip():
+                yield sentence
+            start = end
