@@ -92,9 +92,7 @@ class Loader:
             )
         self.batch_sequences = batch_tokens // seq_len
         if not 0 <= rank < world_size:
-            raise BytegolfError(
-                f"rank {rank} does not exist among {world_size} processes: give 0 to {world_size - 1}"
-            )
+            raise BytegolfError(f"rank {rank} does not exist among {world_size} processes: give 0 to {world_size - 1}")
         if self.batch_sequences % world_size:
             raise BytegolfError(
                 f"a batch of {self.batch_sequences} sequences does not split evenly among {world_size} "

@@ -24,8 +24,7 @@ def check_data_folder(folder: Path) -> None:
     """Raise unless ``folder`` exists and no `prepare` was cut short in it."""
     if not folder.is_dir():
         raise BytegolfError(
-            f"there is no data folder {folder}: make one with `bytegolf prepare --out {folder}`, or name "
-            "another"
+            f"there is no data folder {folder}: make one with `bytegolf prepare --out {folder}`, or name another"
         )
     if (folder / UNFINISHED).exists():
         raise BytegolfError(
@@ -42,17 +41,12 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.exists():
         raise BytegolfError(
-            f"{folder} has no {MANIFEST}: make the folder with `bytegolf prepare --out {folder}`, or name "
-            "another"
+            f"{folder} has no {MANIFEST}: make the folder with `bytegolf prepare --out {folder}`, or name another"
         )
     manifest = read_json(path, "data manifest")
-    lists = (
-        [manifest.get(key) for key in ("datasets", "tokenizers")] if isinstance(manifest, dict) else [None]
-    )
+    lists = [manifest.get(key) for key in ("datasets", "tokenizers")] if isinstance(manifest, dict) else [None]
     if not all(isinstance(part, list) and all(isinstance(entry, dict) for entry in part) for part in lists):
-        raise BytegolfError(
-            f"{path} lists no datasets and tokenizers: it is no data manifest; run prepare again"
-        )
+        raise BytegolfError(f"{path} lists no datasets and tokenizers: it is no data manifest; run prepare again")
     assert isinstance(manifest, dict)
     return manifest
 
@@ -112,9 +106,7 @@ def tokenizer_entry(folder: str | Path, tokenizer_name: str) -> dict[str, Any] |
     for entry in read_manifest(folder)["tokenizers"]:
         if entry.get("name") == name:
             return dict(entry)
-    raise BytegolfError(
-        f"{Path(folder) / MANIFEST} does not describe the tokenizer {name!r}: run prepare again"
-    )
+    raise BytegolfError(f"{Path(folder) / MANIFEST} does not describe the tokenizer {name!r}: run prepare again")
 
 
 def validation_bytes(folder: str | Path, tokenizer_name: str) -> int | None:

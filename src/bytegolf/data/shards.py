@@ -156,13 +156,10 @@ def read_shard(path: str | Path, vocab_size: int | None = None) -> NDArray[np.ui
         )
     magic, version, count = (int(value) for value in header.view("<i4")[:3])
     if magic != MAGIC:
-        raise BytegolfError(
-            f"{path} begins with {magic}, not {MAGIC}: it is no token shard; make or fetch it again"
-        )
+        raise BytegolfError(f"{path} begins with {magic}, not {MAGIC}: it is no token shard; make or fetch it again")
     if version != VERSION:
         raise BytegolfError(
-            f"{path} is a token shard of version {version}, but only version {VERSION} can be read: convert "
-            "it"
+            f"{path} is a token shard of version {version}, but only version {VERSION} can be read: convert it"
         )
     expected = HEADER_BYTES + TOKEN_BYTES * count
     if count < 0 or size != expected:
@@ -173,9 +170,7 @@ def read_shard(path: str | Path, vocab_size: int | None = None) -> NDArray[np.ui
     if count == 0:  # nothing can be mapped
         return np.empty(0, dtype=np.uint16)
     with disk_errors(path, "read the shard"):
-        tokens: NDArray[np.uint16] = np.memmap(
-            path, dtype="<u2", mode="r", offset=HEADER_BYTES, shape=(count,)
-        )
+        tokens: NDArray[np.uint16] = np.memmap(path, dtype="<u2", mode="r", offset=HEADER_BYTES, shape=(count,))
     if vocab_size is not None:
         for start in range(0, count, _SCAN_TOKENS):
             _check_ids(tokens[start : start + _SCAN_TOKENS], vocab_size, path)
@@ -201,9 +196,7 @@ class TokenStream:
 
     def __init__(self, paths: Sequence[str | Path], vocab_size: int) -> None:
         if not paths:
-            raise BytegolfError(
-                "a token stream needs at least one shard: run `bytegolf prepare` to make some"
-            )
+            raise BytegolfError("a token stream needs at least one shard: run `bytegolf prepare` to make some")
         self.paths = [Path(path) for path in paths]
         self.vocab_size = vocab_size
         self._shards = [read_shard(path) for path in self.paths]
@@ -242,7 +235,6 @@ def open_split(data_folder: str | Path, tokenizer_name: str, split: str, vocab_s
     paths = shard_paths(folder, split)
     if not paths:
         raise BytegolfError(
-            f"{folder} has no fineweb_{split}_*.bin, so no {split} split: run `bytegolf prepare` again or "
-            "fetch it"
+            f"{folder} has no fineweb_{split}_*.bin, so no {split} split: run `bytegolf prepare` again or fetch it"
         )
     return TokenStream(paths, vocab_size)

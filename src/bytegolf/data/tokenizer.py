@@ -245,9 +245,7 @@ def load_tokenizer(name: str, folder: str | Path | None = None) -> Tokenizer:
     tokenizer = SentencePieceTokenizer(path, name)
     expected = (entry or {}).get("sha256")
     if expected not in (None, tokenizer.identity()["sha256"]):
-        raise BytegolfError(
-            f"{path} is not the file that the manifest of {folder} was made with: run prepare again"
-        )
+        raise BytegolfError(f"{path} is not the file that the manifest of {folder} was made with: run prepare again")
     return tokenizer
 
 
@@ -257,6 +255,4 @@ def _find_model(folder: Path, name: str) -> Path:
     for place in places:
         if place.exists():
             return place
-    raise BytegolfError(
-        f"{folder} has neither a manifest.json nor {places[0]}, so no tokenizer {name!r}: add one"
-    )
+    raise BytegolfError(f"{folder} has neither a manifest.json nor {places[0]}, so no tokenizer {name!r}: add one")

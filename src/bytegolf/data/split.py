@@ -1,0 +1,69 @@
+"""Which documents are held out for validation."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from bytegolf.data.corpus import Document
+from bytegolf.errors import BytegolfError
+
+DEFAULT = "hash:0.05"
+
+_HELP = "give first:K, hash:FRACTION, group:FRACTION or groups:NAME,NAME"
+
+
+@dataclass(frozen=True)
+class Split:
+    """A rule that holds documents out; equal documents always fall on the same side of ``hash`` and ``group`` rules.
+
+    ``first:K``: the first K documents (as the published data). ``hash:F``: a share F of the documents, by the hash of
+    their text. ``group:F``: a share F of the groups, by the hash of their names. ``groups:A,B``: the named groups.
+    """
+
+    kind: str
+    first: int = 0
+    fraction: float = 0.0
+    groups: frozenset[str] = frozenset()
+
+    @staticmethod
+    def parse(text: str) -> Split:
+        """The rule that ``text`` spells; an error in words where it spells none."""
+        kind, colon, value = text.partition(":")
+        try:
+            if colon and kind == "first" and int(value) > 0:
+                return Split(kind, first=int(value))
+            if colon and kind in ("hash", "group") and 0 < float(value) < 1:
+                return Split(kind, fraction=float(value))
+        except ValueError:
+            pass
+        if kind == "groups" and (names := frozenset(name.strip() for name in value.split(",") if name.strip())):
+            return Split(kind, groups=names)
+        raise BytegolfError(f"{text!r} is no validation split: {_HELP} (K from 1, FRACTION between 0 and 1)")
+
+    def __str__(self) -> str:
+        if self.kind == "first":
+            return f"first:{self.first}"
+        if self.kind == "groups":
+            return "groups:" + ",".join(sorted(self.groups))
+        return f"{self.kind}:{self.fraction:g}"
+
+    def holds_out(self, number: int, document: Document) -> bool:
+        """Whether ``document``, the ``number``-th of all (from 0), is for validation."""
+        if self.kind == "first":
+            return number < self.first
+        if self.kind == "groups":
+            return document.group in self.groups
+        key = document.text if self.kind == "hash" else document.group
+        digest = hashlib.sha256(key.encode("utf-8", errors="surrogatepass")).digest()
+        return int.from_bytes(digest[:8], "big") < self.fraction * 2**64
+
+    def check(self, training: int, validation: int) -> None:
+        """Raise unless both sides got documents."""
+        if training and validation:
+            return
+        side = "validation" if training else "training"
+        raise BytegolfError(
+            f"the split {self} of {training + validation} documents leaves none for {side}: choose another --val, or "
+            "cut long texts into documents with --cut BYTES"
+        )
