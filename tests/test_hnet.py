@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from conftest import TINY, ModelMaker
+from conftest import TINY, ModelMaker, scatter
 from torch import Tensor
 
 from bytegolf.config import LevelConfig, ModelConfig, RouterConfig, StageConfig
@@ -206,6 +206,49 @@ def test_gradients_in_fp64_are_those_of_finite_differences(name: str, make_model
                 p.add_(directions[key], alpha=sign * 1e-6)
             ends.append(float(nats()))
     assert slope == pytest.approx(scale * (ends[0] - ends[1]) / 2e-6, rel=1e-4)
+
+
+def test_gradients_are_scaled_between_stages() -> None:
+    """S2's λ: 1 in the decoder, λ in the main stage and the residual; in the encoder 1 of what the main stage sends
+    back and λ of the rest, so that its gradient is a + λ·b."""
+    ids = tokens(2, 40)
+    grads = {}
+    for scale in (0.5, 1.0, 2.0):
+        torch.manual_seed(1)
+        stage = StageConfig(1, 16, 2, 1)
+        model = LanguageModel(ModelConfig(LevelConfig(stage, RouterConfig(3.0, 0.0, scale), stage, stage)))
+        scatter(model)
+        model.precision = torch.float64
+        model.losses(model(ids[:, :-1]), ids[:, 1:]).sum().backward()
+        for key, parameter in model.named_parameters():
+            if parameter.numel():
+                assert parameter.grad is not None, key
+                grads[key, scale] = parameter.grad.double()
+    close = {"rtol": 1e-4, "atol": 1e-5}
+    for key in {key for key, _ in grads}:
+        half, one, two = (grads[key, scale] for scale in (0.5, 1.0, 2.0))
+        if ".decoder." in key:
+            torch.testing.assert_close(two, one, **close)
+        elif any(part in key for part in (".main.", ".residual.", ".router.")):
+            torch.testing.assert_close(two, 2 * one, **close)
+        elif ".encoder." in key:
+            torch.testing.assert_close(two - one, 2 * (one - half), **close)
+            assert float((two - 2 * one).abs().max()) > 1e-3, key  # a is not nothing
+            assert float((two - one).abs().max()) > 1e-3, key  # nor b
+
+
+def test_confidence_teaches_the_router_at_every_position(
+    make_model: ModelMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a single chunk the smoothing says nothing about p: what gradient there is comes from the confidence."""
+    monkeypatch.setattr("bytegolf.model.router.THRESHOLD", 1.0)
+    model = make_model("one-level")
+    ids = tokens(2, 30)
+    model.losses(model(ids[:, :-1]), ids[:, 1:]).sum().backward()
+    for key, parameter in model.named_parameters():
+        if "router" in key:
+            assert parameter.grad is not None, key
+            assert float(parameter.grad.abs().max()) > 1e-3, key
 
 
 @pytest.mark.parametrize("name", TINY)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import TINY, ModelMaker
+from conftest import TINY, ModelMaker, scatter
 from torch import Tensor
 
+from bytegolf.config import LevelConfig, ModelConfig, RouterConfig, StageConfig
 from bytegolf.model.hnet import StepTrace
 from bytegolf.model.lm import BOS, LanguageModel
 
@@ -85,6 +86,34 @@ def test_step_is_forward_of_each_prefix(name: str, ids: Tensor, make_model: Mode
         torch.testing.assert_close(logits[:, :length], model.cap(out.logits), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", TINY)
+def test_step_is_forward_in_fp64(name: str, ids: Tensor, make_model: ModelMaker) -> None:
+    """Where noise hides nothing: what differs is less than 1e-10."""
+    model = make_model(name)
+    model.precision = torch.float64
+    with torch.no_grad():
+        wanted = model.cap(model(ids[:, :48]).logits)
+    torch.testing.assert_close(run(model, ids[:, :48])[0], wanted, rtol=0, atol=1e-10)
+
+
+def test_step_clamps_p_as_forward_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal and opposite neighbours give p = 0 and 1 exactly, since nothing stands before the router."""
+    monkeypatch.setattr("bytegolf.model.router.THRESHOLD", -1.0)
+    stage = StageConfig(2, 16, 2, 1)
+    nothing = StageConfig(0, 16, 2, 1)
+    model = LanguageModel(ModelConfig(LevelConfig(nothing, RouterConfig(3.0), stage, stage), embed_std=0.5))
+    scatter(model)
+    model.precision = torch.float64
+    with torch.no_grad():
+        for weight in (model.network.get_parameter(f"router.{k}_proj.weight") for k in "qk"):
+            torch.nn.init.eye_(weight)
+        model.embedding.weight[6] = -model.embedding.weight[5]
+        ids = torch.tensor([[BOS, 5, 5, 6, 6, 6, 5, 5, 5, 5, 7, 8, 5, 6, 7, 7]])
+        out = model(ids)
+    assert {0.0, 1.0} <= {round(p, 12) for p in out.traces[0].p[0, 1:].tolist()}
+    torch.testing.assert_close(run(model, ids)[0], model.cap(out.logits), rtol=0, atol=1e-10)
+
+
 @pytest.mark.parametrize("name", ["flat", "two-level"])
 def test_long_sequences(name: str, make_model: ModelMaker) -> None:
     """Caches grow more than once, and rings come round many times."""
@@ -100,10 +129,10 @@ def test_a_restart_forgets_the_document_before(name: str, ids: Tensor, make_mode
     """After BOS a used state gives what a new one gives: cache, router memory and z̄."""
     model = make_model(name, reset_at_bos=True)
     used = model.start(2)
-    for t in range(30):
+    for t in range(20):
         model.step(ids[:2, t], used)
     new = model.start(2)
-    for token in ids[:2, :25].unbind(1):
+    for token in ids[:2, :15].unbind(1):
         torch.testing.assert_close(model.step(token, used), model.step(token, new), rtol=0, atol=1e-6)
 
 
