@@ -45,36 +45,58 @@ def prepare(
         Parameter(help="Text files, folders, .jsonl[.gz|.zst], .parquet, or - for stdin; none = the default corpus."),
     ],
     out: Annotated[Path, Parameter(help="The data folder to write.")],
-    tokenizer: Annotated[str, Parameter(help="byte260, sp1024 (or spN), or a SPECS.json.")] = "byte260",
+    tokenizer: Annotated[
+        str, Parameter(help="byte260, sp1024 (or spN) or a SPECS.json; several with commas between.")
+    ] = "byte260",
     val: Annotated[
         str | None,
-        Parameter(help="Validation split: first:K, hash:FRACTION, group:FRACTION or groups:A,B (default hash:0.05)."),
+        Parameter(
+            help="Validation split: first:K, hash:FRACTION, group:FRACTION or groups:A,B; by default hash:0.05, and "
+            "four authors of the default corpus."
+        ),
     ] = None,
+    cut: Annotated[
+        int,
+        Parameter(help="Cut plain texts into documents of about so many bytes; 0 = a file is one.", validator=_COUNT),
+    ] = 0,
     field: Annotated[str, Parameter(help="Field or column that holds the text.")] = "text",
     group_field: Annotated[str | None, Parameter(help="Field or column that holds the group.")] = None,
-    workers: Annotated[int, Parameter(help="Processes or threads for SentencePiece; 0 = one a core.")] = 0,
+    workers: Annotated[int, Parameter(help="Threads of SentencePiece; 0 = one a core.", validator=_COUNT)] = 0,
     json: Json = False,
 ) -> None:
     """Turn documents into token shards, validation split included.
 
     Example: bytegolf prepare --out data/default
     Example: bytegolf prepare books/ a.jsonl --out data/mine --tokenizer sp1024
+    Example: bytegolf prepare one.txt --out data/one --cut 20000
 
-    JSON keys: out, and for each data set its statistics (tokens_train,
-    tokens_val, docs_train, docs_val, ...).
+    JSON keys: out, split, datasets (by tokenizer: tokenizer, vocab_size,
+    docs_total, docs_train, docs_val, and likewise files_, tokens_, bytes_ and
+    original_bytes_, the last two for train and val).
     """
     from bytegolf.data.manifest import data_summary
     from bytegolf.data.prepare import prepare as run
 
-    run(list(sources), out, tokenizer, val, text_field=field, group_field=group_field, workers=workers)
+    manifest = run(
+        sources,
+        out,
+        tokenizer,
+        val,
+        text_field=field,
+        group_field=group_field,
+        cut=cut,
+        workers=workers,
+        quiet=not sys.stderr.isatty(),
+    )
     summary = data_summary(out)
     console = _console()
     for name, stats in summary.items():
         console.print(
             f"{name}: {stats['tokens_train']:,} training and {stats['tokens_val']:,} validation tokens from "
-            f"{stats['docs_train']:,} + {stats['docs_val']:,} documents in {out}"
+            f"{stats['docs_train']:,} + {stats['docs_val']:,} documents in {out}",
+            soft_wrap=True,
         )
-    _finish(json, {"out": str(out), **summary})
+    _finish(json, {"out": str(out), "split": manifest["split"], "datasets": summary})
 
 
 @app.command(sort_key=1)
@@ -145,7 +167,7 @@ def evaluate(
     (nats a token), tokens, bytes, seconds, bytes_per_second, subset (whether
     --limit left something out), tokens_dropped, stride, seq_len, precision,
     artifact_bytes, code_bytes, total_bytes, limit_bytes, fits, params,
-    artifact_sha256, boundaries (windows, bytes, boundaries, chunks,
+    artifact_sha256, boundaries (windows, bytes, boundaries, chunks, rate,
     whitespace_agreement, random_agreement, boundaries_per_256,
     mean_chunk_bytes, cv, utf8_splits; null for a flat model).
     """
@@ -202,7 +224,9 @@ def segment(
     text: Annotated[str | None, Parameter(help="The text; without it and --file, two standard sentences.")] = None,
     /,
     *,
-    file: Annotated[Path | None, Parameter(help="Read the text from a file (- = stdin).")] = None,
+    file: Annotated[
+        Path | None, Parameter(help="Read the text from a file (- = stdin).", allow_leading_hyphen=True)
+    ] = None,
     level: Annotated[int, Parameter(help="Chunking level; 0 is the outermost.", validator=_COUNT)] = 0,
     data: Data = None,
     json: Json = False,
@@ -314,7 +338,7 @@ def main() -> NoReturn:
     if isinstance(sys.stdout, io.TextIOWrapper):  # any text can be shown, whatever the terminal's encoding
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        app(exit_on_error=False, print_error=False)
+        app(sys.argv[1:], console=_console(), exit_on_error=False, print_error=False)
         sys.stdout.flush()
     except CycloptsError as error:
         _fail(_usage(error))
@@ -363,10 +387,16 @@ def _without_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave it to ``main``, which takes it for success; rich would exit with 1."""
+        raise
+
+
 def _console() -> Console:
     """For stdout: as wide as the terminal; in a pipe, where nobody's width is known, wide enough for every table."""
     piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    return Console(highlight=False, width=120 if piped else None)
+    return _Console(highlight=False, width=120 if piped else None)
 
 
 def _finish(wanted: bool, result: dict[str, Any]) -> None:

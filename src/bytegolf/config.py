@@ -310,6 +310,8 @@ def load(source: str | Path, overrides: Iterable[str] = ()) -> Config:
     name = str(source)
     if name in preset_names():
         text = (resources.files("bytegolf") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
+    elif Path(name).is_dir():
+        raise BytegolfError(f"{name} is a folder: name a preset or a TOML file, such as a run's {name}/config.toml")
     elif name.endswith(".toml") or "/" in name:
         with disk_errors(Path(name), "read the configuration"):
             data = Path(name).read_bytes()
@@ -317,8 +319,6 @@ def load(source: str | Path, overrides: Iterable[str] = ()) -> Config:
             text = data.decode("utf-8")
         except UnicodeDecodeError as error:
             raise BytegolfError(f"{name} is not UTF-8 (byte {error.start}), so it is no TOML file") from error
-    elif Path(name).is_dir():
-        raise BytegolfError(f"{name} is a folder: name a preset or a TOML file, such as a run's {name}/config.toml")
     else:
         close = difflib.get_close_matches(name, preset_names(), 1)
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(preset_names())}"
