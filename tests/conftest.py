@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import hypothesis
 import pytest
 import torch
+from commands import flat_run, subword_run, tiny_data, tiny_run, two_level_run  # noqa: F401  (fixtures for all)
 from jaxtyping import install_import_hook
 
 if TYPE_CHECKING:

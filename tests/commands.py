@@ -1,0 +1,184 @@
+"""Help for tests that go through the command line: run it in this process, on a small corpus and tiny models."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import random
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from bytegolf.config import Config
+
+SUBWORDS = "sp400"
+"""The second tokenizer of the tiny corpus: a SentencePiece model of 400 pieces, trained on it."""
+
+_WORDS = (
+    "the of people and government congress states public great present united country law peace nation year war power "
+    "time treaty revenue commerce citizens justice duty café future naïve"
+)
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a command answered."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """The last line of stdout, which ``--json`` makes an object."""
+        value = json.loads(self.out.splitlines()[-1])
+        assert isinstance(value, dict)
+        return value
+
+
+def cli(*arguments: object, stdin: bytes = b"") -> Ran:
+    """Run ``bytegolf ARGUMENTS`` in this process; an exception that would print a traceback fails the test."""
+    from bytegolf.cli import main
+
+    out, err = io.StringIO(), io.StringIO()
+    before = sys.argv, sys.stdin
+    sys.argv = ["bytegolf", *map(str, arguments)]
+    sys.stdin = io.TextIOWrapper(io.BytesIO(stdin))
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as exit:
+            main()
+    finally:
+        sys.argv, sys.stdin = before
+    assert isinstance(exit.value.code, int)
+    return Ran(exit.value.code, out.getvalue(), err.getvalue())
+
+
+def good(*arguments: object, stdin: bytes = b"") -> Ran:
+    """``cli``, for commands that must succeed."""
+    ran = cli(*arguments, stdin=stdin)
+    assert ran.code == 0, ran.err
+    return ran
+
+
+def refused(*arguments: object, stdin: bytes = b"") -> str:
+    """``cli``, for commands that must be refused: exit code 2 and one line on stderr, which is returned.
+
+    Only what had already begun may have told of its progress before.
+    """
+    ran = cli(*arguments, stdin=stdin)
+    assert ran.code == 2, (ran.out, ran.err)
+    *progress, line = ran.err.splitlines()
+    assert all(" · " in said for said in progress), ran.err
+    assert line.startswith("bytegolf: ")
+    return line.removeprefix("bytegolf: ")
+
+
+def sentences(count: int, seed: int = 1) -> Iterator[str]:
+    """Made-up English; some letters have two bytes."""
+    draw = random.Random(seed)
+    for _ in range(count):
+        yield " ".join(draw.choices(_WORDS.split(), k=draw.randint(5, 14))).capitalize() + "."
+
+
+def text(size: int, seed: int = 1) -> str:
+    """About ``size`` bytes of sentences."""
+    return " ".join(sentences(size // 60, seed))
+
+
+def small(preset: str = "cpu-demo", *, dim: int = 32, layers: int = 1, seq_len: int = 128) -> list[str]:
+    """Overrides that make a preset's every stage tiny and its training ten quick steps."""
+    from bytegolf.config import load
+
+    changes = []
+    for path, _ in stages(load(preset)):
+        changes += [f"{path}.{key}" for key in (f"dim={dim}", f"layers={layers}", "heads=2", "kv_heads=1")]
+    budget = ("max_seconds=0", "max_steps=10", "warmup_steps=0", "validate_tokens=1024", "log_every=2")
+    shape = (f"seq_len={seq_len}", f"batch_tokens={4 * seq_len}", "micro_batch=0", "precision=fp32")
+    return [*changes, *(f"train.{change}" for change in (*shape, *budget))]
+
+
+def stages(config: Config) -> Iterator[tuple[str, Any]]:
+    """Each stage of a configuration with its dotted path."""
+    from bytegolf.config import LevelConfig, StageConfig
+
+    def walk(network: StageConfig | LevelConfig, path: str) -> Iterator[tuple[str, StageConfig]]:
+        if isinstance(network, StageConfig):
+            yield path, network
+        else:
+            yield f"{path}.encoder", network.encoder
+            yield from walk(network.main, f"{path}.main")
+            yield f"{path}.decoder", network.decoder
+
+    return walk(config.model.network, "model.network")
+
+
+# ---------------------------------------------------------------------------------------------- shared folders
+
+
+@dataclass(frozen=True)
+class TinyRun:
+    """A run that the tests share: look, but change nothing in it."""
+
+    folder: Path
+    data: Path
+    ran: Ran
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder of 60 kB with byte and SentencePiece tokens, as `prepare` makes it from a .jsonl."""
+    home = tmp_path_factory.mktemp("corpus")
+    rows = [json.dumps({"text": text(600, seed), "n": seed}) for seed in range(100)]
+    (home / "corpus.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    specs = [
+        {"name": "pure_byte_260", "kind": "byte", "dataset_suffix": "byte260"},
+        {"name": f"{SUBWORDS}_bpe", "dataset_suffix": SUBWORDS, "vocab_size": int(SUBWORDS[2:])},
+    ]
+    (home / "specs.json").write_text(json.dumps({"tokenizers": specs}))
+    good(
+        "prepare",
+        home / "corpus.jsonl",
+        "--out",
+        home / "data",
+        "--tokenizer",
+        home / "specs.json",
+        "--val",
+        "first:10",
+    )
+    return home / "data"
+
+
+def _train(data: Path, folder: Path, preset: str, *changes: str) -> TinyRun:
+    ran = good("train", preset, *small(preset), *changes, "--data", data, "--out", folder, "--json")
+    return TinyRun(folder, data, ran)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    """A one-level H-Net over bytes, after ten steps."""
+    return _train(tiny_data, tmp_path_factory.mktemp("runs") / "hnet", "cpu-demo")
+
+
+@pytest.fixture(scope="session")
+def flat_run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    """A flat GPT over bytes, after ten steps."""
+    return _train(tiny_data, tmp_path_factory.mktemp("runs") / "flat", "cpu-gpt")
+
+
+@pytest.fixture(scope="session")
+def two_level_run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    """A two-level H-Net over bytes, after ten steps."""
+    return _train(tiny_data, tmp_path_factory.mktemp("runs") / "two", "hnet-2stage")
+
+
+@pytest.fixture(scope="session")
+def subword_run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    """A one-level H-Net over SentencePiece tokens, after ten steps."""
+    changes = (f"data.tokenizer={SUBWORDS}", f"model.vocab_size={SUBWORDS[2:]}")
+    return _train(tiny_data, tmp_path_factory.mktemp("runs") / "subwords", "study1-sp1024", *changes)

@@ -1,0 +1,281 @@
+"""The verbs as people and programs meet them: help, JSON, pipes, text in and out."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import Ran, TinyRun, cli, good, refused
+
+from bytegolf.infer.sample import as_text
+
+VERBS = ("prepare", "train", "eval", "export", "segment", "sample", "presets")
+
+
+def real(*arguments: object, **options: Any) -> subprocess.CompletedProcess[bytes]:
+    """``python -m bytegolf`` as a process of its own."""
+    return subprocess.run([sys.executable, "-m", "bytegolf", *map(str, arguments)], capture_output=True, **options)
+
+
+# ---------------------------------------------------------------------------------------------- help
+
+
+def test_help_names_every_verb_in_the_order_of_the_data() -> None:
+    shown = [line.split()[1] for line in good("--help").out.splitlines() if re.match("│ [a-z]", line)]
+    assert tuple(shown) == VERBS
+    assert good("--help").out == good().out
+
+
+def test_help_comes_without_torch_and_at_once() -> None:
+    """In processor time, so that a busy machine fails nothing."""
+    asked = [["--help"], ["--version"], *([verb, "--help"] for verb in VERBS)]
+    code = f"""
+import contextlib, sys
+from bytegolf.cli import main
+for arguments in {asked}:
+    sys.argv = ["bytegolf", *arguments]
+    with contextlib.suppress(SystemExit):
+        main()
+    assert not {{"torch", "numpy", "sentencepiece", "pyarrow"}} & sys.modules.keys(), arguments
+"""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime - before.ru_utime < 0.5 + 0.05 * len(asked)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_a_verb_is_complete(verb: str) -> None:
+    shown = good(verb, "--help").out
+    assert f"Example: bytegolf {verb}" in shown
+    assert "JSON keys" in shown
+    assert "--json" in shown
+    for line in shown.splitlines():
+        assert len(line) <= 120
+        if option := re.match(r"│ \*? +(--[a-z-]+|[A-Z]+)\b(?: [A-Z]+)? *(.*)│", line):
+            assert option[2].strip(), f"{option[1]} of {verb} is not explained"
+
+
+def test_examples_parse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each example of the help names only options that there are: what it then lacks is a file."""
+    monkeypatch.chdir(tmp_path)
+    import shlex
+
+    for verb in VERBS:
+        examples = re.findall(r"Example: bytegolf (.*)", good(verb, "--help").out)
+        assert examples
+        for example in examples:
+            if verb != "presets" and "data/default" not in example:  # that would prepare the default corpus
+                assert "--help" not in refused(*shlex.split(example)), example
+
+
+# ---------------------------------------------------------------------------------------------- JSON
+
+
+def results(run: TinyRun, out: Path) -> Iterator[tuple[str, Ran]]:
+    """Each verb's answer to --json."""
+    (out / "a.txt").write_text("One sentence, and another one.\n" * 40)
+    yield "prepare", good("prepare", out / "a.txt", "--out", out / "data", "--cut", 200, "--val", "first:2", "--json")
+    yield "train", run.ran
+    yield "eval", good("eval", run.folder, "--json")
+    yield "export", good("export", run.folder, "--out", out / "x.bgolf", "--json")
+    yield "segment", good("segment", run.folder, "--json")
+    yield "sample", good("sample", run.folder, "--bytes", 4, "--json")
+    yield "presets", good("presets", "--json")
+
+
+def no_json(name: str) -> None:
+    """Python writes NaN and Infinity, which other readers refuse."""
+    pytest.fail(f"{name} is no JSON")
+
+
+def keys(value: Any) -> Iterator[str]:
+    """All keys in nested JSON."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield key
+            yield from keys(inner)
+    elif isinstance(value, list):
+        for inner in value[:1]:
+            yield from keys(inner)
+
+
+def test_json_is_one_documented_object(tiny_run: TinyRun, tmp_path: Path) -> None:
+    seen = []
+    for verb, ran in results(tiny_run, tmp_path):
+        seen.append(verb)
+        line = ran.out.splitlines()[-1]
+        value = json.loads(line, parse_constant=no_json)
+        assert isinstance(value, dict)
+        help_text = " ".join(good(verb, "--help").out.split())
+        if verb == "train":
+            help_text += " ".join(good("eval", "--help").out.split())
+        for key in keys(value):
+            if key != "byte260" and not re.search(r"_(total|train|val)$", key):
+                assert re.search(rf"\b{key}\b", help_text), f"{verb} --help does not tell of {key}"
+    assert tuple(seen) == VERBS
+
+
+def test_the_keys_that_programs_rely_on(tiny_run: TinyRun) -> None:
+    assert {"bpb", "val_loss", "tokens", "bytes", "seconds", "artifact_bytes", "params"} <= tiny_run.ran.json.keys()
+    found = good("segment", tiny_run.folder, "--json").json
+    assert {"boundaries", "chunks", "mean_chunk_bytes", "cv", "whitespace_agreement"} <= found.keys()
+
+
+# ---------------------------------------------------------------------------------------------- segment
+
+
+def test_segment_takes_text_from_everywhere(tiny_run: TinyRun, tmp_path: Path) -> None:
+    content = "The people of the café\n"
+    (tmp_path / "f.txt").write_text(content, encoding="utf-8")
+    given = good("segment", tiny_run.folder, content, "--json").json
+    assert given == good("segment", tiny_run.folder, "--file", tmp_path / "f.txt", "--json").json
+    assert given == good("segment", tiny_run.folder, "--file", "-", "--json", stdin=content.encode()).json
+    assert given["bytes"] == len(content.encode())
+    default = good("segment", tiny_run.folder, "--json").json
+    assert "".join(default["chunks"]).startswith("The quick brown fox jumps over the lazy dog. Natural")
+    assert default["bytes"] == 118
+
+
+def test_segment_gives_consistent_figures(tiny_run: TinyRun, two_level_run: TinyRun) -> None:
+    for run, level in ((tiny_run, 0), (two_level_run, 0), (two_level_run, 1)):
+        found = good("segment", run.folder, "--level", level, "--json").json
+        edges = [*found["boundaries"], found["bytes"]]
+        lengths = [end - start for start, end in itertools.pairwise(edges)]
+        assert found["boundaries"][0] == 0
+        assert lengths == [len(chunk) for chunk in found["chunks"]]  # the text is ASCII
+        assert found["mean_chunk_bytes"] == pytest.approx(sum(lengths) / len(lengths))
+        assert found["level"] == level
+    outer, inner = (
+        set(good("segment", two_level_run.folder, "--level", level, "--json").json["boundaries"]) for level in (0, 1)
+    )
+    assert inner <= outer, "an inner chunk is made of outer ones"
+
+
+def test_segment_shows_brackets_in_a_pipe(tiny_run: TinyRun) -> None:
+    ran = good("segment", tiny_run.folder, "a [red]b[/red]\tc", "--json")
+    shown = ran.out.splitlines()[0]
+    assert "\x1b" not in ran.out
+    assert shown.startswith("[a")
+    chunks = re.findall(r"\[((?:\\.|[^\]\\])*)\]", shown)
+    assert [chunk.replace("\\[", "[").replace("\\]", "]").replace("\\t", "\t") for chunk in chunks] == ran.json[
+        "chunks"
+    ]
+
+
+def test_segment_reads_texts_longer_than_a_window_and_any_bytes(tiny_run: TinyRun, tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(bytes(range(256)) * 3)
+    assert good("segment", tiny_run.folder, "--file", tmp_path / "f", "--json").json["bytes"] == 768
+
+
+def test_a_flat_model_has_no_chunks(flat_run: TinyRun) -> None:
+    assert "flat model: it has no router" in refused("segment", flat_run.folder)
+    assert "chunks" not in good("eval", flat_run.folder).out
+
+
+def test_chunk_starts_of_subwords_are_token_starts(subword_run: TinyRun) -> None:
+    found = good("segment", subword_run.folder, "The people of the nation", "--json").json
+    assert "".join(found["chunks"]) == "The people of the nation"
+
+
+# ---------------------------------------------------------------------------------------------- sample
+
+
+def test_sample_repeats_itself_by_seed(tiny_run: TinyRun) -> None:
+    one, again, other = (
+        good("sample", tiny_run.folder, "The", "--bytes", 24, "--seed", seed, "--json").json for seed in (1, 1, 2)
+    )
+    assert one["text"] == again["text"]
+    assert one["text"] != other["text"]
+    assert one["prompt"] == "The"
+
+
+def test_greedy_needs_no_seed(tiny_run: TinyRun) -> None:
+    greedy = {
+        good("sample", tiny_run.folder, "x", "--bytes", 12, *setting, "--seed", seed, "--json").json["text"]
+        for seed in (1, 2)
+        for setting in (("--temperature", 0), ("--temperature", 1e-300), ("--top-p", 1e-9))
+    }
+    assert len(greedy) == 1
+
+
+@pytest.mark.parametrize("size", [0, 1, 7])
+def test_sample_writes_at_most_so_many_bytes(tiny_run: TinyRun, subword_run: TinyRun, size: int) -> None:
+    for run in (tiny_run, subword_run):
+        ran = good("sample", run.folder, "Fellow", "--bytes", size, "--seed", 3, "--json")
+        assert ran.json["bytes"] <= size
+        assert run is subword_run or ran.json["bytes"] == size, "ten steps do not teach to stop"
+        assert ran.out.splitlines()[0].startswith("Fellow")
+
+
+def test_prompts_of_all_kinds(tiny_run: TinyRun, subword_run: TinyRun) -> None:
+    for run in (tiny_run, subword_run):
+        for prompt in ("", "é漢🙂", "a\nb", " "):
+            ran = good("sample", run.folder, "--bytes", 2, "--json", "--", prompt)
+            assert ran.json["prompt"] == prompt
+            assert ran.out.startswith(prompt)
+    assert good("sample", tiny_run.folder, "--bytes", 1, "--json", "--", "-5 degrees").json["prompt"] == "-5 degrees"
+
+
+def test_streamed_characters_are_whole() -> None:
+    data = "naïve 漢字 🙂!".encode()
+    assert "".join(as_text(bytes([byte]) for byte in data)) == data.decode()
+    for size in range(len(data)):
+        assert "".join(as_text(iter([data[:size]]))) == data[:size].decode(errors="ignore")
+    assert list(as_text(iter([b"caf", b"\xc3", b"\xa9", b"\xff", b"\xe2\x82"]))) == ["caf", "é", "\ufffd"]
+
+
+# ---------------------------------------------------------------------------------------------- processes
+
+
+def test_the_command_in_a_pipe(tiny_run: TinyRun) -> None:
+    """A process of its own: UTF-8 in and out, bytes that no text has, a reader that leaves early."""
+    ran = real("segment", tiny_run.folder, "--file", "-", "--json", input=b"caf\xc3\xa9 \xff")
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout.splitlines()[-1])["bytes"] == 7
+    assert ran.stderr == b""
+
+
+def test_a_reader_that_leaves_and_a_full_disk() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    ran = subprocess.run([sys.executable, "-m", "bytegolf", "--help"], stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert (ran.returncode, ran.stderr) == (0, b"")
+    if Path("/dev/full").is_char_device():
+        with Path("/dev/full").open("wb") as full:
+            ran = subprocess.run([sys.executable, "-m", "bytegolf", "--help"], stdout=full, stderr=subprocess.PIPE)
+        assert (ran.returncode, ran.stderr) == (2, b"bytegolf: cannot write to stdout: the disk is full\n")
+
+
+def test_an_alphabet_that_the_terminal_lacks() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "bytegolf", "--help"],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_what_is_no_fault_of_the_user_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bug must not look like bad input."""
+    monkeypatch.setattr("bytegolf.recipes.show.preset_rows", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli("presets")
+
+
+def test_running_out_of_memory_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you ...")
+
+    monkeypatch.setattr("bytegolf.recipes.show.preset_rows", fail)
+    assert "out of memory" in refused("presets")

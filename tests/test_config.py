@@ -1,0 +1,193 @@
+"""Configurations: overrides, unions, ranges, and errors that name the dotted key."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import tomli_w
+
+from bytegolf.config import (
+    Config,
+    LevelConfig,
+    ModelConfig,
+    RouterConfig,
+    StageConfig,
+    TrainConfig,
+    from_dict,
+    levels,
+    load,
+    outer_dim,
+    preset_names,
+    to_dict,
+)
+from bytegolf.errors import BytegolfError
+
+
+def error(*overrides: str, source: str | Path = "cpu-demo") -> str:
+    """What ``load`` says against these overrides."""
+    with pytest.raises(BytegolfError) as caught:
+        load(source, overrides)
+    return str(caught.value)
+
+
+# ---------------------------------------------------------------------------------------------- overrides
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("optim.muon_lr=0.5", 0.5),
+        ("optim.muon_lr=1", 1.0),
+        ("train.max_steps=7", 7),
+        ("train.max_steps=1_000", 1000),
+        ("train.precision=fp32", "fp32"),
+        ('train.precision="fp32"', "fp32"),
+        ("data.path=/a b/c=d", "/a b/c=d"),
+        ("data.path=", ""),
+        ("model.reset_at_bos=true", True),
+        ("eval.stride=64", 64),  # a section that the preset does not have
+        ("model.network.main.layers=9", 9),
+        ("about=x\nname = 1", "x\nname = 1"),  # no way to slip a second key in
+    ],
+)
+def test_an_override_sets_its_key(override: str, value: object) -> None:
+    found: object = load("cpu-demo", [override])
+    for part in override.partition("=")[0].split("."):
+        found = getattr(found, part)
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_the_last_override_wins_and_others_stay() -> None:
+    before, after = load("cpu-demo"), load("cpu-demo", ["train.seed=1", "train.seed=2"])
+    assert after == dataclasses.replace(before, train=dataclasses.replace(before.train, seed=2))
+
+
+def test_an_override_can_replace_a_whole_network() -> None:
+    config = load("cpu-demo", ["model.network={layers=1, dim=8, heads=2, kv_heads=1}"])
+    assert config.model.network == StageConfig(1, 8, 2, 1)
+
+
+@pytest.mark.parametrize("override", ["train.seed", "=3", "train"])
+def test_what_is_no_override_is_refused(override: str) -> None:
+    assert "section.key=value" in error(override)
+
+
+# ---------------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train.sed=1", "train.sed: did you mean train.seed?"),
+        ("trian.seed=1", "trian: did you mean train?"),
+        ("model.network.encoder.dims=8", "model.network.encoder.dims: did you mean model.network.encoder.dim?"),
+        ("optim.zzz=1", "optim.zzz: known keys: muon_lr,"),
+        ("train.seq_len.x=1", "train.seq_len.x: seq_len is a value"),
+        ("train.seed=1.5", "train.seed is 1.5, a float: give a value of type int"),
+        ("train.seed=true", "train.seed is True, a bool: give a value of type int"),
+        ("train.seed=abc", "train.seed is 'abc', a str: give a value of type int"),
+        ("optim.muon_lr=fast", "optim.muon_lr is 'fast', a str: give a value of type float"),
+        ("optim.muon_lr=true", "optim.muon_lr is True, a bool: give a value of type float"),
+        ("optim.muon_lr=[1]", "optim.muon_lr is [1], a list"),
+        ("model.reset_at_bos=1", "model.reset_at_bos is 1, a int: give a value of type bool"),
+        ("name=3", "name is 3"),
+        ("train.precision=fp8", "train.precision is 'fp8': choose one of 'auto', 'bf16', 'fp32'"),
+        ("train=3", "train must be a table"),
+        ("model.network=3", "model.network must be a table"),
+        ("model.network={layers=1}", "model.network.dim is missing: model width"),
+        (
+            "model.network.main.router={target=2}",
+            "unknown configuration key model.network.main.layers: known keys: encoder",
+        ),
+        ("model.network={encoder={layers=1, dim=8, heads=2, kv_heads=1}}", "model.network.router is missing"),
+    ],
+)
+def test_errors_name_the_dotted_key(override: str, said: str) -> None:
+    assert said in error(override)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train.seed=-1", "train.seed is -1: give a number of at least 0"),
+        ("optim.muon_lr=nan", "optim.muon_lr is nan"),
+        ("optim.muon_lr=inf", "optim.muon_lr is inf"),
+        ("model.network.encoder.qk_gain=inf", "model.network.encoder.qk_gain is inf: give a finite number"),
+        ("train.decay_fraction=1.5", "train.decay_fraction is 1.5: give a number of at least 0 and up to 1"),
+        ("train.ema_decay=1", "train.ema_decay is 1.0: give a number of at least 0 and below 1"),
+        ("train.log_every=0", "train.log_every is 0"),
+        ("train.keep_checkpoints=0", "train.keep_checkpoints is 0"),
+        ("eval.stride=-1", "eval.stride is -1"),
+        ("eval.batch=0", "eval.batch is 0"),
+        ("model.vocab_size=70000", "model.vocab_size is 70000"),
+        ("model.network.router.target=1", "model.network.router.target is 1.0: give a number above 1"),
+        ("model.network.router.grad_scale=0", "model.network.router.grad_scale is 0.0"),
+        ("model.network.main.layers=-1", "model.network.main.layers is -1"),
+        ("model.network.main.heads=0", "model.network.main.heads is 0"),
+        ("model.network.main.heads=3", "model.network.main: dim 256 does not split into 3 heads"),
+        ("model.network.main.heads=256", "model.network.main: dim 256 does not split into 256 heads of even width"),
+        ("model.network.main.kv_heads=3", "model.network.main: 4 heads do not share 3 kv_heads"),
+        ("model.network.decoder.dim=128", "model.network: encoder.dim 256 and decoder.dim 128 differ"),
+        ("model.network.main.dim=128", "model.network: main.dim 128 is below encoder.dim 256"),
+        ("train.batch_tokens=1000", "train: batch_tokens 1000 is no multiple of seq_len"),
+        ("train.max_seconds=0", "train: training has no end"),
+    ],
+)
+def test_values_out_of_range_are_refused(override: str, said: str) -> None:
+    assert said in error(override)
+
+
+def test_ranges_hold_without_a_file_too() -> None:
+    with pytest.raises(BytegolfError, match="layers is -1"):
+        StageConfig(-1, 8, 2, 1)
+    with pytest.raises(BytegolfError, match="no end"):
+        TrainConfig(seq_len=8, batch_tokens=8)
+
+
+def test_every_error_is_one_line() -> None:
+    assert "\n" not in error("train.seed=1.5", source="cpu-gpt")
+    assert "\n" not in error("nothing")
+
+
+# ---------------------------------------------------------------------------------------------- sources
+
+
+def test_an_unknown_preset_gets_a_suggestion_or_the_list() -> None:
+    assert "did you mean cpu-demo?" in error(source="cpu-dem")
+    assert all(name in error(source="zzzzzz") for name in preset_names())
+
+
+def test_files_that_are_no_configuration(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    assert f"cannot read the configuration {file}: no such file" in error(source=file)
+    file.write_text("name = \n")
+    assert f"{file} is not valid TOML" in error(source=file)
+    assert "line 1" in error(source=file)
+    file.write_bytes(b'name = "\xff"\n')
+    assert f"{file} is not UTF-8 (byte 8)" in error(source=file)
+    file.write_text('name = "x"\n')
+    assert "configuration key about is missing" in error(source=file)
+    assert f"{tmp_path} is a folder" in error(source=tmp_path)
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_saved_configuration_loads_as_it_was(name: str, tmp_path: Path) -> None:
+    config = load(name, ["train.ema_decay=0.5", 'data.path="a \\"quoted\\" höhle"'])
+    file = tmp_path / "saved.toml"
+    file.write_bytes(tomli_w.dumps(to_dict(config)).encode())
+    assert load(file) == config
+    assert from_dict(Config, to_dict(config)) == config
+
+
+def test_the_union_of_networks_is_told_apart_at_every_depth() -> None:
+    stage = StageConfig(1, 8, 2, 1)
+    inner = LevelConfig(stage, RouterConfig(2.0), stage, stage)
+    for network in (stage, inner, LevelConfig(stage, RouterConfig(3.0), inner, stage)):
+        model = ModelConfig(network)
+        assert from_dict(ModelConfig, to_dict(model)) == model
+        assert outer_dim(network) == 8
+    assert [level.router.target for level in levels(LevelConfig(stage, RouterConfig(3.0), inner, stage))] == [3.0, 2.0]
+    assert levels(stage) == []

@@ -1,0 +1,135 @@
+"""The presets that come with the package: complete, commented, of the published sizes, and causal."""
+
+from __future__ import annotations
+
+import tomllib
+from importlib import resources
+
+import pytest
+import torch
+from commands import good, stages
+from conftest import scatter
+
+from bytegolf.config import Config, levels, load, preset_names
+from bytegolf.model.lm import BOS, LanguageModel, count_parameters
+
+PARAMETERS = {
+    "baseline-sp1024": 17_059_912,  # S0, published
+    "cpu-demo": 3_942_432,
+    "cpu-gpt": 3_745_824,
+    "hnet-2stage": 5_414_118,
+    "study1-byte": 17_455_176,  # S2, published
+    "study1-sp1024": 17_846_344,  # S2, published
+    "study2-byte": 22_966_880,  # S3, published
+}
+every_preset = pytest.mark.parametrize("name", sorted(PARAMETERS))
+
+
+def source(name: str) -> str:
+    return (resources.files("bytegolf") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
+
+
+def shrunken(name: str) -> Config:
+    """The preset with an eighth of its widths and windows: the same heads, groups, layers and levels."""
+    changes = []
+    for path, stage in stages(load(name)):
+        changes += [f"{path}.dim={stage.dim // 8}", f"{path}.window={stage.window // 8}"]
+    return load(name, changes)
+
+
+def tiny_model(name: str, precision: torch.dtype = torch.float32) -> LanguageModel:
+    """The shrunken preset, away from the special values that its parameters start at."""
+    torch.manual_seed(3)
+    model = LanguageModel(shrunken(name).model).eval()
+    scatter(model)
+    model.embedding.weight.data.normal_(std=0.5)
+    model.precision = precision
+    return model
+
+
+def random_ids(name: str, batch: int, length: int) -> torch.Tensor:
+    ids = torch.randint(4, load(name).model.vocab_size, (batch, length))
+    ids[:, 0] = BOS
+    ids[0, length // 2] = BOS
+    return ids
+
+
+def test_the_table_here_is_of_every_preset() -> None:
+    assert preset_names() == sorted(PARAMETERS)
+
+
+@every_preset
+def test_parameters_are_as_published(name: str) -> None:
+    with torch.device("meta"):
+        assert count_parameters(LanguageModel(load(name).model)) == PARAMETERS[name]
+
+
+@every_preset
+def test_a_preset_is_a_complete_commented_file(name: str) -> None:
+    text, config = source(name), load(name)
+    raw = tomllib.loads(text)
+    assert text.startswith("# "), "it begins with what it is"
+    assert text.count("# ") >= 2
+    assert raw["name"] == config.name == name
+    assert 0 < len(config.about) <= 44, "one line of `bytegolf presets` on 80 columns"
+    assert {"model", "train", "data"} <= raw.keys()
+    assert config.train.max_seconds > 0
+    size = 260 if config.data.tokenizer == "byte260" else int(config.data.tokenizer.removeprefix("sp"))
+    assert config.model.vocab_size == size
+
+
+def test_what_tells_the_studies_apart() -> None:
+    """The settings that systems.md gives for S2 and S3, which no parameter count would betray."""
+    one, two = load("study1-byte"), load("study2-byte")
+    for config, target, weight, seq_len in ((one, 9.0, 0.03, 1024), (two, 6.0, 0.05, 2048)):
+        (level,) = levels(config.model.network)
+        assert (level.router.target, level.router.loss_weight, level.router.grad_scale) == (target, weight, 0.75)
+        assert config.train.seq_len == seq_len
+        assert config.train.batch_tokens == 524_288
+    assert load("study1-sp1024").train == one.train
+    assert len(levels(load("hnet-2stage").model.network)) == 2
+    assert not levels(load("cpu-gpt").model.network)
+
+
+def test_the_control_has_the_budget_of_the_demo() -> None:
+    demo, control = load("cpu-demo"), load("cpu-gpt")
+    assert demo.train.max_seconds == control.train.max_seconds <= 360
+    assert abs(PARAMETERS["cpu-demo"] / PARAMETERS["cpu-gpt"] - 1) < 0.1
+
+
+@every_preset
+def test_step_gives_the_logits_of_forward(name: str) -> None:
+    model, ids = tiny_model(name), random_ids(name, 2, 40)
+    with torch.no_grad():
+        wanted = model.cap(model(ids).logits)
+        state = model.start(2)
+        found = torch.stack([model.step(ids[:, t], state) for t in range(ids.shape[1])], 1)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
+    assert wanted.std() > 0.1, "logits that are all alike would show nothing"
+
+
+@every_preset
+def test_later_tokens_change_no_earlier_logit(name: str) -> None:
+    """In fp64, so that sums in another order (chunk counts change) differ by 1e-13 and a leak stands out."""
+    model, ids = tiny_model(name, torch.float64).double(), random_ids(name, 2, 40)
+    with torch.no_grad():
+        before = model(ids).logits
+        for t in (0, 1, 7, 8, 20, 38):
+            changed = ids.clone()
+            changed[:, t + 1 :] = torch.randint(1, 260, changed[:, t + 1 :].shape)
+            after = model(changed).logits
+            torch.testing.assert_close(after[:, : t + 1], before[:, : t + 1], rtol=0, atol=1e-9)
+            assert (after[:, t + 1 :] - before[:, t + 1 :]).abs().max() > 1e-3, "it does read what was changed"
+
+
+def test_the_verb_lists_each_on_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    for columns in ("80", "60"):
+        monkeypatch.setenv("COLUMNS", columns)
+        lines = good("presets").out.splitlines()
+        assert len(lines) == 1 + len(PARAMETERS)
+        assert all(len(line) <= int(columns) for line in lines)
+    rows = good("presets", "--json").json["presets"]
+    assert {row["name"]: row["params"] for row in rows} == PARAMETERS
+    for row in rows:
+        assert row["about"] == load(row["name"]).about
+        assert row["params"] <= row["artifact_estimate_bytes"] <= 1.3 * row["params"]
