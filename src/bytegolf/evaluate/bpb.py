@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from bytegolf.data.shards import TokenStream
 from bytegolf.data.tokenizer import Tokenizer
 from bytegolf.errors import BytegolfError
-from bytegolf.evaluate.windows import Window, count, windows
+from bytegolf.evaluate.windows import Window, windows
 from bytegolf.model.lm import Forward, LanguageModel
 
 
@@ -77,15 +77,19 @@ def score(
     """Score ``stream`` with ``model`` in windows of ``seq_len`` tokens; each target counts exactly once.
 
     ``stride`` and ``drop_tail``: see ``windows``. ``limit`` > 0 stops after that many targets (a subset: say so where
-    it is reported). ``progress`` gets the running score after each batch.
+    it is reported), but not before a first window. ``progress`` gets the running score after each batch.
 
     Raises BytegolfError if the stream is shorter than a window, or the loss is not finite.
     """
+    if batch < 1 or limit < 0:
+        raise BytegolfError(
+            f"cannot score {limit} tokens in batches of {batch}: give a batch of 1 or more, a limit of 0 or more"
+        )
     targets = len(stream) - 1
     if limit:
-        targets = max(seq_len, min(targets, limit))
+        targets = min(targets, max(seq_len, limit))
     device = model.embedding.weight.device
-    plan = windows(min(targets, len(stream) - 1), seq_len, stride, drop_tail)
+    plan = windows(targets, seq_len, stride, drop_tail)
     total = Score()
     training = model.training
     model.eval()
@@ -117,14 +121,9 @@ def _score_batch(
         scored = slice(window.length - window.scored, window.length)
         nats = float(losses[row, scored].sum())
         if not math.isfinite(nats):
-            raise BytegolfError(f"the loss is not finite in the window at token {window.start}: the model is broken")
+            raise BytegolfError(f"the loss is not finite in the window at token {window.start}: the weights are broken")
         size = tokenizer.byte_counts(tokens[row, 1:][scored], tokens[row, :-1][scored])
         result += Score(nats, window.scored, int(size.sum()))
         if observe:
             observe(window, tokens[row], out, row)
     return result
-
-
-def window_count(stream: TokenStream, seq_len: int, stride: int = 0, drop_tail: bool = False) -> int:
-    """How many windows ``score`` runs over the whole stream, for progress bars."""
-    return count(len(stream) - 1, seq_len, stride, drop_tail)

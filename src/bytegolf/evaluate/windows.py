@@ -33,15 +33,21 @@ def windows(targets: int, seq_len: int, stride: int = 0, drop_tail: bool = False
 
     Raises BytegolfError if the stream is shorter than one window or the stride does not fit.
     """
-    stride = stride or seq_len
-    if not 0 < stride <= seq_len:
-        raise BytegolfError(f"stride {stride} must lie between 1 and the sequence length {seq_len}")
+    return _windows(targets, seq_len, _checked(targets, seq_len, stride), drop_tail)
+
+
+def _checked(targets: int, seq_len: int, stride: int) -> int:
+    """The stride to use; raises BytegolfError if it or the stream does not fit."""
+    if not 0 <= stride <= seq_len:
+        raise BytegolfError(
+            f"stride {stride} must lie between 1 and the sequence length {seq_len}, or be 0 for windows without overlap"
+        )
     if targets < seq_len:
         raise BytegolfError(
-            f"the split has {targets} tokens to score, fewer than one sequence of {seq_len}: "
+            f"the split has {max(0, targets)} tokens to score, fewer than one sequence of {seq_len}: "
             "use a larger split or a shorter train.seq_len"
         )
-    return _windows(targets, seq_len, stride, drop_tail)
+    return stride or seq_len
 
 
 def _windows(targets: int, seq_len: int, stride: int, drop_tail: bool) -> Iterator[Window]:
@@ -56,6 +62,5 @@ def _windows(targets: int, seq_len: int, stride: int, drop_tail: bool) -> Iterat
 
 def count(targets: int, seq_len: int, stride: int = 0, drop_tail: bool = False) -> int:
     """How many windows ``windows`` yields."""
-    stride = stride or seq_len
-    full, rest = divmod(targets - seq_len, stride)
+    full, rest = divmod(targets - seq_len, _checked(targets, seq_len, stride))
     return 1 + full + (rest > 0 and not drop_tail)
