@@ -16,8 +16,9 @@ from torch import Tensor
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors, make_folder, read_json, write_bytes, write_json
 
-_NAME = re.compile(r"step_(\d{8})")
+_NAME = re.compile(r"step_(\d{8,})")
 _PARTS = ("model", "optimizer", "averaged")
+_OPTIONAL = ("averaged",)
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,20 @@ class Checkpoint:
     """the averaged weights; empty without averaging"""
 
 
+def path_of(folder: Path, step: int) -> Path:
+    """Where the checkpoint of ``step`` lies below ``folder``."""
+    return folder / f"step_{step:08d}"
+
+
+def step_of(path: Path) -> int:
+    """The step in a checkpoint's name."""
+    return int(path.name.removeprefix("step_"))
+
+
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
     """Write ``checkpoint`` below ``folder``: into a temporary folder that is renamed once it is whole."""
-    path = folder / f"step_{checkpoint.progress['step']:08d}"
-    temporary = folder / f".{path.name}.tmp"
+    path = path_of(folder, checkpoint.progress["step"])
+    temporary = _hidden(path)
     shutil.rmtree(temporary, ignore_errors=True)
     make_folder(temporary)
     try:
@@ -45,16 +56,33 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
                 write_bytes(temporary / f"{part}.safetensors", safetensors.torch.save(tensors))
         write_json(temporary / "progress.json", checkpoint.progress)
         with disk_errors(path):
-            shutil.rmtree(path, ignore_errors=True)
+            _sync(temporary)
+            _discard(path, "old")
             temporary.replace(path)
-            _sync(folder)
+            _sync(folder)  # before anything older is deleted
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return path
 
 
+def _hidden(path: Path, kind: str = "tmp") -> Path:
+    """A name beside ``path`` that is not taken for a checkpoint."""
+    return path.with_name(f".{path.name}.{kind}")
+
+
+def _discard(path: Path, kind: str = "tmp") -> None:
+    """Delete a checkpoint, if there, so that no half of it is ever listed."""
+    if path.exists():
+        hidden = _hidden(path, kind)
+        shutil.rmtree(hidden, ignore_errors=True)
+        path.replace(hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
 def _sync(folder: Path) -> None:
-    """Have the rename itself on disk before anything older is deleted."""
+    """Have the folder's entries on disk."""
+    if os.name == "nt":  # which does not open folders
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -66,22 +94,21 @@ def checkpoints(folder: Path) -> list[Path]:
     """The complete checkpoints below ``folder``, oldest first."""
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
+    return sorted((path for path in folder.iterdir() if _NAME.fullmatch(path.name)), key=step_of)
 
 
 def load(path: Path) -> Checkpoint:
     """Read a checkpoint; a file that is missing or damaged is named in the error."""
-    parts = {part: _tensors(path / f"{part}.safetensors", part == "model") for part in _PARTS}
     progress = read_json(path / "progress.json", "checkpoint's progress")
     if not isinstance(progress, dict) or not isinstance(progress.get("step"), int):
         raise BytegolfError(
             f"the checkpoint {path} has no step in progress.json: delete it to go on from the one before"
         )
-    return Checkpoint(progress, **parts)
+    return Checkpoint(progress, **{part: _tensors(path / f"{part}.safetensors", part in _OPTIONAL) for part in _PARTS})
 
 
-def _tensors(path: Path, required: bool) -> dict[str, Tensor]:
-    if not required and not path.exists():
+def _tensors(path: Path, optional: bool) -> dict[str, Tensor]:
+    if optional and not path.exists():
         return {}
     with disk_errors(path, "read the checkpoint"):
         data = path.read_bytes()
@@ -94,14 +121,21 @@ def _tensors(path: Path, required: bool) -> dict[str, Tensor]:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Delete all but the latest ``keep`` checkpoints and the best validated one."""
+    """Delete all but the latest ``keep`` checkpoints and the best validated one, and what crashes left behind."""
     found = checkpoints(folder)
-    scores = {}
-    for path in found:
-        bpb = read_json(path / "progress.json", "checkpoint's progress").get("validation_bpb")
-        if bpb is not None:
-            scores[path] = bpb
+    scores = {path: score for path in found if (score := _score(path)) is not None}
     best = min(scores, key=lambda path: scores[path], default=None)
     for path in found[:-keep]:
         if path != best:
-            shutil.rmtree(path, ignore_errors=True)
+            _discard(path)
+    for left in folder.glob(".step_*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _score(path: Path) -> float | None:
+    """The validation BPB of a checkpoint; None where it has none or cannot be read, which is no reason to stop."""
+    try:
+        bpb = read_json(path / "progress.json", "checkpoint's progress").get("validation_bpb")
+    except (BytegolfError, AttributeError):
+        return None
+    return float(bpb) if isinstance(bpb, int | float) else None
