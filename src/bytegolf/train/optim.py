@@ -153,17 +153,23 @@ class Optimizer:
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Take over what ``state`` gave for the same model; an error in words if it does not fit."""
-        expected = {f"momentum.{name}" for name in self._muon_names}
-        if not expected <= tensors.keys():
-            raise BytegolfError("the checkpoint's optimiser state belongs to another model: resume with its own config")
+        stepped = any(name.startswith("step.") for name in tensors)  # before its first step Adam has no state
+        expected = {f"momentum.{name}": m for name, m in zip(self._muon_names, self.muon.momenta, strict=True)}
+        moments = {f"{key}.{name}": p for name, p in self._adam.items() for key in ("exp_avg", "exp_avg_sq")}
+        expected |= moments if stepped else {}
+        for name, like in expected.items():
+            if name not in tensors or tensors[name].shape != like.shape:
+                raise BytegolfError(
+                    f"the checkpoint's optimiser state does not fit at {name}: resume the run with its own config"
+                )
         for name, momentum in zip(self._muon_names, self.muon.momenta, strict=True):
             momentum.copy_(tensors[f"momentum.{name}"])
         self.adam.state.clear()
-        for name, parameter in self._adam.items():
-            keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}.{name}" in tensors]
-            if keys:
+        if stepped:
+            for name, parameter in self._adam.items():
                 self.adam.state[parameter] = {
-                    key: tensors[f"{key}.{name}"].clone().to(parameter.device) for key in keys
+                    key: tensors[f"{key}.{name}"].clone().to(parameter.device)
+                    for key in ("step", "exp_avg", "exp_avg_sq")
                 }
 
 
@@ -174,7 +180,8 @@ def _multipliers(model: nn.Module) -> Iterator[tuple[str, float]]:
             for name, _ in module.named_parameters():
                 yield f"{prefix}.{name}", module.config.lr_mult
         elif isinstance(module, Level):
-            for part in ("router", "residual"):
+            outer = module.config.encoder.lr_mult
+            for part, factor in (("router", module.config.router.lr_mult), ("residual", 1.0)):
                 for name, _ in getattr(module, part).named_parameters():
-                    yield f"{prefix}.{part}.{name}", module.config.encoder.lr_mult
-            yield f"{prefix}.pad", module.config.encoder.lr_mult
+                    yield f"{prefix}.{part}.{name}", outer * factor
+            yield f"{prefix}.pad", outer
