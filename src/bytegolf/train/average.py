@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from bytegolf.errors import BytegolfError
+
 
 class WeightAverage:
     """θ̄ ← d·θ̄ + (1 − d)·θ after each step, with d rising as (1 + t)/(10 + t) until it reaches ``decay``.
@@ -45,6 +47,11 @@ class WeightAverage:
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Take over what ``state`` gave (or plain weights, from which the average then starts)."""
+        missing = [name for name in self._names if name not in tensors]
+        if missing:
+            raise BytegolfError(
+                f"the checkpoint's averaged weights have no {missing[0]}: delete the checkpoint"
+            )
         for name, average in zip(self._names, self._average, strict=True):
             average.copy_(tensors[name])
         self.updates = int(tensors.get("updates", torch.tensor(0)))

@@ -9,7 +9,6 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -31,33 +30,21 @@ class World:
         """Whether this process writes files and reports."""
         return self.rank == 0
 
-    def agree(self, *values: float) -> list[float]:
-        """The leader's ``values`` on every rank: clocks differ, decisions must not."""
-        if self.size == 1:
-            return list(values)
-        box = torch.tensor(values, dtype=torch.float64, device=self._comm_device())
-        dist.broadcast(box, 0)
-        return box.tolist()
+    def agree(self, value: float) -> float:
+        """The leader's ``value`` on every rank: what they see may differ, what they decide must not."""
+        return self.total(value if self.leads else 0.0)[0]
 
     def total(self, *values: float) -> list[float]:
-        """Sums of ``values`` over the ranks."""
+        """Sums of ``values`` over the ranks, on the CPU: no rank waits for its accelerator's queue."""
         if self.size == 1:
             return list(values)
-        box = torch.tensor(values, dtype=torch.float64, device=self._comm_device())
+        box = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(box)
         return box.tolist()
 
-    def any(self, flag: bool) -> bool:
-        """Whether ``flag`` holds on some rank."""
-        return self.total(float(flag))[0] > 0
-
     def wait(self) -> None:
         """Until every rank is here."""
-        if self.size > 1:
-            dist.barrier()
-
-    def _comm_device(self) -> torch.device:
-        return self.device if dist.get_backend() == "nccl" else torch.device("cpu")
+        self.total(0.0)
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """The model, with gradients averaged over the ranks during backward."""
@@ -78,7 +65,16 @@ def pick_device(wanted: str) -> torch.device:
         raise BytegolfError(f"train.device is {wanted!r}, which is not available here: choose auto or one of {choices}")
     if kind == "cuda" and ":" not in wanted:
         wanted = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    return torch.device(wanted)
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as error:
+        raise BytegolfError(f"train.device is {wanted!r}, which names no device: write for instance cuda:0") from error
+    if device.type == "cuda" and device.index >= torch.cuda.device_count():
+        raise BytegolfError(
+            f"there is no device {wanted}, as this machine has {torch.cuda.device_count()} of them: name another, or "
+            "start as many processes as there are devices"
+        )
+    return device
 
 
 def pick_precision(wanted: str, device: torch.device) -> torch.dtype:
@@ -109,8 +105,9 @@ def join(device: str) -> Iterator[World]:
     if size == 1:
         yield World(0, 1, place)
         return
-    options: dict[str, Any] = {"device_id": place} if place.type == "cuda" else {}
-    dist.init_process_group("nccl" if place.type == "cuda" else "gloo", rank=rank, world_size=size, **options)
+    # gradients travel by nccl between GPUs; what the ranks tell one another is on the CPU in any case
+    backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
+    dist.init_process_group(backend, rank=rank, world_size=size)
     try:
         yield World(rank, size, place)
     finally:

@@ -11,10 +11,10 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -30,8 +30,9 @@ from bytegolf.train import checkpoint as store
 from bytegolf.train.average import WeightAverage
 from bytegolf.train.distributed import World
 from bytegolf.train.optim import Optimizer
-from bytegolf.train.report import Metrics, Reporter, clock
+from bytegolf.train.report import Metrics, Reporter, RouterWatch, clock
 from bytegolf.train.schedule import learning_rate, remaining
+from bytegolf.train.window import Window
 
 
 @dataclass
@@ -45,17 +46,6 @@ class Progress:
     bytes: int = 0
     validation_bpb: float | None = None
     """of the last validation, on its sample"""
-
-
-@dataclass
-class _Window:
-    """What is summed up between two rows of metrics.jsonl; losses stay on the device until then."""
-
-    losses: list[Tensor] = field(default_factory=list)
-    rates: list[Tensor] = field(default_factory=list)
-    bytes: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
 
 
 class Trainer:
@@ -83,8 +73,12 @@ class Trainer:
         self.average = WeightAverage(model, settings.ema_decay) if settings.ema_decay else None
         self.progress = Progress()
         self.stopped_early = False
+        self._window = Window()
+        self._watch = RouterWatch()
         self._metrics: Metrics | None = None
+        self._validated_step: int | None = None
         self._interrupted = False
+        self._mark = 0.0
 
     # ------------------------------------------------------------------------------------------ running
 
@@ -92,14 +86,13 @@ class Trainer:
         """Train until the budget is used up, or Ctrl-C. ``resume`` goes on from the latest checkpoint, if any."""
         folder = self.run / "checkpoints"
         found = store.checkpoints(folder) if resume else []
-        if found:
-            self._restore(store.load(found[-1]))
-            if self.world.leads:
-                self.reporter.say(f"resuming at step {self.progress.step} from {found[-1]}")
-        self._metrics = None
-        if self.world.leads:
-            self._metrics = Metrics(self.run / "metrics.jsonl", self.progress.step if found else None)
+        step = int(self.world.agree(store.step_of(found[-1]) if found else -1))
+        if step >= 0:
+            path = store.path_of(folder, step)
+            self._restore(store.load(path), path)
         if remaining(self.config.train, self.progress.step, self.progress.seconds) > 0:
+            if self.world.leads:
+                self._open_metrics(step if step >= 0 else None)
             self._warm_up()
             with self._ctrl_c(), self.reporter:
                 self._loop()
@@ -107,48 +100,65 @@ class Trainer:
 
     def _loop(self) -> None:
         settings, progress = self.config.train, self.progress
-        window = _Window()
         validated = saved = progress.seconds
+        self._mark = time.perf_counter()
         while True:
-            started = time.perf_counter()
             factor = learning_rate(settings, progress.step, progress.seconds)
-            self._step(factor, window)
+            self._step(factor)
             progress.step += 1
             logs = progress.step % settings.log_every == 0
             if logs:  # losses are fetched, so the device's queue is empty: the clock is honest here
-                self._synchronize()
-            spent = time.perf_counter() - started
-            # one collective a step: the leader's clock, and whether anyone was interrupted
-            spent, stop = self.world.total(spent if self.world.leads else 0.0, float(self._interrupted))
-            progress.seconds += spent
-            window.seconds += spent
+                self._settle()
+            stop = self._take_time()
             done = remaining(settings, progress.step, progress.seconds) <= 0
-            if logs or done or stop:
-                self._log(window, factor)
-                window = _Window()
-            if stop:
-                self.stopped_early = True
+            if logs:
+                self._log(factor)
+                self._window = Window()
             if done or stop:
                 break
-            due = settings.checkpoint_every and progress.seconds - saved >= settings.checkpoint_every
-            if settings.validate_every and (due or progress.seconds - validated >= settings.validate_every):
-                self._validate()
-                validated = progress.seconds
-            if due:
-                self._save()
-                saved = progress.seconds
-        self._synchronize()
-        self._validate()
-        self._save()
+            save = settings.checkpoint_every > 0 and progress.seconds - saved >= settings.checkpoint_every
+            validate = settings.validate_every > 0 and (save or progress.seconds - validated >= settings.validate_every)
+            if save or validate:
+                with self._clock_stopped():
+                    if validate:
+                        self._validate()
+                        validated = progress.seconds
+                    if save:
+                        self._save()
+                        saved = progress.seconds
+        self.stopped_early = not done
+        with self._clock_stopped():
+            if self._window.losses:  # a row for the steps that are left over; it is written again if they go on
+                self._log(factor)
+            self._validate()
+            self._save()
 
-    def _step(self, factor: float, window: _Window) -> None:
+    def _take_time(self) -> bool:
+        """Charge the time since the last call to training; whether any rank was interrupted.
+
+        One collective a step gives all ranks the leader's clock, so that they agree on the schedule and the end.
+        """
+        now = time.perf_counter()
+        spent, stop = self.world.total(now - self._mark if self.world.leads else 0.0, float(self._interrupted))
+        self._mark = now
+        self.progress.seconds += spent
+        self._window.seconds += spent
+        return stop > 0
+
+    @contextlib.contextmanager
+    def _clock_stopped(self) -> Iterator[None]:
+        """What happens in the context is not training time; what was queued before it is."""
+        self._settle()
+        self._take_time()
+        yield
+        self._mark = time.perf_counter()
+
+    def _step(self, factor: float) -> None:
         """One optimiser step over this rank's share of the global batch, in micro-batches."""
-        inputs, targets = (torch.from_numpy(a) for a in self.loader.batch(self.progress.step))
-        window.bytes += int(self.tokenizer.byte_counts(targets.numpy(), inputs.numpy()).sum())
-        window.tokens += targets.numel()
-        loss, rates = self._gradients(inputs, targets)
-        window.losses.append(loss)
-        window.rates.append(rates)
+        inputs, targets = self.loader.batch(self.progress.step)
+        size = int(self.tokenizer.byte_counts(targets, inputs).sum())
+        loss, rates = self._gradients(torch.from_numpy(inputs), torch.from_numpy(targets))
+        self._window.add(loss, rates, targets.size, size)
         if self.config.train.grad_clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.grad_clip)
         self.optimizer.step(factor, self.progress.step)
@@ -193,52 +203,79 @@ class Trainer:
         """Run a few steps and undo them: first steps are slow, and the clock has not started."""
         if not self.config.train.warmup_steps:
             return
-        weights = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
-        state = {name: tensor.clone() for name, tensor in self.optimizer.state().items()}
+        weights = _copies(self.model.state_dict())
+        state = _copies(self.optimizer.state())
         for step in range(self.config.train.warmup_steps):
             self._gradients(*(torch.from_numpy(a) for a in self.loader.batch(step)))
             self.optimizer.step(0.0, 0)
             self.optimizer.zero_grad()
-        self._synchronize()
         self.model.load_state_dict(weights)
-        self.optimizer = Optimizer(self.model, self.config.optim)
-        if self.progress.step:
-            self.optimizer.load_state(state)
+        self.optimizer.load_state(state)
+        if self.world.device.type == "cuda":
+            torch.cuda.synchronize()
 
     # ------------------------------------------------------------------------------------------ telling
 
-    def _log(self, window: _Window, factor: float) -> None:
-        loss, rates = torch.stack(window.losses).mean(), torch.stack(window.rates).mean(0)
-        mean, size, tokens, *levels = self.world.total(
-            float(loss) / self.world.size, window.bytes, window.tokens, *(rates / self.world.size).tolist()
+    def _open_metrics(self, resumed: int | None) -> None:
+        """Start metrics.jsonl, or cut it back to the step ``resumed``: what came later happens again.
+
+        So does the row, if any, of the steps that the checkpoint holds as an open window.
+        """
+        self._watch = RouterWatch()
+        path = self.run / "metrics.jsonl"
+        if resumed is None:
+            self._metrics = Metrics(path)
+            return
+        self.reporter.say(f"resuming at step {resumed}")
+        logged = resumed - len(self._window.losses)
+        self._metrics = Metrics(path, lambda row: row["step"] <= (resumed if row["kind"] == "validation" else logged))
+        for row in self._metrics.rows:
+            if row["kind"] == "train":
+                self._watch.see(row["rates"], row["step"])
+
+    def _settle(self) -> None:
+        """Fetch the losses since the last time. Raises BytegolfError if one of them is not finite."""
+        window, progress = self._window, self.progress
+        tokens, size = window.settle(self.world)
+        progress.tokens += tokens
+        progress.bytes += size
+        for index, loss in enumerate(window.losses, progress.step - len(window.losses) + 1):
+            if not math.isfinite(loss):
+                self._broken(f"the loss is not finite at step {index}")
+
+    def _broken(self, what: str) -> NoReturn:
+        text = (
+            f"{what}: training stopped before it could spoil a checkpoint; "
+            "lower optim.muon_lr, optim.embed_lr or optim.scalar_lr, or set train.grad_clip"
         )
-        progress = self.progress
-        progress.bytes += int(size)
-        progress.tokens += int(tokens)
-        if not math.isfinite(mean):
-            raise BytegolfError(
-                f"the loss is not finite at step {progress.step}: training stopped before it could spoil a checkpoint; "
-                "lower optim.muon_lr, optim.embed_lr or optim.scalar_lr, or set train.grad_clip"
-            )
+        if self._metrics:
+            self._metrics.add(kind="alarm", step=self.progress.step, text=text)
+        raise BytegolfError(text)
+
+    def _log(self, factor: float) -> None:
+        """Write the window as a row of metrics.jsonl and as the live line."""
         if not self._metrics:
             return
-        bpb = bits_per_byte(mean * tokens, int(size))
-        pace = size / window.seconds if window.seconds else 0.0
+        window, progress = self._window, self.progress
+        loss, rates = window.mean_loss(), window.mean_rates()
+        bpb = bits_per_byte(loss * window.tokens, window.bytes)
+        pace = window.bytes / window.seconds if window.seconds else 0.0
         self._metrics.add(
             kind="train",
             step=progress.step,
             seconds=round(progress.seconds, 3),
             tokens=progress.tokens,
             bytes=progress.bytes,
-            loss=mean,
+            loss=loss,
             bpb=bpb,
-            rates=levels,
+            rates=rates,
             lr=factor,
             bytes_per_second=round(pace, 1),
         )
-        self.reporter.progress(self._line(bpb, levels, factor, pace))
-        for alarm in self.reporter.routers(levels, progress.step):
-            self._metrics.add(kind="alarm", step=progress.step, text=alarm)
+        self.reporter.progress(self._line(bpb, rates, factor, pace))
+        for text in self._watch.see(rates, progress.step):
+            self.reporter.warn(text)
+            self._metrics.add(kind="alarm", step=progress.step, text=text)
 
     def _line(self, bpb: float, rates: list[float], factor: float, pace: float) -> str:
         progress = self.progress
@@ -274,7 +311,7 @@ class Trainer:
                     batch=self.config.eval.batch,
                     limit=settings.validate_tokens,
                 )
-            self.progress.validation_bpb = sample.bpb
+            self.progress.validation_bpb, self._validated_step = sample.bpb, self.progress.step
             if self._metrics:
                 self._metrics.add(
                     kind="validation",
@@ -294,33 +331,35 @@ class Trainer:
             return {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
 
     def _save(self) -> None:
+        """Write a checkpoint of the settled window and finite weights; older ones go as configured."""
+        norms = torch._foreach_norm([weight for weight in self.model.parameters() if weight.numel()])
+        if not bool(torch.stack(list(norms)).isfinite().all()):
+            self._broken(f"the weights are not finite after step {self.progress.step}")
         if self.world.leads:
+            progress = {**vars(self.progress), "window": self._window.state()}
+            if self._validated_step != self.progress.step:
+                progress["validation_bpb"] = None  # an earlier one says nothing about these weights
             folder = self.run / "checkpoints"
-            store.save(
-                folder,
-                store.Checkpoint(
-                    vars(self.progress).copy(),
-                    self.model.state_dict(),
-                    self.optimizer.state(),
-                    self.average.state() if self.average else {},
-                ),
-            )
+            averaged = self.average.state() if self.average else {}
+            store.save(folder, store.Checkpoint(progress, self.model.state_dict(), self.optimizer.state(), averaged))
             store.prune(folder, self.config.train.keep_checkpoints)
         self.world.wait()
 
-    def _restore(self, saved: store.Checkpoint) -> None:
-        self.model.load_state_dict(saved.model)
+    def _restore(self, saved: store.Checkpoint, path: Path) -> None:
+        try:
+            self.model.load_state_dict(saved.model)
+        except RuntimeError as error:
+            raise BytegolfError(
+                f"the checkpoint {path} does not fit the model: resume with the run's own config"
+            ) from error
         self.optimizer.load_state(saved.optimizer)
         if self.average:
             self.average.load_state(saved.averaged or saved.model)
         known: dict[str, Any] = {key: saved.progress[key] for key in vars(self.progress) if key in saved.progress}
         self.progress = Progress(**known)
+        self._window = Window.of(saved.progress.get("window", {}))
 
     # ------------------------------------------------------------------------------------------ the rest
-
-    def _synchronize(self) -> None:
-        if self.world.device.type == "cuda":
-            torch.cuda.synchronize()
 
     @contextlib.contextmanager
     def _ctrl_c(self) -> Iterator[None]:
@@ -339,3 +378,7 @@ class Trainer:
             yield
         finally:
             signal.signal(signal.SIGINT, before)
+
+
+def _copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in tensors.items()}

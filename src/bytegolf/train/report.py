@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from bytegolf.files import disk_errors, make_folder, read_json, write_bytes
+from bytegolf.files import disk_errors, make_folder, write_bytes
 
 PLAIN_LINE_EVERY = 15.0
 """Seconds between progress lines where there is no terminal to rewrite one on."""
@@ -19,36 +20,62 @@ PLAIN_LINE_EVERY = 15.0
 COLLAPSED_LOW, COLLAPSED_HIGH = 0.01, 0.90
 """Boundary rates beyond which a router no longer chunks."""
 
+PATIENCE = 5
+"""Rows of metrics in a row that a rate must be so before anyone is warned: untrained routers pass through 0.003."""
+
 
 class Metrics:
     """metrics.jsonl, the truth about a run: one JSON object a line, appended and flushed."""
 
-    def __init__(self, path: Path, resume_step: int | None = None) -> None:
+    def __init__(self, path: Path, keep: Callable[[dict[str, Any]], bool] | None = None) -> None:
+        """Start the file anew, or go on with those of its rows that ``keep`` says."""
         make_folder(path.parent)
         self.path = path
-        if resume_step is None:
-            write_bytes(path, b"")
-        else:  # what was logged after the checkpoint happens again
-            rows = [row for row in read_metrics(path) if row.get("step", 0) <= resume_step]
-            write_bytes(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+        self.rows = [row for row in read_metrics(path) if keep(row)] if keep else []
+        """what the file held when it was opened"""
+        write_bytes(path, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
 
     def add(self, **row: Any) -> None:
         """Append one row."""
         with disk_errors(self.path), self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(row, allow_nan=False) + "\n")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl; a last line cut short by a crash is left out."""
     if not path.exists():
         return []
+    with disk_errors(path, "read the metrics"):
+        text = path.read_text(encoding="utf-8", errors="replace")
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in text.splitlines():
         try:
             rows.append(json.loads(line))
         except ValueError:
             break
     return rows
+
+
+class RouterWatch:
+    """Tells of routers that no longer chunk, once they have not for ``PATIENCE`` rows of metrics in a row."""
+
+    def __init__(self) -> None:
+        self._streaks: dict[tuple[int, str], int] = {}
+
+    def see(self, rates: list[float], step: int) -> list[str]:
+        """Take in each level's boundary rate of one row; warnings, one a level when its patience has just run out."""
+        warnings = []
+        for level, rate in enumerate(rates):
+            for side, collapsed in (("low", rate < COLLAPSED_LOW), ("high", rate > COLLAPSED_HIGH)):
+                streak = self._streaks.get((level, side), 0) + 1 if collapsed else 0
+                self._streaks[level, side] = streak
+                if streak == PATIENCE:
+                    what = "opens almost no chunks" if side == "low" else "makes nearly every position a chunk"
+                    warnings.append(
+                        f"the router of level {level} {what} (rate {rate:.3f} at step {step}, and so in {PATIENCE} "
+                        "rows of metrics in a row): raise router.loss_weight"
+                    )
+        return warnings
 
 
 class Reporter:
@@ -58,7 +85,6 @@ class Reporter:
         self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
         self._live: Live | None = None
         self._last = 0.0
-        self._alarms: set[str] = set()
 
     def __enter__(self) -> Reporter:
         if self.console.is_terminal:
@@ -77,35 +103,16 @@ class Reporter:
         if self._live:
             self._live.update(Text(text, no_wrap=True, overflow="ellipsis"))
         elif last or now - self._last >= PLAIN_LINE_EVERY:
-            self.console.print(text)
+            self.console.print(text, markup=False)
             self._last = now
 
     def say(self, text: str) -> None:
         """Print a lasting line."""
         self.console.print(text, markup=False)
 
-    def alarm(self, key: str, text: str) -> bool:
-        """Print a warning once for each ``key``; whether it was new."""
-        if key in self._alarms:
-            return False
-        self._alarms.add(key)
+    def warn(self, text: str) -> None:
+        """Print a lasting warning."""
         self.console.print(Text(f"warning: {text}", style="bold yellow"))
-        return True
-
-    def routers(self, rates: list[float], step: int) -> list[str]:
-        """Warn of each level whose boundary rate says that it no longer chunks; the new warnings."""
-        new = []
-        for level, rate in enumerate(rates):
-            where = f"the router of level {level}"
-            if rate < COLLAPSED_LOW:
-                text = f"{where} opens almost no chunks (rate {rate:.3f}) at step {step}: raise router.loss_weight"
-            elif rate > COLLAPSED_HIGH:
-                text = f"{where} makes nearly every position a chunk (rate {rate:.2f}) at step {step}: raise router.loss_weight"
-            else:
-                continue
-            if self.alarm(f"router-{level}-{rate > 0.5}", text):
-                new.append(text)
-        return new
 
 
 def clock(seconds: float) -> str:

@@ -1,0 +1,68 @@
+"""What a training run adds up between two rows of metrics.jsonl.
+
+It is saved with a checkpoint, so that a resumed run writes the very rows that an uninterrupted one would.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bytegolf.train.distributed import World
+
+
+@dataclass
+class Window:
+    """The steps since the last row: means over all ranks, once they are settled."""
+
+    losses: list[float] = field(default_factory=list)
+    """one a step"""
+    rates: list[list[float]] = field(default_factory=list)
+    """one a step and chunking level"""
+    tokens: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+    _pending: list[Tensor] = field(default_factory=list)
+    _pending_tokens: int = 0
+    _pending_bytes: int = 0
+
+    def add(self, loss: Tensor, rates: Tensor, tokens: int, size: int) -> None:
+        """Take in one step of this rank: its mean loss, each level's rate, what it read. Fetches nothing."""
+        self._pending.append(torch.cat((loss.reshape(1), rates)))
+        self._pending_tokens += tokens
+        self._pending_bytes += size
+
+    def settle(self, world: World) -> tuple[int, int]:
+        """Fetch what is pending and put the ranks together; the tokens and bytes that this adds. All ranks call it."""
+        rows = torch.stack(self._pending).tolist() if self._pending else []
+        mine = [value / world.size for row in rows for value in row]
+        tokens, size, *values = world.total(self._pending_tokens, self._pending_bytes, *mine)
+        width = len(values) // len(rows) if rows else 1
+        for first in range(0, len(values), width):
+            self.losses.append(values[first])
+            self.rates.append(values[first + 1 : first + width])
+        self._pending, self._pending_tokens, self._pending_bytes = [], 0, 0
+        self.tokens += int(tokens)
+        self.bytes += int(size)
+        return int(tokens), int(size)
+
+    def mean_loss(self) -> float:
+        """Nats a token."""
+        return math.fsum(self.losses) / len(self.losses)
+
+    def mean_rates(self) -> list[float]:
+        """Boundaries a position at each chunking level."""
+        return [math.fsum(level) / len(level) for level in zip(*self.rates, strict=True)]
+
+    def state(self) -> dict[str, Any]:
+        """The settled part as plain data."""
+        return {key: value for key, value in vars(self).items() if not key.startswith("_")}
+
+    @staticmethod
+    def of(state: dict[str, Any]) -> Window:
+        """The window that ``state`` described."""
+        return Window(**state)

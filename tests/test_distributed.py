@@ -1,0 +1,206 @@
+"""Several processes: the same run as one, whatever the chunks; devices and precision.
+
+Run as a script this file is one of the processes: ``test_distributed.py FOLDER``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_run import HERE, losses, make_trainer, rows, tiny_config
+from torch import Tensor
+
+from bytegolf.errors import BytegolfError
+from bytegolf.train import checkpoint as store
+from bytegolf.train import optim
+from bytegolf.train.distributed import World, join, pick_device, pick_precision
+from bytegolf.train.loop import Trainer
+
+NETWORKS = ("flat", "two-level")
+STEPS = 4
+
+
+def trainer_of(network: str, folder: Path, run: str, world: World, steps: int = STEPS) -> Trainer:
+    """A trainer of two micro-batches a step on each of two ranks, four on one."""
+    settings: dict[str, Any] = {"micro_batch": 1, "ema_decay": 0.5, "grad_clip": 1.0, "decay_fraction": 0.0}
+    return make_trainer(tiny_config(network, max_steps=steps, **settings), folder / "data", folder / run, world)
+
+
+def normalize(matrices: Tensor, steps: int) -> Tensor:
+    """In place of Muon's iteration, which in bf16 blows rounding noise up to movements that can be seen."""
+    size: Tensor = torch.linalg.matrix_norm(matrices, keepdim=True)
+    return matrices / (size + 1e-7) * math.sqrt(matrices.shape[1])
+
+
+def work(folder: Path) -> None:
+    """What one of two processes does: whole runs, half ones, and in the end one of them fails."""
+    torch.set_num_threads(1)
+    muon = optim.orthogonalize
+    with join("cpu") as world:
+        assert world.agree(world.rank + 5.0) == 5
+        assert world.total(1.0, world.rank) == [2, 1]
+        for network in NETWORKS:
+            optim.orthogonalize = normalize
+            trainer = trainer_of(network, folder, f"{network}-smooth", world)
+            chunks: list[list[int]] = []
+            trainer.model.register_forward_hook(
+                lambda model, inputs, out, found=chunks: found.append([int(t.boundary.sum()) for t in out.traces])
+            )
+            trainer.fit()
+            report = {"chunks": chunks[: 2 * STEPS], "seconds": trainer.progress.seconds}
+            (folder / f"{network}-{world.rank}.json").write_text(json.dumps(report))
+            optim.orthogonalize = muon
+            trainer_of(network, folder, network, world, steps=2).fit()
+        if world.rank == 1:
+            raise BytegolfError("this rank has had enough")
+        trainer_of(network, folder, "broken", world).fit()
+
+
+@dataclass
+class Pair:
+    """What two processes left behind."""
+
+    folder: Path
+    codes: list[int]
+    output: list[str]
+    seconds: float
+
+    def report(self, network: str, rank: int) -> dict[str, Any]:
+        """What a rank wrote about its run; the processes' output if it did not come that far."""
+        path = self.folder / f"{network}-{rank}.json"
+        assert path.exists(), self.output[rank]
+        report: dict[str, Any] = json.loads(path.read_text())
+        return report
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """Two processes that work together, started as `torchrun` would, but without its supervision."""
+    folder = tmp_path_factory.mktemp("pair")
+    trainer_of("flat", folder, "unused", HERE)  # writes the data
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(folder)],
+            env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        last = processes[1].communicate(timeout=120)[0]
+        ended = time.monotonic()
+        first = processes[0].communicate(timeout=60)[0]
+        seconds = time.monotonic() - ended
+    finally:
+        for process in processes:
+            process.kill()
+    return Pair(folder, [process.returncode for process in processes], [first, last], seconds)
+
+
+def apart(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """The distance of two sets of weights, as a share of their norm."""
+    difference = sum(float((found[name] - tensor).double().square().sum()) for name, tensor in expected.items())
+    return math.sqrt(difference / sum(float(tensor.double().square().sum()) for tensor in expected.values()))
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_two_processes_train_as_one_does(network: str, pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses, rates, counts, weights and their average, with gradient accumulation and clipping."""
+    seconds = [pair.report(network, rank)["seconds"] for rank in range(2)]
+    assert seconds[0] == seconds[1]  # one clock, so one schedule
+    monkeypatch.setattr(optim, "orthogonalize", normalize)
+    alone = trainer_of(network, pair.folder, f"{network}-alone", HERE)
+    alone.fit()
+    one, two = (rows(pair.folder / f"{network}-{name}") for name in ("alone", "smooth"))
+    assert len(one) == STEPS
+    for a, b in zip(one, two, strict=True):
+        assert (a["step"], a["tokens"], a["bytes"], a["lr"]) == (b["step"], b["tokens"], b["bytes"], b["lr"])
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+        assert a["rates"] == pytest.approx(b["rates"], rel=1e-5)
+    (path,) = store.checkpoints(pair.folder / f"{network}-smooth" / "checkpoints")
+    saved = store.load(path)
+    assert saved.progress["validation_bpb"] == pytest.approx(alone.progress.validation_bpb, rel=1e-5)
+    assert alone.average
+    assert apart(saved.model, alone.model.state_dict()) < 1e-4
+    assert apart(saved.averaged, alone.average.state()) < 1e-4
+
+
+def test_the_ranks_had_different_numbers_of_chunks(pair: Pair) -> None:
+    first, second = (pair.report("two-level", rank)["chunks"] for rank in range(2))
+    assert len(first) == len(second) == 2 * STEPS
+    for level in range(2):
+        assert sum(a[level] != b[level] for a, b in zip(first, second, strict=True)) >= STEPS
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_one_process_goes_on_with_what_two_began(network: str, pair: Pair) -> None:
+    """With the real optimiser, whose bf16 makes of other roundings a little more."""
+    trainer_of(network, pair.folder, f"{network}-whole", HERE).fit()
+    trainer_of(network, pair.folder, network, HERE).fit(resume=True)
+    assert losses(pair.folder / network) == pytest.approx(losses(pair.folder / f"{network}-whole"), rel=1e-4)
+
+
+def test_a_rank_that_fails_ends_the_others(pair: Pair) -> None:
+    """Without torchrun's help: the lost connection is noticed, and nobody waits for ever."""
+    assert pair.codes[1] != 0
+    assert "this rank has had enough" in pair.output[1]
+    assert pair.codes[0] != 0
+    assert pair.seconds < 30
+
+
+def test_one_process_needs_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    with join("cpu") as world:
+        assert world == World(0, 1, torch.device("cpu"))
+        assert world.leads
+        assert world.total(1.5, 2.0) == [1.5, 2.0]
+        assert world.agree(3.0) == 3.0
+        world.wait()
+        model = torch.nn.Linear(2, 2)
+        assert world.wrap(model) is model
+
+
+def test_devices_are_named_or_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert pick_device("cpu") == torch.device("cpu")
+    with pytest.raises(BytegolfError, match=r"train\.device is 'tpu'"):
+        pick_device("tpu")
+    with pytest.raises(BytegolfError, match="names no device"):
+        pick_device("cpu:first")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert pick_device("auto") == pick_device("cuda") == torch.device("cuda:1")
+    assert pick_device("cuda:0") == torch.device("cuda:0")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(BytegolfError, match="no device cuda:2, as this machine has 2"):
+        pick_device("auto")
+
+
+def test_precision() -> None:
+    cpu = torch.device("cpu")
+    assert pick_precision("fp32", cpu) == torch.float32
+    assert pick_precision("bf16", cpu) == torch.bfloat16
+    assert pick_precision("auto", cpu) in (torch.float32, torch.bfloat16)
+    assert pick_precision("auto", torch.device("mps")) == torch.float32
+
+
+if __name__ == "__main__":
+    work(Path(sys.argv[1]))
