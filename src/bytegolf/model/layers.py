@@ -19,6 +19,10 @@ from bytegolf.model import ops
 
 NEVER = float("-inf")
 
+DENSE_LENGTH = 512
+"""Up to this length full attention on a CPU is two batched products: its fused kernel's backward is several times
+slower there (LOG.md, 2026-11-22)."""
+
 
 class Linear(nn.Module):
     """y = x·Wᵀ without a bias; W is kept in fp32 and used in the dtype of x.
@@ -135,9 +139,12 @@ class Attention(nn.Module):
 
 
 def _full(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> Float[Tensor, "B L H K"]:
-    """Full causal attention through PyTorch's fused kernels; q carries the scale already."""
-    repeats = q.shape[2] // k.shape[2]
+    """Full causal attention; q carries the scale already."""
+    if q.device.type == "cpu" and q.shape[1] <= DENSE_LENGTH:
+        bias = _causal_bias(q.shape[1], q.device, documents)
+        return _in_blocks(q, k.unsqueeze(1), v.unsqueeze(1), bias)
     # the CPU kernel's backward is more than twice as slow with enable_gqa as with repeated keys (LOG.md, 2026-11-22)
+    repeats = q.shape[2] // k.shape[2]
     k, v = k.repeat_interleave(repeats, 2), v.repeat_interleave(repeats, 2)
     mask = None
     if documents is not None:
@@ -154,6 +161,14 @@ def _full(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> Float[Te
     return out.transpose(1, 2)
 
 
+def _causal_bias(length: int, device: torch.device, documents: Tensor | None) -> Float[Tensor, "_ 1 L L"]:
+    """0 where a query may see a key, −∞ elsewhere."""
+    seen = torch.ones(1, length, length, dtype=torch.bool, device=device).tril()
+    if documents is not None:
+        seen = seen & (documents.unsqueeze(2) == documents.unsqueeze(1))
+    return torch.zeros(seen.shape, device=device).masked_fill_(~seen, NEVER).unsqueeze(1)
+
+
 def _with_previous(x: Tensor, blocks: int) -> Tensor:
     """(B, n·W, ...) → (B, n, 2W, ...): each block behind the one before it (zeros before the first)."""
     x = x.unflatten(1, (blocks, -1))
@@ -162,25 +177,37 @@ def _with_previous(x: Tensor, blocks: int) -> Tensor:
 
 
 def _local(q: Tensor, k: Tensor, v: Tensor, window: int, documents: Tensor | None) -> Float[Tensor, "B L H K"]:
-    """Causal attention to the last ``window`` positions, as batched products of blocks of that size."""
-    batch, length, heads, width = q.shape
-    groups = k.shape[2]
+    """Causal attention to the last ``window`` positions, in blocks of that size that see themselves and the last."""
+    length = q.shape[1]
     blocks = math.ceil(length / window)
     short = blocks * window - length
     if short:
         q, k, v = (F.pad(t, (0, 0, 0, 0, 0, short)) for t in (q, k, v))
+    bias = _block_bias(blocks, window, q.device, documents, short)
+    return _in_blocks(q, _with_previous(k, blocks), _with_previous(v, blocks), bias)[:, :length]
 
-    # (B, n, W|2W, heads, K) → one matrix a block and key/value head; its query heads share the keys
-    q = q.view(batch, blocks, window, groups, heads // groups, width).permute(0, 1, 3, 4, 2, 5)
+
+def _in_blocks(
+    q: Float[Tensor, "B M H K"],
+    k: Float[Tensor, "B n S G K"],
+    v: Float[Tensor, "B n S G K"],
+    bias: Float[Tensor, "_ n T S"],
+) -> Float[Tensor, "B M H K"]:
+    """Attention of n blocks of T queries (M = n·T) to S keys each, as one batched product a step.
+
+    One matrix a block and key/value head: the query heads that share the keys stand below each other in it.
+    """
+    batch, length, heads, width = q.shape
+    blocks, keys, groups = k.shape[1:4]
+    size = length // blocks
+    q = q.view(batch, blocks, size, groups, heads // groups, width).permute(0, 1, 3, 4, 2, 5)
     q = q.reshape(batch * blocks * groups, -1, width)
-    k = _with_previous(k, blocks).permute(0, 1, 3, 4, 2).reshape(batch * blocks * groups, width, 2 * window)
-    v = _with_previous(v, blocks).transpose(2, 3).reshape(batch * blocks * groups, 2 * window, width)
-
-    bias = _block_bias(blocks, window, q.device, documents, short).to(q.dtype)
-    scores = torch.bmm(q, k).view(batch, blocks, groups, -1, window, 2 * window) + bias[:, :, None, None]
-    out = torch.bmm(torch.softmax(scores, -1).view(q.shape[0], -1, 2 * window), v)
-    out = out.view(batch, blocks, groups, -1, window, width).permute(0, 1, 4, 2, 3, 5)
-    return out.reshape(batch, blocks * window, heads, width)[:, :length]
+    k = k.permute(0, 1, 3, 4, 2).reshape(batch * blocks * groups, width, keys)
+    v = v.transpose(2, 3).reshape(batch * blocks * groups, keys, width)
+    scores = torch.bmm(q, k).view(batch, blocks, groups, -1, size, keys) + bias[:, :, None, None].to(q.dtype)
+    out = torch.bmm(torch.softmax(scores, -1).view(q.shape[0], -1, keys), v)
+    out = out.view(batch, blocks, groups, -1, size, width).permute(0, 1, 4, 2, 3, 5)
+    return out.reshape(batch, length, heads, width)
 
 
 def _block_bias(

@@ -188,7 +188,7 @@ def select_rows(
     chunk_of: Int[Tensor, "B L"],
     boundary: Tensor,
 ) -> Float[Tensor, "B C D"]:
-    """x[b, starts[b, c]]: the vectors at the chunk starts. Rows of padding (chunks that are not there) get no gradient."""
+    """x[b, starts[b, c]]: the vectors at the chunk starts. Padding (chunks that are not there) gets no gradient."""
     return _SelectRows.apply(x, starts, chunk_of, boundary)  # type: ignore[no-any-return, no-untyped-call]
 
 

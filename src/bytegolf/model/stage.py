@@ -36,7 +36,8 @@ class Stage(nn.Module):
         self.config = config
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.pushed = config.layers // 2
-        self.skip_weights = nn.Parameter(torch.ones(self.pushed, config.dim))
+        # an empty parameter would get no gradient, which data-parallel training takes for a fault
+        self.skip_weights = nn.Parameter(torch.ones(self.pushed, config.dim), requires_grad=self.pushed > 0)
 
     def _run(self, x: Tensor, block: int, skips: list[Tensor]) -> Tensor:
         """Join a skip before blocks of the second half: the first of them takes the last one pushed."""
