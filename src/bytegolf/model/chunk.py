@@ -99,8 +99,8 @@ def smooth(
     chunks = z.shape[1]
     size = min(_BLOCK, chunks)
     short = -chunks % size
-    z_blocks = F.pad(z, (0, 0, 0, short)).unflatten(1, (-1, size))
-    take, keep = (F.pad(t, (0, short)).unflatten(1, (-1, size)) for t in (take, keep))
+    z_blocks = torch.unflatten(F.pad(z, (0, 0, 0, short)), 1, (-1, size))
+    take, keep = (torch.unflatten(F.pad(t, (0, short)), 1, (-1, size)) for t in (take, keep))
 
     inner = _decays(keep) * take.unsqueeze(-2)
     out = inner.to(z.dtype) @ z_blocks

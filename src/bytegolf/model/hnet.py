@@ -8,6 +8,7 @@ Legend: B batch, L positions, C chunks, D width of this level, E width of the ma
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,25 +20,7 @@ from bytegolf.model.chunk import Chunks, confidence, smooth, smoothing_weight
 from bytegolf.model.layers import Linear
 from bytegolf.model.router import CosineRouter, ratio_loss
 from bytegolf.model.stage import Stage, StageState
-
-
-@dataclass(frozen=True)
-class LevelTrace:
-    """What a level's router did in one forward pass."""
-
-    p: Float[Tensor, "B L"]
-    """probability of a boundary, fp32"""
-    boundary: Bool[Tensor, "B L"]
-    """where chunks start; False at padding"""
-    valid: Bool[Tensor, "B L"] | None
-    """which positions are there (None: all), as inner levels see padded sequences of chunks"""
-    loss: Float[Tensor, ""]
-    """the level's weighted ratio loss"""
-
-    def rate(self) -> Tensor:
-        """Boundaries a position."""
-        positions = self.valid.sum() if self.valid is not None else self.boundary.numel()
-        return self.boundary.sum() / positions
+from bytegolf.model.trace import LevelTrace, StepTrace
 
 
 @dataclass
@@ -105,10 +88,7 @@ class Level(nn.Module):
         chunks = Chunks.of(boundary)
         z = ops.scale_gradient(self._widen(chunks.select(encoded)), 1 / settings.grad_scale)
         inner_documents = chunks.select_values(documents) if documents is not None else None
-        if isinstance(self.main, Level):
-            z = self.main(z, inner_documents, chunks.valid, traces)
-        else:
-            z = self.main(z, inner_documents)
+        z = self.main(z, inner_documents, chunks.valid, traces)
         z = z[..., : encoded.shape[-1]]
         fresh = chunks.select_values(first) if first is not None else None
         z = chunks.expand(smooth(z, chunks.select_values(p), fresh))
@@ -129,35 +109,27 @@ class Level(nn.Module):
         )
 
     def step(
-        self, x: Float[Tensor, "R D"], state: LevelState, rows: Int[Tensor, " R"], traces: list[StepTrace]
+        self,
+        x: Float[Tensor, "R D"],
+        state: Any,
+        rows: Int[Tensor, " R"],
+        traces: list[StepTrace],
     ) -> Float[Tensor, "R D"]:
-        """One position for the sequences ``rows``; the main network runs for those that open a chunk."""
-        encoded = self.encoder.step(x, state.encoder, rows)
+        """One position for the sequences ``rows`` of the state (a LevelState); the main network runs where a chunk opens."""
+        assert isinstance(state, LevelState)
+        encoded = self.encoder.step(x, state.encoder, rows, traces)
         started = state.started[rows]
         p, boundary, memory = self.router.step(encoded, state.memory[rows], started)
         traces.append(StepTrace(rows, p, boundary))
         state.memory[rows], state.started[rows] = memory, True
         if bool(boundary.any()):
             opening = rows[boundary]
-            z = self._widen(encoded[boundary])
-            if isinstance(self.main, Level):
-                z = self.main.step(z, state.main, opening, traces)
-            else:
-                z = self.main.step(z, state.main, opening)
+            z = self.main.step(self._widen(encoded[boundary]), state.main, opening, traces)
             z = z[..., : encoded.shape[-1]]
             weight = torch.where(started, smoothing_weight(p), torch.ones_like(p))[boundary]
             state.smoothed[opening] = torch.lerp(state.smoothed[opening], z, weight.unsqueeze(-1).to(z.dtype))
         y = state.smoothed[rows] + self.residual(encoded)
-        return self.decoder.step(y, state.decoder, rows)
-
-
-@dataclass(frozen=True)
-class StepTrace:
-    """What a level's router did in one step, for the sequences ``rows`` that reached it."""
-
-    rows: Int[Tensor, " R"]
-    p: Float[Tensor, " R"]
-    boundary: Bool[Tensor, " R"]
+        return self.decoder.step(y, state.decoder, rows, traces)
 
 
 def _starts(documents: Int[Tensor, "B L"]) -> Bool[Tensor, "B L"]:

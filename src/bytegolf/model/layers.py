@@ -89,7 +89,7 @@ class Attention(nn.Module):
         self, x: Tensor, positions: Tensor
     ) -> tuple[Float[Tensor, "*B H K"], Float[Tensor, "*B G K"], Float[Tensor, "*B G K"]]:
         """q (with gain and the 1/√K of the scores), k and v of x (*B, D); q and k are normalised and rotated."""
-        packed = self.qkv(x).unflatten(-1, (-1, self.width))
+        packed = torch.unflatten(self.qkv(x), -1, (-1, self.width))
         qk = ops.rms_norm(packed[..., : self.heads + self.groups, :])
         cos, sin = rotary_angles(positions, self.width, self.base)
         qk = ops.rotary(qk, cos.unsqueeze(-2), sin.unsqueeze(-2))
@@ -97,9 +97,7 @@ class Attention(nn.Module):
         q = qk[..., : self.heads, :] * gain.unsqueeze(-1)
         return q, qk[..., self.heads :, :], packed[..., self.heads + self.groups :, :]
 
-    def forward(
-        self, x: Float[Tensor, "B L D"], documents: Int[Tensor, "B L"] | None = None
-    ) -> Float[Tensor, "B L D"]:
+    def forward(self, x: Float[Tensor, "B L D"], documents: Int[Tensor, "B L"] | None = None) -> Float[Tensor, "B L D"]:
         """Attend causally; ``documents`` numbers each position's document, and none sees another's."""
         length = x.shape[1]
         q, k, v = self._project(x, torch.arange(length, device=x.device))
@@ -130,7 +128,7 @@ class Attention(nn.Module):
         state.values[rows, :, slots] = v
         used = min(int(at.max()) + 1, state.keys.shape[2])
         keys, values = state.keys[rows, :, :used], state.values[rows, :, :used]
-        grouped = q.unflatten(1, (self.groups, -1))
+        grouped = torch.unflatten(q, 1, (self.groups, -1))
         scores = grouped @ keys.mT
         empty = torch.arange(used, device=x.device) > at.unsqueeze(1)  # a ring that has come round is never empty
         scores = scores.masked_fill(empty[:, None, None], NEVER)
@@ -171,7 +169,7 @@ def _causal_bias(length: int, device: torch.device, documents: Tensor | None) ->
 
 def _with_previous(x: Tensor, blocks: int) -> Tensor:
     """(B, n·W, ...) → (B, n, 2W, ...): each block behind the one before it (zeros before the first)."""
-    x = x.unflatten(1, (blocks, -1))
+    x = torch.unflatten(x, 1, (blocks, -1))
     before = torch.cat((torch.zeros_like(x[:, :1]), x[:, :-1]), 1)
     return torch.cat((before, x), 2)
 
@@ -221,7 +219,7 @@ def _block_bias(
     seen = seen.unsqueeze(0)
     if documents is not None:
         padded = F.pad(documents, (0, short), value=-1)
-        same = padded.unflatten(1, (blocks, -1)).unsqueeze(3) == _with_previous(padded, blocks).unsqueeze(2)
+        same = torch.unflatten(padded, 1, (blocks, -1)).unsqueeze(3) == _with_previous(padded, blocks).unsqueeze(2)
         seen = seen & same
         # a padded query sees itself, so that no softmax is over nothing
     return torch.zeros(seen.shape, device=device).masked_fill_(~seen, NEVER)

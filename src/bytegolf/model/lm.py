@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from bytegolf.config import ModelConfig, outer_dim
 from bytegolf.model import ops
-from bytegolf.model.hnet import Level, LevelState, LevelTrace, StepTrace, build_network
+from bytegolf.model.hnet import LevelState, build_network
 from bytegolf.model.stage import StageState
+from bytegolf.model.trace import LevelTrace, StepTrace
 
 BOS = 1
 """Id of the token that starts every document, in every tokenizer here (formats.md)."""
@@ -69,10 +70,7 @@ class LanguageModel(nn.Module):
         documents = (ids == BOS).cumsum(1) if self.config.reset_at_bos else None
         x = self._embed(ids)
         traces: list[LevelTrace] = []
-        if isinstance(self.network, Level):
-            x = self.network(x, documents, None, traces)
-        else:
-            x = self.network(x, documents)
+        x = self.network(x, documents, None, traces)
         return Forward(self._project(x), traces)
 
     def losses(self, out: Forward, targets: Int[Tensor, "B L"]) -> Float[Tensor, "B L"]:
@@ -104,10 +102,7 @@ class LanguageModel(nn.Module):
                 state.network.reset(restarts)
         x = self._embed(ids)
         state.traces = []
-        if isinstance(self.network, Level):
-            x = self.network.step(x, state.network, rows, state.traces)
-        else:
-            x = self.network.step(x, state.network, rows)
+        x = self.network.step(x, state.network, rows, state.traces)
         return self.cap(self._project(x))
 
 

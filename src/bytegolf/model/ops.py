@@ -30,7 +30,8 @@ def _column_sums(a: Tensor, b: Tensor) -> Tensor:
 
 def _mean_square(x: Tensor) -> Tensor:
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=_wide(x.dtype))
-    return norm.square_().div_(x.shape[-1])
+    mean: Tensor = norm.square_().div_(x.shape[-1])
+    return mean
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -75,9 +76,7 @@ class _Mix(Function):
         return g * weights[0], g * weights[1], d_mix
 
 
-def mix(
-    x: Float[Tensor, "*B D"], x0: Float[Tensor, "*B D"], weights: Float[Tensor, "2 D"]
-) -> Float[Tensor, "*B D"]:
+def mix(x: Float[Tensor, "*B D"], x0: Float[Tensor, "*B D"], weights: Float[Tensor, "2 D"]) -> Float[Tensor, "*B D"]:
     """weights₀·x + weights₁·x0, per channel (S0's residual mix)."""
     return _Mix.apply(x, x0, weights)  # type: ignore[no-any-return, no-untyped-call]
 
@@ -95,9 +94,7 @@ class _AddScaled(Function):
         return g, g * scale.to(g.dtype), _column_sums(g, y).to(scale.dtype)
 
 
-def add_scaled(
-    x: Float[Tensor, "*B D"], y: Float[Tensor, "*B D"], scale: Float[Tensor, " D"]
-) -> Float[Tensor, "*B D"]:
+def add_scaled(x: Float[Tensor, "*B D"], y: Float[Tensor, "*B D"], scale: Float[Tensor, " D"]) -> Float[Tensor, "*B D"]:
     """x + scale·y, per channel (S0's attention, MLP and skip scales)."""
     return _AddScaled.apply(x, y, scale)  # type: ignore[no-any-return, no-untyped-call]
 
@@ -112,7 +109,8 @@ class _ReluSquared(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (positive,) = ctx.saved_tensors
-        return (grads[0] * positive).mul_(2)
+        gradient: Tensor = (grads[0] * positive).mul_(2)
+        return gradient
 
 
 def relu_squared(x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
@@ -165,7 +163,7 @@ class _ScaleGradient(Function):
 
 def scale_gradient(x: Tensor, factor: float) -> Tensor:
     """The identity, whose gradient is multiplied by ``factor`` (S2's LR diff)."""
-    return x if factor == 1 else _ScaleGradient.apply(x, factor)  # type: ignore[no-any-return, no-untyped-call]
+    return x if factor == 1 else _ScaleGradient.apply(x, factor)  # type: ignore[no-untyped-call]
 
 
 class _SelectRows(Function):
@@ -214,8 +212,6 @@ class _SoftcapCrossEntropy(Function):
         return grad * grads[0].unsqueeze(-1).to(grad.dtype), None, None
 
 
-def softcap_cross_entropy(
-    logits: Float[Tensor, "N V"], targets: Int[Tensor, " N"], cap: float
-) -> Float[Tensor, " N"]:
+def softcap_cross_entropy(logits: Float[Tensor, "N V"], targets: Int[Tensor, " N"], cap: float) -> Float[Tensor, " N"]:
     """−log softmax(cap·tanh(logits/cap))[target] a row, in nats and fp32 (S0); cap 0 = no cap."""
     return _SoftcapCrossEntropy.apply(logits, targets, cap)  # type: ignore[no-any-return, no-untyped-call]
