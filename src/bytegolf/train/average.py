@@ -49,9 +49,7 @@ class WeightAverage:
         """Take over what ``state`` gave (or plain weights, from which the average then starts)."""
         missing = [name for name in self._names if name not in tensors]
         if missing:
-            raise BytegolfError(
-                f"the checkpoint's averaged weights have no {missing[0]}: delete the checkpoint"
-            )
+            raise BytegolfError(f"the checkpoint's averaged weights have no {missing[0]}: delete the checkpoint")
         for name, average in zip(self._names, self._average, strict=True):
             average.copy_(tensors[name])
         self.updates = int(tensors.get("updates", torch.tensor(0)))
