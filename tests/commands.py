@@ -7,6 +7,7 @@ import io
 import json
 import random
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,13 +49,15 @@ def cli(*arguments: object, stdin: bytes = b"") -> Ran:
 
     out, err = io.StringIO(), io.StringIO()
     before = sys.argv, sys.stdin
-    sys.argv = ["bytegolf", *map(str, arguments)]
-    sys.stdin = io.TextIOWrapper(io.BytesIO(stdin))
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as exit:
-            main()
-    finally:
-        sys.argv, sys.stdin = before
+    with tempfile.TemporaryFile() as file:
+        file.write(stdin)
+        file.seek(0)
+        sys.argv, sys.stdin = ["bytegolf", *map(str, arguments)], io.TextIOWrapper(file)
+        try:
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as exit:
+                main()
+        finally:
+            sys.argv, sys.stdin = before
     assert isinstance(exit.value.code, int)
     return Ran(exit.value.code, out.getvalue(), err.getvalue())
 

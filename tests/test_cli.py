@@ -177,6 +177,20 @@ def test_segment_reads_texts_longer_than_a_window_and_any_bytes(tiny_run: TinyRu
     assert good("segment", tiny_run.folder, "--file", tmp_path / "f", "--json").json["bytes"] == 768
 
 
+def test_prepare_reads_stdin_and_folders(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / f"{name}.txt").write_text(f"Text {name}.", encoding="utf-8")
+    found = good("prepare", tmp_path, "--out", tmp_path / "1", "--val", "first:1", "--json").json["datasets"]["byte260"]
+    assert (found["docs_train"], found["docs_val"], found["tokens_val"]) == (2, 1, 1 + len("Text a."))
+    lines = b'{"body": "one"}\n{"body": "two"}\n'
+    options = ("--field", "body", "--val", "first:1", "--json")
+    found = good("prepare", "-.jsonl", "--out", tmp_path / "2", *options, stdin=lines).json["datasets"]["byte260"]
+    assert (found["tokens_train"], found["tokens_val"]) == (4, 4)
+    ran = good("prepare", "-", "--out", tmp_path / "3", "--cut", 10, "--val", "first:2", "--json", stdin=b"words " * 9)
+    assert ran.json["split"] == "first:2"
+    assert ran.json["datasets"]["byte260"]["bytes_train"] == 9 * 6 - ran.json["datasets"]["byte260"]["bytes_val"]
+
+
 def test_a_flat_model_has_no_chunks(flat_run: TinyRun) -> None:
     assert "flat model: it has no router" in refused("segment", flat_run.folder)
     assert "chunks" not in good("eval", flat_run.folder).out
@@ -208,13 +222,13 @@ def test_greedy_needs_no_seed(tiny_run: TinyRun) -> None:
     assert len(greedy) == 1
 
 
-@pytest.mark.parametrize("size", [0, 1, 7])
+@pytest.mark.parametrize("size", [0, 1, 8])
 def test_sample_writes_at_most_so_many_bytes(tiny_run: TinyRun, subword_run: TinyRun, size: int) -> None:
-    for run in (tiny_run, subword_run):
-        ran = good("sample", run.folder, "Fellow", "--bytes", size, "--seed", 3, "--json")
-        assert ran.json["bytes"] <= size
-        assert run is subword_run or ran.json["bytes"] == size, "ten steps do not teach to stop"
-        assert ran.out.splitlines()[0].startswith("Fellow")
+    for run, seed in ((tiny_run, 3), (subword_run, 3), (subword_run, 4), (subword_run, 5)):
+        ran = good("sample", run.folder, "Fellow", "--bytes", size, "--seed", seed, "--json")
+        assert ran.json["bytes"] == size, "ten steps do not teach to stop"
+        assert len(ran.json["text"].encode(errors="replace")) <= 3 * size  # what is no UTF-8 becomes three bytes
+        assert ran.out.startswith("Fellow")
 
 
 def test_prompts_of_all_kinds(tiny_run: TinyRun, subword_run: TinyRun) -> None:

@@ -11,6 +11,7 @@ from commands import good, stages
 from conftest import scatter
 
 from bytegolf.config import Config, levels, load, preset_names
+from bytegolf.model.layers import DENSE_LENGTH
 from bytegolf.model.lm import BOS, LanguageModel, count_parameters
 
 PARAMETERS = {
@@ -109,12 +110,17 @@ def test_step_gives_the_logits_of_forward(name: str) -> None:
 
 
 @every_preset
-def test_later_tokens_change_no_earlier_logit(name: str) -> None:
-    """In fp64, so that sums in another order (chunk counts change) differ by 1e-13 and a leak stands out."""
-    model, ids = tiny_model(name, torch.float64).double(), random_ids(name, 2, 40)
+@pytest.mark.parametrize("length", [40, DENSE_LENGTH + 8])
+def test_later_tokens_change_no_earlier_logit(name: str, length: int) -> None:
+    """In fp64, so that sums in another order (chunk counts change) differ by 1e-13 and a leak stands out.
+
+    The longer length takes the other path of full attention; a prefix alone ties it to the shorter one.
+    """
+    model, ids = tiny_model(name, torch.float64).double(), random_ids(name, 2, length)
     with torch.no_grad():
         before = model(ids).logits
-        for t in (0, 1, 7, 8, 20, 38):
+        torch.testing.assert_close(model(ids[:, :40]).logits, before[:, :40], rtol=0, atol=1e-9)
+        for t in (0, 1, 7, 8, 20, length - 2) if length == 40 else (7, length - 2):
             changed = ids.clone()
             changed[:, t + 1 :] = torch.randint(1, 260, changed[:, t + 1 :].shape)
             after = model(changed).logits

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import resource
 import shutil
 import struct
@@ -245,10 +246,12 @@ def test_files_in_the_way(tiny_run: TinyRun, tiny_data: Path, tmp_path: Path) ->
     assert str(tmp_path / "file") in refused("prepare", tmp_path / "a.txt", "--out", tmp_path / "file")
 
 
-def test_a_device_is_never_replaced(tiny_run: TinyRun) -> None:
-    null = Path("/dev/null")
-    assert "/dev/null" in refused("export", tiny_run.folder, "--out", null)
-    assert null.is_char_device()
+def test_what_is_no_file_is_never_replaced(tiny_run: TinyRun, tmp_path: Path) -> None:
+    """A pipe stands for /dev/null, which root could rename a file over."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    assert f"cannot write {pipe}" in refused("export", tiny_run.folder, "--out", pipe)
+    assert pipe.is_fifo()
 
 
 @contextlib.contextmanager
@@ -346,9 +349,9 @@ def test_specs_that_are_wrong(tmp_path: Path) -> None:
 
 def test_a_real_process_prints_one_line_and_exits_with_2(tmp_path: Path) -> None:
     """What `refused` checks within this process holds for the installed command too."""
-    command = [sys.executable, "-m", "bytegolf", "eval", str(tmp_path)]
+    command = [sys.executable, "-m", "bytegolf", "train", str(tmp_path)]
     ran = subprocess.run(command, capture_output=True, text=True)
     assert ran.returncode == 2
     assert ran.stdout == ""
     assert ran.stderr.count("\n") == 1
-    assert f"{tmp_path} is no run folder" in ran.stderr
+    assert f"{tmp_path} is a folder" in ran.stderr

@@ -42,7 +42,10 @@ _COUNT = validators.Number(gte=0)
 def prepare(
     *sources: Annotated[
         str,
-        Parameter(help="Text files, folders, .jsonl[.gz|.zst], .parquet, or - for stdin; none = the default corpus."),
+        Parameter(
+            help="Text files, folders, .jsonl[.gz|.zst], .parquet; - or -.jsonl for stdin; none = the default corpus.",
+            allow_leading_hyphen=True,
+        ),
     ],
     out: Annotated[Path, Parameter(help="The data folder to write.")],
     tokenizer: Annotated[
