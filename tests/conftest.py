@@ -8,27 +8,28 @@ the package, so nothing here imports ``bytegolf`` at the top.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import hypothesis
+import jaxtyping
 import pytest
 import torch
 from commands import flat_run, subword_run, tiny_data, tiny_run, two_level_run  # noqa: F401  (fixtures for all)
-from jaxtyping import install_import_hook
 
 if TYPE_CHECKING:
     from bytegolf.config import NetworkConfig
     from bytegolf.model.lm import LanguageModel
 
 # as mypy does, an int passes where a float is asked for
-install_import_hook("bytegolf", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+jaxtyping.install_import_hook("bytegolf", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 torch.set_num_threads(1)  # tiny tensors gain nothing from a second thread, and lose much on a busy machine
 
-_shared = {"deadline": None, "max_examples": 25, "print_blob": True}
-hypothesis.settings.register_profile("dev", **_shared)
-hypothesis.settings.register_profile("ci", **_shared, derandomize=True)
+_quick = hypothesis.settings(deadline=None, max_examples=25, print_blob=True)
+hypothesis.settings.register_profile("dev", _quick)
+hypothesis.settings.register_profile("ci", _quick, derandomize=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 
@@ -46,6 +47,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@contextmanager
+def shapes_unchecked() -> Iterator[None]:
+    """For long loops over small tensors, whose time is two thirds checking: the first rounds show the shapes."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(autouse=True)

@@ -38,8 +38,8 @@ def rotate(x: Tensor, base: float = 100.0) -> Tensor:
 def plain_attention(module: Attention, x: Tensor, documents: Tensor | None = None) -> Tensor:
     """One query at a time over the keys it may see."""
     batch, length, _ = x.shape
-    q, k, v = (x @ module.qkv.weight.double().T).split(module.qkv.splits, -1)
-    q, k, v = (t.unflatten(-1, (-1, module.width)) for t in (q, k, v))
+    q, k, v = torch.split(x @ module.qkv.weight.double().T, list(module.qkv.splits), -1)
+    q, k, v = (t.view(*x.shape[:2], -1, module.width) for t in (q, k, v))
     q = rotate(norm(q), module.base) * module.q_gain.double()[:, None]
     k = rotate(norm(k), module.base)
     out = torch.zeros_like(q)
@@ -57,6 +57,14 @@ def plain_attention(module: Attention, x: Tensor, documents: Tensor | None = Non
 DOCUMENTS = torch.tensor([[0] * 3 + [1] * 1 + [2] * 9 + [3] * 1 + [4] * 9, [1] * 12 + [2] * 11])
 
 
+@pytest.fixture(params=["dense", "fused"])
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Full attention in turn through two products and through PyTorch's kernel, which is for long sequences."""
+    if request.param == "fused":
+        monkeypatch.setattr("bytegolf.model.layers.DENSE_LENGTH", 0)
+
+
+@pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("with_documents", [False, True], ids=["", "documents"])
 @pytest.mark.parametrize("length", [1, 2, 5, 10, 15, 23])
 @pytest.mark.parametrize("window", [0, 1, 2, 5, 22, 23, 64])
@@ -70,6 +78,22 @@ def test_attention_is_the_plain_formula(window: int, length: int, with_documents
     torch.testing.assert_close(got, wanted, rtol=0, atol=2e-6)  # the angles are fp32
 
 
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("with_documents", [False, True], ids=["", "documents"])
+@pytest.mark.parametrize("window", [0, 5])
+def test_later_positions_change_nothing_by_a_bit(window: int, with_documents: bool) -> None:
+    module = attention(window)
+    x = torch.randn(2, 23, D)
+    documents = DOCUMENTS if with_documents else None
+    with torch.no_grad():
+        before = module(x, documents)
+        for t in range(0, 22, 3):
+            changed = x.clone()
+            changed[:, t + 1 :] = torch.randn_like(changed[:, t + 1 :]) * 100
+            assert torch.equal(module(changed, documents)[:, : t + 1], before[:, : t + 1])
+
+
+@pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("window", [0, 4])
 def test_gradients_of_attention(window: int) -> None:
     module = attention(window)
@@ -88,18 +112,19 @@ def test_documents_are_attended_one_by_one(window: int) -> None:
     """Although their positions count on: rotary attention sees distances only."""
     module = attention(window)
     x = torch.randn(1, 23, D, dtype=torch.float64)
-    lengths = DOCUMENTS[0].unique_consecutive(return_counts=True)[1].tolist()
+    lengths = DOCUMENTS[0].bincount().tolist()
     with torch.no_grad():
         together = module(x, DOCUMENTS[:1])
-        apart = torch.cat([module(part) for part in x.split(lengths, 1)], 1)
+        apart = torch.cat([module(part) for part in torch.split(x, lengths, 1)], 1)
     torch.testing.assert_close(together, apart, rtol=0, atol=2e-6)
 
 
+@pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("window", [0, 4])
 def test_grouped_queries_are_repeated_heads(window: int) -> None:
     grouped, plain = attention(window), attention(window, kv_heads=H)
     with torch.no_grad():
-        q, k, v = grouped.qkv.weight.split(grouped.qkv.splits)
+        q, k, v = torch.split(grouped.qkv.weight, list(grouped.qkv.splits))
         k, v = (t.view(G, K, D).repeat_interleave(H // G, 0).flatten(0, 1) for t in (k, v))
         plain.qkv.weight.copy_(torch.cat((q, k, v)))
         plain.proj.weight.copy_(grouped.proj.weight)
@@ -108,6 +133,7 @@ def test_grouped_queries_are_repeated_heads(window: int) -> None:
         torch.testing.assert_close(grouped(x), plain(x), rtol=0, atol=1e-6)
 
 
+@pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("window", [0, 4])
 def test_attention_in_bf16_is_near_fp32(window: int) -> None:
     module = attention(window)
