@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from pathlib import Path
 
@@ -18,18 +19,15 @@ from bytegolf.data.tokenizer import (
     Tokenizer,
     load_tokenizer,
 )
-from bytegolf.data.train_tokenizer import train_sentencepiece
+from bytegolf.data.train_tokenizer import _PUBLISHED, train_sentencepiece
 from bytegolf.errors import BytegolfError
 
-WORDS = "the of state Union message people 1789 1826 naïve café ﬁnal Ⅳ 東京 Ελλάδα — “peace” and war".split()
+WORDS = "the of state Union message people 1789 1826 naïve café ﬁnal Ⅳ 東京 Ελλάδα — “peace” and war".split()  # noqa: SIM905
 
 
 def made_up_documents(count: int = 60) -> list[str]:
     chance = random.Random(0)
-    return [
-        " ".join(chance.choices(WORDS, k=80)) + "\n\n  Indented\tline " + str(number)
-        for number in range(count)
-    ]
+    return [" ".join(chance.choices(WORDS, k=80)) + "\n\n  Indented\tline " + str(number) for number in range(count)]
 
 
 @pytest.fixture(scope="module")
@@ -119,13 +117,38 @@ def test_batches_and_threads_change_nothing(published_style: SentencePieceTokeni
 def test_training_is_deterministic_and_takes_long_documents(tmp_path: Path) -> None:
     """One document far beyond SentencePiece's sentence limit, which would drop it in silence."""
     document = "\n".join(made_up_documents())
-    models = [
-        train_sentencepiece(iter([document]), parse_tokenizer("sp360"), tmp_path / name, threads=threads)
-        for name, threads in (("one", 1), ("two", 2))
-    ]
-    assert models[0].vocab_size == 360
-    assert models[0].identity()["sha256"] == models[1].identity()["sha256"]
-    assert (tmp_path / "one.vocab").exists()
+    one, two, narrow = (
+        train_sentencepiece(iter([document]), parse_tokenizer("sp360"), tmp_path / name / "m", threads=threads)
+        for name, threads in (("one", 2), ("two", 2), ("narrow", 1))
+    )
+    assert one.vocab_size == 360
+    assert one.identity()["sha256"] == two.identity()["sha256"], "a model must not know where it was written"
+    assert one.path.with_suffix(".vocab").read_bytes() == narrow.path.with_suffix(".vocab").read_bytes()
+
+
+def test_the_vocab_file_is_sentencepiece_s_own(tmp_path: Path) -> None:
+    import sentencepiece
+
+    ours = train_sentencepiece(iter(made_up_documents()), parse_tokenizer("sp360"), tmp_path / "ours")
+    options = {**_PUBLISHED, "vocab_size": 360, "model_prefix": str(tmp_path / "theirs")}
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(made_up_documents()), **options)
+    assert ours.path.with_suffix(".vocab").read_bytes() == (tmp_path / "theirs.vocab").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ({"nonsense": 4}, 'sp360.*unknown field name "nonsense"'),
+        ({"vocab_size": "many"}, 'sp360.*cannot parse "many"'),
+        ({"max_sentence_length": "long"}, "max_sentence_length of sp360 is 'long'"),
+        ({"max_sentence_length": 0}, "max_sentence_length of sp360 is 0"),
+        ({"pad_id": -1}, "need 0, 1, 2, 3"),
+    ],
+)
+def test_wrong_training_options_are_said(tmp_path: Path, override: dict[str, object], words: str) -> None:
+    spec = dataclasses.replace(parse_tokenizer("sp360"), trainer_overrides={"minloglevel": 2, **override})
+    with pytest.raises(BytegolfError, match=words):
+        train_sentencepiece(iter(made_up_documents()), spec, tmp_path / "t")
 
 
 def test_training_errors_are_said(tmp_path: Path) -> None:
@@ -147,7 +170,7 @@ def test_identity_is_checked(published_style: SentencePieceTokenizer) -> None:
     assert tokenizer.identity() == {"name": "byte260", "kind": "byte", "vocab_size": 260, "sha256": None}
     tokenizer.check_identity(tokenizer.identity())
     published_style.check_identity({**published_style.identity(), "name": "renamed"})
-    with pytest.raises(BytegolfError, match="made with tokenizer 'byte260'.*data's is 'sp360'"):
+    with pytest.raises(BytegolfError, match=r"made with tokenizer 'byte260'.*data's is 'sp360'"):
         published_style.check_identity(tokenizer.identity())
     with pytest.raises(BytegolfError, match="sha256"):
         published_style.check_identity({**published_style.identity(), "sha256": "0"})

@@ -55,9 +55,7 @@ class BoundaryStats:
     chunk_bytes: int = 0
     chunk_bytes_squared: int = 0
 
-    def add(
-        self, window: Bytes, boundaries: Mask, *, candidates: Mask | None = None, whole: bool = False
-    ) -> None:
+    def add(self, window: Bytes, boundaries: Mask, *, candidates: Mask | None = None, whole: bool = False) -> None:
         """Count one window.
 
         Args:

@@ -1,6 +1,7 @@
 """Documents from anywhere: text files, folders, JSON lines (plain, gzip, zstd), Parquet and stdin, as one stream.
 
-Whatever the size, memory holds little more than one document: files are read a line, a row group or a piece at a time.
+Whatever the size, memory holds little more than one document: files are read a line, a batch of rows or a
+piece at a time.
 """
 
 from __future__ import annotations
@@ -9,21 +10,40 @@ import gzip
 import io
 import json
 import sys
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, Protocol, runtime_checkable
+
+import zstandard
 
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors
 
-PIECE_BYTES = 64 << 20
-"""A text longer than this is cut into several documents, so that none has to fit into memory whole."""
+PIECE_BYTES = 8 << 20
+"""A plain text longer than this is cut into several documents: SentencePiece needs fifty bytes of memory for each byte
+of the document that it encodes."""
+
+MIN_CUT = 4
+"""Bytes of the longest character: a piece must have room for it."""
 
 TEXT_SUFFIXES = (".txt", ".md", ".text", ".rst", ".tex", ".html", ".csv", ".tsv", ".py")
 LINES_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".ndjson")
 PARQUET_SUFFIXES = (".parquet",)
 STDIN_TEXT, STDIN_LINES = "-", "-.jsonl"
+
+
+@runtime_checkable
+class Bytes(Protocol):
+    """A file that is open for reading bytes."""
+
+    def read(self, size: int, /) -> bytes:
+        """The next ``size`` bytes; fewer only at the end."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        """The lines."""
+
 
 Advance = Callable[[int], None]
 """Told how many bytes of the sources have been read since the last call."""
@@ -35,8 +55,8 @@ class Document:
 
     text: str
     group: str
-    """what it belongs to (an author, a book, a site), for splits that keep groups together; its file's name if nothing
-    says otherwise"""
+    """what it belongs to (an author, a book, a site), for splits that keep groups together; its file's name, without
+    the folders, if nothing says otherwise"""
     where: str
     """where it came from, for messages"""
 
@@ -52,9 +72,15 @@ class Reading:
     cut: int = 0
     """cut plain texts into documents of about so many bytes, at paragraph or line ends; 0 = a file is a document"""
 
+    def __post_init__(self) -> None:
+        if self.cut and self.cut < MIN_CUT:
+            raise BytegolfError(f"documents cannot be cut to {self.cut} bytes: give {MIN_CUT} or more, or 0 for no cut")
+
 
 def expand(sources: Sequence[str]) -> list[str]:
     """The files behind ``sources``: folders become their readable files, recursively and sorted.
+
+    What is hidden in a folder (``.git``, ``.venv``) is left out. A file named by itself is read whatever its ending is.
 
     Raises BytegolfError for a source that is not there, or a folder with nothing to read in it.
     """
@@ -63,22 +89,34 @@ def expand(sources: Sequence[str]) -> list[str]:
         path = Path(source)
         if source in (STDIN_TEXT, STDIN_LINES):
             files.append(source)
-        elif path.is_dir():
-            known = TEXT_SUFFIXES + LINES_SUFFIXES + PARQUET_SUFFIXES
-            found = sorted(str(file) for file in path.rglob("*") if file.is_file() and file.name.endswith(known))
-            if not found:
-                raise BytegolfError(f"the folder {source} holds no file to read ({', '.join(known)}): name files")
-            files.extend(found)
-        elif path.exists():
-            files.append(source)
-        else:
-            raise BytegolfError(f"there is no file or folder {source}: check the path")
+            continue
+        with disk_errors(path, "read"):
+            if path.is_dir():
+                files.extend(_in_folder(path))
+            elif path.exists():
+                files.append(source)
+            else:
+                raise BytegolfError(f"there is no file or folder {source}: check the path")
     return files
 
 
+def _in_folder(folder: Path) -> list[str]:
+    known = TEXT_SUFFIXES + LINES_SUFFIXES + PARQUET_SUFFIXES
+    found = [
+        str(file)
+        for file in folder.rglob("*")
+        if file.name.lower().endswith(known)
+        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+        and file.is_file()
+    ]
+    if not found:
+        raise BytegolfError(f"the folder {folder} holds no file to read ({', '.join(known)}): name files")
+    return sorted(found)
+
+
 def total_bytes(files: Sequence[str]) -> int | None:
-    """The size of ``files`` on disk; None where stdin is among them."""
-    if any(file in (STDIN_TEXT, STDIN_LINES) for file in files):
+    """The size of ``files`` on disk; None where stdin or a pipe is among them, which come once and without a size."""
+    if any(file in (STDIN_TEXT, STDIN_LINES) or not Path(file).is_file() for file in files):
         return None
     return sum(Path(file).stat().st_size for file in files)
 
@@ -99,28 +137,59 @@ def _of_file(file: str, reading: Reading, advance: Advance) -> Iterator[Document
         yield from _texts(sys.stdin.buffer, "stdin", reading.cut, advance)
     elif file == STDIN_LINES:
         yield from _lines(sys.stdin.buffer, "stdin", reading, lambda: 0, advance)
-    elif file.endswith(PARQUET_SUFFIXES):
+    elif file.lower().endswith(PARQUET_SUFFIXES):
         yield from _rows(Path(file), reading, advance)
     else:
         with disk_errors(Path(file), "read"), Path(file).open("rb") as raw:
-            if file.endswith(LINES_SUFFIXES):
-                yield from _lines(_decompressed(raw, file), file, reading, raw.tell, advance)
+            if file.lower().endswith(LINES_SUFFIXES):
+                position = raw.tell if raw.seekable() else lambda: 0
+                yield from _lines(_decompressed(raw, file.lower()), file, reading, position, advance)
             else:
                 yield from _texts(raw, file, reading.cut, advance)
 
 
-def _decompressed(raw: IO[bytes], file: str) -> IO[bytes]:
+def _decompressed(raw: io.BufferedReader, file: str) -> Bytes:
     if file.endswith(".gz"):
-        return gzip.open(raw, "rb")  # type: ignore[return-value]
+        return gzip.GzipFile(fileobj=raw, mode="rb")
     if file.endswith(".zst"):
-        import zstandard
-
-        return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True), 1 << 20)
+        return io.BufferedReader(_Frames(raw), 1 << 20)
     return raw
 
 
+class _Frames(io.RawIOBase):
+    """The text of zstd frames that follow one another.
+
+    Unlike zstandard's own reader it raises EOFError for a frame that breaks off, which must not pass for the end.
+    """
+
+    def __init__(self, raw: io.BufferedReader) -> None:
+        self._raw = raw
+        self._decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)  # also what `zstd --long=31` wrote
+        self._frame: Any = None
+        self._input = self._output = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._output:
+            block = self._input or self._raw.read(1 << 14)
+            if not block and self._frame is not None:
+                raise EOFError("the last zstd frame is not complete")
+            if not block:
+                return 0
+            if self._frame is None:
+                self._frame = self._decompressor.decompressobj()
+            self._output, self._input = self._frame.decompress(block), b""
+            if self._frame.eof:
+                self._input, self._frame = self._frame.unused_data, None
+        count = min(len(buffer), len(self._output))
+        buffer[:count], self._output = self._output[:count], self._output[count:]
+        return count
+
+
 def _lines(
-    stream: IO[bytes], file: str, reading: Reading, position: Callable[[], int], advance: Advance
+    stream: Bytes, file: str, reading: Reading, position: Callable[[], int], advance: Advance
 ) -> Iterator[Document]:
     number = done = 0
     try:
@@ -132,27 +201,23 @@ def _lines(
             if (now := position()) > done:
                 advance(now - done)
                 done = now
-    except (EOFError, gzip.BadGzipFile) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
         raise BytegolfError(f"{file} breaks off or is damaged behind line {number} ({error}): get it again") from error
-    except Exception as error:  # zstandard's error type is known only where it is imported
-        if type(error).__name__ != "ZstdError":
-            raise
-        raise BytegolfError(f"{file} is damaged behind line {number} ({error}): get it again") from error
 
 
 def _json(line: bytes, where: str) -> Any:
     try:
         return json.loads(line)
     except UnicodeDecodeError as error:
-        raise BytegolfError(f"{where} is not UTF-8: convert the file") from error
-    except ValueError as error:
+        raise BytegolfError(f"{where} is not UTF-8 (at its byte {error.start}): convert the file") from error
+    except (ValueError, RecursionError) as error:
         raise BytegolfError(f"{where} is not JSON ({error}): one object a line is expected") from error
 
 
 def _record(value: Any, where: str, file: str, reading: Reading) -> Document:
     if not isinstance(value, dict) or not isinstance(value.get(reading.field), str):
         raise BytegolfError(f"{where} has no text under {reading.field!r}: name the right field with --field")
-    group = file
+    group = Path(file).name
     if reading.group_field is not None:
         if reading.group_field not in value:
             raise BytegolfError(f"{where} has no {reading.group_field!r}: name the right field with --group-field")
@@ -169,55 +234,64 @@ def _rows(path: Path, reading: Reading, advance: Advance) -> Iterator[Document]:
     import pyarrow
     import pyarrow.parquet
 
-    size = path.stat().st_size
+    done = 0
     try:
+        size = path.stat().st_size
         with pyarrow.parquet.ParquetFile(path) as file:
-            wanted = [reading.field, *([reading.group_field] if reading.group_field else [])]
-            for column in wanted:
+            options = {"--field": reading.field, "--group-field": reading.group_field}
+            wanted = {column: option for option, column in options.items() if column is not None}
+            for column, option in wanted.items():
                 if column not in file.schema_arrow.names:
                     known = ", ".join(file.schema_arrow.names)
-                    raise BytegolfError(f"{path} has no column {column!r} (it has {known}): name it with --field")
-            rows, done, told = max(1, file.metadata.num_rows), 0, 0
-            for batch in file.iter_batches(batch_size=256, columns=wanted):
+                    raise BytegolfError(f"{path} has no column {column!r} (it has {known}): name it with {option}")
+            rows, told = max(1, file.metadata.num_rows), 0
+            for batch in file.iter_batches(batch_size=256, columns=list(wanted)):
                 for offset, row in enumerate(batch.to_pylist()):
                     yield _record(row, f"{path}, row {done + offset + 1}", str(path), reading)
                 done += batch.num_rows
                 advance(size * done // rows - told)
                 told = size * done // rows
+    except UnicodeDecodeError as error:
+        raise BytegolfError(f"{path} is not UTF-8 behind row {done}: convert it, or leave it out") from error
     except (pyarrow.ArrowException, OSError) as error:
-        raise BytegolfError(f"{path} is no readable Parquet file ({str(error)[:120]}): get it again") from error
+        raise BytegolfError(
+            f"{path} is no readable Parquet file ({' '.join(str(error).split())[:120]}): get it again"
+        ) from error
 
 
-def _texts(stream: IO[bytes], file: str, cut: int, advance: Advance) -> Iterator[Document]:
+def _texts(stream: Bytes, file: str, cut: int, advance: Advance) -> Iterator[Document]:
     """A plain text as documents: one, or pieces of ``cut`` or PIECE_BYTES bytes at the latest paragraph or line end."""
     size = min(cut or PIECE_BYTES, PIECE_BYTES)
-    rest, number, start = b"", 0, 0
-    while True:
-        block = stream.read(max(1 << 20, size))
+    group = Path(file).name
+    rest, number, start = b"", 0, 0  # start: where the rest begins in the file
+    while block := stream.read(max(1 << 20, size)):
         advance(len(block))
         rest += block
-        while len(rest) > size:
-            end = _cut_at(rest, size)
+        begin = 0
+        while len(rest) - begin > size:
+            end = _cut_at(rest, begin, size)
             number += 1
-            yield Document(_utf8(rest[:end], file, start), file, f"{file}, part {number}")
-            rest, start = rest[end:], start + end
-        if not block:
-            break
+            yield Document(_utf8(rest[begin:end], file, start + begin), group, f"{file}, part {number}")
+            begin = end
+        rest, start = rest[begin:], start + begin
     if rest:
         where = f"{file}, part {number + 1}" if number else file
-        yield Document(_utf8(rest, file, start), file, where)
+        yield Document(_utf8(rest, file, start), group, where)
 
 
-def _cut_at(data: bytes, size: int) -> int:
-    """Where to cut: behind the last blank line, line or space among the first ``size`` bytes, or between characters."""
+def _cut_at(data: bytes, begin: int, size: int) -> int:
+    """Where to cut off a piece of at most ``size`` bytes from ``begin``: behind the last blank line, line or space in
+    its second half, or else between two characters.
+    """
+    end = begin + size
     for mark in (b"\n\n", b"\n", b" "):
-        at = data.rfind(mark, size // 2, size)
+        at = data.rfind(mark, begin + size // 2, end)
         if at >= 0:
             return at + len(mark)
-    end = size
-    while end > 1 and data[end] & 0xC0 == 0x80:
-        end -= 1
-    return end
+    for at in range(end, end - MIN_CUT, -1):
+        if data[at] & 0xC0 != 0x80:  # the first byte of a character
+            return at
+    return end  # no UTF-8: the decoder will say where
 
 
 def _utf8(data: bytes, file: str, start: int) -> str:

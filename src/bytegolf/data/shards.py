@@ -48,7 +48,7 @@ class ShardWriter:
 
     A shard appears under its name only once it is complete. ``close`` (the end of the ``with`` block)
     finishes the last one and removes the higher-numbered shards that an earlier, longer export left; an
-    exception leaves no half-written file.
+    exception leaves no half-written file. Without ``with``, call ``abandon`` when something fails.
 
     Attributes:
         paths: the finished shards.
@@ -84,10 +84,11 @@ class ShardWriter:
                 self._finish_shard()
 
     def close(self) -> None:
-        """Finish the last shard and remove those that an earlier export left behind."""
+        """Finish the last shard and remove those that an earlier export left behind, half-written ones too."""
         self._finish_shard()
         finished = set(self.paths)
-        for path in shard_paths(self.folder, self.split):
+        killed = self.folder.glob(f".fineweb_{self.split}_*.bin.tmp")
+        for path in [*shard_paths(self.folder, self.split), *killed]:
             if path not in finished:
                 with disk_errors(path, "remove the old shard"):
                     path.unlink()
@@ -102,7 +103,7 @@ class ShardWriter:
             if kind is None:
                 self.close()
         finally:
-            self._abandon_shard()
+            self.abandon()
 
     @property
     def _temporary(self) -> Path:
@@ -126,7 +127,8 @@ class ShardWriter:
         self._in_shard = 0
         self.paths.append(path)
 
-    def _abandon_shard(self) -> None:
+    def abandon(self) -> None:
+        """Remove the shard that is not complete, if there is one; the finished ones stay."""
         if self._file is None:
             return
         try:

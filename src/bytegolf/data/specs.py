@@ -106,7 +106,7 @@ def parse_tokenizer(name: str) -> TokenizerSpec:
 
 
 def parse_tokenizers(names: Iterable[str | TokenizerSpec]) -> list[TokenizerSpec]:
-    """The specs of short names and of ``.json`` files, in order; no two may share a name or a data set."""
+    """The specs of short names and of ``.json`` files, in order; no two share a name, a data set or a model file."""
     specs: list[TokenizerSpec] = []
     for name in names:
         if isinstance(name, TokenizerSpec):
@@ -115,7 +115,12 @@ def parse_tokenizers(names: Iterable[str | TokenizerSpec]) -> list[TokenizerSpec
             specs.extend(read_specs(name))
         else:
             specs.append(parse_tokenizer(name))
-    for what, values in (("name", [s.name for s in specs]), ("dataset_suffix", [s.suffix for s in specs])):
+    unique = {
+        "name": [spec.name for spec in specs],
+        "dataset_suffix": [spec.suffix for spec in specs],
+        "model_prefix": [spec.model_prefix for spec in specs if spec.kind == "sentencepiece"],
+    }
+    for what, values in unique.items():
         for value in values:
             if values.count(value) > 1:
                 raise BytegolfError(f"two tokenizers have the {what} {value!r}: give each its own")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from bytegolf.data.corpus import Document
@@ -46,7 +47,7 @@ class Split:
             return f"first:{self.first}"
         if self.kind == "groups":
             return "groups:" + ",".join(sorted(self.groups))
-        return f"{self.kind}:{self.fraction:g}"
+        return f"{self.kind}:{self.fraction!r}"
 
     def holds_out(self, number: int, document: Document) -> bool:
         """Whether ``document``, the ``number``-th of all (from 0), is for validation."""
@@ -58,8 +59,10 @@ class Split:
         digest = hashlib.sha256(key.encode("utf-8", errors="surrogatepass")).digest()
         return int.from_bytes(digest[:8], "big") < self.fraction * 2**64
 
-    def check(self, training: int, validation: int) -> None:
-        """Raise unless both sides got documents."""
+    def check(self, training: int, validation: int, absent: Collection[str] = ()) -> None:
+        """Raise unless both sides got documents, and every group that the rule names; ``absent`` ones had none."""
+        if absent:
+            raise BytegolfError(f"{self} names groups without documents ({', '.join(sorted(absent))}): correct --val")
         if training and validation:
             return
         side = "validation" if training else "training"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,16 @@ from typing import Any
 from bytegolf.data.specs import TokenizerSpec
 from bytegolf.data.tokenizer import SentencePieceTokenizer
 from bytegolf.errors import BytegolfError
-from bytegolf.files import disk_errors, make_folder
+from bytegolf.files import write_bytes
 
 MAX_TRAINING_BYTES = 256_000_000
 """SentencePiece keeps its training text in memory, several times over; what lies beyond this is not read."""
 
 SENTENCE_BYTES = 4096
 """SentencePiece leaves out, silently, every "sentence" above max_sentence_length (4,192 bytes)."""
+
+THREADS = 16
+"""SentencePiece's own default, on every machine: it changes no piece, but the model records it."""
 
 _PUBLISHED: dict[str, Any] = {
     "model_type": "bpe",
@@ -30,56 +33,51 @@ _PUBLISHED: dict[str, Any] = {
     "eos_id": 2,
     "unk_id": 3,
     "hard_vocab_limit": False,
+    "minloglevel": 2,  # quiet; this one is no part of the model
 }
 
 
 def train_sentencepiece(
-    documents: Iterator[str], spec: TokenizerSpec, out_prefix: str | Path, threads: int = 1
+    documents: Iterator[str], spec: TokenizerSpec, out_prefix: str | Path, threads: int = THREADS
 ) -> SentencePieceTokenizer:
     """Train the tokenizer of ``spec`` on documents; writes ``out_prefix`` + ``.model`` and ``.vocab``.
 
     The options are the published ones, with ``spec.trainer_overrides`` on top. For training only, texts are
     stripped, NULs become spaces, and documents beyond the trainer's sentence limit are cut at line ends or
     spaces instead of being dropped (the published export lost its long documents there). At most
-    ``spec.tokenizer_train_docs`` documents and ``MAX_TRAINING_BYTES`` are used. The result does not depend on
-    ``threads``.
+    ``spec.tokenizer_train_docs`` documents and ``MAX_TRAINING_BYTES`` are used.
+
+    A model contains the options that it was trained with, ``threads`` among them. No path is, so the same documents and
+    options give the same file (and hash, by which models know their tokenizer) wherever it is written.
     """
     import sentencepiece
 
-    prefix = Path(out_prefix)
-    make_folder(prefix.parent)
-    options = {**_PUBLISHED, "vocab_size": spec.vocab_size, **spec.trainer_overrides}
-    limit = int(options.get("max_sentence_length", SENTENCE_BYTES))
+    options = {**_PUBLISHED, "vocab_size": spec.vocab_size, "num_threads": threads, **spec.trainer_overrides}
+    limit = options.get("max_sentence_length", SENTENCE_BYTES)
+    if type(limit) is not int or limit < 16:
+        raise BytegolfError(f"max_sentence_length of {spec.suffix} is {limit!r}: give a number of bytes from 16")
     sentences = _Sentences(documents, spec.tokenizer_train_docs, limit)
-    temporary = prefix.with_name(f".{prefix.name}.tmp")
-    files = {ending: temporary.with_name(temporary.name + ending) for ending in (".model", ".vocab")}
+    model = io.BytesIO()
     try:
-        try:
-            sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=iter(sentences),
-                model_prefix=str(temporary),
-                num_threads=threads,
-                minloglevel=2,
-                **options,
-            )
-        except (RuntimeError, OSError, ValueError) as error:
-            if sentences.error is not None:
-                raise sentences.error from None
-            if not sentences.bytes:
-                raise BytegolfError(
-                    f"there is no text to train the tokenizer {spec.suffix} on: give documents with text"
-                ) from error
+        sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(sentences), model_writer=model, **options)
+    except (RuntimeError, OSError, ValueError) as error:
+        if sentences.error is not None:
+            raise sentences.error from None
+        if not sentences.bytes:
             raise BytegolfError(
-                f"SentencePiece could not train {spec.suffix} on {sentences.bytes:,} bytes of text "
-                f"({_reason(error)}): change vocab_size or trainer_overrides, or give more text"
+                f"there is no text to train the tokenizer {spec.suffix} on: give documents with text"
             ) from error
-        for ending, file in files.items():
-            with disk_errors(prefix.with_name(prefix.name + ending)):
-                os.replace(file, prefix.with_name(prefix.name + ending))
-    finally:
-        for file in files.values():
-            file.unlink(missing_ok=True)
-    return SentencePieceTokenizer(prefix.with_name(prefix.name + ".model"), spec.suffix)
+        raise BytegolfError(
+            f"SentencePiece could not train {spec.suffix} on {sentences.bytes:,} bytes of text "
+            f"({_reason(error)}): change vocab_size or trainer_overrides, or give more text"
+        ) from error
+    prefix = Path(out_prefix)
+    model_path = prefix.with_name(prefix.name + ".model")
+    write_bytes(model_path, model.getvalue())
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    lines = [f"{processor.id_to_piece(id_)}\t{processor.get_score(id_):g}\n" for id_ in range(processor.vocab_size())]
+    write_bytes(prefix.with_name(prefix.name + ".vocab"), "".join(lines).encode("utf-8"))
+    return SentencePieceTokenizer(model_path, spec.suffix)
 
 
 def _reason(error: Exception) -> str:
