@@ -120,9 +120,7 @@ def test_wrong_arrays_are_refused() -> None:
 
 
 WINDOWS = st.lists(
-    st.lists(
-        st.tuples(st.sampled_from(b" \n\tabc\xc3\xa9\xe2\x82\xac"), st.booleans(), st.booleans()), max_size=24
-    ),
+    st.lists(st.tuples(st.sampled_from(b" \n\tabc\xc3\xa9\xe2\x82\xac"), st.booleans(), st.booleans()), max_size=24),
     max_size=4,
 )
 
@@ -136,9 +134,7 @@ def test_against_plain_python(windows: list[list[tuple[int, bool, bool]]], whole
         text = bytes(row[0] for row in rows)
         marks = [row[1] for row in rows]
         candidates = [row[2] for row in rows]
-        stats.add(
-            window(text), np.array(marks, np.bool_), candidates=np.array(candidates, np.bool_), whole=whole
-        )
+        stats.add(window(text), np.array(marks, np.bool_), candidates=np.array(candidates, np.bool_), whole=whole)
         for t in range(1, len(text)):
             touches = text[t : t + 1].isspace() or text[t - 1 : t].isspace()
             if candidates[t]:

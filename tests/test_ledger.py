@@ -102,9 +102,7 @@ def test_groups() -> None:
 @pytest.mark.parametrize("terminal", [False, True])
 def test_table(file: Path, terminal: bool) -> None:
     out = io.StringIO()
-    Console(file=out, force_terminal=terminal, width=80, _environ={"TERM": "xterm"}).print(
-        table(measure(file))
-    )
+    Console(file=out, force_terminal=terminal, width=80, _environ={"TERM": "xterm"}).print(table(measure(file)))
     text = out.getvalue()
     assert "network.encoder mlp" in text
     assert "16,000,000: fits," in text

@@ -262,9 +262,7 @@ def test_infinite_weights_in_a_file(file: Path, tmp_path: Path) -> None:
     row = next(row for row in box.header["tensors"] if row["name"] == "temperature")
     payload = bytearray(box.payload)
     payload[row["offset"] : row["offset"] + 4] = struct.pack("<f", float("inf"))
-    assert "temperature holds NaN" in refused(
-        forge(file, lambda header: None, bytes(payload)), tmp_path / "inf"
-    )
+    assert "temperature holds NaN" in refused(forge(file, lambda header: None, bytes(payload)), tmp_path / "inf")
 
 
 def test_what_cannot_be_written(tmp_path: Path) -> None:

@@ -110,8 +110,7 @@ def decode(data: bytes, where: str) -> Container:
     """Check and open a file's bytes; ``where`` is the file's name in errors."""
     if data[: len(MAGIC)] != MAGIC:
         raise BytegolfError(
-            f"{where} is not a bytegolf artifact (its first bytes differ): name a file written by "
-            "`bytegolf export`"
+            f"{where} is not a bytegolf artifact (its first bytes differ): name a file written by `bytegolf export`"
         )
     if len(data) < PRELUDE_BYTES + DIGEST_BYTES:
         raise damaged(where, f"it ends after {len(data)} bytes")

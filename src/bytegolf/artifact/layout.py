@@ -115,9 +115,7 @@ def load(entry: TensorEntry, payload: bytes) -> QuantizedTensor:
     if entry.scheme == "int8_row":
         rows = np.frombuffer(payload, SCALE_DTYPE, entry.shape[0], entry.scale_offset)
         scale = torch.from_numpy(rows.astype(np.float16))
-    return QuantizedTensor(
-        entry.name, entry.scheme, entry.shape, torch.from_numpy(data).view(entry.shape), scale
-    )
+    return QuantizedTensor(entry.name, entry.scheme, entry.shape, torch.from_numpy(data).view(entry.shape), scale)
 
 
 def _entry(row: Any, where: str) -> TensorEntry:

@@ -70,9 +70,7 @@ def scheme_of(name: str, tensor: Tensor, control: Callable[[str, Tensor], bool] 
     return "int8_row" if tensor.numel() > SMALL_NUMEL else "fp16"
 
 
-def quantize(
-    name: str, tensor: Tensor, control: Callable[[str, Tensor], bool] = is_control
-) -> QuantizedTensor:
+def quantize(name: str, tensor: Tensor, control: Callable[[str, Tensor], bool] = is_control) -> QuantizedTensor:
     """Quantise one weight of any floating dtype, shape and device.
 
     Args:
@@ -86,14 +84,11 @@ def quantize(
             or a magnitude that an int8 row cannot reach (about 8.3 million, a diverged model).
     """
     if not tensor.is_floating_point():
-        raise BytegolfError(
-            f"the tensor {name} is of type {tensor.dtype}: only floating-point weights can be exported"
-        )
+        raise BytegolfError(f"the tensor {name} is of type {tensor.dtype}: only floating-point weights can be exported")
     weight = tensor.detach().to(device="cpu", dtype=torch.float32).contiguous()
     if not bool(torch.isfinite(weight).all()):
         raise BytegolfError(
-            f"the weight {name} holds NaN or infinite values: training diverged, so export an earlier "
-            "checkpoint"
+            f"the weight {name} holds NaN or infinite values: training diverged, so export an earlier checkpoint"
         )
     shape = tuple(weight.shape)
     scheme = scheme_of(name, tensor, control)

@@ -115,7 +115,7 @@ class Level(nn.Module):
         rows: Int[Tensor, " R"],
         traces: list[StepTrace],
     ) -> Float[Tensor, "R D"]:
-        """One position for the sequences ``rows`` of the state (a LevelState); the main network runs where a chunk opens."""
+        """One position for the sequences ``rows`` of the state, a LevelState; the main network runs at chunk starts."""
         assert isinstance(state, LevelState)
         encoded = self.encoder.step(x, state.encoder, rows, traces)
         started = state.started[rows]
