@@ -103,7 +103,7 @@ def dataset_folder(folder: str | Path, tokenizer_name: str) -> Path:
             return place
     raise BytegolfError(
         f"{folder} holds no token shards for {tokenizer_name!r} (neither in {places[0]} "
-        "nor in itself): run `bytegolf prepare --out {folder} --tokenizer {tokenizer_name}`"
+        f"nor in itself): run `bytegolf prepare --out {folder} --tokenizer {tokenizer_name}`"
     )
 
 
