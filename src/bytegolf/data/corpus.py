@@ -191,13 +191,14 @@ class _Frames(io.RawIOBase):
 def _lines(
     stream: Bytes, file: str, reading: Reading, position: Callable[[], int], advance: Advance
 ) -> Iterator[Document]:
+    name = Path(file).name
     number = done = 0
     try:
         for line in stream:
             number += 1
             where = f"{file}, line {number}"
             if line.strip():
-                yield _record(_json(line, where), where, file, reading)
+                yield _record(_json(line, where), where, name, reading)
             if (now := position()) > done:
                 advance(now - done)
                 done = now
@@ -214,10 +215,9 @@ def _json(line: bytes, where: str) -> Any:
         raise BytegolfError(f"{where} is not JSON ({error}): one object a line is expected") from error
 
 
-def _record(value: Any, where: str, file: str, reading: Reading) -> Document:
+def _record(value: Any, where: str, group: str, reading: Reading) -> Document:
     if not isinstance(value, dict) or not isinstance(value.get(reading.field), str):
         raise BytegolfError(f"{where} has no text under {reading.field!r}: name the right field with --field")
-    group = Path(file).name
     if reading.group_field is not None:
         if reading.group_field not in value:
             raise BytegolfError(f"{where} has no {reading.group_field!r}: name the right field with --group-field")
@@ -247,7 +247,7 @@ def _rows(path: Path, reading: Reading, advance: Advance) -> Iterator[Document]:
             rows, told = max(1, file.metadata.num_rows), 0
             for batch in file.iter_batches(batch_size=256, columns=list(wanted)):
                 for offset, row in enumerate(batch.to_pylist()):
-                    yield _record(row, f"{path}, row {done + offset + 1}", str(path), reading)
+                    yield _record(row, f"{path}, row {done + offset + 1}", path.name, reading)
                 done += batch.num_rows
                 advance(size * done // rows - told)
                 told = size * done // rows
