@@ -138,7 +138,8 @@ def test_a_stride_scores_every_token_with_more_context(tiny_run: TinyRun) -> Non
     assert sliding["tokens_dropped"] == 0
     assert sliding["tokens"] == plain["tokens"] + plain["tokens_dropped"]
     assert sliding["subset"] is False
-    assert sliding["boundaries"] is None, "overlapping windows would count bytes many times"
+    # windows that overlap would count bytes many times: the statistics take those that tile the split
+    assert 0 < sliding["boundaries"]["bytes"] <= sliding["bytes"] + 1
     whole = good("eval", tiny_run.folder, "--tail", "score", "--json").json
     assert (whole["tokens"], whole["bytes"]) == (sliding["tokens"], sliding["bytes"])
     assert whole["bpb"] != sliding["bpb"]

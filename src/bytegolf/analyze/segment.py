@@ -99,9 +99,17 @@ def _byte_level(out: Forward, row: int, level: int) -> NDArray[np.bool_]:
 
 
 def collector(stats: BoundaryStats, tokenizer: Tokenizer, level: int = 0) -> Observer:
-    """An observer for ``evaluate.bpb.score`` that adds each window that it is shown to ``stats``."""
+    """An observer for ``evaluate.bpb.score`` that adds the windows that it is shown to ``stats``.
+
+    Where windows overlap it takes those that do not, as they come: a byte counts once at most.
+    """
+    covered = 0
 
     def observe(window: Window, tokens: NDArray[np.int64], out: Forward, row: int) -> None:
+        nonlocal covered
+        if window.start < covered:
+            return
+        covered = window.start + window.length
         mask = _byte_level(out, row, level)
         # the window's first token has no byte before it here: its leading space, if any, belongs to it all the same
         previous = np.concatenate(([tokenizer.BOS], tokens[: window.length - 1]))

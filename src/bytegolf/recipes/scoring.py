@@ -10,6 +10,7 @@ from typing import Any
 from bytegolf.analyze.boundaries import BoundaryStats
 from bytegolf.analyze.segment import collector
 from bytegolf.artifact.ledger import LIMIT, code_bytes
+from bytegolf.config import levels
 from bytegolf.data.manifest import validation_bytes
 from bytegolf.data.shards import open_split
 from bytegolf.errors import BytegolfError
@@ -47,8 +48,7 @@ def evaluate(
     drop = (not overlapping) if drop_tail is None else drop_tail
     stream = open_split(data, tokenizer.name, "val", tokenizer.vocab_size)
     stats = BoundaryStats()
-    # statistics come from windows that do not overlap: with a stride they would count bytes many times
-    observe = collector(stats, tokenizer) if config_chunks(opened) and not overlapping else None
+    observe = collector(stats, tokenizer) if levels(config.model.network) else None
     targets = min(max(limit, length) if limit else len(stream), len(stream) - 1)
     started = time.perf_counter()
 
@@ -99,11 +99,6 @@ def evaluate(
         "artifact_sha256": opened.artifact.sha256,
         "boundaries": stats.to_dict() if stats.windows else None,
     }
-
-
-def config_chunks(opened: Opened) -> bool:
-    """Whether the model has a router."""
-    return hasattr(opened.model.network, "router")
 
 
 def _original(opened: Opened, data: Path, total: Score, stream_tail: int) -> float | None:
