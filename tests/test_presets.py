@@ -16,8 +16,8 @@ from bytegolf.model.lm import BOS, LanguageModel, count_parameters
 
 PARAMETERS = {
     "baseline-sp1024": 17_059_912,  # S0, published
-    "cpu-demo": 3_942_432,
-    "cpu-gpt": 3_745_824,
+    "cpu-demo": 3_022_360,
+    "cpu-gpt": 2_826_008,
     "hnet-2stage": 5_414_118,
     "study1-byte": 17_455_176,  # S2, published
     "study1-sp1024": 17_846_344,  # S2, published
