@@ -106,7 +106,7 @@ def measure(config: Config, steps: int, rate: float | None, profile: bool) -> di
             def run_forward(part: Tensor = part) -> None:
                 nonlocal loss
                 out = model(part[:, :-1])
-                loss = model.losses(out, part[:, 1:]).mean() + out.router_loss()
+                loss = model.objective(out, model.losses(out, part[:, 1:]))
 
             forward += timed(run_forward, device)
             backward += timed(lambda: loss.backward(), device)  # noqa: B023

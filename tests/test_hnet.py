@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 import pytest
 import torch
-from conftest import TINY, ModelMaker, scatter
+from conftest import TINY, ModelMaker, scatter, tiny_network
 from torch import Tensor
 
 from bytegolf.config import LevelConfig, ModelConfig, RouterConfig, StageConfig
 from bytegolf.model.lm import BOS, Forward, LanguageModel, count_parameters
+from bytegolf.model.router import surprisal_loss
 
 EVERY_MODEL = [(name, reset) for name in TINY for reset in (False, True)]
 every_model = pytest.mark.parametrize(("name", "reset"), EVERY_MODEL)
@@ -346,3 +348,17 @@ def test_softcap_can_be_off() -> None:
     assert torch.equal(model.cap(out.logits), out.logits)
     plain = torch.nn.functional.cross_entropy(out.logits[0], ids[0], reduction="none")
     torch.testing.assert_close(model.losses(out, ids)[0], plain)
+
+
+def test_objective_adds_the_routers_losses_and_surprisal_only_where_wanted() -> None:
+    network = tiny_network("one-level")
+    assert isinstance(network, LevelConfig)
+    for weight in (0.0, 0.25):
+        router = dataclasses.replace(network.router, surprisal_weight=weight)
+        model = LanguageModel(ModelConfig(dataclasses.replace(network, router=router)))
+        ids = tokens(2, 33)
+        out = model(ids[:, :-1])
+        losses = model.losses(out, ids[:, 1:])
+        added = weight * surprisal_loss(out.traces[0].p, losses)
+        assert float(model.objective(out, losses)) == pytest.approx(float(losses.mean() + out.router_loss() + added))
+        assert (float(added) != 0) == (weight > 0)

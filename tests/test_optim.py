@@ -213,3 +213,12 @@ def test_an_empty_stage_is_no_trouble() -> None:
     optimizer = Optimizer(model, OptimConfig())
     train(model, optimizer, range(2))
     assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+def test_routers_can_be_left_to_adam() -> None:
+    model = LanguageModel(ModelConfig(tiny_network("one-level")))
+    optimizer = Optimizer(model, OptimConfig(router_lr=0.125))
+    (group,) = [group for group in optimizer.adam.param_groups if group["rate"] == 0.125]
+    names = {name for name, parameter in model.named_parameters() if any(parameter is p for p in group["params"])}
+    assert names == {"network.router.q_proj.weight", "network.router.k_proj.weight"}
+    assert not any(name in key for key in optimizer.state() for name in names if key.startswith("momentum."))

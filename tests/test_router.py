@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bytegolf.config import RouterConfig
-from bytegolf.model.router import CosineRouter, ratio_loss
+from bytegolf.model.router import CosineRouter, ratio_loss, surprisal_loss
 
 
 def router(dim: int = 4, random: bool = False) -> CosineRouter:
@@ -131,3 +131,19 @@ def test_ratio_loss_pushes_p_towards_the_target() -> None:
         p = torch.full((1, 60), 0.5, requires_grad=True)
         (gradient,) = torch.autograd.grad(ratio_loss(p, boundary, None, 6.0), p)
         assert bool((gradient * sign > 0).all())
+
+
+def test_surprisal_loss_is_minus_the_covariance_with_standardised_surprisal() -> None:
+    p = torch.rand(2, 9, dtype=torch.float64, requires_grad=True)
+    losses = torch.rand(2, 9, dtype=torch.float64, requires_grad=True)
+    loss = surprisal_loss(p, losses)
+    # losses[t] is about token t + 1, so token t's surprisal is losses[t − 1]
+    s = losses.detach()[:, :-1].numpy()
+    expected = -(p.detach().numpy()[:, 1:] * (s - s.mean()) / (s.std(ddof=1) + 1e-6)).mean()
+    assert float(loss) == pytest.approx(expected, rel=1e-12)
+    loss.backward()
+    assert losses.grad is None, "the model must not be taught to be surprised"
+    assert p.grad is not None
+    # raising p helps exactly where the token was more surprising than on average
+    assert torch.equal(p.grad[:, 1:] < 0, torch.from_numpy(s > s.mean()))
+    assert not p.grad[:, 0].any()

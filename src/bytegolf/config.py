@@ -105,6 +105,11 @@ class RouterConfig(Ranged):
     target: float = doc("N: wanted positions per chunk", above=1)
     loss_weight: float = doc("weight of the ratio loss", 0.03, least=0)
     grad_scale: float = doc("S2's 'LR diff' λ: gradients inside the main stage are scaled by it; 1 = off", 1.0, above=0)
+    surprisal_weight: float = doc(
+        "weight of the loss that draws boundaries to tokens that were hard to predict; 0 = off (outermost level only)",
+        0.0,
+        least=0,
+    )
     lr_mult: float = doc("learning-rate multiplier of the router's matrices, on top of the encoder's", 1.0, least=0)
 
 
@@ -221,6 +226,9 @@ class OptimConfig(Ranged):
     muon_ns_steps: int = doc("Newton-Schulz iterations", 5, least=1)
     muon_weight_decay: float = doc("decoupled weight decay of the matrices, times the learning rate", 0.0, least=0)
     embed_lr: float = doc("learning rate of Adam on the tied embedding", 0.05, least=0)
+    router_lr: float = doc(
+        "learning rate of Adam on the routers' matrices; 0 = Muon, as on the others (S2)", 0.0, least=0
+    )
     scalar_lr: float = doc("learning rate of Adam on vectors and scalars", 0.04, least=0)
     adam_beta1: float = doc("Adam's β₁", 0.9, least=0, below=1)
     adam_beta2: float = doc("Adam's β₂", 0.95, least=0, below=1)

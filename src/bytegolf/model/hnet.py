@@ -83,7 +83,7 @@ class Level(nn.Module):
         if valid is not None:
             boundary = boundary & valid
         loss = settings.loss_weight * ratio_loss(p, boundary, valid, settings.target)
-        traces.append(LevelTrace(p.detach(), boundary, valid, loss))
+        traces.append(LevelTrace(p, boundary, valid, loss))
 
         chunks = Chunks.of(boundary)
         z = ops.scale_gradient(self._widen(chunks.select(encoded)), 1 / settings.grad_scale)

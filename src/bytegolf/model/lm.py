@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from bytegolf.config import ModelConfig, outer_dim
+from bytegolf.config import LevelConfig, ModelConfig, outer_dim
 from bytegolf.model import ops
 from bytegolf.model.hnet import LevelState, build_network
+from bytegolf.model.router import surprisal_loss
 from bytegolf.model.stage import StageState
 from bytegolf.model.trace import LevelTrace, StepTrace
 
@@ -77,6 +78,14 @@ class LanguageModel(nn.Module):
         """−log p(target) at each position, in nats and fp32."""
         flat = ops.softcap_cross_entropy(out.logits.flatten(0, 1), targets.flatten(), self.config.softcap)
         return flat.view(targets.shape)
+
+    def objective(self, out: Forward, losses: Float[Tensor, "B L"]) -> Float[Tensor, ""]:
+        """What training minimises, given ``losses`` of the forward pass ``out``: their mean and the routers' losses."""
+        total = losses.mean() + out.router_loss()
+        network = self.config.network
+        if isinstance(network, LevelConfig) and network.router.surprisal_weight > 0:
+            total = total + network.router.surprisal_weight * surprisal_loss(out.traces[0].p, losses)
+        return total
 
     def cap(self, logits: Float[Tensor, "*B V"]) -> Float[Tensor, "*B V"]:
         """The softcap, in at least fp32: cap·tanh(z/cap) (S0)."""

@@ -55,6 +55,17 @@ class CosineRouter(nn.Module):
         return p, p >= THRESHOLD, self.k_proj(x)
 
 
+def surprisal_loss(p: Float[Tensor, "B L"], losses: Float[Tensor, "B L"]) -> Float[Tensor, ""]:
+    """−mean(p_t·ŝ_t): lower the more likely chunks start at surprising tokens (after SOMBRERO, arXiv 2601.22805).
+
+    ``losses[t]`` is −log p(token t + 1); ŝ is the surprisal of each token that p is about, standardised over the batch
+    and without gradient: the model is not asked to be surprised. p_0, which is forced, is left out.
+    """
+    surprisal = losses[:, :-1].detach()
+    surprisal = (surprisal - surprisal.mean()) / (surprisal.std() + 1e-6)
+    return -(p[:, 1:] * surprisal).mean()
+
+
 def ratio_loss(
     p: Float[Tensor, "B L"], boundary: Bool[Tensor, "B L"], valid: Bool[Tensor, "B L"] | None, target: float
 ) -> Float[Tensor, ""]:

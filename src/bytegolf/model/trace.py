@@ -16,7 +16,7 @@ class LevelTrace:
     """What a level's router did in one forward pass."""
 
     p: Float[Tensor, "B L"]
-    """probability of a boundary, fp32"""
+    """probability of a boundary, fp32, with its gradient"""
     boundary: Bool[Tensor, "B L"]
     """where chunks start; False at padding"""
     valid: Bool[Tensor, "B L"] | None

@@ -179,9 +179,9 @@ class Trainer:
             last = first + size >= sequences
             with contextlib.nullcontext() if last else self._without_sync():
                 out = self.parallel(ids)
-                loss = self.model.losses(out, wanted).mean()
-                ((loss + out.router_loss()) * share).backward()
-            total += loss.detach() * share
+                losses = self.model.losses(out, wanted)
+                (self.model.objective(out, losses) * share).backward()
+            total += losses.detach().mean() * share
             if out.traces:
                 rate = torch.stack([trace.rate() for trace in out.traces]) * share
                 rates = rate if not rates.numel() else rates + rate

@@ -102,11 +102,13 @@ class Optimizer:
         names: list[str] = []
         matrices: list[nn.Parameter] = []
         splits: list[tuple[int, ...]] = []
-        adam: dict[str, dict[str, nn.Parameter]] = {"embed": {}, "scalar": {}}
+        adam: dict[str, dict[str, nn.Parameter]] = {"embed": {}, "scalar": {}, "router": {}}
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
                 continue
-            if id(parameter) in packed:
+            if config.router_lr > 0 and ".router." in name:
+                adam["router"][name] = parameter
+            elif id(parameter) in packed:
                 names.append(name)
                 matrices.append(parameter)
                 splits.append(packed[id(parameter)])
@@ -116,7 +118,8 @@ class Optimizer:
         self.muon = Muon(matrices, splits, [multipliers.get(name, 1.0) for name in names], config.muon_ns_steps)
         self._adam = {name: parameter for group in adam.values() for name, parameter in group.items()}
         by_rate: dict[float, list[nn.Parameter]] = defaultdict(list)
-        for kind, rate in (("embed", config.embed_lr), ("scalar", config.scalar_lr)):
+        rates = {"embed": config.embed_lr, "scalar": config.scalar_lr, "router": config.router_lr}
+        for kind, rate in rates.items():
             for name, parameter in adam[kind].items():
                 by_rate[rate * multipliers.get(name, 1.0)].append(parameter)
         self.adam = torch.optim.Adam(
