@@ -21,8 +21,8 @@ install: .venv/installed
 
 # `requirements.lock` pins the versions; torch comes first and with its exact version, so that nothing pulls another build
 .venv/installed: pyproject.toml requirements.lock
-	$(PYTHON) -c 'import sys; sys.exit("bytegolf needs Python 3.11 or newer: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else 0'
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(PYTHON) -c 'import sys; sys.exit("bytegolf needs Python 3.11 or newer: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else 0'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@

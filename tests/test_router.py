@@ -140,7 +140,7 @@ def test_surprisal_loss_is_minus_the_covariance_with_standardised_surprisal() ->
     # losses[t] is about token t + 1, so token t's surprisal is losses[t − 1]
     s = losses.detach()[:, :-1].numpy()
     expected = -(p.detach().numpy()[:, 1:] * (s - s.mean()) / (s.std(ddof=1) + 1e-6)).mean()
-    assert float(loss) == pytest.approx(expected, rel=1e-12)
+    assert loss.item() == pytest.approx(expected, rel=1e-12)
     loss.backward()
     assert losses.grad is None, "the model must not be taught to be surprised"
     assert p.grad is not None
