@@ -89,7 +89,6 @@ def prepare(
         group_field=group_field,
         cut=cut,
         workers=workers,
-        quiet=not sys.stderr.isatty(),
     )
     summary = data_summary(out)
     console = _console()

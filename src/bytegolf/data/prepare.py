@@ -18,12 +18,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from bytegolf.data import corpus, default_corpus
 from bytegolf.data.corpus import Advance, Document, Reading
 from bytegolf.data.manifest import DATASET_PREFIX, MANIFEST, UNFINISHED, read_manifest, unfinished
+from bytegolf.data.progress import ProgressBar
 from bytegolf.data.shards import SHARD_TOKENS, ShardWriter, shard_paths
 from bytegolf.data.specs import TokenizerSpec, parse_tokenizers
 from bytegolf.data.split import DEFAULT, Split
@@ -106,7 +105,8 @@ def prepare(
             )
     kept = _begin(out, source, split, specs)
     threads = workers or _cores()
-    with _Bar(quiet) as bar, contextlib.ExitStack() as stack:
+    bar = ProgressBar(quiet)
+    with contextlib.ExitStack() as stack:
         made = []
         for spec in specs:
             tokenizer = _tokenizer(spec, out, source, split, bar)
@@ -173,7 +173,7 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _tokenizer(spec: TokenizerSpec, out: Path, source: Source, split: Split, bar: _Bar) -> Tokenizer:
+def _tokenizer(spec: TokenizerSpec, out: Path, source: Source, split: Split, bar: ProgressBar) -> Tokenizer:
     """Make the spec's tokenizer: train it on the training documents, or take over an existing model."""
     folder = make_folder(out / "tokenizers")
     if spec.kind == "byte":
@@ -221,7 +221,7 @@ class _Item:
     validation: bool
 
 
-def _export(source: Source, split: Split, exports: list[_Export], bar: _Bar) -> _Documents:
+def _export(source: Source, split: Split, exports: list[_Export], bar: ProgressBar) -> _Documents:
     """Write every document to every export."""
     counts, absent, hashed = [0, 0], set(split.groups), hashlib.sha256()
     with bar.task("writing shards", source.size) as advance:
@@ -325,42 +325,3 @@ class _Export:
         if (self.out / f"{prefix}.vocab").exists():
             found["vocab_path"] = f"{prefix}.vocab"
         return {**common, **found, "spec": self.spec.to_json()}
-
-
-class _Bar:
-    """A progress bar on stderr with MB/s and time left; where that is no terminal, only how it ended."""
-
-    def __init__(self, quiet: bool) -> None:
-        console = Console(stderr=True, quiet=quiet)
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            disable=quiet,
-            transient=console.is_terminal,
-        )
-
-    def __enter__(self) -> _Bar:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._progress.stop()
-
-    def task(self, name: str, total: int | None) -> _Task:
-        """A context in which the bar shows one task; what it gives is told of the bytes that are read."""
-        return _Task(self._progress, self._progress.add_task(name, total=total))
-
-
-class _Task:
-    def __init__(self, progress: Progress, task: TaskID) -> None:
-        self._progress, self._task = progress, task
-
-    def __enter__(self) -> Advance:
-        return lambda count: self._progress.advance(self._task, count)
-
-    def __exit__(self, *error: object) -> None:
-        self._progress.stop_task(self._task)

@@ -7,7 +7,7 @@ Legend: N rows (all leading axes), D width, B batch, L positions, C chunks.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -16,6 +16,10 @@ from torch.autograd import Function
 
 NORM_EPS = 1.1920929e-07
 """ε of every RMS norm: fp32's machine epsilon, as the public baseline's default (S0)."""
+
+
+def _apply(function: type[Function], *arguments: Any) -> Tensor:
+    return cast("Tensor", function.apply(*arguments))  # type: ignore[no-untyped-call]
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -57,7 +61,7 @@ class _RmsNorm(Function):
 
 def rms_norm(x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
     """x / sqrt(mean(x²) + ε) over the last axis, without a learned gain (S0)."""
-    return _RmsNorm.apply(x)  # type: ignore[no-any-return, no-untyped-call]
+    return _apply(_RmsNorm, x)
 
 
 class _Mix(Function):
@@ -78,7 +82,7 @@ class _Mix(Function):
 
 def mix(x: Float[Tensor, "*B D"], x0: Float[Tensor, "*B D"], weights: Float[Tensor, "2 D"]) -> Float[Tensor, "*B D"]:
     """weights₀·x + weights₁·x0, per channel (S0's residual mix)."""
-    return _Mix.apply(x, x0, weights)  # type: ignore[no-any-return, no-untyped-call]
+    return _apply(_Mix, x, x0, weights)
 
 
 class _AddScaled(Function):
@@ -96,7 +100,7 @@ class _AddScaled(Function):
 
 def add_scaled(x: Float[Tensor, "*B D"], y: Float[Tensor, "*B D"], scale: Float[Tensor, " D"]) -> Float[Tensor, "*B D"]:
     """x + scale·y, per channel (S0's attention, MLP and skip scales)."""
-    return _AddScaled.apply(x, y, scale)  # type: ignore[no-any-return, no-untyped-call]
+    return _apply(_AddScaled, x, y, scale)
 
 
 class _ReluSquared(Function):
@@ -115,7 +119,7 @@ class _ReluSquared(Function):
 
 def relu_squared(x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
     """relu(x)² (S0's MLP)."""
-    return _ReluSquared.apply(x)  # type: ignore[no-any-return, no-untyped-call]
+    return _apply(_ReluSquared, x)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -147,7 +151,7 @@ def rotary(
     x: Float[Tensor, "*B H K"], cos: Float[Tensor, "*P 1 half"], sin: Float[Tensor, "*P 1 half"]
 ) -> Float[Tensor, "*B H K"]:
     """Rotate the halves (u, v) of each head to (u·cos + v·sin, v·cos − u·sin); half = K/2, *P broadcasts to *B."""
-    return _Rotary.apply(x, cos, sin)  # type: ignore[no-any-return, no-untyped-call]
+    return _apply(_Rotary, x, cos, sin)
 
 
 class _ScaleGradient(Function):
@@ -163,7 +167,7 @@ class _ScaleGradient(Function):
 
 def scale_gradient(x: Tensor, factor: float) -> Tensor:
     """The identity, whose gradient is multiplied by ``factor`` (S2's LR diff)."""
-    return x if factor == 1 else _ScaleGradient.apply(x, factor)  # type: ignore[no-untyped-call]
+    return x if factor == 1 else _apply(_ScaleGradient, x, factor)
 
 
 class _SelectRows(Function):
@@ -187,7 +191,7 @@ def select_rows(
     boundary: Tensor,
 ) -> Float[Tensor, "B C D"]:
     """x[b, starts[b, c]]: the vectors at the chunk starts. Padding (chunks that are not there) gets no gradient."""
-    return _SelectRows.apply(x, starts, chunk_of, boundary)  # type: ignore[no-any-return, no-untyped-call]
+    return _apply(_SelectRows, x, starts, chunk_of, boundary)
 
 
 class _SoftcapCrossEntropy(Function):
@@ -214,4 +218,4 @@ class _SoftcapCrossEntropy(Function):
 
 def softcap_cross_entropy(logits: Float[Tensor, "N V"], targets: Int[Tensor, " N"], cap: float) -> Float[Tensor, " N"]:
     """−log softmax(cap·tanh(logits/cap))[target] a row, in nats and fp32 (S0); cap 0 = no cap."""
-    return _SoftcapCrossEntropy.apply(logits, targets, cap)  # type: ignore[no-any-return, no-untyped-call]
+    return _apply(_SoftcapCrossEntropy, logits, targets, cap)

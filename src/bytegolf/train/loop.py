@@ -180,7 +180,7 @@ class Trainer:
             with contextlib.nullcontext() if last else self._without_sync():
                 out = self.parallel(ids)
                 losses = self.model.losses(out, wanted)
-                (self.model.objective(out, losses) * share).backward()
+                torch.autograd.backward(self.model.objective(out, losses) * share)
             total += losses.detach().mean() * share
             if out.traces:
                 rate = torch.stack([trace.rate() for trace in out.traces]) * share

@@ -1,0 +1,54 @@
+"""How far a long read has come: a bar with MB/s and time left on a terminal, plain lines now and then elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+LINE_EVERY = 15.0
+"""Seconds between plain lines."""
+
+
+class ProgressBar:
+    """Progress in bytes on stderr, one task after another; nothing at all when ``quiet``."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self._console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+
+    @contextlib.contextmanager
+    def task(self, name: str, total: int | None) -> Iterator[Callable[[int], None]]:
+        """A context in which the task ``name`` of ``total`` bytes (None: unknown) runs; call what it gives with the
+        bytes read since the last call.
+        """
+        if not self._console.is_terminal:
+            yield _Lines(self._console, name, total)
+            return
+        columns = (BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TransferSpeedColumn(), TimeRemainingColumn())
+        with Progress(TextColumn("{task.description}"), *columns, console=self._console, transient=True) as bar:
+            task = bar.add_task(name, total=total)
+            yield lambda count: bar.advance(task, count)
+
+
+class _Lines:
+    """A line every ``LINE_EVERY`` seconds."""
+
+    def __init__(self, console: Console, name: str, total: int | None) -> None:
+        self._console, self._name, self._total = console, name, total
+        self._started = self._told = time.monotonic()
+        self._done = 0
+
+    def __call__(self, count: int) -> None:
+        self._done += count
+        now = time.monotonic()
+        if now - self._told < LINE_EVERY:
+            return
+        self._told = now
+        pace = self._done / (now - self._started)
+        text = f"{self._name}: {self._done / 1e6:.1f} MB at {pace / 1e6:.1f} MB/s"
+        if self._total and pace > 0:
+            text += f", {self._done / self._total:.0%}, {(self._total - self._done) / pace:.0f} s left"
+        self._console.print(text)

@@ -1,0 +1,28 @@
+"""Progress of long reads where there is no terminal."""
+
+from __future__ import annotations
+
+import pytest
+
+from bytegolf.data import progress
+from bytegolf.data.progress import ProgressBar
+
+
+def test_lines_tell_amount_pace_share_and_time_left(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    with ProgressBar().task("reading", 40_000_000) as advance:
+        now += 1
+        advance(1_000_000)  # too soon for a line
+        now += 19
+        advance(9_000_000)
+    assert capsys.readouterr().err == "reading: 10.0 MB at 0.5 MB/s, 25%, 60 s left\n"
+
+
+def test_quiet_says_nothing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "LINE_EVERY", 0.0)
+    with ProgressBar(quiet=True).task("reading", None) as advance:
+        advance(5)
+    assert capsys.readouterr().err == ""
