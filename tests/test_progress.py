@@ -18,7 +18,10 @@ def test_lines_tell_amount_pace_share_and_time_left(
         advance(1_000_000)  # too soon for a line
         now += 19
         advance(9_000_000)
-    assert capsys.readouterr().err == "reading: 10.0 MB at 0.5 MB/s, 25%, 60 s left\n"
+        now += 5
+        advance(30_000_000)
+    lines = ["reading: 10.0 MB at 0.5 MB/s, 25%, 60 s left", "reading: 40.0 MB at 1.6 MB/s, 100%, done"]
+    assert capsys.readouterr().err.splitlines() == lines
 
 
 def test_quiet_says_nothing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,9 @@ class ProgressBar:
         bytes read since the last call.
         """
         if not self._console.is_terminal:
-            yield _Lines(self._console, name, total)
+            lines = _Lines(self._console, name, total)
+            yield lines
+            lines.tell("100%, done")
             return
         columns = (BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TransferSpeedColumn(), TimeRemainingColumn())
         with Progress(TextColumn("{task.description}"), *columns, console=self._console, transient=True) as bar:
@@ -34,7 +36,7 @@ class ProgressBar:
 
 
 class _Lines:
-    """A line every ``LINE_EVERY`` seconds."""
+    """A line every ``LINE_EVERY`` seconds, and one at the end."""
 
     def __init__(self, console: Console, name: str, total: int | None) -> None:
         self._console, self._name, self._total = console, name, total
@@ -43,12 +45,22 @@ class _Lines:
 
     def __call__(self, count: int) -> None:
         self._done += count
-        now = time.monotonic()
-        if now - self._told < LINE_EVERY:
+        if time.monotonic() - self._told < LINE_EVERY:
             return
-        self._told = now
-        pace = self._done / (now - self._started)
-        text = f"{self._name}: {self._done / 1e6:.1f} MB at {pace / 1e6:.1f} MB/s"
-        if self._total and pace > 0:
-            text += f", {self._done / self._total:.0%}, {(self._total - self._done) / pace:.0f} s left"
-        self._console.print(text)
+        pace = self._pace()
+        share = (
+            f"{self._done / self._total:.0%}, {(self._total - self._done) / pace:.0f} s left"
+            if self._total and pace
+            else ""
+        )
+        self.tell(share)
+
+    def tell(self, state: str) -> None:
+        """Print a line now: the amount, the pace and ``state``."""
+        self._told = time.monotonic()
+        text = f"{self._name}: {self._done / 1e6:.1f} MB at {self._pace() / 1e6:.1f} MB/s"
+        self._console.print(f"{text}, {state}" if state else text)
+
+    def _pace(self) -> float:
+        """Bytes a second since the start."""
+        return self._done / max(1e-9, time.monotonic() - self._started)
