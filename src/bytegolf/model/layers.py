@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from bytegolf.config import StageConfig
@@ -139,15 +139,12 @@ class Attention(nn.Module):
 def _full(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> Float[Tensor, "B L H K"]:
     """Full causal attention; q carries the scale already."""
     if q.device.type == "cpu" and q.shape[1] <= DENSE_LENGTH:
-        bias = _causal_bias(q.shape[1], q.device, documents)
+        bias = _as_bias(_causal(q.shape[1], q.device, documents))
         return _in_blocks(q, k.unsqueeze(1), v.unsqueeze(1), bias)
     # the CPU kernel's backward is more than twice as slow with enable_gqa as with repeated keys (LOG.md, 2026-11-22)
     repeats = q.shape[2] // k.shape[2]
     k, v = k.repeat_interleave(repeats, 2), v.repeat_interleave(repeats, 2)
-    mask = None
-    if documents is not None:
-        same = documents.unsqueeze(2) == documents.unsqueeze(1)
-        mask = same.tril().unsqueeze(1)
+    mask = _causal(q.shape[1], q.device, documents) if documents is not None else None
     out = F.scaled_dot_product_attention(
         q.transpose(1, 2),
         k.transpose(1, 2),
@@ -159,12 +156,17 @@ def _full(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> Float[Te
     return out.transpose(1, 2)
 
 
-def _causal_bias(length: int, device: torch.device, documents: Tensor | None) -> Float[Tensor, "_ 1 L L"]:
-    """0 where a query may see a key, −∞ elsewhere."""
+def _causal(length: int, device: torch.device, documents: Tensor | None) -> Bool[Tensor, "_ 1 L L"]:
+    """Whether a query (row) may see a key: one at or before it, of its own document."""
     seen = torch.ones(1, length, length, dtype=torch.bool, device=device).tril()
     if documents is not None:
         seen = seen & (documents.unsqueeze(2) == documents.unsqueeze(1))
-    return torch.zeros(seen.shape, device=device).masked_fill_(~seen, NEVER).unsqueeze(1)
+    return seen.unsqueeze(1)
+
+
+def _as_bias(seen: Bool[Tensor, "*S"]) -> Float[Tensor, "*S"]:
+    """0 where a query may see a key, −∞ elsewhere: what is added to the scores."""
+    return torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, NEVER)
 
 
 def _with_previous(x: Tensor, blocks: int) -> Tensor:
@@ -222,7 +224,7 @@ def _block_bias(
         same = torch.unflatten(padded, 1, (blocks, -1)).unsqueeze(3) == _with_previous(padded, blocks).unsqueeze(2)
         seen = seen & same
         # a padded query sees itself, so that no softmax is over nothing
-    return torch.zeros(seen.shape, device=device).masked_fill_(~seen, NEVER)
+    return _as_bias(seen)
 
 
 class Mlp(nn.Module):

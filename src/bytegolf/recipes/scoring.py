@@ -12,7 +12,7 @@ from bytegolf.analyze.segment import collector
 from bytegolf.artifact.ledger import LIMIT, code_bytes
 from bytegolf.config import levels
 from bytegolf.data.manifest import validation_bytes
-from bytegolf.data.shards import open_split
+from bytegolf.data.shards import TokenStream, open_split
 from bytegolf.errors import BytegolfError
 from bytegolf.evaluate.bpb import Score, score
 from bytegolf.model.lm import count_parameters
@@ -79,7 +79,7 @@ def evaluate(
     tail = (len(stream) - 1 - length) % (stride or length) if drop else 0
     return {
         "bpb": total.bpb,
-        "bpb_original": None if limit else _original(opened, data, total, stream_tail=dropped),
+        "bpb_original": None if limit else _original(opened, data, stream, total, dropped),
         "val_loss": total.val_loss,
         "tokens": total.tokens,
         "bytes": total.bytes,
@@ -101,14 +101,13 @@ def evaluate(
     }
 
 
-def _original(opened: Opened, data: Path, total: Score, stream_tail: int) -> float | None:
+def _original(opened: Opened, data: Path, stream: TokenStream, total: Score, unscored: int) -> float | None:
     """BPB over the original text's bytes; the unscored tail, less than a window, counts with its tokens' bytes."""
     original = validation_bytes(data, opened.tokenizer.name)
     if original is None:
         return None
-    stream = open_split(data, opened.tokenizer.name, "val", opened.tokenizer.vocab_size)
-    tail = stream.slice(len(stream) - stream_tail - 1, len(stream))
-    missing = int(opened.tokenizer.byte_counts(tail[1:], tail[:-1]).sum()) if stream_tail else 0
+    tail = stream.slice(len(stream) - unscored - 1, len(stream))
+    missing = int(opened.tokenizer.byte_counts(tail[1:], tail[:-1]).sum()) if unscored else 0
     if original <= missing:
         raise BytegolfError(f"the manifest of {data} gives the validation split too few bytes: run prepare again")
     return total.nats / math.log(2) / (original - missing)

@@ -119,8 +119,7 @@ def export(source: Path, out: Path | None = None) -> tuple[Summary, Path]:
     saved = store.load(found[-1])
     state = {name: saved.averaged.get(name, tensor) for name, tensor in saved.model.items()}
     build(config, state, str(found[-1]))
-    known = {field.name for field in dataclasses.fields(Progress)}
-    progress = Progress(**{key: value for key, value in saved.progress.items() if key in known})
+    progress = Progress.of(saved.progress)
     if run.tokenizer.exists():
         tokenizer: Tokenizer = SentencePieceTokenizer(run.tokenizer, config.data.tokenizer)
     else:

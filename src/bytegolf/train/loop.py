@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -46,6 +46,11 @@ class Progress:
     bytes: int = 0
     validation_bpb: float | None = None
     """of the last validation, on its sample"""
+
+    @staticmethod
+    def of(saved: dict[str, Any]) -> Progress:
+        """What a checkpoint's progress says of these fields; it holds more besides."""
+        return Progress(**{field.name: saved[field.name] for field in fields(Progress) if field.name in saved})
 
 
 class Trainer:
@@ -355,8 +360,7 @@ class Trainer:
         self.optimizer.load_state(saved.optimizer)
         if self.average:
             self.average.load_state(saved.averaged or saved.model)
-        known: dict[str, Any] = {key: saved.progress[key] for key in vars(self.progress) if key in saved.progress}
-        self.progress = Progress(**known)
+        self.progress = Progress.of(saved.progress)
         self._window = Window.of(saved.progress.get("window", {}))
 
     # ------------------------------------------------------------------------------------------ the rest
