@@ -8,7 +8,9 @@ from conftest import scatter
 from torch import Tensor
 
 from bytegolf.config import StageConfig
-from bytegolf.model.layers import Attention, Block, Linear, Mlp, rotary_angles
+from bytegolf.model.attention import Attention, rotary_angles
+from bytegolf.model.block import Block
+from bytegolf.model.layers import Linear, Mlp
 from bytegolf.model.ops import NORM_EPS, rotary
 from bytegolf.model.stage import Stage
 
@@ -61,7 +63,7 @@ DOCUMENTS = torch.tensor([[0] * 3 + [1] * 1 + [2] * 9 + [3] * 1 + [4] * 9, [1] *
 def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Full attention in turn through two products and through PyTorch's kernel, which is for long sequences."""
     if request.param == "fused":
-        monkeypatch.setattr("bytegolf.model.layers.DENSE_LENGTH", 0)
+        monkeypatch.setattr("bytegolf.model.attention.DENSE_LENGTH", 0)
 
 
 @pytest.mark.usefixtures("kernel")

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bytegolf.model import ops
-from bytegolf.model.layers import rotary_angles
+from bytegolf.model.attention import rotary_angles
 
 B, L, D, V = 2, 5, 6, 7
 

@@ -11,7 +11,7 @@ from commands import good, stages
 from conftest import scatter
 
 from bytegolf.config import Config, levels, load, preset_names
-from bytegolf.model.layers import DENSE_LENGTH
+from bytegolf.model.attention import DENSE_LENGTH
 from bytegolf.model.lm import BOS, LanguageModel, count_parameters
 
 PARAMETERS = {

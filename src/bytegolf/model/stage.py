@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from bytegolf.config import StageConfig
 from bytegolf.model import ops
-from bytegolf.model.layers import AttentionState, Block
+from bytegolf.model.attention import AttentionState
+from bytegolf.model.block import Block
 from bytegolf.model.trace import LevelTrace, StepTrace
 
 
