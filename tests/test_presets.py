@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tomllib
 from importlib import resources
 
@@ -12,7 +14,7 @@ from conftest import scatter
 
 from bytegolf.config import Config, levels, load, preset_names
 from bytegolf.model.attention import DENSE_LENGTH
-from bytegolf.model.lm import BOS, LanguageModel, count_parameters
+from bytegolf.model.lm import BOS, LanguageModel, count_parameters, outline
 
 PARAMETERS = {
     "baseline-sp1024": 17_059_912,  # S0, published
@@ -61,8 +63,7 @@ def test_the_table_here_is_of_every_preset() -> None:
 
 @every_preset
 def test_parameters_are_as_published(name: str) -> None:
-    with torch.device("meta"):
-        assert count_parameters(LanguageModel(load(name).model)) == PARAMETERS[name]
+    assert count_parameters(outline(load(name).model)) == PARAMETERS[name]
 
 
 @every_preset
@@ -139,3 +140,14 @@ def test_the_verb_lists_each_on_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     for row in rows:
         assert row["about"] == load(row["name"]).about
         assert row["params"] <= row["artifact_estimate_bytes"] <= 1.3 * row["params"]
+
+
+def test_an_outline_is_quick_and_has_the_models_own_shapes() -> None:
+    """Torch's compiler is two seconds of imports, which building a model without storage must not ask for."""
+    config = load("hnet-2stage").model
+    shapes = {name: tensor.shape for name, tensor in LanguageModel(config).state_dict().items()}
+    assert shapes == {name: tensor.shape for name, tensor in outline(config).state_dict().items()}
+    assert all(parameter.is_meta for parameter in outline(config).parameters())
+    code = "import sys; from bytegolf.recipes import show; show.preset_rows(); print('torch._dynamo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -25,7 +25,9 @@ class Block(nn.Module):
         self.mlp = Mlp(config)
         self.attn_scale = nn.Parameter(torch.ones(dim))
         self.mlp_scale = nn.Parameter(torch.ones(dim))
-        self.resid_mix = nn.Parameter(torch.stack((torch.ones(dim), torch.zeros(dim))))
+        self.resid_mix = nn.Parameter(torch.empty(2, dim))
+        nn.init.ones_(self.resid_mix[0])
+        nn.init.zeros_(self.resid_mix[1])
 
     def forward(
         self, x: Float[Tensor, "B L D"], x0: Float[Tensor, "B L D"], documents: Int[Tensor, "B L"] | None

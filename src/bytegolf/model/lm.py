@@ -6,11 +6,13 @@ Legend: B batch, L positions, V alphabet, D width.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from bytegolf.config import LevelConfig, ModelConfig, outer_dim
 from bytegolf.model import ops
@@ -113,6 +115,25 @@ class LanguageModel(nn.Module):
         state.traces = []
         x = self.network.step(x, state.network, rows, state.traces)
         return self.cap(self._project(x))
+
+
+class _Undrawn(TorchFunctionMode):
+    """Makes ``nn.init`` leave tensors as they are."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return kwargs.get("tensor", args[0] if args else None)
+        return func(*args, **kwargs)
+
+
+def outline(config: ModelConfig) -> LanguageModel:
+    """The model on the meta device: names and shapes without storage.
+
+    Nothing is drawn: drawing on that device would import torch's compiler, which takes longer than all the rest.
+    """
+    with torch.device("meta"), _Undrawn():
+        return LanguageModel(config)
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -33,8 +33,8 @@ class CosineRouter(nn.Module):
         self.config = config
         self.q_proj = Linear(dim, dim)
         self.k_proj = Linear(dim, dim)
-        nn.init.eye_(self.q_proj.weight)
-        nn.init.eye_(self.k_proj.weight)
+        for proj in (self.q_proj, self.k_proj):
+            nn.init.zeros_(proj.weight).detach().fill_diagonal_(1)
 
     def forward(
         self, x: Float[Tensor, "B L D"], first: Bool[Tensor, "B L"] | None = None

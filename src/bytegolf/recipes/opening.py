@@ -12,7 +12,7 @@ from bytegolf.artifact.pack import Artifact, read_artifact
 from bytegolf.config import Config
 from bytegolf.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
 from bytegolf.errors import BytegolfError
-from bytegolf.model.lm import LanguageModel
+from bytegolf.model.lm import LanguageModel, outline
 from bytegolf.recipes.runs import RunFolder
 from bytegolf.train.distributed import pick_device, pick_precision
 
@@ -61,8 +61,7 @@ def build(config: Config, state: dict[str, torch.Tensor], where: str) -> Languag
 
     Shapes are compared on the meta device first, so that a hostile configuration allocates nothing.
     """
-    with torch.device("meta"):
-        model = LanguageModel(config.model)
+    model = outline(config.model)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if expected != found:

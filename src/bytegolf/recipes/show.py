@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -13,7 +12,7 @@ from bytegolf.analyze import render
 from bytegolf.analyze.segment import Segmentation
 from bytegolf.artifact.quantize import scheme_of
 from bytegolf.config import load, preset_names
-from bytegolf.model.lm import LanguageModel, count_parameters
+from bytegolf.model.lm import count_parameters, outline
 from bytegolf.recipes.training import Outcome
 
 _STORED_BYTES = {"int8_row": 1, "fp16": 2, "fp32": 4}
@@ -94,8 +93,7 @@ def preset_rows() -> list[dict[str, Any]]:
     rows = []
     for name in preset_names():
         config = load(name)
-        with torch.device("meta"):
-            model = LanguageModel(config.model)
+        model = outline(config.model)
         # int8 weights barely compress before training has shaped them; scales and header are small beside them
         estimate = sum(
             tensor.numel() * _STORED_BYTES[scheme_of(key, tensor)] for key, tensor in model.state_dict().items()
