@@ -5,14 +5,16 @@ Legend: B batch, L positions, D width, R rows of a step.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from bytegolf.config import StageConfig
-from bytegolf.model import ops
 from bytegolf.model.attention import Attention, AttentionState
 from bytegolf.model.layers import Mlp
+from bytegolf.model.residual import Stream
 
 
 class Block(nn.Module):
@@ -29,16 +31,15 @@ class Block(nn.Module):
         nn.init.ones_(self.resid_mix[0])
         nn.init.zeros_(self.resid_mix[1])
 
-    def forward(
-        self, x: Float[Tensor, "B L D"], x0: Float[Tensor, "B L D"], documents: Int[Tensor, "B L"] | None
-    ) -> Float[Tensor, "B L D"]:
-        x = ops.mix(x, x0, self.resid_mix)
-        x = ops.add_scaled(x, self.attn(ops.rms_norm(x), documents), self.attn_scale)
-        return ops.add_scaled(x, self.mlp(ops.rms_norm(x)), self.mlp_scale)
+    def forward(self, x: Stream, x0: Float[Tensor, "B L D"], documents: Int[Tensor, "B L"] | None) -> Stream:
+        """The stream behind the block, its last branch not added yet."""
+        return self._around(x, x0, lambda normed: self.attn(normed, documents))
 
-    def step(
-        self, x: Float[Tensor, "R D"], x0: Float[Tensor, "R D"], state: AttentionState, rows: Tensor, at: Tensor
-    ) -> Float[Tensor, "R D"]:
-        x = ops.mix(x, x0, self.resid_mix)
-        x = ops.add_scaled(x, self.attn.step(ops.rms_norm(x), state, rows, at), self.attn_scale)
-        return ops.add_scaled(x, self.mlp(ops.rms_norm(x)), self.mlp_scale)
+    def step(self, x: Stream, x0: Float[Tensor, "R D"], state: AttentionState, rows: Tensor, at: Tensor) -> Stream:
+        """The same for one position of the sequences ``rows``, each at its own position ``at``."""
+        return self._around(x, x0, lambda normed: self.attn.step(normed, state, rows, at))
+
+    def _around(self, x: Stream, x0: Tensor, attend: Callable[[Tensor], Tensor]) -> Stream:
+        x, normed = x.read(x0, self.resid_mix)
+        x, normed = x.plus(attend(normed), self.attn_scale).read()
+        return x.plus(self.mlp(normed), self.mlp_scale)

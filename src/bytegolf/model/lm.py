@@ -63,7 +63,7 @@ class LanguageModel(nn.Module):
         self.network = build_network(config.network)
 
     def _embed(self, ids: Tensor) -> Tensor:
-        return ops.rms_norm(self.embedding(ids).to(self.precision))
+        return ops.normed_embedding(ids, self.embedding.weight, self.precision)
 
     def _project(self, x: Tensor) -> Tensor:
         return F.linear(x, self.embedding.weight.to(x.dtype))

@@ -15,12 +15,14 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from importlib import resources
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import torch
@@ -32,7 +34,7 @@ _DTYPES = {torch.bfloat16: 0, torch.float32: 1, torch.float64: 2}
 """The codes by which kernels choose their instance; ``common.h`` has the same."""
 
 # reassociating sums lets the compiler vectorise them; infinities and NaN keep their meaning
-_FLAGS = ["-std=c++17", "-O3", "-march=native", "-fPIC", "-shared"]
+_FLAGS = ["-std=c++17", "-O3", "-march=native", "-fPIC"]
 _FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math"]
 
 _enabled = os.environ.get("BYTEGOLF_NATIVE", "1") != "0"
@@ -93,7 +95,7 @@ def call(name: str, like: Tensor, *arguments: Tensor | int | float | None) -> No
             packed.append(ctypes.c_double(argument))
         else:
             packed.append(ctypes.c_int64(argument))
-    library[name](*packed)
+    getattr(library, name)(*packed)  # an attribute is looked up in the library once, an item every time
 
 
 @functools.cache
@@ -107,23 +109,38 @@ def _library() -> ctypes.CDLL | None:
 @functools.cache
 def _built() -> ctypes.CDLL:
     """The loaded library, compiled if the cache has none for this machine."""
-    compiler = os.environ.get("CXX") or next(filter(shutil.which, ("g++", "clang++", "c++")), None)
-    if compiler is None or shutil.which(compiler) is None:
+    compiler = shlex.split(os.environ.get("CXX", "")) or list(filter(shutil.which, ("g++", "clang++", "c++")))[:1]
+    if not compiler or shutil.which(compiler[0]) is None:
         raise NativeUnavailableError("no C++ compiler was found (install g++, or name one in CXX)")
-    sources = {entry.name: entry.read_bytes() for entry in (resources.files("bytegolf.model") / "kernels").iterdir()}
+    sources = _sources()
     key = hashlib.sha256(repr((sorted(sources.items()), _FLAGS, _identity(compiler))).encode()).hexdigest()[:16]
-    path = cache_folder() / "native" / f"kernels-{key}.so"
+    folder = cache_folder() / "native"
     try:
-        if not path.exists():
-            _compile(compiler, sources, path)
-        return ctypes.CDLL(str(path))
+        path = next(filter(_intact, folder.glob(f"kernels-{key}-*.so")), None)
+        return ctypes.CDLL(str(path or _compile(compiler, sources, folder, key)))
     except OSError as error:
-        raise NativeUnavailableError(f"{path} cannot be built or loaded ({error.strerror or error})") from error
+        raise NativeUnavailableError(
+            f"they cannot be built or loaded in {folder} ({error.strerror or error})"
+        ) from error
 
 
-def _identity(compiler: str) -> tuple[str, ...]:
+def _sources() -> dict[str, bytes]:
+    folder = resources.files("bytegolf.model") / "kernels"
+    return {entry.name: entry.read_bytes() for entry in folder.iterdir() if entry.is_file()}
+
+
+def _intact(path: Path) -> bool:
+    """Whether a library is whole: its name ends in its hash, for loading half a file can end the process."""
+    return path.stem.rpartition("-")[2] == _digest(path.read_bytes())
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def _identity(compiler: list[str]) -> tuple[str, ...]:
     """What a compiled library depends on besides its sources: the compiler, the CPU, torch's OpenMP."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
+    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=False).stdout
     cpu = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -131,21 +148,30 @@ def _identity(compiler: str) -> tuple[str, ...]:
     return version, cpu, torch.__version__
 
 
-def _compile(compiler: str, sources: dict[str, bytes], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as name:
-        folder = Path(name)
+def _compile(compiler: list[str], sources: dict[str, bytes], folder: Path, key: str) -> Path:
+    """Compile each source by itself, as many at a time as there are CPUs, and link them; the library's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        work = Path(name)
         for source, text in sources.items():
-            (folder / source).write_bytes(text)
-        units = [str(folder / source) for source in sorted(sources) if source.endswith(".cpp")]
-        built = folder / "kernels.so"
-        command = [compiler, *_FLAGS, *_openmp(), *units, "-o", str(built)]
-        command += [str(library) for library in _torch_openmp()]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-        if result.returncode:
-            first = next((line for line in result.stderr.splitlines() if "error" in line), result.stderr[:200])
-            raise NativeUnavailableError(f"{compiler} failed ({first.strip()})")
+            (work / source).write_bytes(text)
+        units = [str(work / source) for source in sorted(sources) if source.endswith(".cpp")]
+        flags = [*_FLAGS, *_openmp()]
+        with ThreadPool(min(len(units), os.cpu_count() or 1)) as pool:
+            pool.map(lambda unit: _run([*compiler, *flags, "-c", unit, "-o", f"{unit}.o"]), units)
+        built = work / "kernels.so"
+        objects = [f"{unit}.o" for unit in units]
+        _run([*compiler, *flags, "-shared", *objects, "-o", str(built), *map(str, _torch_openmp())])
+        path = folder / f"kernels-{key}-{_digest(built.read_bytes())}.so"
         built.replace(path)  # atomic: another process may be building the same
+    return path
+
+
+def _run(command: list[str]) -> None:
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        first = next((line for line in result.stderr.splitlines() if "error" in line), result.stderr[:200])
+        raise NativeUnavailableError(f"{command[0]} failed ({first.strip()})")
 
 
 def _openmp() -> list[str]:

@@ -7,40 +7,29 @@ Legend: N rows (all leading axes), D width, B batch, L positions, C chunks.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd import Function
 
-NORM_EPS = 1.1920929e-07
-"""ε of every RMS norm: fp32's machine epsilon, as the public baseline's default (S0)."""
-
-
-def _apply(function: type[Function], *arguments: Any) -> Tensor:
-    return cast("Tensor", function.apply(*arguments))  # type: ignore[no-untyped-call]
-
-
-def _rows(x: Tensor) -> Tensor:
-    return x.reshape(-1, x.shape[-1])
+from bytegolf.model import fused, native
+from bytegolf.model.functions import NORM_EPS as NORM_EPS
+from bytegolf.model.functions import apply, first_order, rows_of, wide
 
 
 def _column_sums(a: Tensor, b: Tensor) -> Tensor:
     """Σ over rows of a·b, (D,): through a product with ones, which accumulates in fp32 and beats ``sum(0)``."""
-    product = _rows(a * b)
+    product = rows_of(a * b)
     return (product.new_ones(1, product.shape[0]) @ product)[0]
 
 
 def _mean_square(x: Tensor) -> Tensor:
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=_wide(x.dtype))
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide(x.dtype))
     mean: Tensor = norm.square_().div_(x.shape[-1])
     return mean
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    """The dtype for statistics of ``dtype``: fp32, or fp64 for fp64."""
-    return torch.promote_types(dtype, torch.float32)
 
 
 class _RmsNorm(Function):
@@ -52,16 +41,26 @@ class _RmsNorm(Function):
         return y
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (g,) = grads
         y, scale = ctx.saved_tensors
-        dot = (g * y).sum(-1, keepdim=True, dtype=_wide(y.dtype)).div_(-y.shape[-1]).to(y.dtype)
+        dot = (g * y).sum(-1, keepdim=True, dtype=wide(y.dtype)).div_(-y.shape[-1]).to(y.dtype)
         return torch.addcmul(g, y, dot).mul_(scale)
 
 
 def rms_norm(x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
     """x / sqrt(mean(x²) + ε) over the last axis, without a learned gain (S0)."""
-    return _apply(_RmsNorm, x)
+    if native.usable(x):
+        return fused.rms_norm(x)
+    return apply(_RmsNorm, x)
+
+
+def normed_embedding(ids: Int[Tensor, "*B"], weight: Float[Tensor, "V D"], dtype: torch.dtype) -> Float[Tensor, "*B D"]:
+    """The RMS norm of weight[ids], in ``dtype`` (S0)."""
+    if ids.numel() >= weight.shape[0] and native.usable(weight.new_empty(0, dtype=dtype)):
+        return fused.normed_embedding(ids, weight, dtype)
+    return rms_norm(F.embedding(ids, weight).to(dtype))
 
 
 class _Mix(Function):
@@ -72,6 +71,7 @@ class _Mix(Function):
         return torch.addcmul(x * weights[0], x0, weights[1])
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         (g,) = grads
         x, x0, mix = ctx.saved_tensors
@@ -82,7 +82,7 @@ class _Mix(Function):
 
 def mix(x: Float[Tensor, "*B D"], x0: Float[Tensor, "*B D"], weights: Float[Tensor, "2 D"]) -> Float[Tensor, "*B D"]:
     """weights₀·x + weights₁·x0, per channel (S0's residual mix)."""
-    return _apply(_Mix, x, x0, weights)
+    return apply(_Mix, x, x0, weights)
 
 
 class _AddScaled(Function):
@@ -92,6 +92,7 @@ class _AddScaled(Function):
         return torch.addcmul(x, y, scale.to(x.dtype))
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         (g,) = grads
         y, scale = ctx.saved_tensors
@@ -100,7 +101,7 @@ class _AddScaled(Function):
 
 def add_scaled(x: Float[Tensor, "*B D"], y: Float[Tensor, "*B D"], scale: Float[Tensor, " D"]) -> Float[Tensor, "*B D"]:
     """x + scale·y, per channel (S0's attention, MLP and skip scales)."""
-    return _apply(_AddScaled, x, y, scale)
+    return apply(_AddScaled, x, y, scale)
 
 
 class _ReluSquared(Function):
@@ -111,6 +112,7 @@ class _ReluSquared(Function):
         return positive * positive
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (positive,) = ctx.saved_tensors
         gradient: Tensor = (grads[0] * positive).mul_(2)
@@ -119,7 +121,9 @@ class _ReluSquared(Function):
 
 def relu_squared(x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
     """relu(x)² (S0's MLP)."""
-    return _apply(_ReluSquared, x)
+    if native.usable(x):
+        return fused.relu_squared(x)
+    return apply(_ReluSquared, x)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -140,6 +144,7 @@ class _Rotary(Function):
         return _rotate(x, cos.to(x.dtype), sin.to(x.dtype))
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
         g = grads[0]
@@ -151,7 +156,7 @@ def rotary(
     x: Float[Tensor, "*B H K"], cos: Float[Tensor, "*P 1 half"], sin: Float[Tensor, "*P 1 half"]
 ) -> Float[Tensor, "*B H K"]:
     """Rotate the halves (u, v) of each head to (u·cos + v·sin, v·cos − u·sin); half = K/2, *P broadcasts to *B."""
-    return _apply(_Rotary, x, cos, sin)
+    return apply(_Rotary, x, cos, sin)
 
 
 class _ScaleGradient(Function):
@@ -161,13 +166,14 @@ class _ScaleGradient(Function):
         return x.view_as(x)
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         return grads[0] * ctx.factor, None
 
 
 def scale_gradient(x: Tensor, factor: float) -> Tensor:
     """The identity, whose gradient is multiplied by ``factor`` (S2's LR diff)."""
-    return x if factor == 1 else _apply(_ScaleGradient, x, factor)
+    return x if factor == 1 else apply(_ScaleGradient, x, factor)
 
 
 class _SelectRows(Function):
@@ -177,6 +183,7 @@ class _SelectRows(Function):
         return torch.take_along_dim(x, starts.unsqueeze(-1), 1)
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         chunk_of, boundary = ctx.saved_tensors
         # the gradient is a gather too, since each start has its own chunk: nothing is scattered
@@ -191,13 +198,13 @@ def select_rows(
     boundary: Tensor,
 ) -> Float[Tensor, "B C D"]:
     """x[b, starts[b, c]]: the vectors at the chunk starts. Padding (chunks that are not there) gets no gradient."""
-    return _apply(_SelectRows, x, starts, chunk_of, boundary)
+    return apply(_SelectRows, x, starts, chunk_of, boundary)
 
 
 class _SoftcapCrossEntropy(Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, cap: float) -> Tensor:
-        z = logits.to(_wide(logits.dtype))
+        z = logits.to(wide(logits.dtype))
         if cap > 0:
             tanh = torch.tanh_(z / cap)
             z = tanh * cap
@@ -211,6 +218,7 @@ class _SoftcapCrossEntropy(Function):
         return losses
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (grad,) = ctx.saved_tensors
         return grad * grads[0].unsqueeze(-1).to(grad.dtype), None, None
@@ -218,4 +226,6 @@ class _SoftcapCrossEntropy(Function):
 
 def softcap_cross_entropy(logits: Float[Tensor, "N V"], targets: Int[Tensor, " N"], cap: float) -> Float[Tensor, " N"]:
     """−log softmax(cap·tanh(logits/cap))[target] a row, in nats and fp32 (S0); cap 0 = no cap."""
-    return _apply(_SoftcapCrossEntropy, logits, targets, cap)
+    if native.usable(logits):
+        return fused.softcap_cross_entropy(logits, targets, cap)
+    return apply(_SoftcapCrossEntropy, logits, targets, cap)

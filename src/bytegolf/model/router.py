@@ -6,19 +6,28 @@ Legend: B batch, L positions, D width, R rows of a step.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from bytegolf.config import RouterConfig
+from bytegolf.model import fused, native
 from bytegolf.model.layers import Linear
 
 THRESHOLD = 0.5
 
 
-def _boundary_probability(q: Tensor, k: Tensor) -> Tensor:
-    """½(1 − cos(q, k)) over the last axis, in at least fp32."""
+def boundary_probability(q: Float[Tensor, "B L D"], k: Float[Tensor, "B L D"]) -> Float[Tensor, "B L"]:
+    """½(1 − cos(q_t, k_{t−1})) at each position t, in at least fp32; 1 at the first."""
+    if native.usable(q, k):
+        return fused.boundary_probability(q, k)
+    return F.pad(_probability(q[:, 1:], k[:, :-1]), (1, 0), value=1.0)
+
+
+def _probability(q: Tensor, k: Tensor) -> Tensor:
+    """½(1 − cos(q, k)) over the last axis."""
     q, k = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (q, k))
-    cosine = torch.cosine_similarity(q, k, dim=-1, eps=1e-8)
+    cosine = torch.cosine_similarity(q, k, dim=-1, eps=fused.COSINE_EPS)
     return (0.5 * (1 - cosine)).clamp(0, 1)
 
 
@@ -40,8 +49,7 @@ class CosineRouter(nn.Module):
         self, x: Float[Tensor, "B L D"], first: Bool[Tensor, "B L"] | None = None
     ) -> tuple[Float[Tensor, "B L"], Bool[Tensor, "B L"]]:
         """p (fp32) and the boundaries of x; ``first`` marks further positions where a document starts (p = 1)."""
-        p = _boundary_probability(self.q_proj(x[:, 1:]), self.k_proj(x[:, :-1]))
-        p = torch.cat((torch.ones_like(p[:, :1]) if p.shape[1] else p.new_ones(x.shape[0], 1), p), 1)
+        p = boundary_probability(self.q_proj(x), self.k_proj(x))
         if first is not None:
             p = torch.where(first, torch.ones_like(p), p)
         return p, p >= THRESHOLD
@@ -50,7 +58,7 @@ class CosineRouter(nn.Module):
         self, x: Float[Tensor, "R D"], memory: Float[Tensor, "R D"], started: Bool[Tensor, " R"]
     ) -> tuple[Float[Tensor, " R"], Bool[Tensor, " R"], Float[Tensor, "R D"]]:
         """p, boundary and the new memory W_k x_t of one position; rows that have not ``started`` open a chunk."""
-        p = _boundary_probability(self.q_proj(x), memory)
+        p = _probability(self.q_proj(x), memory)
         p = torch.where(started, p, torch.ones_like(p))
         return p, p >= THRESHOLD, self.k_proj(x)
 

@@ -5,6 +5,7 @@ Legend: B batch, L positions, D width, R rows of a step.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from bytegolf.config import StageConfig
 from bytegolf.model import ops
 from bytegolf.model.attention import AttentionState
 from bytegolf.model.block import Block
+from bytegolf.model.residual import Stream
 from bytegolf.model.trace import LevelTrace, StepTrace
 
 
@@ -46,11 +48,22 @@ class Stage(nn.Module):
     def _blocks(self) -> list[Block]:
         return cast("list[Block]", list(self.blocks))
 
-    def _run(self, x: Tensor, block: int, skips: list[Tensor]) -> Tensor:
-        """Join a skip before blocks of the second half: the first of them takes the last one pushed."""
-        if block >= self.pushed and skips:
-            x = ops.add_scaled(x, skips.pop(), self.skip_weights[block - self.pushed])
-        return x
+    def _through(self, x: Tensor, run: Callable[[int, Stream, Tensor], Stream]) -> Tensor:
+        """The stage around its blocks; ``run`` takes the stream, and the stage's own input, through one of them.
+
+        The first block of the second half takes the last skip pushed.
+        """
+        x0 = ops.rms_norm(x)
+        stream = Stream(x0)
+        skips: list[Tensor] = []
+        for index in range(len(self.blocks)):
+            if index >= self.pushed and skips:
+                stream = stream.plus(skips.pop(), self.skip_weights[index - self.pushed])
+            stream = run(index, stream, x0)
+            if index < self.pushed:
+                skips.append(stream.sum())
+                stream = Stream(skips[-1])
+        return stream.norm()
 
     def forward(
         self,
@@ -64,13 +77,8 @@ class Stage(nn.Module):
         ``valid`` and ``traces`` are what an H-Net level takes in a stage's place: a causal stage need not know of
         padding behind a sequence, and has no router to report on.
         """
-        x = x0 = ops.rms_norm(x)
-        skips: list[Tensor] = []
-        for index, block in enumerate(self._blocks):
-            x = block(self._run(x, index, skips), x0, documents)
-            if index < self.pushed:
-                skips.append(x)
-        return ops.rms_norm(x)
+        blocks = self._blocks
+        return self._through(x, lambda index, stream, x0: blocks[index](stream, x0, documents))
 
     def start(self, batch: int, device: torch.device, dtype: torch.dtype) -> StageState:
         """An empty state for ``batch`` sequences."""
@@ -86,12 +94,7 @@ class Stage(nn.Module):
     ) -> Float[Tensor, "R D"]:
         """One position for the sequences ``rows`` of the state (a StageState), which is changed in place."""
         assert isinstance(state, StageState)
-        at = state.lengths[rows]
-        x = x0 = ops.rms_norm(x)
-        skips: list[Tensor] = []
-        for index, block in enumerate(self._blocks):
-            x = block.step(self._run(x, index, skips), x0, state.blocks[index], rows, at)
-            if index < self.pushed:
-                skips.append(x)
+        at, blocks, states = state.lengths[rows], self._blocks, state.blocks
+        out = self._through(x, lambda index, stream, x0: blocks[index].step(stream, x0, states[index], rows, at))
         state.lengths[rows] = at + 1
-        return ops.rms_norm(x)
+        return out

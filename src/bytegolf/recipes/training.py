@@ -17,6 +17,7 @@ from bytegolf.data.shards import TokenStream, open_split
 from bytegolf.data.tokenizer import SentencePieceTokenizer, Tokenizer, load_tokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.files import write_json
+from bytegolf.model import native
 from bytegolf.model.lm import LanguageModel
 from bytegolf.recipes.opening import Opened, build, open_model
 from bytegolf.recipes.runs import RunFolder
@@ -51,6 +52,8 @@ def train(config: Config, out: Path, *, resume: bool = False, quiet: bool = Fals
             run.prepare(config, tokenizer, sys.argv, resume)
         world.wait()
         reporter = Reporter(quiet=quiet or not world.leads)
+        if world.device.type == "cpu" and (reason := native.why_not()):  # builds the kernels, if need be
+            reporter.warn(reason)
         trainer = _trainer(config, tokenizer, streams, run, world, reporter)
         progress = trainer.fit(resume)
         if not world.leads:

@@ -1,0 +1,54 @@
+"""The residual stream of a stage: a sum that is taken only when the next block reads it, in one pass with its norm.
+
+Legend: B batch (all leading axes), D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from bytegolf.model import fused, native, ops
+
+
+@dataclass(frozen=True)
+class Stream:
+    """base + Σ scale·y over the branches, each scaled per channel (S0's attention, MLP and skip scales)."""
+
+    base: Float[Tensor, "*B D"]
+    branches: tuple[fused.Branch, ...] = ()
+
+    def plus(self, y: Float[Tensor, "*B D"], scale: Float[Tensor, " D"]) -> Stream:
+        """The stream with one branch more."""
+        return Stream(self.base, (*self.branches, (y, scale)))
+
+    def sum(self) -> Float[Tensor, "*B D"]:
+        """The stream as a tensor."""
+        total = self.base
+        for y, scale in self.branches:
+            total = ops.add_scaled(total, y, scale)
+        return total
+
+    def norm(self) -> Float[Tensor, "*B D"]:
+        """The RMS norm of the sum."""
+        if self._fits():
+            return fused.read(self.base, self.branches, keep=False)[1]
+        return ops.rms_norm(self.sum())
+
+    def read(
+        self, x0: Float[Tensor, "*B D"] | None = None, mix: Float[Tensor, "2 D"] | None = None
+    ) -> tuple[Stream, Float[Tensor, "*B D"]]:
+        """The stream added up, mixed with ``x0`` if given (``ops.mix``), and its RMS norm, which a block reads."""
+        if self._fits():
+            total, normed = fused.read(self.base, self.branches, x0, mix)
+            assert total is not None
+            return Stream(total), normed
+        total = self.sum()
+        if x0 is not None and mix is not None:
+            total = ops.mix(total, x0, mix)
+        return Stream(total), ops.rms_norm(total)
+
+    def _fits(self) -> bool:
+        return len(self.branches) <= 2 and native.usable(self.base, *(y for y, _ in self.branches))
