@@ -122,6 +122,10 @@ def test_errors_name_the_dotted_key(override: str, said: str) -> None:
         ("train.keep_checkpoints=0", "train.keep_checkpoints is 0"),
         ("eval.stride=-1", "eval.stride is -1"),
         ("eval.batch=0", "eval.batch is 0"),
+        ("eval.capacity_divisor=0.5", "eval: capacity_divisor is 0.5: give 1 or more, or 0 for as trained"),
+        ("eval.capacity=all", "eval.capacity is 'all': choose one of '', 'exact', 'bucketed', 'fixed'"),
+        ("model.network.router.capacity_divisor=0.5", "model.network.router.capacity_divisor is 0.5"),
+        ("model.network.router.capacity_buckets=0", "model.network.router.capacity_buckets is 0"),
         ("model.vocab_size=70000", "model.vocab_size is 70000"),
         ("model.network.router.target=1", "model.network.router.target is 1.0: give a number above 1"),
         ("model.network.router.grad_scale=0", "model.network.router.grad_scale is 0.0"),
@@ -138,6 +142,23 @@ def test_errors_name_the_dotted_key(override: str, said: str) -> None:
 )
 def test_values_out_of_range_are_refused(override: str, said: str) -> None:
     assert said in error(override)
+
+
+@pytest.mark.parametrize("key", ["model.network.router.capacity", "eval.capacity"])
+def test_a_fixed_capacity_is_refused_where_documents_must_not_see_each_other(key: str) -> None:
+    said = error("model.reset_at_bos=true", f"{key}=fixed")
+    assert f"{key.removeprefix('model.network.')} is 'fixed' and reset_at_bos is on" in said
+    load("cpu-demo", ["model.reset_at_bos=true", f"{key}=bucketed"])
+    load("cpu-demo", [f"{key}=fixed"])
+
+
+def test_a_fixed_capacity_is_refused_within_another() -> None:
+    inner, outer = "model.network.main.router.capacity=fixed", "model.network.router.capacity=fixed"
+    assert "model.network: main.router.capacity is 'fixed' inside a level of 'exact'" in error(
+        inner, source="hnet-2stage"
+    )
+    load("hnet-2stage", [inner, outer])
+    load("hnet-2stage", [outer])
 
 
 def test_ranges_hold_without_a_file_too() -> None:

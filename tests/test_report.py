@@ -50,6 +50,18 @@ def test_a_router_is_reported_once_its_patience_is_out() -> None:
     assert [len(texts) for texts in said] == [0, 0, 0, 0, 1, 0]  # and once more if it happens again
 
 
+def test_truncation_is_reported_once_it_lasts() -> None:
+    watch = RouterWatch()
+    for step in range(4):
+        assert watch.see_truncation([0, 9000], [0.0, 0.56], step) == []
+    assert watch.see_truncation([0, 3], [0.0, 0.004], 4) == []  # hardly any sequence: counting starts anew
+    for step in range(5, 9):
+        assert watch.see_truncation([0, 9000], [0.0, 0.56], step) == []
+    (said,) = watch.see_truncation([0, 9000], [0.0, 0.56], 9)
+    assert "the capacity of level 1 truncated 9,000 boundaries in 56% of sequences (the row of step 9" in said
+    assert watch.see_truncation([0, 9000], [0.0, 0.56], 10) == []
+
+
 def test_from_low_to_high_is_not_the_same_collapse() -> None:
     watch = RouterWatch()
     assert not any(watch.see([rate], step) for step, rate in enumerate([0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0]))

@@ -150,6 +150,13 @@ def evaluate(
         Parameter(help="Score about this many tokens only: a subset, labelled as one. 0 = all.", validator=_COUNT),
     ] = 0,
     batch: Annotated[int, Parameter(help="Windows in one forward pass; 0 = as configured.", validator=_COUNT)] = 0,
+    capacity: Annotated[
+        Literal["exact", "bucketed", "fixed"] | None, Parameter(help="Room for chunks. By default as configured.")
+    ] = None,
+    capacity_divisor: Annotated[
+        float | None,
+        Parameter(help="Of a fixed capacity, 1 or more. By default as configured.", validator=validators.Number(gte=1)),
+    ] = None,
     tail: Annotated[
         Literal["auto", "drop", "score"],
         Parameter(help="Tokens that fill no window: auto drops them unless windows overlap, as published."),
@@ -171,7 +178,9 @@ def evaluate(
     artifact_bytes, code_bytes, total_bytes, limit_bytes, fits, params,
     artifact_sha256, boundaries (windows, bytes, boundaries, chunks, rate,
     whitespace_agreement, random_agreement, boundaries_per_256,
-    mean_chunk_bytes, cv, utf8_splits; null for a flat model).
+    mean_chunk_bytes, cv, utf8_splits; null for a flat model), capacity (a list of
+    the chunking levels: capacity, divisor, windows, truncated_boundaries,
+    truncated_windows).
     """
     from bytegolf.recipes import opening, scoring, show
     from bytegolf.train.report import Reporter
@@ -186,6 +195,8 @@ def evaluate(
             limit=limit,
             batch=batch,
             drop_tail=None if tail == "auto" else tail == "drop",
+            capacity=capacity or "",
+            capacity_divisor=capacity_divisor or 0.0,
             reporter=reporter,
         )
     show.score(_console(), result)
@@ -277,7 +288,8 @@ def sample(
     """Continue a text.
 
     Token by token, until --bytes are written or the model ends the text. A
-    character that the last byte cuts in two is left out.
+    character that the last byte cuts in two is left out. There is room for every
+    chunk, also where the model was trained with a fixed capacity.
 
     Example: bytegolf sample runs/cpu-demo "Fellow citizens" --bytes 300
 
@@ -290,6 +302,7 @@ def sample(
     from bytegolf.recipes import opening
 
     opened = opening.open_model(model, data)
+    opened.model.set_capacity("exact")  # a text has no length before it is written, so no share of it either
     started = time.perf_counter()
     size = 0
     written: list[str] = []

@@ -98,9 +98,13 @@ class StageConfig(Ranged):
             )
 
 
+CapacityMode = Literal["exact", "bucketed", "fixed"]
+
+
 @dataclass(frozen=True)
 class RouterConfig(Ranged):
-    """Where chunks begin, and how gradients cross the chunking (S2, PR #1104; arXiv 2507.07955, equations 4-10)."""
+    """Where chunks begin, how many there is room for, and how gradients cross the chunking (S2, PR #1104; S3, PR #1305;
+    arXiv 2507.07955, equations 4-10)."""
 
     target: float = doc("N: wanted positions per chunk", above=1)
     loss_weight: float = doc("weight of the ratio loss", 0.03, least=0)
@@ -111,6 +115,15 @@ class RouterConfig(Ranged):
         least=0,
     )
     lr_mult: float = doc("learning-rate multiplier of the router's matrices, on top of the encoder's", 1.0, least=0)
+    capacity: CapacityMode = doc(
+        "room for chunks: exact = the most that a sequence of the batch has; bucketed = the next of a few sizes, so "
+        "that shapes recur; fixed = a share of the level's length, beyond which boundaries are dropped (S3)",
+        "exact",
+    )
+    capacity_divisor: float = doc("fixed: room for floor(length / it) chunks, at least 1", 4.0, least=1)
+    capacity_buckets: int = doc(
+        "bucketed: how many sizes, in geometric steps from length/(2 target) to the length", 8, least=1
+    )
 
 
 @dataclass(frozen=True)
@@ -131,6 +144,12 @@ class LevelConfig:
             raise BytegolfError(
                 f"main.dim {outer_dim(self.main)} is below encoder.dim {self.encoder.dim}: an inner network must be "
                 "at least as wide as the one around it"
+            )
+        inner = self.main.router.capacity if isinstance(self.main, LevelConfig) else "exact"
+        if inner == "fixed" != self.router.capacity:
+            raise BytegolfError(
+                f"main.router.capacity is 'fixed' inside a level of {self.router.capacity!r} capacity, whose number of "
+                "chunks depends on the whole sequence: set router.capacity to 'fixed' as well"
             )
 
 
@@ -160,6 +179,20 @@ class ModelConfig(Ranged):
     embed_std: float = doc("standard deviation of the initial embedding", 0.005, above=0)
     softcap: float = doc("logits z become softcap·tanh(z/softcap); 0 = off", 30.0, least=0)
     reset_at_bos: bool = doc("attention and chunking start afresh at every BOS token", False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if any(level.router.capacity == "fixed" for level in levels(self.network)):
+            check_fixed_capacity(self, "router.capacity")
+
+
+def check_fixed_capacity(model: ModelConfig, where: str) -> None:
+    """Raise if documents of ``model`` must not see each other, which a capacity that they share makes them."""
+    if model.reset_at_bos:
+        raise BytegolfError(
+            f"{where} is 'fixed' and reset_at_bos is on, but documents that share a window's capacity depend on each "
+            "other: choose 'bucketed' or 'exact', or turn reset_at_bos off"
+        )
 
 
 @dataclass(frozen=True)
@@ -241,6 +274,15 @@ class EvalConfig(Ranged):
 
     stride: int = doc("new tokens a window; 0 = windows do not overlap", 0, least=0)
     batch: int = doc("windows in one forward pass", 16, least=1)
+    capacity: Literal["", "exact", "bucketed", "fixed"] = doc(
+        "router.capacity of every level when scoring and segmenting; empty = as trained", ""
+    )
+    capacity_divisor: float = doc("router.capacity_divisor then, 1 or more; 0 = as trained", 0.0, least=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if 0 < self.capacity_divisor < 1:
+            raise BytegolfError(f"capacity_divisor is {self.capacity_divisor}: give 1 or more, or 0 for as trained")
 
 
 @dataclass(frozen=True)
@@ -254,6 +296,10 @@ class Config:
     data: DataConfig = doc("the data", DataConfig())
     optim: OptimConfig = doc("the optimiser", OptimConfig())
     eval: EvalConfig = doc("the score", EvalConfig())
+
+    def __post_init__(self) -> None:
+        if self.eval.capacity == "fixed":
+            check_fixed_capacity(self.model, "eval.capacity")
 
 
 # ---------------------------------------------------------------------------------------------- reading

@@ -1,9 +1,9 @@
 """Chunking and its inverse: select the chunk starts, smooth the chunks' outputs, expand them to all positions.
 
-The one representation of a ragged batch is ``Chunks``: sequences of chunks padded at the end to the longest. Causal
-networks never look at padding from a chunk before it, and ``expand`` never reads it, so it needs no mask.
+The one representation of a ragged batch is ``Chunks``: sequences of chunks padded at the end to a common capacity.
+Causal networks never look at padding from a chunk before it, and ``expand`` never reads it, so it needs no mask.
 
-Legend: B batch, L positions, C chunks (the longest sequence's), D width, T block of the smoothing.
+Legend: B batch, L positions, C chunks that there is room for, D width, T block of the smoothing.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from bytegolf.model import ops
+from bytegolf.model.capacity import EXACT, Capacity
 
 P_FLOOR = 1e-4
 """Probabilities are clamped to [P_FLOOR, 1 − P_FLOOR] in the smoothing (S2)."""
@@ -31,7 +32,7 @@ class Chunks:
     """Where the chunks of a padded batch lie."""
 
     boundary: Bool[Tensor, "B L"]
-    """positions at which a chunk starts; padding positions are False"""
+    """positions at which a chunk starts: the boundaries that there was room for; padding positions are False"""
     chunk_of: Int[Tensor, "B L"]
     """the chunk that each position belongs to"""
     starts: Int[Tensor, "B C"]
@@ -40,15 +41,24 @@ class Chunks:
     """chunks in each sequence"""
 
     @staticmethod
-    def of(boundary: Bool[Tensor, "B L"]) -> Chunks:
-        """Lay out the chunks of ``boundary``, whose first column must be True."""
+    def of(boundary: Bool[Tensor, "B L"], capacity: Capacity = EXACT) -> Chunks:
+        """Lay out the chunks of ``boundary``, whose first column must be True, in the room that ``capacity`` makes.
+
+        Under a fixed capacity the boundaries that come too late are dropped, so that the last chunk goes on to the
+        end, and nothing here depends on the data but values: no shape, and no wait for an accelerator.
+        """
+        batch, length = boundary.shape
         running = boundary.cumsum(1)
-        counts = running[:, -1]
-        starts = boundary.new_zeros(boundary.shape[0], int(counts.max()), dtype=torch.long)
-        batch, position = boundary.nonzero(as_tuple=True)
-        chunk_of = running - 1
-        starts[batch, chunk_of[batch, position]] = position
-        return Chunks(boundary, chunk_of, starts, counts)
+        room = capacity.limit(length)
+        if room is None:
+            room = capacity.room(length, int(running[:, -1].max()))
+        else:
+            boundary = boundary & (running <= room)
+            running = running.clamp(max=room)
+        numbers = torch.arange(1, room + 1, device=boundary.device).repeat(batch, 1)
+        starts = torch.searchsorted(running, numbers)  # the first position at which so many chunks have begun
+        starts = starts.masked_fill(starts == length, 0)
+        return Chunks(boundary, running - 1, starts, running[:, -1])
 
     @property
     def valid(self) -> Bool[Tensor, "B C"]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from bytegolf.config import LevelConfig, NetworkConfig, StageConfig, outer_dim
 from bytegolf.model import ops
+from bytegolf.model.capacity import Capacity
 from bytegolf.model.chunk import Chunks, confidence, smooth, smoothing_weight
 from bytegolf.model.layers import Linear
 from bytegolf.model.router import CosineRouter, ratio_loss
@@ -36,6 +37,10 @@ class LevelState:
     smoothed: Float[Tensor, "B D"]
     """z̄ of the current chunk"""
     decoder: StageState
+    opened: Int[Tensor, " B"]
+    """chunks so far"""
+    limit: int | None
+    """how many there may be, under a fixed capacity"""
 
     def reset(self, rows: Tensor) -> None:
         """Forget the sequences ``rows``: a new document starts in them."""
@@ -51,6 +56,8 @@ class Level(nn.Module):
         super().__init__()
         dim, inner = config.encoder.dim, outer_dim(config.main)
         self.config = config
+        self.capacity = Capacity.of(config.router)
+        """the room for chunks, which may be changed at any time"""
         self.encoder = Stage(config.encoder)
         self.router = CosineRouter(dim, config.router)
         self.main = build_network(config.main)
@@ -75,37 +82,43 @@ class Level(nn.Module):
 
         ``documents`` numbers each position's document, which nothing crosses (None: all one); ``valid`` is False at
         the padding behind a sequence (None: no padding).
+
+        Boundaries beyond a fixed capacity count in the ratio loss, which is about what the router proposes; to
+        confidence and smoothing they are positions within the last chunk.
         """
         settings = self.config.router
         encoded = self.encoder(x, documents)
         first = _starts(documents) if documents is not None else None
-        p, boundary = self.router(encoded, first)
+        p, proposed = self.router(encoded, first)
         if valid is not None:
-            boundary = boundary & valid
-        loss = settings.loss_weight * ratio_loss(p, boundary, valid, settings.target)
-        traces.append(LevelTrace(p, boundary, valid, loss))
+            proposed = proposed & valid
+        loss = settings.loss_weight * ratio_loss(p, proposed, valid, settings.target)
+        chunks = Chunks.of(proposed, self.capacity)
+        traces.append(LevelTrace(p, chunks.boundary, proposed, valid, loss))
 
-        chunks = Chunks.of(boundary)
         z = ops.scale_gradient(self._widen(chunks.select(encoded)), 1 / settings.grad_scale)
         inner_documents = chunks.select_values(documents) if documents is not None else None
         z = self.main(z, inner_documents, chunks.valid, traces)
         z = z[..., : encoded.shape[-1]]
         fresh = chunks.select_values(first) if first is not None else None
         z = chunks.expand(smooth(z, chunks.select_values(p), fresh))
-        y = z * confidence(p, boundary).unsqueeze(-1).to(z.dtype)
+        y = z * confidence(p, chunks.boundary).unsqueeze(-1).to(z.dtype)
         y = ops.scale_gradient(y + self.residual(encoded), settings.grad_scale)
         return self.decoder(y, documents)  # type: ignore[no-any-return]
 
-    def start(self, batch: int, device: torch.device, dtype: torch.dtype) -> LevelState:
-        """An empty state for ``batch`` sequences."""
+    def start(self, batch: int, device: torch.device, dtype: torch.dtype, length: int | None = None) -> LevelState:
+        """An empty state for ``batch`` sequences; ``length``, theirs, is needed under a fixed capacity."""
         dim = self.config.encoder.dim
+        limit = self.capacity.limit(length)
         return LevelState(
             encoder=self.encoder.start(batch, device, dtype),
             memory=torch.zeros(batch, dim, device=device, dtype=dtype),
             started=torch.zeros(batch, dtype=torch.bool, device=device),
-            main=self.main.start(batch, device, dtype),
+            main=self.main.start(batch, device, dtype, limit),
             smoothed=torch.zeros(batch, dim, device=device, dtype=dtype),
             decoder=self.decoder.start(batch, device, dtype),
+            opened=torch.zeros(batch, dtype=torch.long, device=device),
+            limit=limit,
         )
 
     def step(
@@ -120,6 +133,9 @@ class Level(nn.Module):
         encoded = self.encoder.step(x, state.encoder, rows, traces)
         started = state.started[rows]
         p, boundary, memory = self.router.step(encoded, state.memory[rows], started)
+        if state.limit is not None:
+            boundary = boundary & (state.opened[rows] < state.limit)
+            state.opened[rows] += boundary
         traces.append(StepTrace(rows, p, boundary))
         state.memory[rows], state.started[rows] = memory, True
         if bool(boundary.any()):

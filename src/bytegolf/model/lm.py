@@ -5,8 +5,10 @@ Legend: B batch, L positions, V alphabet, D width.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +16,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from bytegolf.config import LevelConfig, ModelConfig, outer_dim
+from bytegolf.config import CapacityMode, LevelConfig, ModelConfig, check_fixed_capacity, outer_dim
+from bytegolf.errors import BytegolfError
 from bytegolf.model import ops
-from bytegolf.model.hnet import LevelState, build_network
+from bytegolf.model.hnet import Level, LevelState, build_network
 from bytegolf.model.router import surprisal_loss
 from bytegolf.model.stage import StageState
 from bytegolf.model.trace import LevelTrace, StepTrace
@@ -46,6 +49,9 @@ class ModelState:
     network: StageState | LevelState
     traces: list[StepTrace]
     """of the last step, outermost level first"""
+    length: int | None = None
+    """how many tokens it takes, under a fixed capacity (None: any number)"""
+    taken: int = 0
 
 
 class LanguageModel(nn.Module):
@@ -69,7 +75,12 @@ class LanguageModel(nn.Module):
         return F.linear(x, self.embedding.weight.to(x.dtype))
 
     def forward(self, ids: Int[Tensor, "B L"]) -> Forward:
-        """Logits of the token after each position, from the tokens up to it."""
+        """Logits of the token after each position, from the tokens up to it.
+
+        Raises BytegolfError if there are none.
+        """
+        if not ids.numel():
+            raise BytegolfError(f"a batch of {ids.shape[0]} sequences of {ids.shape[1]} tokens is empty: give some")
         documents = (ids == BOS).cumsum(1) if self.config.reset_at_bos else None
         x = self._embed(ids)
         traces: list[LevelTrace] = []
@@ -95,17 +106,60 @@ class LanguageModel(nn.Module):
         cap = self.config.softcap
         return cap * torch.tanh(logits / cap) if cap > 0 else logits
 
-    def start(self, batch: int) -> ModelState:
-        """An empty state for ``batch`` sequences."""
-        device = self.embedding.weight.device
-        return ModelState(self.network.start(batch, device, self.precision), [])
+    def levels(self) -> list[Level]:
+        """The chunking levels, outermost first; empty for a flat model."""
+        return [module for module in self.modules() if isinstance(module, Level)]
+
+    def set_capacity(self, mode: CapacityMode | Literal[""] = "", divisor: float = 0.0) -> None:
+        """Give every level another ``router.capacity`` and ``capacity_divisor`` from now on; "" and 0 leave them.
+
+        Raises BytegolfError for a fixed capacity where documents must not see each other.
+        """
+        if mode == "fixed":
+            check_fixed_capacity(self.config, "the capacity")
+        for level in self.levels():
+            level.capacity = level.capacity.changed(mode, divisor)
+
+    @contextlib.contextmanager
+    def capacity(self, mode: CapacityMode | Literal[""] = "", divisor: float = 0.0) -> Iterator[None]:
+        """``set_capacity`` for as long as the context lasts."""
+        before = [level.capacity for level in self.levels()]
+        self.set_capacity(mode, divisor)
+        try:
+            yield
+        finally:
+            for level, capacity in zip(self.levels(), before, strict=True):
+                level.capacity = capacity
+
+    def start(self, batch: int, length: int | None = None) -> ModelState:
+        """An empty state for ``batch`` sequences.
+
+        ``length`` is how many tokens each is going to have: a fixed capacity is a share of it, and ``step`` then gives
+        what ``forward`` gives for sequences of that length, and takes no more. Without such a capacity it is not used.
+
+        Raises BytegolfError under a fixed capacity without a length.
+        """
+        fixed = any(level.capacity.mode == "fixed" for level in self.levels())
+        if fixed and length is None:
+            raise BytegolfError(
+                "this model's chunks have a fixed capacity, a share of the sequence's length: say the length that "
+                "steps are to go up to, or set the capacity to exact"
+            )
+        state = self.network.start(batch, self.embedding.weight.device, self.precision, length)
+        return ModelState(state, [], length if fixed else None)
 
     @torch.no_grad()
     def step(self, ids: Int[Tensor, " B"], state: ModelState) -> Float[Tensor, "B V"]:
         """Feed one token to each sequence; the softcapped logits of the next, as ``forward`` gives at that position.
 
-        The state is changed in place.
+        The state is changed in place. Raises BytegolfError beyond the length of a fixed capacity.
         """
+        if state.length is not None and state.taken >= state.length:
+            raise BytegolfError(
+                f"the state was started for sequences of {state.length} tokens, and its fixed capacity is a share of "
+                "that: start one for more, or set the capacity to exact"
+            )
+        state.taken += 1
         rows = torch.arange(ids.shape[0], device=ids.device)
         if self.config.reset_at_bos:
             restarts = rows[ids == BOS]

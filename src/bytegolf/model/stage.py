@@ -80,8 +80,8 @@ class Stage(nn.Module):
         blocks = self._blocks
         return self._through(x, lambda index, stream, x0: blocks[index](stream, x0, documents))
 
-    def start(self, batch: int, device: torch.device, dtype: torch.dtype) -> StageState:
-        """An empty state for ``batch`` sequences."""
+    def start(self, batch: int, device: torch.device, dtype: torch.dtype, length: int | None = None) -> StageState:
+        """An empty state for ``batch`` sequences; ``length`` is what an H-Net level takes in a stage's place."""
         lengths = torch.zeros(batch, dtype=torch.long, device=device)
         return StageState(lengths, [block.attn.start(batch, device, dtype) for block in self._blocks])
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -19,15 +20,28 @@ class LevelTrace:
     """probability of a boundary, fp32, with its gradient"""
     boundary: Bool[Tensor, "B L"]
     """where chunks start; False at padding"""
+    proposed: Bool[Tensor, "B L"]
+    """where the router wanted them to; more than ``boundary`` only beyond a fixed capacity"""
     valid: Bool[Tensor, "B L"] | None
     """which positions are there (None: all), as inner levels see padded sequences of chunks"""
     loss: Float[Tensor, ""]
     """the level's weighted ratio loss"""
 
     def rate(self) -> Tensor:
-        """Boundaries a position."""
-        positions = self.valid.sum() if self.valid is not None else self.boundary.numel()
-        return self.boundary.sum() / positions
+        """Boundaries a position, as the router proposes them."""
+        positions = self.valid.sum() if self.valid is not None else self.proposed.numel()
+        return self.proposed.sum() / positions
+
+    def truncated(self) -> Int[Tensor, " B"]:
+        """Boundaries of each sequence that there was no room for."""
+        if self.proposed is self.boundary:
+            return torch.zeros(self.boundary.shape[0], dtype=torch.long, device=self.boundary.device)
+        return self.proposed.sum(1) - self.boundary.sum(1)
+
+    def figures(self) -> Float[Tensor, " 3"]:
+        """What training reports: the rate, and per sequence the truncated boundaries and whether there were any."""
+        truncated = self.truncated()
+        return torch.stack((self.rate(), truncated.float().mean(), (truncated > 0).float().mean()))
 
 
 @dataclass(frozen=True)
@@ -37,3 +51,4 @@ class StepTrace:
     rows: Int[Tensor, " R"]
     p: Float[Tensor, " R"]
     boundary: Bool[Tensor, " R"]
+    """whether a chunk started: the router wanted it to, and there was room"""

@@ -30,7 +30,7 @@ class Opened:
 
 
 def open_model(source: Path, data: Path | None = None, device: str = "auto", precision: str = "auto") -> Opened:
-    """Load the model of a run folder or an artifact file.
+    """Load the model of a run folder or an artifact file, with the chunk capacity that ``eval`` configures.
 
     A SentencePiece tokenizer is looked for beside the artifact, then in ``data``, and must be the very one that the
     model was trained with.
@@ -42,6 +42,7 @@ def open_model(source: Path, data: Path | None = None, device: str = "auto", pre
     place = pick_device(device)
     model = build(config, artifact.state, str(path)).to(place)
     model.precision = pick_precision(config.train.precision if precision == "auto" else precision, place)
+    model.set_capacity(config.eval.capacity, config.eval.capacity_divisor)
     return Opened(model.eval(), config, tokenizer, artifact, path)
 
 

@@ -25,6 +25,8 @@ from bytegolf.train.checkpoint import checkpoints
 _MAY_CHANGE = {
     "about",
     "eval.batch",
+    "eval.capacity",
+    "eval.capacity_divisor",
     "eval.stride",
     "train.max_seconds",
     "train.max_steps",

@@ -5,17 +5,22 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from bytegolf.analyze.boundaries import BoundaryStats
 from bytegolf.analyze.segment import collector
+from bytegolf.analyze.truncation import TruncationStats
 from bytegolf.artifact.ledger import LIMIT, code_bytes
-from bytegolf.config import levels
+from bytegolf.config import CapacityMode, levels
 from bytegolf.data.manifest import validation_bytes
 from bytegolf.data.shards import TokenStream, open_split
 from bytegolf.errors import BytegolfError
 from bytegolf.evaluate.bpb import Score, score
-from bytegolf.model.lm import count_parameters
+from bytegolf.evaluate.windows import Window
+from bytegolf.model.lm import Forward, count_parameters
 from bytegolf.recipes.opening import Opened
 from bytegolf.train.report import Reporter, clock
 
@@ -28,18 +33,22 @@ def evaluate(
     limit: int = 0,
     batch: int = 0,
     drop_tail: bool | None = None,
+    capacity: CapacityMode | Literal[""] = "",
+    capacity_divisor: float = 0.0,
     reporter: Reporter | None = None,
 ) -> dict[str, Any]:
     """The score of ``opened`` over the validation split in ``data``, as plain data.
 
-    ``stride``, ``batch``: as configured by default. ``limit`` > 0 scores that many tokens only (a window at
-    least), which ``subset`` then says. Without overlap the tail that fills no window is left out, as published
-    (formats.md); with a stride every token counts.
+    ``stride``, ``batch``, ``capacity``, ``capacity_divisor``: as configured by default. ``limit`` > 0 scores that many
+    tokens only (a window at least), which ``subset`` then says. Without overlap the tail that fills no window is left
+    out, as published (formats.md); with a stride every token counts.
 
     Keys: bpb, val_loss (nats a token), tokens, bytes, seconds, bytes_per_second, subset, tokens_dropped, stride,
     seq_len, precision, artifact_bytes, code_bytes, total_bytes, limit_bytes, fits, params, artifact_sha256,
     bpb_original (over the bytes of the text before normalisation; null where it is not known), boundaries (null for
-    a flat model; else the keys of BoundaryStats).
+    a flat model; else the keys of BoundaryStats), capacity (a list of the levels, see TruncationStats).
+
+    Raises BytegolfError for a divisor without a fixed capacity, besides what ``score`` raises.
     """
     config, tokenizer = opened.config, opened.tokenizer
     stride = config.eval.stride if stride is None else stride
@@ -48,7 +57,12 @@ def evaluate(
     drop = (not overlapping) if drop_tail is None else drop_tail
     stream = open_split(data, tokenizer.name, "val", tokenizer.vocab_size)
     stats = BoundaryStats()
-    observe = collector(stats, tokenizer) if levels(config.model.network) else None
+    collect = collector(stats, tokenizer)
+
+    def observe(window: Window, tokens: NDArray[np.int64], out: Forward, row: int) -> None:
+        collect(window, tokens, out, row)
+        truncation.add(out, row)
+
     targets = min(max(limit, length) if limit else len(stream), len(stream) - 1)
     started = time.perf_counter()
 
@@ -61,18 +75,22 @@ def evaluate(
                 f"{clock(left)} left · bpb {total.bpb:.4f}"
             )
 
-    total = score(
-        opened.model,
-        stream,
-        tokenizer,
-        length,
-        stride=stride,
-        drop_tail=drop,
-        batch=batch or config.eval.batch,
-        limit=limit,
-        observe=observe,
-        progress=show,
-    )
+    with opened.model.capacity(capacity, capacity_divisor):
+        truncation = TruncationStats(opened.model)
+        if capacity_divisor and not truncation.any_fixed:
+            raise BytegolfError("a capacity divisor belongs to a fixed capacity, which no level has: choose fixed too")
+        total = score(
+            opened.model,
+            stream,
+            tokenizer,
+            length,
+            stride=stride,
+            drop_tail=drop,
+            batch=batch or config.eval.batch,
+            limit=limit,
+            observe=observe if levels(config.model.network) else None,
+            progress=show,
+        )
     seconds = time.perf_counter() - started
     model_bytes, source_bytes = opened.artifact.file_bytes, code_bytes(config.name)
     dropped = len(stream) - 1 - total.tokens
@@ -98,6 +116,7 @@ def evaluate(
         "params": count_parameters(opened.model),
         "artifact_sha256": opened.artifact.sha256,
         "boundaries": stats.to_dict() if stats.windows else None,
+        "capacity": truncation.to_dicts(),
     }
 
 

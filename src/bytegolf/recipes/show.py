@@ -49,7 +49,7 @@ def score(console: Console, result: dict[str, Any]) -> None:
         f"{result['artifact_bytes']:,} model + {result['code_bytes']:,} code = {result['total_bytes']:,} of "
         f"{result['limit_bytes']:,} bytes: {verdict}",
     )
-    for row in _chunk_rows(result["boundaries"]):
+    for row in (*_chunk_rows(result["boundaries"]), *_capacity_rows(result["capacity"])):
         table.add_row(*row)
     console.print(table)
 
@@ -69,6 +69,17 @@ def _chunk_rows(chunks: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
             "at whitespace",
             f"{agreement:.1%} of boundaries (before or behind a whitespace byte); placed at random {chance:.1%}",
         )
+
+
+def _capacity_rows(levels: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+    """What fixed capacities dropped, a row each."""
+    for level, counts in enumerate(levels):
+        if counts["capacity"] == "fixed":
+            yield (
+                "capacity" if len(levels) == 1 else f"capacity {level}",
+                f"1/{counts['divisor']:g} of a window: truncated {counts['truncated_boundaries']:,} boundaries in "
+                f"{counts['truncated_windows'] / counts['windows']:.1%} of windows",
+            )
 
 
 def outcome(console: Console, result: Outcome) -> None:

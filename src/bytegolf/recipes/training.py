@@ -139,6 +139,7 @@ def conclude(run: RunFolder, data: Path, progress: Progress, stopped_early: bool
     if levels(opened.config.model.network):
         after = _standard(opened)
         untrained = initial_model(opened.config)
+        untrained.set_capacity(opened.config.eval.capacity, opened.config.eval.capacity_divisor)
         before = _standard(dataclasses.replace(opened, model=untrained.eval()))
     summary = {
         "name": opened.config.name,

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from bytegolf.config import Config
+from bytegolf.config import Config, levels
 from bytegolf.data.loader import Loader
 from bytegolf.data.shards import TokenStream
 from bytegolf.data.tokenizer import Tokenizer
@@ -80,6 +80,7 @@ class Trainer:
         self.stopped_early = False
         self._window = Window()
         self._watch = RouterWatch()
+        self._levels = len(levels(config.model.network))
         self._metrics: Metrics | None = None
         self._validated_step: int | None = None
         self._interrupted = False
@@ -162,8 +163,8 @@ class Trainer:
         """One optimiser step over this rank's share of the global batch, in micro-batches."""
         inputs, targets = self.loader.batch(self.progress.step)
         size = int(self.tokenizer.byte_counts(targets, inputs).sum())
-        loss, rates = self._gradients(torch.from_numpy(inputs), torch.from_numpy(targets))
-        self._window.add(loss, rates, targets.size, size)
+        loss, figures = self._gradients(torch.from_numpy(inputs), torch.from_numpy(targets))
+        self._window.add(loss, figures, targets.size, size)
         if self.config.train.grad_clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.grad_clip)
         self.optimizer.step(factor, self.progress.step)
@@ -172,12 +173,12 @@ class Trainer:
             self.average.update()
 
     def _gradients(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Accumulate the gradients of the mean loss; that loss (without the routers') and each level's rate."""
+        """Accumulate the gradients of the mean loss: it, without the routers', and the levels' figures (3, ·)."""
         settings, device = self.config.train, self.world.device
         sequences = inputs.shape[0]
         size = settings.micro_batch or sequences
         total = torch.zeros((), device=device)
-        rates = torch.zeros(0, device=device)
+        figures = torch.zeros(3, self._levels, device=device)
         for first in range(0, sequences, size):
             ids, wanted = (self._to_device(t[first : first + size]) for t in (inputs, targets))
             share = ids.shape[0] / sequences
@@ -188,9 +189,8 @@ class Trainer:
                 torch.autograd.backward(self.model.objective(out, losses) * share)
             total += losses.detach().mean() * share
             if out.traces:
-                rate = torch.stack([trace.rate() for trace in out.traces]) * share
-                rates = rate if not rates.numel() else rates + rate
-        return total, rates
+                figures += torch.stack([trace.figures() for trace in out.traces], 1) * share
+        return total, figures
 
     def _without_sync(self) -> contextlib.AbstractContextManager[None]:
         """Keep gradients local: only the last micro-batch of a step averages them over the ranks."""
@@ -236,7 +236,7 @@ class Trainer:
         self._metrics = Metrics(path, lambda row: row["step"] <= (resumed if row["kind"] == "validation" else logged))
         for row in self._metrics.rows:
             if row["kind"] == "train":
-                self._watch.see(row["rates"], row["step"])
+                self._watch_routers(row)
 
     def _settle(self) -> None:
         """Fetch the losses since the last time. Raises BytegolfError if one of them is not finite."""
@@ -263,24 +263,34 @@ class Trainer:
             return
         window, progress = self._window, self.progress
         loss, rates = window.mean_loss(), window.mean_rates()
+        truncated, truncated_sequences = window.truncation(self.config.train.seq_len)
         bpb = bits_per_byte(loss * window.tokens, window.bytes)
         pace = window.bytes / window.seconds if window.seconds else 0.0
-        self._metrics.add(
-            kind="train",
-            step=progress.step,
-            seconds=round(progress.seconds, 3),
-            tokens=progress.tokens,
-            bytes=progress.bytes,
-            loss=loss,
-            bpb=bpb,
-            rates=rates,
-            lr=factor,
-            bytes_per_second=round(pace, 1),
-        )
+        row: dict[str, Any] = {
+            "kind": "train",
+            "step": progress.step,
+            "seconds": round(progress.seconds, 3),
+            "tokens": progress.tokens,
+            "bytes": progress.bytes,
+            "loss": loss,
+            "bpb": bpb,
+            "rates": rates,
+            "truncated": truncated,
+            "truncated_sequences": truncated_sequences,
+            "lr": factor,
+            "bytes_per_second": round(pace, 1),
+        }
+        self._metrics.add(**row)
         self.reporter.progress(self._line(bpb, rates, factor, pace))
-        for text in self._watch.see(rates, progress.step):
+        for text in self._watch_routers(row):
             self.reporter.warn(text)
             self._metrics.add(kind="alarm", step=progress.step, text=text)
+
+    def _watch_routers(self, row: dict[str, Any]) -> list[str]:
+        """The warnings that a row of training gives rise to."""
+        step = row["step"]
+        truncation = self._watch.see_truncation(row.get("truncated", []), row.get("truncated_sequences", []), step)
+        return self._watch.see(row["rates"], step) + truncation
 
     def _line(self, bpb: float, rates: list[float], factor: float, pace: float) -> str:
         progress = self.progress
@@ -307,7 +317,7 @@ class Trainer:
         if not settings.validate_tokens:
             return
         if self.world.leads:
-            with self._averaged():
+            with self._averaged(), self.model.capacity(self.config.eval.capacity, self.config.eval.capacity_divisor):
                 sample: Score = score(
                     self.model,
                     self.validation,

@@ -20,6 +20,9 @@ PLAIN_LINE_EVERY = 15.0
 COLLAPSED_LOW, COLLAPSED_HIGH = 0.01, 0.90
 """Boundary rates beyond which a router no longer chunks."""
 
+TRUNCATED_SHARE = 0.01
+"""Share of sequences beyond which a capacity that truncates is worth a warning."""
+
 PATIENCE = 5
 """Rows of metrics in a row that a rate must be so before anyone is warned: untrained routers pass through 0.003."""
 
@@ -57,7 +60,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class RouterWatch:
-    """Tells of routers that no longer chunk, once they have not for ``PATIENCE`` rows of metrics in a row."""
+    """Tells of routers that do not chunk, or are cut short, once that is so for ``PATIENCE`` rows of metrics."""
 
     def __init__(self) -> None:
         self._streaks: dict[tuple[int, str], int] = {}
@@ -67,15 +70,32 @@ class RouterWatch:
         warnings = []
         for level, rate in enumerate(rates):
             for side, collapsed in (("low", rate < COLLAPSED_LOW), ("high", rate > COLLAPSED_HIGH)):
-                streak = self._streaks.get((level, side), 0) + 1 if collapsed else 0
-                self._streaks[level, side] = streak
-                if streak == PATIENCE:
+                if self._lasts(level, side, collapsed):
                     what = "opens almost no chunks" if side == "low" else "makes nearly every position a chunk"
                     warnings.append(
                         f"the router of level {level} {what} (rate {rate:.3f} at step {step}, and so in {PATIENCE} "
                         "rows of metrics in a row): raise router.loss_weight"
                     )
         return warnings
+
+    def see_truncation(self, truncated: list[int], sequences: list[float], step: int) -> list[str]:
+        """The same for what a fixed capacity truncated: each level's boundaries in one row, and share of sequences.
+
+        Untrained routers propose half of the positions, and a capacity is for trained ones.
+        """
+        return [
+            f"the capacity of level {level} truncated {boundaries:,} boundaries in {share:.0%} of sequences (the row "
+            f"of step {step}, and likewise {PATIENCE} rows in a row): lower router.capacity_divisor, or set "
+            "router.capacity=bucketed, which truncates nothing"
+            for level, (boundaries, share) in enumerate(zip(truncated, sequences, strict=True))
+            if self._lasts(level, "truncated", share > TRUNCATED_SHARE)
+        ]
+
+    def _lasts(self, level: int, what: str, now: bool) -> bool:
+        """Count how long ``what`` has been so; whether it has just become too long."""
+        streak = self._streaks.get((level, what), 0) + 1 if now else 0
+        self._streaks[level, what] = streak
+        return streak == PATIENCE
 
 
 class Reporter:

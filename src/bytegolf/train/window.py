@@ -23,6 +23,10 @@ class Window:
     """one a step"""
     rates: list[list[float]] = field(default_factory=list)
     """one a step and chunking level"""
+    truncated: list[list[float]] = field(default_factory=list)
+    """boundaries a sequence beyond the capacity; one a step and chunking level"""
+    truncated_sequences: list[list[float]] = field(default_factory=list)
+    """share of sequences that had some; one a step and chunking level"""
     tokens: int = 0
     bytes: int = 0
     seconds: float = 0.0
@@ -30,9 +34,12 @@ class Window:
     _pending_tokens: int = 0
     _pending_bytes: int = 0
 
-    def add(self, loss: Tensor, rates: Tensor, tokens: int, size: int) -> None:
-        """Take in one step of this rank: its mean loss, each level's rate, what it read. Fetches nothing."""
-        self._pending.append(torch.cat((loss.reshape(1), rates)))
+    def add(self, loss: Tensor, figures: Tensor, tokens: int, size: int) -> None:
+        """Take in one step of this rank: its mean loss, each level's ``figures`` in a column, what it read.
+
+        Fetches nothing.
+        """
+        self._pending.append(torch.cat((loss.reshape(1), figures.flatten())))
         self._pending_tokens += tokens
         self._pending_bytes += size
 
@@ -42,9 +49,12 @@ class Window:
         mine = [value / world.size for row in rows for value in row]
         tokens, size, *values = world.total(self._pending_tokens, self._pending_bytes, *mine)
         width = len(values) // len(rows) if rows else 1
+        levels = (width - 1) // 3
         for first in range(0, len(values), width):
             self.losses.append(values[first])
-            self.rates.append(values[first + 1 : first + width])
+            for kind, found in enumerate((self.rates, self.truncated, self.truncated_sequences)):
+                at = first + 1 + kind * levels
+                found.append(values[at : at + levels])
         self._pending, self._pending_tokens, self._pending_bytes = [], 0, 0
         self.tokens += int(tokens)
         self.bytes += int(size)
@@ -56,7 +66,12 @@ class Window:
 
     def mean_rates(self) -> list[float]:
         """Boundaries a position at each chunking level."""
-        return [math.fsum(level) / len(level) for level in zip(*self.rates, strict=True)]
+        return _means(self.rates)
+
+    def truncation(self, seq_len: int) -> tuple[list[int], list[float]]:
+        """Boundaries beyond the capacity at each chunking level, and the share of sequences that had some."""
+        sequences = self.tokens / seq_len
+        return [round(mean * sequences) for mean in _means(self.truncated)], _means(self.truncated_sequences)
 
     def state(self) -> dict[str, Any]:
         """The settled part as plain data."""
@@ -66,3 +81,7 @@ class Window:
     def of(state: dict[str, Any]) -> Window:
         """The window that ``state`` described."""
         return Window(**state)
+
+
+def _means(steps: list[list[float]]) -> list[float]:
+    return [math.fsum(level) / len(level) for level in zip(*steps, strict=True)]
