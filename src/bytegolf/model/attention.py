@@ -15,7 +15,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from bytegolf.config import StageConfig
-from bytegolf.model import ops
+from bytegolf.model import native, ops
+from bytegolf.model.attend import Heads, attend, rotary_angles
 from bytegolf.model.layers import Linear
 
 NEVER = float("-inf")
@@ -23,15 +24,6 @@ NEVER = float("-inf")
 DENSE_LENGTH = 512
 """Up to this length full attention on a CPU is two batched products: its fused kernel's backward is several times
 slower there (LOG.md, 2026-11-22)."""
-
-
-def rotary_angles(
-    positions: Int[Tensor, "*P"], width: int, base: float
-) -> tuple[Float[Tensor, "*P half"], Float[Tensor, "*P half"]]:
-    """cos and sin of position × base^(−2i/width), fp32, for i below half the head width."""
-    exponents = torch.arange(0, width, 2, device=positions.device, dtype=torch.float32) / width
-    angles = positions.unsqueeze(-1).float() * base**-exponents
-    return angles.cos(), angles.sin()
 
 
 @dataclass
@@ -52,8 +44,8 @@ class AttentionState:
 class Attention(nn.Module):
     """Grouped-query attention with rotary positions, RMS-normalised q and k and a learned gain a head (S0).
 
-    ``window`` 0 sees every earlier position; otherwise the last ``window`` ones, itself included, computed in blocks
-    of that size, so that time and memory are linear in L.
+    ``window`` 0 sees every earlier position; otherwise the last ``window`` ones, itself included, so that time and
+    memory are linear in L.
     """
 
     def __init__(self, config: StageConfig) -> None:
@@ -67,26 +59,36 @@ class Attention(nn.Module):
         self.q_gain = nn.Parameter(torch.full((config.heads,), config.qk_gain))
 
     def _project(
-        self, x: Tensor, positions: Tensor
+        self, packed: Tensor, positions: Tensor
     ) -> tuple[Float[Tensor, "*B H K"], Float[Tensor, "*B G K"], Float[Tensor, "*B G K"]]:
-        """q (with gain and the 1/√K of the scores), k and v of x (*B, D); q and k are normalised and rotated."""
-        packed = torch.unflatten(self.qkv(x), -1, (-1, self.width))
+        """q (with gain and the 1/√K of the scores), k and v of ``qkv``'s result; q and k normalised and rotated."""
+        packed = torch.unflatten(packed, -1, (-1, self.width))
         qk = ops.rms_norm(packed[..., : self.heads + self.groups, :])
         cos, sin = rotary_angles(positions, self.width, self.base)
         qk = ops.rotary(qk, cos.unsqueeze(-2), sin.unsqueeze(-2))
-        gain = (self.q_gain * self.width**-0.5).to(x.dtype)
+        gain = (self.q_gain * self.width**-0.5).to(packed.dtype)
         q = qk[..., : self.heads, :] * gain.unsqueeze(-1)
         return q, qk[..., self.heads :, :], packed[..., self.heads + self.groups :, :]
 
     def forward(self, x: Float[Tensor, "B L D"], documents: Int[Tensor, "B L"] | None = None) -> Float[Tensor, "B L D"]:
         """Attend causally; ``documents`` numbers each position's document, and none sees another's."""
-        length = x.shape[1]
-        q, k, v = self._project(x, torch.arange(length, device=x.device))
+        packed = self.qkv(x)
+        if native.usable(packed):
+            heads = Heads(self.heads, self.groups, self.width, self.window, self.base)
+            out = attend(packed, self.q_gain, documents, heads)
+        else:
+            out = self._attend(packed, documents)
+        return self.proj(out)  # type: ignore[no-any-return]
+
+    def _attend(self, packed: Tensor, documents: Tensor | None) -> Float[Tensor, "B L D"]:
+        """The plain form of ``attend.attend``."""
+        length = packed.shape[1]
+        q, k, v = self._project(packed, torch.arange(length, device=packed.device))
         if 0 < self.window < length:
             out = _local(q, k, v, self.window, documents)
         else:
             out = _full(q, k, v, documents)
-        return self.proj(out.flatten(-2))  # type: ignore[no-any-return]
+        return out.flatten(-2)
 
     def start(self, batch: int, device: torch.device, dtype: torch.dtype) -> AttentionState:
         """An empty state for ``batch`` sequences."""
@@ -99,7 +101,7 @@ class Attention(nn.Module):
         self, x: Float[Tensor, "R D"], state: AttentionState, rows: Int[Tensor, " R"], at: Int[Tensor, " R"]
     ) -> Float[Tensor, "R D"]:
         """One position for the sequences ``rows``, each at its own position ``at``: the same result as ``forward``."""
-        q, k, v = self._project(x, at)
+        q, k, v = self._project(self.qkv(x), at)
         slots = at
         if self.window:
             slots = at % self.window

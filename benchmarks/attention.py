@@ -1,0 +1,92 @@
+"""Attention on this CPU, forward and backward: the plain PyTorch form beside the native kernel.
+
+    python benchmarks/attention.py
+    python benchmarks/attention.py --repeats 30 --dtype float32 --match window
+
+From the packed projection to the merged heads, so without the linear maps around. Medians of alternating runs, in
+milliseconds; GFLOP/s counts the products of the scores that the mask lets through, twice that in the backward pass.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+
+import torch
+from torch import Tensor
+
+from bytegolf.config import StageConfig
+from bytegolf.model import native
+from bytegolf.model.attend import Heads, attend
+from bytegolf.model.attention import Attention
+
+# name → sequences, length, query heads, key/value heads, head width, window
+SHAPES = {
+    "cpu-demo, window 64": (4, 1024, 4, 2, 64, 64),
+    "cpu-demo, window 128": (4, 1024, 4, 2, 64, 128),
+    "cpu-demo, main": (4, 190, 4, 2, 64, 0),
+    "cpu-demo, full": (4, 1024, 4, 2, 64, 0),
+    "study1-byte, full": (8, 1024, 8, 4, 64, 0),
+    "study1-byte, main": (8, 150, 8, 4, 64, 0),
+    "window 256": (4, 1024, 4, 2, 64, 256),
+    "16k, window 64": (1, 16384, 4, 2, 64, 64),
+    "narrow heads, window 64": (4, 1024, 8, 4, 32, 64),
+}
+
+
+def passes(packed: Tensor, module: Attention, heads: Heads, g: Tensor, fast: bool) -> tuple[float, float]:
+    """Seconds of one forward and one backward pass."""
+    started = time.perf_counter()
+    out = attend(packed, module.q_gain, None, heads) if fast else module._attend(packed, None)
+    halfway = time.perf_counter()
+    torch.autograd.grad(out, (packed, module.q_gain), g)
+    return halfway - started, time.perf_counter() - halfway
+
+
+def measure(shape: tuple[int, ...], dtype: torch.dtype, repeats: int) -> dict[str, float]:
+    """Median milliseconds of both forms, and the native form's rate."""
+    batch, length, queries, groups, width, window = shape
+    module = Attention(StageConfig(1, queries * width, queries, groups, window=window))
+    heads = Heads(queries, groups, width, window, module.base)
+    packed = torch.randn(batch, length, (queries + 2 * groups) * width, dtype=dtype).requires_grad_()
+    g = torch.randn(batch, length, queries * width, dtype=dtype)
+    spent: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
+    for _ in range(repeats + 1):
+        for fast in spent:
+            spent[fast].append(passes(packed, module, heads, g, fast))
+    medians = {fast: [1000 * statistics.median(part) for part in zip(*times[1:], strict=True)]
+               for fast, times in spent.items()}  # fmt: skip
+    seen = sum(min(i + 1, window or length) for i in range(length))
+    flops = 3 * 4 * batch * queries * width * seen
+    return {
+        "plain forward": medians[False][0],
+        "plain backward": medians[False][1],
+        "native forward": medians[True][0],
+        "native backward": medians[True][1],
+        "gflops": flops / sum(medians[True]) / 1e6,
+    }
+
+
+def main() -> None:
+    """Parse the command line, measure each shape, print a table and one line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
+    parser.add_argument("--match", default="", help="only the shapes whose name contains this")
+    arguments = parser.parse_args()
+    if reason := native.why_not():
+        raise SystemExit(reason)
+    results = {}
+    print(f"{'ms':26}{'plain: forward':>16}{'backward':>10}{'native: forward':>17}{'backward':>10}{'GFLOP/s':>9}")
+    for name, shape in SHAPES.items():
+        if arguments.match in name:
+            row = results[name] = measure(shape, getattr(torch, arguments.dtype), arguments.repeats)
+            a, b, c, d, rate = row.values()
+            print(f"{name:26}{a:16.1f}{b:10.1f}{c:17.1f}{d:10.1f}{rate:9.0f}", flush=True)
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,373 @@
+// Causal attention of grouped heads, full or to a window, from the packed projection to the merged heads.
+//
+// One task is a sequence and a key/value head. Keys and values are normalised, rotated and laid out for the products
+// once; queries come in tiles of TILE positions of one head, whose scores against a tile of keys never leave the cache
+// (FlashAttention, arXiv 2307.08691: running maximum in the forward pass, scores made anew in the backward pass).
+// Blocks of SUB × SUB scores that the mask hides altogether are skipped. Scores are in units of log 2.
+#include <algorithm>
+
+#include "tile.h"
+
+namespace {
+
+constexpr i64 TILE = 64;
+constexpr double LOG2_E = 1.4426950408889634, LN_2 = 0.6931471805599453;
+
+template <typename T> struct Problem {
+  using W = Wide<T>;
+  const T* packed;       // (B, L, (H + 2G)·K): queries, keys, values
+  const W *cos, *sin;    // (≥ L, K/2)
+  const W* gain;         // (H)
+  const int32_t* ids;    // (B, L) each position's document, or null
+  i64 batch, length, heads, groups, width, window;
+  double eps;
+
+  i64 shared() const { return heads / groups; }
+  i64 padded() const { return (width + SUB - 1) / SUB * SUB; }
+  i64 tiles() const { return (length + TILE - 1) / TILE; }
+  i64 row() const { return (heads + 2 * groups) * width; }
+  const T* at(i64 b, i64 position, i64 head) const { return packed + (b * length + position) * row() + head * width; }
+  i64 reach() const { return window > 0 && window < length ? window : length; }
+  i64 first_tile(i64 i0) const { return i0 + 1 > reach() ? (i0 + 1 - reach()) / TILE : 0; }
+
+  // The columns of the key tile at j0 that SUB queries from i on may see, [from, to) in whole blocks.
+  void columns(i64 i, i64 j0, i64& from, i64& to) const {
+    from = i - reach() + 1 - j0;
+    from = from < 0 ? 0 : from / SUB * SUB;
+    to = i + SUB - j0 < TILE ? i + SUB - j0 : TILE;
+  }
+  // The rows of the query tile at i0 that may see SUB keys from j on: the same blocks, read the other way.
+  void rows(i64 j, i64 i0, i64& from, i64& to) const {
+    from = j > i0 ? j - i0 : 0;
+    to = (j + SUB - 1 + reach() - i0 + SUB - 1) / SUB * SUB;
+    to = to < TILE ? to : TILE;
+    const i64 filled = (length - i0 + SUB - 1) / SUB * SUB;
+    to = to < filled ? to : filled;
+  }
+};
+
+template <typename T, typename W = Wide<T>> W inverse_rms(const T* x, i64 width, double eps) {
+  W sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (i64 d = 0; d < width; d++) sum += wide(x[d]) * wide(x[d]);
+  return W(1) / std::sqrt(sum / W(width) + W(eps));
+}
+
+// y = factor · rotated(normalised(x)).
+template <typename T, typename W = Wide<T>>
+void turn(const Problem<T>& p, const T* x, i64 position, W factor, W* y) {
+  const i64 half = p.width / 2;
+  const W *cos = p.cos + position * half, *sin = p.sin + position * half;
+  const W scale = inverse_rms(x, p.width, p.eps) * factor;
+#pragma omp simd
+  for (i64 d = 0; d < half; d++) {
+    const W u = wide(x[d]) * scale, v = wide(x[d + half]) * scale;
+    y[d] = u * cos[d] + v * sin[d];
+    y[d + half] = v * cos[d] - u * sin[d];
+  }
+}
+
+// The gradient of x from g, that of turn's result; g is overwritten. Returns the gradient of the factor.
+template <typename T, typename W = Wide<T>>
+W turn_back(const Problem<T>& p, const T* x, i64 position, W factor, W* g, T* dx) {
+  const i64 half = p.width / 2;
+  const W *cos = p.cos + position * half, *sin = p.sin + position * half;
+  const W scale = inverse_rms(x, p.width, p.eps);
+  W dot = 0;
+#pragma omp simd reduction(+ : dot)
+  for (i64 d = 0; d < half; d++) {
+    const W u = g[d] * cos[d] - g[d + half] * sin[d], v = g[d + half] * cos[d] + g[d] * sin[d];
+    dot += (u * wide(x[d]) + v * wide(x[d + half])) * scale;
+    g[d] = u;
+    g[d + half] = v;
+  }
+  const W mean = dot / W(p.width) * scale, outer = scale * factor;
+#pragma omp simd
+  for (i64 d = 0; d < p.width; d++) dx[d] = narrow<T>((g[d] - wide(x[d]) * mean) * outer);
+  return dot;
+}
+
+template <typename T, typename W = Wide<T>> void widen(const T* x, i64 n, W* y) {
+#pragma omp simd
+  for (i64 d = 0; d < n; d++) y[d] = wide(x[d]);
+}
+
+template <typename C> void transpose(const C* x, i64 x_row, i64 columns, C* y) {
+  for (i64 k = 0; k < columns; k++)
+    for (i64 r = 0; r < TILE; r++) y[k * TILE + r] = x[r * x_row + k];
+}
+
+// A task's and a tile's operands. "along": cells along the head width; "across": along positions; "turned":
+// along the head width and transposed, [K cells][TILE].
+template <typename T> struct Workspace {
+  using C = Cell<T>;
+  using W = Wide<T>;
+  i64 width, cells;  // padded head width, in numbers and in cells
+  i64 tile;          // cells of a tile of keys
+  Buffer<C> keys_turned, keys_across, values_turned, values_across;
+  Buffer<W> d_keys, d_values;
+  Buffer<W> rows, query_sums;
+  Buffer<C> along, q_along, q_across, g_along, g_across;
+  alignas(64) W scores[SUB * TILE], d_weights[SUB * TILE];
+  alignas(64) C weights_along[SUB * TILE], weights_across[TILE * TILE], d_scores_across[TILE * TILE];
+  alignas(64) W most[TILE], total[TILE * SUB], log_total[TILE], dot[TILE];
+
+  void start(const Problem<T>& p, bool backward) {
+    width = p.padded(), cells = width / IN_CELL<C>, tile = TILE * cells;
+    const i64 n = p.tiles() * tile;
+    keys_turned.of(n), values_across.of(n);
+    rows.of(TILE * width), query_sums.of(TILE * width);
+    along.of(tile), q_along.of(tile);
+    if (!backward) return;
+    keys_across.of(n), values_turned.of(n);
+    d_keys.of(p.tiles() * TILE * width), d_values.of(p.tiles() * TILE * width);
+    q_across.of(tile), g_along.of(tile), g_across.of(tile);
+  }
+
+  // Fills the padding of `rows` behind `count` rows; each row's own padding is zero from the first filling on.
+  W* cleared(i64 count) {
+    W* x = rows.of(0);
+    if (count < TILE) std::memset(x + count * width, 0, (TILE - count) * width * sizeof(W));
+    return x;
+  }
+
+  void pack_along(const W* x, C* y) {
+    for (i64 r = 0; r < TILE; r++) pack_row(x + r * width, y + r * cells, width);
+  }
+
+  void lay_out_keys(const Problem<T>& p, i64 b, i64 g, bool backward) {
+    W* x = rows.of(0);
+    std::memset(x, 0, TILE * width * sizeof(W));
+    for (i64 t = 0; t < p.tiles(); t++) {
+      const i64 j0 = t * TILE, count = std::min(TILE, p.length - j0);
+      cleared(count);
+      for (i64 r = 0; r < count; r++) turn(p, p.at(b, j0 + r, p.heads + g), j0 + r, W(1), x + r * width);
+      pack_along(x, along.of(0));
+      transpose(along.of(0), cells, cells, keys_turned.of(0) + t * tile);
+      if (backward) pack_across(x, width, TILE, width, keys_across.of(0) + t * tile, width);
+      for (i64 r = 0; r < count; r++) widen(p.at(b, j0 + r, p.heads + p.groups + g), p.width, x + r * width);
+      pack_across(x, width, TILE, width, values_across.of(0) + t * tile, width);
+      if (!backward) continue;
+      pack_along(x, along.of(0));
+      transpose(along.of(0), cells, cells, values_turned.of(0) + t * tile);
+    }
+  }
+
+  void lay_out_queries(const Problem<T>& p, i64 b, i64 h, i64 i0, i64 count, bool backward) {
+    W* x = cleared(count);
+    const W factor = p.gain[h] * W(LOG2_E / std::sqrt(double(p.width)));
+    for (i64 r = 0; r < count; r++) turn(p, p.at(b, i0 + r, h), i0 + r, factor, x + r * width);
+    pack_along(x, q_along.of(0));
+    if (backward) pack_across(x, width, TILE, width, q_across.of(0), width);
+  }
+
+  // Scores of SUB queries from row r of the tile at i0 against the columns [from, to) of the key tile at j0.
+  void score(const Problem<T>& p, i64 b, i64 i0, i64 r, i64 j0, i64 from, i64 to) {
+    product(SUB, to - from, p.width / IN_CELL<C>, q_along.of(0) + r * cells, cells, i64(1),
+            keys_turned.of(0) + j0 * cells + from, TILE, scores + from, TILE, false);
+    const i64 i = i0 + r;
+    if (!p.ids && i >= j0 + to - 1 && i + SUB - 1 - (j0 + from) < p.reach()) return;
+    for (i64 k = 0; k < SUB; k++) {
+      W* s = scores + k * TILE;
+      const int32_t least = int32_t(i + k - p.reach() + 1 - j0), most_ = int32_t(i + k - j0);
+      for (int32_t c = int32_t(from); c < int32_t(to); c++) s[c] = c >= least && c <= most_ ? s[c] : NEVER;
+      if (!p.ids || i + k >= p.length) continue;
+      const int32_t *ids = p.ids + b * p.length + j0, id = p.ids[b * p.length + i + k];
+      const i64 end = std::min(to, p.length - j0);
+      for (i64 c = from; c < end; c++) s[c] = ids[c] == id ? s[c] : NEVER;
+    }
+  }
+  static constexpr W NEVER = W(-1e30);
+};
+
+template <typename T> void forward_tile(const Problem<T>& p, Workspace<T>& w, i64 b, i64 h, i64 i0, T* out, Wide<T>* log_total) {
+  using W = Wide<T>;
+  using C = Cell<T>;
+  const i64 count = std::min(TILE, p.length - i0);
+  w.lay_out_queries(p, b, h, i0, count, false);
+  W* sums = w.query_sums.of(0);
+  std::memset(sums, 0, TILE * w.width * sizeof(W));
+  std::memset(w.total, 0, sizeof w.total);
+  for (i64 r = 0; r < TILE; r++) w.most[r] = W(-1e29);  // above NEVER: a tile without a visible key adds nothing
+  for (i64 t = p.first_tile(i0); t * TILE <= i0; t++) {
+    for (i64 r = 0; r < count; r += SUB) {
+      i64 from, to;
+      p.columns(i0 + r, t * TILE, from, to);
+      if (from >= to) continue;
+      w.score(p, b, i0, r, t * TILE, from, to);
+      for (i64 k = 0; k < SUB; k++) {
+        W *s = w.scores + k * TILE, *total = w.total + (r + k) * SUB;
+        W most = w.most[r + k];
+#pragma omp simd reduction(max : most)
+        for (i64 c = from; c < to; c++) most = s[c] > most ? s[c] : most;
+        if (most > w.most[r + k]) {
+          const W shrink = exp2_of<C>(w.most[r + k] - most);
+          w.most[r + k] = most;
+#pragma omp simd
+          for (i64 c = 0; c < SUB; c++) total[c] *= shrink;
+          W* sum = sums + (r + k) * w.width;
+#pragma omp simd
+          for (i64 d = 0; d < w.width; d++) sum[d] *= shrink;
+        }
+        for (i64 c = from; c < to; c += SUB)
+#pragma omp simd
+          for (i64 l = 0; l < SUB; l++) total[l] += s[c + l] = exp2_of<C>(s[c + l] - most);
+        pack_row(s + from, w.weights_along + (k * TILE + from) / IN_CELL<C>, to - from);
+      }
+      product(SUB, w.width, (to - from) / IN_CELL<C>, w.weights_along + from / IN_CELL<C>, TILE / IN_CELL<C>, i64(1),
+              w.values_across.of(0) + t * w.tile + from / IN_CELL<C> * w.width, w.width, sums + r * w.width, w.width,
+              true);
+    }
+  }
+  for (i64 r = 0; r < count; r++) {
+    W total = 0;
+    for (i64 c = 0; c < SUB; c++) total += w.total[r * SUB + c];
+    log_total[(b * p.heads + h) * p.length + i0 + r] = w.most[r] + std::log2(total);
+    T* o = out + ((b * p.length + i0 + r) * p.heads + h) * p.width;
+    const W scale = W(1) / total;
+#pragma omp simd
+    for (i64 d = 0; d < p.width; d++) o[d] = narrow<T>(sums[r * w.width + d] * scale);
+  }
+}
+
+template <typename T> void forward(const Problem<T>& p, T* out, Wide<T>* log_total) {
+#pragma omp parallel
+  {
+    thread_local Workspace<T> w;
+    w.start(p, false);
+#pragma omp for schedule(dynamic, 1)
+    for (i64 task = 0; task < p.batch * p.groups; task++) {
+      const i64 b = task / p.groups, g = task % p.groups;
+      w.lay_out_keys(p, b, g, false);
+      for (i64 h = g * p.shared(); h < (g + 1) * p.shared(); h++)
+        for (i64 i0 = 0; i0 < p.length; i0 += TILE) forward_tile(p, w, b, h, i0, out, log_total);
+    }
+  }
+}
+
+// What the backward pass reads besides the problem, and writes.
+template <typename T> struct Gradients {
+  const T *out, *d_out;     // (B, L, H, K)
+  const Wide<T>* log_total; // (B, H, L)
+  T* d_packed;
+  Wide<T>* d_gain;          // (B, H)
+};
+
+template <typename T> void backward_tile(const Problem<T>& p, Workspace<T>& w, const Gradients<T>& gradients, i64 b, i64 h, i64 i0) {
+  using W = Wide<T>;
+  using C = Cell<T>;
+  constexpr i64 IN = IN_CELL<C>;
+  const i64 count = std::min(TILE, p.length - i0);
+  w.lay_out_queries(p, b, h, i0, count, true);
+  W* x = w.cleared(count);
+  for (i64 r = 0; r < TILE; r++) w.log_total[r] = w.dot[r] = 0;
+  for (i64 r = 0; r < count; r++) {
+    const i64 at = ((b * p.length + i0 + r) * p.heads + h) * p.width;
+    const T *o = gradients.out + at, *g = gradients.d_out + at;
+    W dot = 0;
+#pragma omp simd reduction(+ : dot)
+    for (i64 d = 0; d < p.width; d++) dot += wide(o[d]) * (x[r * w.width + d] = wide(g[d]));
+    w.dot[r] = dot;
+    w.log_total[r] = gradients.log_total[(b * p.heads + h) * p.length + i0 + r];
+  }
+  w.pack_along(x, w.g_along.of(0));
+  pack_across(x, w.width, TILE, w.width, w.g_across.of(0), w.width);
+  W* d_query = w.query_sums.of(0);
+  std::memset(d_query, 0, TILE * w.width * sizeof(W));
+
+  for (i64 t = p.first_tile(i0); t * TILE <= i0; t++) {
+    const i64 j0 = t * TILE;
+    for (i64 r = 0; r < count; r += SUB) {
+      i64 from, to;
+      p.columns(i0 + r, j0, from, to);
+      if (from >= to) continue;
+      w.score(p, b, i0, r, j0, from, to);
+      product(SUB, to - from, p.width / IN, w.g_along.of(0) + r * w.cells, w.cells, i64(1),
+              w.values_turned.of(0) + t * w.tile + from, TILE, w.d_weights + from, TILE, false);
+      for (i64 k = 0; k < SUB; k++) {
+        W *s = w.scores + k * TILE, *d = w.d_weights + k * TILE;
+        const W log_total = w.log_total[r + k], dot = w.dot[r + k];
+#pragma omp simd
+        for (i64 c = from; c < to; c++) {
+          s[c] = exp2_of<C>(s[c] - log_total);
+          d[c] = s[c] * (d[c] - dot);
+        }
+        pack_row(d + from, w.weights_along + (k * TILE + from) / IN, to - from);
+      }
+      pack_across(w.scores + from, TILE, SUB, to - from, w.weights_across + r / IN * TILE + from, TILE);
+      pack_across(w.d_weights + from, TILE, SUB, to - from, w.d_scores_across + r / IN * TILE + from, TILE);
+      product(SUB, w.width, (to - from) / IN, w.weights_along + from / IN, TILE / IN, i64(1),
+              w.keys_across.of(0) + t * w.tile + from / IN * w.width, w.width, d_query + r * w.width, w.width, true);
+    }
+    for (i64 c = 0; c < TILE; c += SUB) {
+      i64 from, to;
+      p.rows(j0 + c, i0, from, to);
+      if (from >= to) continue;
+      const i64 at = from / IN * TILE + c, sum = (j0 + c) * w.width;
+      product(SUB, w.width, (to - from) / IN, w.weights_across + at, i64(1), TILE,
+              w.g_across.of(0) + from / IN * w.width, w.width, w.d_values.of(0) + sum, w.width, true);
+      product(SUB, w.width, (to - from) / IN, w.d_scores_across + at, i64(1), TILE,
+              w.q_across.of(0) + from / IN * w.width, w.width, w.d_keys.of(0) + sum, w.width, true);
+    }
+  }
+  const W root = W(1 / std::sqrt(double(p.width)));
+  W d_gain = 0;
+  for (i64 r = 0; r < count; r++)
+    d_gain += turn_back(p, p.at(b, i0 + r, h), i0 + r, p.gain[h] * root, d_query + r * w.width,
+                        gradients.d_packed + (p.at(b, i0 + r, h) - p.packed));
+  gradients.d_gain[b * p.heads + h] += d_gain * root;
+}
+
+template <typename T> void backward(const Problem<T>& p, const Gradients<T>& gradients) {
+  using W = Wide<T>;
+#pragma omp parallel
+  {
+    thread_local Workspace<T> w;
+    w.start(p, true);
+#pragma omp for schedule(dynamic, 1)
+    for (i64 task = 0; task < p.batch * p.groups; task++) {
+      const i64 b = task / p.groups, g = task % p.groups;
+      w.lay_out_keys(p, b, g, true);
+      W *d_keys = w.d_keys.of(0), *d_values = w.d_values.of(0);
+      std::memset(d_keys, 0, p.tiles() * TILE * w.width * sizeof(W));
+      std::memset(d_values, 0, p.tiles() * TILE * w.width * sizeof(W));
+      for (i64 h = g * p.shared(); h < (g + 1) * p.shared(); h++) {
+        gradients.d_gain[b * p.heads + h] = 0;
+        for (i64 i0 = 0; i0 < p.length; i0 += TILE) backward_tile(p, w, gradients, b, h, i0);
+      }
+      for (i64 j = 0; j < p.length; j++) {
+        const T* key = p.at(b, j, p.heads + g);
+        T *d_key = gradients.d_packed + (key - p.packed), *d_value = d_key + p.groups * p.width;
+        turn_back(p, key, j, W(LN_2), d_keys + j * w.width, d_key);  // the queries that made d_keys were in log 2
+#pragma omp simd
+        for (i64 d = 0; d < p.width; d++) d_value[d] = narrow<T>(d_values[j * w.width + d]);
+      }
+    }
+  }
+}
+
+template <typename T>
+Problem<T> problem(const void* packed, const void* cos, const void* sin, const void* gain, const void* ids, i64 batch,
+                   i64 length, i64 heads, i64 groups, i64 width, i64 window, double eps) {
+  using W = Wide<T>;
+  return {(const T*)packed, (const W*)cos, (const W*)sin, (const W*)gain, (const int32_t*)ids, batch, length, heads,
+          groups, width, window, eps};
+}
+
+}  // namespace
+
+extern "C" void attention_forward(i64 dtype, const void* packed, const void* cos, const void* sin, const void* gain,
+                                  const void* ids, i64 batch, i64 length, i64 heads, i64 groups, i64 width, i64 window,
+                                  double eps, void* out, void* log_total) {
+  BY_DTYPE(dtype, forward<T>(problem<T>(packed, cos, sin, gain, ids, batch, length, heads, groups, width, window, eps),
+                             (T*)out, (Wide<T>*)log_total));
+}
+
+extern "C" void attention_backward(i64 dtype, const void* packed, const void* cos, const void* sin, const void* gain,
+                                   const void* ids, i64 batch, i64 length, i64 heads, i64 groups, i64 width,
+                                   i64 window, double eps, const void* out, const void* d_out, const void* log_total,
+                                   void* d_packed, void* d_gain) {
+  BY_DTYPE(dtype,
+           backward<T>(problem<T>(packed, cos, sin, gain, ids, batch, length, heads, groups, width, window, eps),
+                       {(const T*)out, (const T*)d_out, (const Wide<T>*)log_total, (T*)d_packed, (Wide<T>*)d_gain}));
+}
