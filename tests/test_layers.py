@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from conftest import scatter
 from torch import Tensor
 
 from bytegolf.config import StageConfig
-from bytegolf.model.attention import Attention, rotary_angles
+from bytegolf.model import native
+from bytegolf.model.attend import rotary_angles
+from bytegolf.model.attention import Attention
 from bytegolf.model.block import Block
 from bytegolf.model.layers import Linear, Mlp
 from bytegolf.model.ops import NORM_EPS, rotary
@@ -60,11 +64,16 @@ def plain_attention(module: Attention, x: Tensor, documents: Tensor | None = Non
 DOCUMENTS = torch.tensor([[0] * 3 + [1] * 1 + [2] * 9 + [3] * 1 + [4] * 9, [1] * 12 + [2] * 11])
 
 
-@pytest.fixture(params=["dense", "fused"])
-def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Full attention in turn through two products and through PyTorch's kernel, which is for long sequences."""
+@pytest.fixture(params=["dense", "fused", "native"])
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Attention in turn through two products, PyTorch's kernel (which is for long sequences) and our own."""
+    if request.param == "native":
+        yield
+        return
     if request.param == "fused":
         monkeypatch.setattr("bytegolf.model.attention.DENSE_LENGTH", 0)
+    with native.disabled():
+        yield
 
 
 @pytest.mark.usefixtures("kernel")

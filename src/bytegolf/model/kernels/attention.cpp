@@ -11,6 +11,7 @@
 namespace {
 
 constexpr i64 TILE = 64;
+constexpr int MOST_BOUND = 40;  // weights then lie above 2^−80
 constexpr double LOG2_E = 1.4426950408889634, LN_2 = 0.6931471805599453;
 
 template <typename T> struct Problem {
@@ -27,6 +28,8 @@ template <typename T> struct Problem {
   i64 tiles() const { return (length + TILE - 1) / TILE; }
   i64 row() const { return (heads + 2 * groups) * width; }
   const T* at(i64 b, i64 position, i64 head) const { return packed + (b * length + position) * row() + head * width; }
+  // A later position, as far as there is one.
+  i64 ahead(i64 position, i64 by) const { return std::min(position + by, length - 1); }
   i64 reach() const { return window > 0 && window < length ? window : length; }
   i64 first_tile(i64 i0) const { return i0 + 1 > reach() ? (i0 + 1 - reach()) / TILE : 0; }
 
@@ -46,19 +49,28 @@ template <typename T> struct Problem {
   }
 };
 
-template <typename T, typename W = Wide<T>> W inverse_rms(const T* x, i64 width, double eps) {
+// Runs EXPRESSION with K standing for the head width: as a constant where it is a usual one, for shorter loops.
+#define BY_WIDTH(width, ...)                           \
+  do {                                                        \
+    if ((width) == 64) { constexpr i64 K = 64; __VA_ARGS__; }  \
+    else if ((width) == 32) { constexpr i64 K = 32; __VA_ARGS__; } \
+    else { const i64 K = (width); __VA_ARGS__; }               \
+  } while (0)
+
+template <typename T> inline Wide<T> inverse_rms(const T* x, i64 K, double eps) {
+  using W = Wide<T>;
   W sum = 0;
 #pragma omp simd reduction(+ : sum)
-  for (i64 d = 0; d < width; d++) sum += wide(x[d]) * wide(x[d]);
-  return W(1) / std::sqrt(sum / W(width) + W(eps));
+  for (i64 d = 0; d < K; d++) sum += wide(x[d]) * wide(x[d]);
+  return W(1) / std::sqrt(sum / W(K) + W(eps));
 }
 
 // y = factor · rotated(normalised(x)).
 template <typename T, typename W = Wide<T>>
-void turn(const Problem<T>& p, const T* x, i64 position, W factor, W* y) {
-  const i64 half = p.width / 2;
-  const W *cos = p.cos + position * half, *sin = p.sin + position * half;
-  const W scale = inverse_rms(x, p.width, p.eps) * factor;
+inline void turn(const Problem<T>& p, i64 K, const T* __restrict x, i64 position, W factor, W* __restrict y) {
+  const i64 half = K / 2;
+  const W *__restrict cos = p.cos + position * half, *__restrict sin = p.sin + position * half;
+  const W scale = inverse_rms(x, K, p.eps) * factor;
 #pragma omp simd
   for (i64 d = 0; d < half; d++) {
     const W u = wide(x[d]) * scale, v = wide(x[d + half]) * scale;
@@ -69,22 +81,29 @@ void turn(const Problem<T>& p, const T* x, i64 position, W factor, W* y) {
 
 // The gradient of x from g, that of turn's result; g is overwritten. Returns the gradient of the factor.
 template <typename T, typename W = Wide<T>>
-W turn_back(const Problem<T>& p, const T* x, i64 position, W factor, W* g, T* dx) {
-  const i64 half = p.width / 2;
-  const W *cos = p.cos + position * half, *sin = p.sin + position * half;
-  const W scale = inverse_rms(x, p.width, p.eps);
+inline W turn_back(const Problem<T>& p, i64 K, const T* __restrict x, i64 position, W factor, W* __restrict g,
+                   T* __restrict dx) {
+  const i64 half = K / 2;
+  const W *__restrict cos = p.cos + position * half, *__restrict sin = p.sin + position * half;
+  const W scale = inverse_rms(x, K, p.eps);
   W dot = 0;
 #pragma omp simd reduction(+ : dot)
   for (i64 d = 0; d < half; d++) {
     const W u = g[d] * cos[d] - g[d + half] * sin[d], v = g[d + half] * cos[d] + g[d] * sin[d];
-    dot += (u * wide(x[d]) + v * wide(x[d + half])) * scale;
+    dot += u * wide(x[d]) + v * wide(x[d + half]);
     g[d] = u;
     g[d + half] = v;
   }
-  const W mean = dot / W(p.width) * scale, outer = scale * factor;
+  dot *= scale;
+  const W mean = dot / W(K) * scale, outer = scale * factor;
 #pragma omp simd
-  for (i64 d = 0; d < p.width; d++) dx[d] = narrow<T>((g[d] - wide(x[d]) * mean) * outer);
+  for (i64 d = 0; d < K; d++) dx[d] = narrow<T>((g[d] - wide(x[d]) * mean) * outer);
   return dot;
+}
+
+// Rows of one head lie far apart, where no prefetcher of the CPU's own finds them.
+template <typename T> inline void prefetch(const T* x, i64 K) {
+  for (i64 d = 0; d < K; d += 64 / i64(sizeof(T))) __builtin_prefetch(x + d);
 }
 
 template <typename T, typename W = Wide<T>> void widen(const T* x, i64 n, W* y) {
@@ -141,11 +160,17 @@ template <typename T> struct Workspace {
     for (i64 t = 0; t < p.tiles(); t++) {
       const i64 j0 = t * TILE, count = std::min(TILE, p.length - j0);
       cleared(count);
-      for (i64 r = 0; r < count; r++) turn(p, p.at(b, j0 + r, p.heads + g), j0 + r, W(1), x + r * width);
+      BY_WIDTH(p.width, for (i64 r = 0; r < count; r++) {
+        prefetch(p.at(b, p.ahead(j0 + r, SUB), p.heads + g), K);
+        turn(p, K, p.at(b, j0 + r, p.heads + g), j0 + r, W(1), x + r * width);
+      });
       pack_along(x, along.of(0));
       transpose(along.of(0), cells, cells, keys_turned.of(0) + t * tile);
       if (backward) pack_across(x, width, TILE, width, keys_across.of(0) + t * tile, width);
-      for (i64 r = 0; r < count; r++) widen(p.at(b, j0 + r, p.heads + p.groups + g), p.width, x + r * width);
+      for (i64 r = 0; r < count; r++) {
+        prefetch(p.at(b, p.ahead(j0 + r, SUB), p.heads + p.groups + g), p.width);
+        widen(p.at(b, j0 + r, p.heads + p.groups + g), p.width, x + r * width);
+      }
       pack_across(x, width, TILE, width, values_across.of(0) + t * tile, width);
       if (!backward) continue;
       pack_along(x, along.of(0));
@@ -156,7 +181,10 @@ template <typename T> struct Workspace {
   void lay_out_queries(const Problem<T>& p, i64 b, i64 h, i64 i0, i64 count, bool backward) {
     W* x = cleared(count);
     const W factor = p.gain[h] * W(LOG2_E / std::sqrt(double(p.width)));
-    for (i64 r = 0; r < count; r++) turn(p, p.at(b, i0 + r, h), i0 + r, factor, x + r * width);
+    BY_WIDTH(p.width, for (i64 r = 0; r < count; r++) {
+      prefetch(p.at(b, p.ahead(i0 + r, TILE), h), K);
+      turn(p, K, p.at(b, i0 + r, h), i0 + r, factor, x + r * width);
+    });
     pack_along(x, q_along.of(0));
     if (backward) pack_across(x, width, TILE, width, q_across.of(0), width);
   }
@@ -165,19 +193,38 @@ template <typename T> struct Workspace {
   void score(const Problem<T>& p, i64 b, i64 i0, i64 r, i64 j0, i64 from, i64 to) {
     product(SUB, to - from, p.width / IN_CELL<C>, q_along.of(0) + r * cells, cells, i64(1),
             keys_turned.of(0) + j0 * cells + from, TILE, scores + from, TILE, false);
-    const i64 i = i0 + r;
-    if (!p.ids && i >= j0 + to - 1 && i + SUB - 1 - (j0 + from) < p.reach()) return;
-    for (i64 k = 0; k < SUB; k++) {
+    for (i64 c = from; c < to; c += SUB) {
+      const i64 behind = i0 + r - j0 - c;  // of the block's first query and key
+      if (behind >= SUB - 1 && behind + SUB - 1 < p.reach()) continue;
+      for (i64 k = 0; k < SUB; k++) {
+        W* s = scores + k * TILE + c;
+        const int32_t last = int32_t(behind + k), least = int32_t(behind + k - p.reach() + 1);
+#pragma omp simd
+        for (int32_t l = 0; l < int32_t(SUB); l++) s[l] = (l >= least) & (l <= last) ? s[l] : NEVER;
+      }
+    }
+    if (!p.ids) return;
+    const int32_t* ids = p.ids + b * p.length;
+    const i64 keys = std::min(to, p.length - j0), queries = std::min(SUB, p.length - i0 - r);
+    for (i64 k = 0; k < queries; k++) {
       W* s = scores + k * TILE;
-      const int32_t least = int32_t(i + k - p.reach() + 1 - j0), most_ = int32_t(i + k - j0);
-      for (int32_t c = int32_t(from); c < int32_t(to); c++) s[c] = c >= least && c <= most_ ? s[c] : NEVER;
-      if (!p.ids || i + k >= p.length) continue;
-      const int32_t *ids = p.ids + b * p.length + j0, id = p.ids[b * p.length + i + k];
-      const i64 end = std::min(to, p.length - j0);
-      for (i64 c = from; c < end; c++) s[c] = ids[c] == id ? s[c] : NEVER;
+      const int32_t id = ids[i0 + r + k];
+      for (i64 c = from; c < keys; c++) s[c] = ids[j0 + c] == id ? s[c] : NEVER;
     }
   }
   static constexpr W NEVER = W(-1e30);
+
+  // Makes row r's scores s count in its running maximum, and brings what it has summed so far down to that.
+  void raise(i64 r, i64 from, i64 to, const W* s, W* sum) {
+    W most_ = most[r];
+#pragma omp simd reduction(max : most_)
+    for (i64 c = from; c < to; c++) most_ = s[c] > most_ ? s[c] : most_;
+    if (most_ == most[r]) return;
+    const W shrink = exp2_of<C>(most[r] - most_);
+    most[r] = most_;
+    for (i64 c = 0; c < SUB; c++) total[r * SUB + c] *= shrink;
+    for (i64 d = 0; d < width; d++) sum[d] *= shrink;
+  }
 };
 
 template <typename T> void forward_tile(const Problem<T>& p, Workspace<T>& w, i64 b, i64 h, i64 i0, T* out, Wide<T>* log_total) {
@@ -188,7 +235,11 @@ template <typename T> void forward_tile(const Problem<T>& p, Workspace<T>& w, i6
   W* sums = w.query_sums.of(0);
   std::memset(sums, 0, TILE * w.width * sizeof(W));
   std::memset(w.total, 0, sizeof w.total);
-  for (i64 r = 0; r < TILE; r++) w.most[r] = W(-1e29);  // above NEVER: a tile without a visible key adds nothing
+  // |q| and |k| are known, so no score is above `bound`. Where it is low, so that no total can be too small for fp32, it
+  // stands for the maximum. Else that starts above NEVER: a tile without a visible key adds nothing.
+  const W bound = std::abs(p.gain[h]) * W(LOG2_E * std::sqrt(double(p.width)));
+  const bool bounded = bound <= MOST_BOUND;
+  for (i64 r = 0; r < TILE; r++) w.most[r] = bounded ? bound : W(-1e29);
   for (i64 t = p.first_tile(i0); t * TILE <= i0; t++) {
     for (i64 r = 0; r < count; r += SUB) {
       i64 from, to;
@@ -197,18 +248,8 @@ template <typename T> void forward_tile(const Problem<T>& p, Workspace<T>& w, i6
       w.score(p, b, i0, r, t * TILE, from, to);
       for (i64 k = 0; k < SUB; k++) {
         W *s = w.scores + k * TILE, *total = w.total + (r + k) * SUB;
-        W most = w.most[r + k];
-#pragma omp simd reduction(max : most)
-        for (i64 c = from; c < to; c++) most = s[c] > most ? s[c] : most;
-        if (most > w.most[r + k]) {
-          const W shrink = exp2_of<C>(w.most[r + k] - most);
-          w.most[r + k] = most;
-#pragma omp simd
-          for (i64 c = 0; c < SUB; c++) total[c] *= shrink;
-          W* sum = sums + (r + k) * w.width;
-#pragma omp simd
-          for (i64 d = 0; d < w.width; d++) sum[d] *= shrink;
-        }
+        if (!bounded) w.raise(r + k, from, to, s, sums + (r + k) * w.width);
+        const W most = w.most[r + k];
         for (i64 c = from; c < to; c += SUB)
 #pragma omp simd
           for (i64 l = 0; l < SUB; l++) total[l] += s[c + l] = exp2_of<C>(s[c + l] - most);
@@ -239,8 +280,8 @@ template <typename T> void forward(const Problem<T>& p, T* out, Wide<T>* log_tot
     for (i64 task = 0; task < p.batch * p.groups; task++) {
       const i64 b = task / p.groups, g = task % p.groups;
       w.lay_out_keys(p, b, g, false);
-      for (i64 h = g * p.shared(); h < (g + 1) * p.shared(); h++)
-        for (i64 i0 = 0; i0 < p.length; i0 += TILE) forward_tile(p, w, b, h, i0, out, log_total);
+      for (i64 i0 = 0; i0 < p.length; i0 += TILE)
+        for (i64 h = g * p.shared(); h < (g + 1) * p.shared(); h++) forward_tile(p, w, b, h, i0, out, log_total);
     }
   }
 }
@@ -264,6 +305,9 @@ template <typename T> void backward_tile(const Problem<T>& p, Workspace<T>& w, c
   for (i64 r = 0; r < count; r++) {
     const i64 at = ((b * p.length + i0 + r) * p.heads + h) * p.width;
     const T *o = gradients.out + at, *g = gradients.d_out + at;
+    const i64 later = (p.ahead(i0 + r, TILE) - i0 - r) * p.heads * p.width;
+    prefetch(o + later, p.width);
+    prefetch(g + later, p.width);
     W dot = 0;
 #pragma omp simd reduction(+ : dot)
     for (i64 d = 0; d < p.width; d++) dot += wide(o[d]) * (x[r * w.width + d] = wide(g[d]));
@@ -287,11 +331,12 @@ template <typename T> void backward_tile(const Problem<T>& p, Workspace<T>& w, c
       for (i64 k = 0; k < SUB; k++) {
         W *s = w.scores + k * TILE, *d = w.d_weights + k * TILE;
         const W log_total = w.log_total[r + k], dot = w.dot[r + k];
+        for (i64 c = from; c < to; c += SUB)
 #pragma omp simd
-        for (i64 c = from; c < to; c++) {
-          s[c] = exp2_of<C>(s[c] - log_total);
-          d[c] = s[c] * (d[c] - dot);
-        }
+          for (i64 l = c; l < c + SUB; l++) {
+            s[l] = exp2_of<C>(s[l] - log_total);
+            d[l] = s[l] * (d[l] - dot);
+          }
         pack_row(d + from, w.weights_along + (k * TILE + from) / IN, to - from);
       }
       pack_across(w.scores + from, TILE, SUB, to - from, w.weights_across + r / IN * TILE + from, TILE);
@@ -312,9 +357,11 @@ template <typename T> void backward_tile(const Problem<T>& p, Workspace<T>& w, c
   }
   const W root = W(1 / std::sqrt(double(p.width)));
   W d_gain = 0;
-  for (i64 r = 0; r < count; r++)
-    d_gain += turn_back(p, p.at(b, i0 + r, h), i0 + r, p.gain[h] * root, d_query + r * w.width,
-                        gradients.d_packed + (p.at(b, i0 + r, h) - p.packed));
+  BY_WIDTH(p.width, for (i64 r = 0; r < count; r++) {
+    const T* x = p.at(b, i0 + r, h);
+    T* dx = gradients.d_packed + (x - p.packed);
+    d_gain += turn_back(p, K, x, i0 + r, p.gain[h] * root, d_query + r * w.width, dx);
+  });
   gradients.d_gain[b * p.heads + h] += d_gain * root;
 }
 
@@ -331,14 +378,14 @@ template <typename T> void backward(const Problem<T>& p, const Gradients<T>& gra
       W *d_keys = w.d_keys.of(0), *d_values = w.d_values.of(0);
       std::memset(d_keys, 0, p.tiles() * TILE * w.width * sizeof(W));
       std::memset(d_values, 0, p.tiles() * TILE * w.width * sizeof(W));
-      for (i64 h = g * p.shared(); h < (g + 1) * p.shared(); h++) {
-        gradients.d_gain[b * p.heads + h] = 0;
-        for (i64 i0 = 0; i0 < p.length; i0 += TILE) backward_tile(p, w, gradients, b, h, i0);
-      }
+      for (i64 h = 0; h < p.shared(); h++) gradients.d_gain[b * p.heads + g * p.shared() + h] = 0;
+      for (i64 i0 = 0; i0 < p.length; i0 += TILE)
+        for (i64 h = g * p.shared(); h < (g + 1) * p.shared(); h++) backward_tile(p, w, gradients, b, h, i0);
       for (i64 j = 0; j < p.length; j++) {
         const T* key = p.at(b, j, p.heads + g);
         T *d_key = gradients.d_packed + (key - p.packed), *d_value = d_key + p.groups * p.width;
-        turn_back(p, key, j, W(LN_2), d_keys + j * w.width, d_key);  // the queries that made d_keys were in log 2
+        // the queries that made d_keys were in log 2
+        BY_WIDTH(p.width, turn_back(p, K, key, j, W(LN_2), d_keys + j * w.width, d_key));
 #pragma omp simd
         for (i64 d = 0; d < p.width; d++) d_value[d] = narrow<T>(d_values[j * w.width + d]);
       }
