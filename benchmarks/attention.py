@@ -15,6 +15,7 @@ import statistics
 import time
 
 import torch
+from measuring import machine, table
 from torch import Tensor
 
 from bytegolf.config import StageConfig
@@ -56,16 +57,15 @@ def measure(shape: tuple[int, ...], dtype: torch.dtype, repeats: int) -> dict[st
     for _ in range(repeats + 1):
         for fast in spent:
             spent[fast].append(passes(packed, module, heads, g, fast))
-    medians = {fast: [1000 * statistics.median(part) for part in zip(*times[1:], strict=True)]
-               for fast, times in spent.items()}  # fmt: skip
+    plain, fast = ([1000 * statistics.median(part) for part in zip(*spent[key], strict=True)] for key in (False, True))
     seen = sum(min(i + 1, window or length) for i in range(length))
     flops = 3 * 4 * batch * queries * width * seen
     return {
-        "plain forward": medians[False][0],
-        "plain backward": medians[False][1],
-        "native forward": medians[True][0],
-        "native backward": medians[True][1],
-        "gflops": flops / sum(medians[True]) / 1e6,
+        "plain forward": plain[0],
+        "plain backward": plain[1],
+        "native forward": fast[0],
+        "native backward": fast[1],
+        "GFLOP/s": flops / sum(fast) / 1e6,
     }
 
 
@@ -78,14 +78,11 @@ def main() -> None:
     arguments = parser.parse_args()
     if reason := native.why_not():
         raise SystemExit(reason)
-    results = {}
-    print(f"{'ms':26}{'plain: forward':>16}{'backward':>10}{'native: forward':>17}{'backward':>10}{'GFLOP/s':>9}")
-    for name, shape in SHAPES.items():
-        if arguments.match in name:
-            row = results[name] = measure(shape, getattr(torch, arguments.dtype), arguments.repeats)
-            a, b, c, d, rate = row.values()
-            print(f"{name:26}{a:16.1f}{b:10.1f}{c:17.1f}{d:10.1f}{rate:9.0f}", flush=True)
-    print(json.dumps(results))
+    chosen = {name: shape for name, shape in SHAPES.items() if arguments.match in name}
+    dtype = getattr(torch, arguments.dtype)
+    rows = [{"shape": name, **measure(shape, dtype, arguments.repeats)} for name, shape in chosen.items()]
+    print(f"{machine()}, {arguments.dtype}\n\n{table(rows)}")
+    print(json.dumps(rows))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from tiny_run import tiny_config
 from torch.utils.flop_counter import FlopCounterMode
 
 from bytegolf.config import ModelConfig, StageConfig, load
+from bytegolf.model import native
 from bytegolf.model.lm import LanguageModel
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
@@ -37,7 +38,8 @@ def test_flops_are_those_of_the_products_that_a_flat_model_runs(benchmark) -> No
     network = StageConfig(layers=3, dim=32, heads=4, kv_heads=2)
     model = LanguageModel(ModelConfig(network))
     ids = torch.zeros(2, 64, dtype=torch.long)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    # the counter sees PyTorch's products only
+    with torch.no_grad(), native.disabled(), FlopCounterMode(display=False) as counter:
         model(ids)
     logits = 2 * ids.numel() * 32 * 260
     # dense attention computes both halves of the square; the model's own FLOPs are those of the lower one
@@ -97,3 +99,8 @@ def test_peak_memory_is_the_process_own(benchmark) -> None:
 def test_a_table_has_a_row_a_line(benchmark) -> None:
     text = benchmark("measuring").table([{"a": 1234, "b": 0.12345}, {"a": None, "b": "x"}])
     assert text.splitlines() == ["| a | b |", "|---|---|", "| 1,234 | 0.1235 |", "| - | x |"]
+
+
+def test_attention_is_timed_in_both_forms(benchmark) -> None:
+    row = benchmark("attention").measure((2, 20, 4, 2, 8, 5), torch.float32, 1)
+    assert all(value > 0 for value in row.values())
