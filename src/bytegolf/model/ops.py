@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd import Function
 
-from bytegolf.model import fused, native
+from bytegolf.model import fused, native, plain
 from bytegolf.model.functions import NORM_EPS as NORM_EPS
 from bytegolf.model.functions import apply, first_order, rows_of, wide
 
@@ -49,6 +49,7 @@ class _RmsNorm(Function):
         return torch.addcmul(g, y, dot).mul_(scale)
 
 
+@plain.when_compiled(plain.rms_norm)
 def rms_norm(x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
     """x / sqrt(mean(x²) + ε) over the last axis, without a learned gain (S0)."""
     if native.usable(x):
@@ -80,6 +81,7 @@ class _Mix(Function):
         return g * weights[0], g * weights[1], d_mix
 
 
+@plain.when_compiled(plain.mix)
 def mix(x: Float[Tensor, "*B D"], x0: Float[Tensor, "*B D"], weights: Float[Tensor, "2 D"]) -> Float[Tensor, "*B D"]:
     """weights₀·x + weights₁·x0, per channel (S0's residual mix)."""
     return apply(_Mix, x, x0, weights)
@@ -99,6 +101,7 @@ class _AddScaled(Function):
         return g, g * scale.to(g.dtype), _column_sums(g, y).to(scale.dtype)
 
 
+@plain.when_compiled(plain.add_scaled)
 def add_scaled(x: Float[Tensor, "*B D"], y: Float[Tensor, "*B D"], scale: Float[Tensor, " D"]) -> Float[Tensor, "*B D"]:
     """x + scale·y, per channel (S0's attention, MLP and skip scales)."""
     return apply(_AddScaled, x, y, scale)
@@ -119,6 +122,7 @@ class _ReluSquared(Function):
         return gradient
 
 
+@plain.when_compiled(plain.relu_squared)
 def relu_squared(x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
     """relu(x)² (S0's MLP)."""
     if native.usable(x):
@@ -152,6 +156,7 @@ class _Rotary(Function):
         return back, None, None
 
 
+@plain.when_compiled(plain.rotary)
 def rotary(
     x: Float[Tensor, "*B H K"], cos: Float[Tensor, "*P 1 half"], sin: Float[Tensor, "*P 1 half"]
 ) -> Float[Tensor, "*B H K"]:
