@@ -40,6 +40,7 @@ from bytegolf.data.shards import ShardWriter, TokenStream, open_split, shard_pat
 from bytegolf.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 from bytegolf.model.lm import LanguageModel, count_parameters
 from bytegolf.train.average import WeightAverage
+from bytegolf.train.compiling import compile_stages
 from bytegolf.train.distributed import pick_device, pick_precision
 from bytegolf.train.optim import Optimizer
 
@@ -134,6 +135,7 @@ class Steps:
         torch.manual_seed(0)
         self.model = LanguageModel(config.model).to(self.device)
         self.model.precision = pick_precision(settings.precision, self.device)
+        self.compiled = compile_stages(self.model, settings.compile, self.device, print)
         self.rates = fix_rates(self.model, rate)
         self.optimizer = Optimizer(self.model, config.optim)
         self.average = WeightAverage(self.model, settings.ema_decay) if settings.ema_decay else None
@@ -196,8 +198,8 @@ def measure(
     with tempfile.TemporaryDirectory() as scratch:
         stream, tokenizer = stream_of(config, data, Path(scratch))
         steps = Steps(config, stream, tokenizer, rate, clock)
-        for index in range(2):
-            steps.take(index)
+        first = timed(lambda: steps.take(0), steps.device)
+        steps.take(1)
         taken = [steps.take(index) for index in range(2, 2 + count)]
         cuda = steps.device.type == "cuda"
         memory = torch.cuda.max_memory_allocated() if cuda else peak_memory()
@@ -227,6 +229,8 @@ def measure(
         "mfu_forward_backward": round(flops / both / peak, 3),
         "mfu_step": round(flops / total / peak, 3),
         "peak_memory_mb": round(memory / 1e6),
+        "first_step_seconds": round(first, 2),
+        "compiled_graphs": len(steps.compiled.shapes) if steps.compiled else 0,
         "clock": clock,
         "machine": machine(),
     }

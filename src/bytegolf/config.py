@@ -226,6 +226,9 @@ class TrainConfig(Ranged):
     precision: Literal["auto", "bf16", "fp32"] = doc(
         "dtype of activations and matmuls; auto = bf16 where the device computes in it", "auto"
     )
+    compile: Literal["auto", "on", "off"] = doc(
+        "torch.compile for stages of constant length, a minute or so before the first step; auto = on GPUs", "auto"
+    )
     grad_clip: float = doc("limit on the global gradient norm; 0 = none", 0.0, least=0)
     ema_decay: float = doc(
         "decay a step of the averaged weights that are validated and exported; 0 = off", 0.0, least=0, below=1

@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bytegolf.model.functions import NORM_EPS, wide
+
 P = ParamSpec("P")
 
 
@@ -33,9 +35,9 @@ def when_compiled(form: Callable[P, Tensor]) -> Callable[[Callable[P, Tensor]], 
 
 def rms_norm(x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
     """x / sqrt(mean(x²) + ε), the mean in at least fp32; ε is fp32's machine epsilon."""
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + torch.finfo(torch.float32).eps)
-    return (wide * scale).to(x.dtype)
+    values = x.to(wide(x.dtype))
+    scale = torch.rsqrt(values.square().mean(-1, keepdim=True) + NORM_EPS)
+    return (values * scale).to(x.dtype)
 
 
 def mix(x: Float[Tensor, "*B D"], x0: Float[Tensor, "*B D"], weights: Float[Tensor, "2 D"]) -> Float[Tensor, "*B D"]:

@@ -28,6 +28,7 @@ from bytegolf.evaluate.bpb import Score, bits_per_byte, score
 from bytegolf.model.lm import LanguageModel
 from bytegolf.train import checkpoint as store
 from bytegolf.train.average import WeightAverage
+from bytegolf.train.compiling import compile_stages
 from bytegolf.train.distributed import World
 from bytegolf.train.optim import Optimizer
 from bytegolf.train.report import Metrics, Reporter, RouterWatch, clock
@@ -73,6 +74,7 @@ class Trainer:
         self.loader = Loader(
             train, settings.seq_len, settings.batch_tokens, settings.seed, config.data.order, world.rank, world.size
         )
+        self.compiled = compile_stages(model, settings.compile, world.device, reporter.warn)
         self.parallel = world.wrap(model)
         self.optimizer = Optimizer(model, config.optim)
         self.average = WeightAverage(model, settings.ema_decay) if settings.ema_decay else None
@@ -205,15 +207,23 @@ class Trainer:
         return tensor.to(self.world.device)
 
     def _warm_up(self) -> None:
-        """Run a few steps and undo them: first steps are slow, and the clock has not started."""
-        if not self.config.train.warmup_steps:
+        """Run a few steps and undo them: first steps are slow, and the clock has not started.
+
+        One runs in any case where stages are to be compiled, so that their time is told and not charged to training.
+        """
+        count = self.config.train.warmup_steps or (1 if self.compiled else 0)
+        if not count:
             return
+        started = time.perf_counter()
         weights = _copies(self.model.state_dict())
         state = _copies(self.optimizer.state())
-        for step in range(self.config.train.warmup_steps):
+        for step in range(count):
             self._gradients(*(torch.from_numpy(a) for a in self.loader.batch(step)))
             self.optimizer.step(0.0, 0)
             self.optimizer.zero_grad()
+            if step == 0 and self.compiled and self.compiled.shapes:
+                seconds, graphs = time.perf_counter() - started, len(self.compiled.shapes)
+                self.reporter.say(f"compiled {graphs} {'graph' if graphs == 1 else 'graphs'} in {seconds:.0f} s")
         self.model.load_state_dict(weights)
         self.optimizer.load_state(state)
         if self.world.device.type == "cuda":

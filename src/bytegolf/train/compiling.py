@@ -1,0 +1,111 @@
+"""torch.compile for the stages of a model whose sequences always have one of a few lengths.
+
+Each graph costs a minute or so the first time, so only training passes are compiled, each stage for the shapes that
+recur: flat networks, encoders and decoders of the outermost level, and what lies within a level whose room for chunks
+comes in a few sizes. A main stage over exactly as many chunks as a batch happens to have stays eager: torch 2.13 fails
+on its dynamic length (LOG.md). Inductor keeps what it compiled in a cache folder of its own (TORCHINDUCTOR_CACHE_DIR),
+from which the next run takes it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shlex
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from bytegolf.model.hnet import Level
+from bytegolf.model.lm import LanguageModel
+from bytegolf.model.stage import Stage
+
+Say = Callable[[str], None]
+
+MAX_GRAPHS = 16
+"""What is compiled at most, a graph for each shape at each stage; stages run eagerly at further ones."""
+
+
+def wants(setting: Literal["auto", "on", "off"], device: torch.device) -> bool:
+    """Whether to compile for ``device``: auto does on GPUs.
+
+    On a CPU the native kernels are as fast without a minute of waiting, and a compiled stage does not use them.
+    """
+    return setting == "on" or (setting == "auto" and device.type == "cuda")
+
+
+def obstacle(device: torch.device) -> str | None:
+    """Why torch.compile cannot work for ``device`` here, in words; None if nothing is known to be missing."""
+    named = shlex.split(os.environ.get("CXX", ""))[:1]
+    if not any(shutil.which(name) for name in named or ("g++", "clang++", "c++", "cl")):
+        return "no C++ compiler was found (install g++, or name one in CXX)"
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    return None
+
+
+class CompiledStages:
+    """The compiled stages of a model, in whose place the model calls them; eager again where compiling fails."""
+
+    def __init__(self, model: LanguageModel, say: Say, backend: str = "inductor") -> None:
+        self.shapes: set[tuple[int, torch.Size]] = set()
+        """each stage's number with the shape of an input that it was compiled for: one graph each"""
+        self._failed = False
+        self._say = say
+        torch.compiler.reset()  # graphs of an earlier model in this process would count against torch's own limit
+        torch._dynamo.config.recompile_limit = MAX_GRAPHS + 1
+        for number, stage in enumerate(_stages_of_recurring_length(model.network)):
+            compiled = torch.compile(stage.forward, fullgraph=True, dynamic=False, backend=backend)
+            # what torch.compile returns is called in place of the method; the stage's parameters and names stay
+            stage.forward = self._instead(number, stage.forward, compiled)  # type: ignore[method-assign]
+
+    def _instead(self, number: int, eager: Callable[..., Tensor], compiled: Callable[..., Tensor]) -> Any:
+        def forward(x: Tensor, documents: Tensor | None = None, *rest: Any) -> Tensor:
+            key = (number, x.shape)
+            known = key in self.shapes
+            full = not known and len(self.shapes) >= MAX_GRAPHS
+            if self._failed or full or not torch.is_grad_enabled():
+                return eager(x, documents, *rest)
+            try:
+                out = compiled(x, documents)
+            except Exception as error:  # the compiler's errors share no class
+                if known:
+                    raise
+                self._failed = True
+                first = str(error).strip().partition("\n")[0]
+                self._say(f"torch.compile failed, training goes on without it ({type(error).__name__}: {first[:200]})")
+                return eager(x, documents, *rest)
+            self.shapes.add(key)
+            return out
+
+        return forward
+
+
+def compile_stages(
+    model: LanguageModel, setting: Literal["auto", "on", "off"], device: torch.device, say: Say
+) -> CompiledStages | None:
+    """Have ``model`` compile its stages when they first train, if ``setting`` wants it; None if not.
+
+    Where that cannot work, ``say`` gets one sentence, and the model stays as it is.
+    """
+    if not wants(setting, device):
+        return None
+    if reason := obstacle(device):
+        say(f"train.compile: {reason}; training goes on without torch.compile")
+        return None
+    return CompiledStages(model, say)
+
+
+def _stages_of_recurring_length(network: Stage | Level) -> Iterator[Stage]:
+    """The stages of ``network``, whose own length recurs, that are worth a graph for each length."""
+    if isinstance(network, Stage):
+        if network.config.layers:
+            yield network
+        return
+    for part in (network.encoder, network.decoder):
+        yield from _stages_of_recurring_length(part)
+    if getattr(network.config.router, "capacity", "exact") != "exact":
+        yield from _stages_of_recurring_length(network.main)
