@@ -41,7 +41,7 @@ from bytegolf.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 from bytegolf.model.lm import LanguageModel, count_parameters
 from bytegolf.train.average import WeightAverage
 from bytegolf.train.compiling import compile_stages
-from bytegolf.train.distributed import pick_device, pick_precision
+from bytegolf.train.distributed import pick_device, pick_precision, prepare_device
 from bytegolf.train.optim import Optimizer
 
 PARTS = ("data", "forward", "backward", "optimiser")
@@ -131,7 +131,7 @@ class Steps:
     ) -> None:
         settings = config.train
         self.config, self.tokenizer, self.clock = config, tokenizer, clock
-        self.device = pick_device(settings.device)
+        self.device = prepare_device(pick_device(settings.device))
         torch.manual_seed(0)
         self.model = LanguageModel(config.model).to(self.device)
         self.model.precision = pick_precision(settings.precision, self.device)

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from bytegolf.config import StageConfig
-from bytegolf.model import native, ops
+from bytegolf.model import flexible, native, ops
 from bytegolf.model.attend import Heads, attend, rotary_angles
 from bytegolf.model.layers import Linear
 
@@ -121,6 +121,8 @@ class Attention(nn.Module):
 
 def _full(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> Float[Tensor, "B L H K"]:
     """Full causal attention; q carries the scale already."""
+    if q.device.type == "cuda":
+        return flexible.attend(q, k, v, documents=documents)
     if q.device.type == "cpu" and q.shape[1] <= DENSE_LENGTH:
         bias = _as_bias(_causal(q.shape[1], q.device, documents))
         return _in_blocks(q, k.unsqueeze(1), v.unsqueeze(1), bias)
@@ -161,6 +163,8 @@ def _with_previous(x: Tensor, blocks: int) -> Tensor:
 
 def _local(q: Tensor, k: Tensor, v: Tensor, window: int, documents: Tensor | None) -> Float[Tensor, "B L H K"]:
     """Causal attention to the last ``window`` positions, in blocks of that size that see themselves and the last."""
+    if q.device.type == "cuda":
+        return flexible.attend(q, k, v, window, documents)
     length = q.shape[1]
     blocks = math.ceil(length / window)
     short = blocks * window - length

@@ -14,7 +14,7 @@ from bytegolf.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, Token
 from bytegolf.errors import BytegolfError
 from bytegolf.model.lm import LanguageModel, outline
 from bytegolf.recipes.runs import RunFolder
-from bytegolf.train.distributed import pick_device, pick_precision
+from bytegolf.train.distributed import pick_device, pick_precision, prepare_device
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def open_model(source: Path, data: Path | None = None, device: str = "auto", pre
     artifact = read_artifact(path)
     config = artifact.config
     tokenizer = _find_tokenizer(artifact.tokenizer, path, data, config)
-    place = pick_device(device)
+    place = prepare_device(pick_device(device))
     model = build(config, artifact.state, str(path)).to(place)
     model.precision = pick_precision(config.train.precision if precision == "auto" else precision, place)
     model.set_capacity(config.eval.capacity, config.eval.capacity_divisor)

@@ -77,6 +77,14 @@ def pick_device(wanted: str) -> torch.device:
     return device
 
 
+def prepare_device(device: torch.device) -> torch.device:
+    """Set torch's switches for ``device``, the same for training and scoring; ``device`` itself."""
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # fp32 products, where any are left, in TF32
+        torch.backends.cudnn.allow_tf32 = True
+    return device
+
+
 def pick_precision(wanted: str, device: torch.device) -> torch.dtype:
     """The compute dtype: bf16 where the device multiplies in it, else fp32, unless ``wanted`` says which."""
     if wanted == "auto":
@@ -99,7 +107,7 @@ def join(device: str) -> Iterator[World]:
     """Join the other processes that ``torchrun`` started, if it did; leave them at the end."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
-    place = pick_device(device)
+    place = prepare_device(pick_device(device))
     if place.type == "cuda":
         torch.cuda.set_device(place)
     if size == 1:
