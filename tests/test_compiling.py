@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import torch
 from conftest import tiny_network
 from tiny_run import losses, make_trainer, tiny_config
 
-from bytegolf.config import ModelConfig
+from bytegolf.config import LevelConfig, ModelConfig
 from bytegolf.model import ops, plain
 from bytegolf.model.lm import LanguageModel
 from bytegolf.train import compiling
@@ -147,3 +148,16 @@ def test_graphs_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     for length in range(4, 4 + 2 * compiling.MAX_GRAPHS):
         model(torch.randint(4, 260, (1, length)))
     assert len(stages.shapes) == len(calls) == compiling.MAX_GRAPHS
+
+
+def test_a_main_stage_is_compiled_where_its_lengths_recur(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[object] = []
+    monkeypatch.setattr(compiling.torch, "compile", lambda function, **kwargs: compiled.append(function) or function)
+    level = tiny_network("one-level")
+    assert isinstance(level, LevelConfig)
+    for capacity, count in (("exact", 2), ("bucketed", 3), ("fixed", 3)):
+        router = dataclasses.replace(level.router, capacity=capacity)
+        model = LanguageModel(ModelConfig(dataclasses.replace(level, router=router)))
+        compiled.clear()
+        CompiledStages(model, print)
+        assert len(compiled) == count, capacity

@@ -107,5 +107,5 @@ def _stages_of_recurring_length(network: Stage | Level) -> Iterator[Stage]:
         return
     for part in (network.encoder, network.decoder):
         yield from _stages_of_recurring_length(part)
-    if getattr(network.config.router, "capacity", "exact") != "exact":
+    if network.config.router.capacity != "exact":
         yield from _stages_of_recurring_length(network.main)
