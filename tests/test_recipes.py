@@ -14,6 +14,7 @@ from commands import SUBWORDS, TinyRun, good, refused, small
 
 from bytegolf.artifact.pack import read_artifact
 from bytegolf.config import load
+from bytegolf.model import native
 
 # what the score of one file must agree on, whoever computes it; times differ
 EXACT = (
@@ -115,6 +116,15 @@ def test_the_two_standard_sentences_before_and_after(tiny_run: TinyRun, flat_run
     assert good("segment", tiny_run.folder, "--json").json["boundaries"] == summary["chunks_after"]
     assert flat_run.ran.json["chunks_before"] is None
     assert flat_run.ran.json["boundaries"] is None
+
+
+def test_training_says_why_it_is_slow(tiny_run: TinyRun, tmp_path: Path) -> None:
+    """Once, and only where there are no native kernels."""
+    words = "plain PyTorch path is slower"
+    assert (words in tiny_run.ran.err) == (native.why_not() is not None)
+    with native.disabled():
+        ran = good("train", tiny_run.folder / "config.toml", "train.max_steps=1", "--out", tmp_path / "plain")
+    assert ran.err.count(words) == 1
 
 
 # ---------------------------------------------------------------------------------------------- eval and export

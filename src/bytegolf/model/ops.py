@@ -181,19 +181,25 @@ def scale_gradient(x: Tensor, factor: float) -> Tensor:
     return x if factor == 1 else apply(_ScaleGradient, x, factor)
 
 
+def _take(x: Tensor, index: Tensor) -> Tensor:
+    """x[b, index[b, i]] for x (B, L, D): whole rows are copied, which a gather with an index an element is not."""
+    batch, length, width = x.shape
+    flat = index + length * torch.arange(batch, device=x.device).unsqueeze(1)
+    return x.reshape(-1, width).index_select(0, flat.flatten()).view(*index.shape, width)
+
+
 class _SelectRows(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, starts: Tensor, chunk_of: Tensor, boundary: Tensor) -> Tensor:
         ctx.save_for_backward(chunk_of, boundary)
-        return torch.take_along_dim(x, starts.unsqueeze(-1), 1)
+        return _take(x, starts)
 
     @staticmethod
     @first_order
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         chunk_of, boundary = ctx.saved_tensors
         # the gradient is a gather too, since each start has its own chunk: nothing is scattered
-        g = torch.take_along_dim(grads[0], chunk_of.unsqueeze(-1), 1)
-        return g.mul_(boundary.unsqueeze(-1)), None, None, None
+        return _take(grads[0], chunk_of).mul_(boundary.unsqueeze(-1)), None, None, None
 
 
 def select_rows(
