@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from bytegolf.config import StageConfig
 from bytegolf.model import flexible, native, ops
 from bytegolf.model.attend import Heads, attend, rotary_angles
+from bytegolf.model.functions import wide
 from bytegolf.model.layers import Linear
 
 NEVER = float("-inf")
@@ -66,7 +67,7 @@ class Attention(nn.Module):
         qk = ops.rms_norm(packed[..., : self.heads + self.groups, :])
         cos, sin = rotary_angles(positions, self.width, self.base)
         qk = ops.rotary(qk, cos.unsqueeze(-2), sin.unsqueeze(-2))
-        gain = (self.q_gain * self.width**-0.5).to(packed.dtype)
+        gain = (self.q_gain.to(wide(packed.dtype)) * self.width**-0.5).to(packed.dtype)
         q = qk[..., : self.heads, :] * gain.unsqueeze(-1)
         return q, qk[..., self.heads :, :], packed[..., self.heads + self.groups :, :]
 
