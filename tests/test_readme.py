@@ -96,6 +96,13 @@ def test_options_that_it_mentions_exist() -> None:
         assert option in shown, option
 
 
+def test_benchmarks_that_it_mentions_exist() -> None:
+    named = re.findall(r"python (benchmarks/\w+\.py)", README.read_text(encoding="utf-8"))
+    assert len(named) > 5
+    for script in named:
+        assert (ROOT / script).exists(), script
+
+
 def test_every_preset_is_told_and_no_other() -> None:
     told = [name for cell, *_ in table("preset") for name in re.findall(r"`([^`]+)`", cell)]
     assert sorted(told) == preset_names()
