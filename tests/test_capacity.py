@@ -261,7 +261,7 @@ def test_step_is_forward_under_a_fixed_capacity(name: str, make_model: ModelMake
     for t in range(50):
         logits = model.step(ids[:, t], state)
         torch.testing.assert_close(logits, model.cap(out.logits[:, t]), rtol=0, atol=1e-4)
-        for row, opens in enumerate(state.traces[0].boundary.tolist()):
+        for row, opens in enumerate(state.traces[0].boundary[:, 0].tolist()):
             opened[row].append(opens)
     assert opened == out.traces[0].boundary.tolist()
     with pytest.raises(BytegolfError, match="started for sequences of 50 tokens"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 from conftest import scatter
@@ -171,22 +172,49 @@ def test_rotary_scores_depend_on_the_distance_only() -> None:
     assert score(5, 5) == pytest.approx(float((q * k).sum()), abs=1e-5)
 
 
-def test_step_of_attention_with_rows_at_different_positions() -> None:
-    """A ring that comes round, a cache that grows, and rows that take part in some steps only."""
-    for window, length in ((5, 23), (0, 140)):
-        module = attention(window)
+def test_extensions_of_a_stage_with_rows_at_different_positions() -> None:
+    """A ring that comes round, a cache that grows, rows that take part in some calls only, and padding behind some."""
+    chance = np.random.default_rng(0)
+    for window, length in ((5, 47), (0, 140)):
+        module = Stage(StageConfig(2, D, 2, 1, window=window))
+        scatter(module)
         x = torch.randn(3, length, D)
         with torch.no_grad():
             wanted = module(x)
             state = module.start(3, x.device, x.dtype)
-            at = torch.zeros(3, dtype=torch.long)
-            while bool((at < length).any()):
-                rows = torch.nonzero((torch.rand(3) < 0.7) & (at < length)).flatten()
-                if not rows.numel():
+            at = np.zeros(3, np.int64)
+            while (at < length).any():
+                rows = np.flatnonzero((chance.random(3) < 0.7) & (at < length))
+                if not len(rows):
                     continue
-                got = module.step(x[rows, at[rows]], state, rows, at[rows])
-                torch.testing.assert_close(got, wanted[rows, at[rows]], rtol=0, atol=1e-5)
-                at[rows] += 1
+                counts = np.minimum(chance.choice([1, 2, 4, 9, 20], len(rows)), length - at[rows])
+                more = torch.full((len(rows), int(counts.max()), D), 1e3)
+                for i, (row, count) in enumerate(zip(rows, counts, strict=True)):
+                    more[i, :count] = x[row, at[row] : at[row] + count]
+                got = module.extend(more, state, rows, counts)
+                for i, (row, count) in enumerate(zip(rows, counts, strict=True)):
+                    found = wanted[row, at[row] : at[row] + count]
+                    torch.testing.assert_close(got[i, :count], found, rtol=0, atol=1e-5)
+                at[rows] += counts
+            assert state.lengths.tolist() == [length] * 3
+
+
+@pytest.mark.parametrize("window", [0, 5, 64])
+@pytest.mark.parametrize("layers", [0, 1, 2, 3])
+@pytest.mark.parametrize("keep", [1, 4, 20, 40])
+def test_the_tail_of_a_stage_is_the_end_of_its_forward(window: int, layers: int, keep: int) -> None:
+    module = Stage(StageConfig(layers, D, 2, 1, window=window))
+    scatter(module)
+    x = torch.randn(2, 40, D)
+    documents = (torch.rand(2, 40) < 0.1).cumsum(1)
+    with torch.no_grad():
+        for given in (None, documents):
+            wanted = module(x, given)[:, -keep:]
+            torch.testing.assert_close(module.tail(x, given, keep), wanted, rtol=0, atol=1e-5)
+            if (halo := module.halo()) is not None and keep + halo < 40:
+                cut = None if given is None else given[:, -keep - halo :]
+                found = module.tail(x[:, -keep - halo :], cut, keep)
+                torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
 
 
 def test_linear_uses_its_fp32_weight_in_the_dtype_of_x() -> None:

@@ -67,17 +67,18 @@ def test_document_starts_open_a_chunk() -> None:
     assert boundary.tolist() == first.tolist()
 
 
-def test_step_gives_the_same_as_forward() -> None:
+@pytest.mark.parametrize("split", [1, 3, 8])
+def test_extensions_give_the_same_as_forward(split: int) -> None:
     x = torch.randn(3, 8, 4)
     module = router(random=True)
     p, boundary = module(x)
     memory = torch.full((3, 4), float("nan"))  # what it holds before the start must not matter
-    started = torch.zeros(3, dtype=torch.bool)
-    for t in range(8):
-        step_p, step_boundary, memory = module.step(x[:, t], memory, started)
-        torch.testing.assert_close(step_p, p[:, t])
-        assert torch.equal(step_boundary, boundary[:, t])
-        started[:] = True
+    first = torch.ones(3, dtype=torch.bool)
+    for start in range(0, 8, split):
+        more_p, more_boundary, keys = module.extend(x[:, start : start + split], memory, first)
+        torch.testing.assert_close(more_p, p[:, start : start + split])
+        assert torch.equal(more_boundary, boundary[:, start : start + split])
+        memory, first = keys[:, -1], torch.zeros(3, dtype=torch.bool)
 
 
 def plain_ratio_loss(p: list[float], boundary: list[bool], n: float) -> float:

@@ -64,11 +64,9 @@ def test_step_is_forward(name: str, reset: bool, ids: Tensor, make_model: ModelM
         boundary: list[list[bool]] = [[] for _ in ids]
         for step in traces:
             for reached in step[level : level + 1]:  # an inner level is reached only where a chunk opens
-                for row, probability, opens in zip(
-                    reached.rows.tolist(), reached.p.tolist(), reached.boundary.tolist(), strict=True
-                ):
-                    p[row].append(probability)
-                    boundary[row].append(opens)
+                for i, (row, count) in enumerate(zip(reached.rows.tolist(), reached.counts.tolist(), strict=True)):
+                    p[row] += reached.p[i, :count].tolist()
+                    boundary[row] += reached.boundary[i, :count].tolist()
         for row in range(ids.shape[0]):
             valid = slice(None) if trace.valid is None else trace.valid[row]
             assert boundary[row] == trace.boundary[row, valid].tolist()

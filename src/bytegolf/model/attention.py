@@ -1,13 +1,13 @@
-"""Causal attention, full and local, and its step.
+"""Causal attention, full and local: of whole sequences, of what comes next, of the last positions only.
 
-Legend: B batch, L positions, D width, H query heads, G key/value heads, K head width, W window, R rows of a step.
+Legend: B batch, L positions, D width, H query heads, G key/value heads, K head width, W window, R rows of an
+extension, T keys.
 Activations are in the compute dtype (bf16 or fp32) of the input; parameters stay fp32.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -17,29 +17,13 @@ from torch import Tensor, nn
 from bytegolf.config import StageConfig
 from bytegolf.model import flexible, native, ops
 from bytegolf.model.attend import Heads, attend, rotary_angles
+from bytegolf.model.cache import NEVER, Cache, Span
 from bytegolf.model.functions import wide
 from bytegolf.model.layers import Linear
-
-NEVER = float("-inf")
 
 DENSE_LENGTH = 512
 """Up to this length full attention on a CPU is two batched products: its fused kernel's backward is several times
 slower there (LOG.md, 2026-11-22)."""
-
-
-@dataclass
-class AttentionState:
-    """Keys and values seen so far, (B, G, T, K) each. Local attention keeps a ring of the last W positions."""
-
-    keys: Tensor
-    values: Tensor
-
-    def grow(self, needed: int) -> None:
-        """Make room for ``needed`` positions, doubling so that the copies cost O(1) a position."""
-        have = self.keys.shape[2]
-        if needed > have:
-            extra = (0, 0, 0, max(needed, 2 * have) - have)
-            self.keys, self.values = F.pad(self.keys, extra), F.pad(self.values, extra)
 
 
 class Attention(nn.Module):
@@ -60,64 +44,91 @@ class Attention(nn.Module):
         self.q_gain = nn.Parameter(torch.full((config.heads,), config.qk_gain))
 
     def _project(
-        self, packed: Tensor, positions: Tensor
+        self, packed: Tensor, cos: Tensor, sin: Tensor
     ) -> tuple[Float[Tensor, "*B H K"], Float[Tensor, "*B G K"], Float[Tensor, "*B G K"]]:
         """q (with gain and the 1/√K of the scores), k and v of ``qkv``'s result; q and k normalised and rotated."""
         packed = torch.unflatten(packed, -1, (-1, self.width))
-        qk = ops.rms_norm(packed[..., : self.heads + self.groups, :])
-        cos, sin = rotary_angles(positions, self.width, self.base)
-        qk = ops.rotary(qk, cos.unsqueeze(-2), sin.unsqueeze(-2))
+        qk = ops.rotary(ops.rms_norm(packed[..., : self.heads + self.groups, :]), cos, sin)
         gain = (self.q_gain.to(wide(packed.dtype)) * self.width**-0.5).to(packed.dtype)
         q = qk[..., : self.heads, :] * gain.unsqueeze(-1)
         return q, qk[..., self.heads :, :], packed[..., self.heads + self.groups :, :]
 
+    def _angles(self, length: int, device: torch.device) -> tuple[Float[Tensor, "L 1 half"], Float[Tensor, "L 1 half"]]:
+        cos, sin = rotary_angles(torch.arange(length, device=device), self.width, self.base)
+        return cos.unsqueeze(-2), sin.unsqueeze(-2)
+
     def forward(self, x: Float[Tensor, "B L D"], documents: Int[Tensor, "B L"] | None = None) -> Float[Tensor, "B L D"]:
         """Attend causally; ``documents`` numbers each position's document, and none sees another's."""
-        packed = self.qkv(x)
+        return self.proj(self._mixed(self.qkv(x), documents))  # type: ignore[no-any-return]
+
+    def _mixed(self, packed: Tensor, documents: Tensor | None) -> Float[Tensor, "B L D"]:
         if native.usable(packed):
             heads = Heads(self.heads, self.groups, self.width, self.window, self.base)
-            out = attend(packed, self.q_gain, documents, heads)
-        else:
-            out = self._attend(packed, documents)
-        return self.proj(out)  # type: ignore[no-any-return]
+            return attend(packed, self.q_gain, documents, heads)
+        return self._attend(packed, documents)
 
     def _attend(self, packed: Tensor, documents: Tensor | None) -> Float[Tensor, "B L D"]:
         """The plain form of ``attend.attend``."""
         length = packed.shape[1]
-        q, k, v = self._project(packed, torch.arange(length, device=packed.device))
+        q, k, v = self._project(packed, *self._angles(length, packed.device))
         if 0 < self.window < length:
             out = _local(q, k, v, self.window, documents)
         else:
             out = _full(q, k, v, documents)
         return out.flatten(-2)
 
-    def start(self, batch: int, device: torch.device, dtype: torch.dtype) -> AttentionState:
-        """An empty state for ``batch`` sequences."""
-        shape = (batch, self.groups, self.window or 64, self.width)
-        return AttentionState(
-            torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype)
-        )
+    def start(self, batch: int, device: torch.device, dtype: torch.dtype, length: int = 0) -> Cache:
+        """An empty cache for ``batch`` sequences, with room for ``length`` positions before it has to grow."""
+        shape = (batch, self.groups, self.window or max(length, 64), self.width)
+        return Cache(torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype))
 
-    def step(
-        self, x: Float[Tensor, "R D"], state: AttentionState, rows: Int[Tensor, " R"], at: Int[Tensor, " R"]
-    ) -> Float[Tensor, "R D"]:
-        """One position for the sequences ``rows``, each at its own position ``at``: the same result as ``forward``."""
-        q, k, v = self._project(self.qkv(x), at)
-        slots = at
-        if self.window:
-            slots = at % self.window
+    def extend(self, x: Float[Tensor, "R L D"], cache: Cache, span: Span) -> Float[Tensor, "R L D"]:
+        """The next positions of sequences whose earlier ones are in ``cache``: the same result as ``forward``."""
+        packed = self.qkv(x)
+        q, k, v = self._project(packed, span.cos, span.sin)
+        if span.order is not None:  # several positions join a ring: they overwrite what the first of them still see
+            assert span.documents is not None
+            keys, values = span.before(cache)
+            blank = q.new_zeros(q.shape[0], self.window, *q.shape[2:])
+            q, keys, values = torch.cat((blank, q), 1), torch.cat((keys, k), 1), torch.cat((values, v), 1)
+            out = _local(q, keys, values, self.window, span.documents)[:, self.window :]
+            span.write(cache, k, v)
         else:
-            state.grow(int(at.max()) + 1)
-        state.keys[rows, :, slots] = k
-        state.values[rows, :, slots] = v
-        used = min(int(at.max()) + 1, state.keys.shape[2])
-        keys, values = state.keys[rows, :, :used], state.values[rows, :, :used]
-        grouped = torch.unflatten(q, 1, (self.groups, -1))
-        scores = grouped @ keys.mT
-        empty = torch.arange(used, device=x.device) > at.unsqueeze(1)  # a ring that has come round is never empty
-        scores = scores.masked_fill(empty[:, None, None], NEVER)
-        out = torch.softmax(scores, -1) @ values
-        return self.proj(out.flatten(1))  # type: ignore[no-any-return]
+            span.write(cache, k, v)
+            if span.fresh:
+                return self.proj(self._mixed(packed, None))  # type: ignore[no-any-return]
+            out = _few(q, *span.read(cache), span.bias)
+        return self.proj(out.flatten(-2))  # type: ignore[no-any-return]
+
+    def tail(
+        self, x: Float[Tensor, "B L D"], documents: Int[Tensor, "B L"] | None, keep: int
+    ) -> Float[Tensor, "B N D"]:
+        """The last ``keep`` (N) positions of ``forward``."""
+        length = x.shape[1]
+        q, k, v = self._project(self.qkv(x), *self._angles(length, x.device))
+        seen = _causal(length, x.device, documents)[:, :, length - keep :]
+        if self.window:
+            seen = seen & ~torch.ones_like(seen).tril(length - keep - self.window)
+        bias = _as_bias(seen).to(x.dtype)
+        out = _few(q[:, length - keep :], k.transpose(1, 2), v.transpose(1, 2), bias)
+        return self.proj(out.flatten(-2))  # type: ignore[no-any-return]
+
+
+def _few(
+    q: Float[Tensor, "B N H K"],
+    k: Float[Tensor, "B G T K"],
+    v: Float[Tensor, "B G T K"],
+    bias: Float[Tensor, "_ 1 N T"] | None,
+) -> Float[Tensor, "B N H K"]:
+    """Attention of a few queries to many keys, in two products; q carries the scale already."""
+    batch, queries, heads, width = q.shape
+    groups = k.shape[1]
+    q = q.view(batch, queries, groups, -1, width).permute(0, 2, 3, 1, 4).reshape(batch, groups, -1, width)
+    scores = q @ k.mT
+    if bias is not None:
+        scores = (scores.view(batch, heads, queries, -1) + bias).view(scores.shape)
+    out = (torch.softmax(scores, -1) @ v).view(batch, heads, queries, width)
+    return out.transpose(1, 2)
 
 
 def _full(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> Float[Tensor, "B L H K"]:

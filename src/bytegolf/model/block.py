@@ -1,6 +1,6 @@
 """S0's transformer block.
 
-Legend: B batch, L positions, D width, R rows of a step.
+Legend: B batch, L positions, D width, R rows of an extension.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from bytegolf.config import StageConfig
-from bytegolf.model.attention import Attention, AttentionState
+from bytegolf.model.attention import Attention
+from bytegolf.model.cache import Cache, Span
 from bytegolf.model.layers import Mlp
 from bytegolf.model.residual import Stream
 
@@ -35,11 +36,16 @@ class Block(nn.Module):
         """The stream behind the block, its last branch not added yet."""
         return self._around(x, x0, lambda normed: self.attn(normed, documents))
 
-    def step(self, x: Stream, x0: Float[Tensor, "R D"], state: AttentionState, rows: Tensor, at: Tensor) -> Stream:
-        """The same for one position of the sequences ``rows``, each at its own position ``at``."""
-        return self._around(x, x0, lambda normed: self.attn.step(normed, state, rows, at))
+    def extend(self, x: Stream, x0: Float[Tensor, "R L D"], cache: Cache, span: Span) -> Stream:
+        """The same for the next positions of sequences, whose earlier ones are in ``cache``."""
+        return self._around(x, x0, lambda normed: self.attn.extend(normed, cache, span))
+
+    def tail(self, x: Stream, x0: Float[Tensor, "B L D"], documents: Int[Tensor, "B L"] | None, keep: int) -> Stream:
+        """The last ``keep`` positions of ``forward``."""
+        return self._around(x, x0, lambda normed: self.attn.tail(normed, documents, keep))
 
     def _around(self, x: Stream, x0: Tensor, attend: Callable[[Tensor], Tensor]) -> Stream:
         x, normed = x.read(x0, self.resid_mix)
-        x, normed = x.plus(attend(normed), self.attn_scale).read()
+        attended = attend(normed)
+        x, normed = x.last(attended.shape[1]).plus(attended, self.attn_scale).read()
         return x.plus(self.mlp(normed), self.mlp_scale)

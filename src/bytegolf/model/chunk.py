@@ -123,6 +123,18 @@ def smooth(
     return out.flatten(1, 2)[:, :chunks]
 
 
+def smooth_on(
+    z: Float[Tensor, "B C D"], p: Float[Tensor, "B C"], before: Float[Tensor, "B D"], first: Bool[Tensor, " B"]
+) -> Float[Tensor, "B C D"]:
+    """``smooth`` of chunks behind others whose last z̄ is ``before``; ``first``: rows in which nothing came before."""
+    if z.shape[1] == 1:
+        weight = smoothing_weight(p).masked_fill(first.unsqueeze(1), 1).unsqueeze(-1)
+        return torch.lerp(before.unsqueeze(1), z, weight.to(z.dtype))
+    fresh = torch.zeros(z.shape[0], z.shape[1] + 1, dtype=torch.bool, device=z.device)
+    fresh[:, 1] = first
+    return smooth(torch.cat((before.unsqueeze(1), z), 1), F.pad(p, (1, 0), value=1.0), fresh)[:, 1:]
+
+
 def _decays(keep: Float[Tensor, "*B T"]) -> Float[Tensor, "*B T T"]:
     """exp(Σ_{j<i≤c} keep_i) in row c and column j for j ≤ c, 0 above the diagonal.
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from bytegolf.model import native
-from bytegolf.model.functions import NORM_EPS, apply, first_order, wide
+from bytegolf.model.functions import NORM_EPS, apply, first_order, run, wide
 
 COSINE_EPS = 1e-8
 """Shorter vectors count as this long in a cosine (``torch.cosine_similarity``'s default)."""
@@ -94,8 +94,7 @@ def read(
     Without ``keep`` the sum itself is not written, and None.
     """
     (y1, s1), (y2, s2) = (*branches, (None, None), (None, None))[:2]
-    out = _Read.apply(keep, x, y1, s1, y2, s2, x0, mix)  # type: ignore[no-untyped-call]
-    return cast("tuple[Tensor | None, Tensor]", out)
+    return cast("tuple[Tensor | None, Tensor]", run(_Read)(keep, x, y1, s1, y2, s2, x0, mix))
 
 
 def rms_norm(x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:

@@ -2,49 +2,50 @@
 
 Sources: S2 (PR #1104) for one level, arXiv 2507.07955 (S4) for the recursion.
 
-Legend: B batch, L positions, C chunks, D width of this level, E width of the main network (≥ D), R rows of a step.
+Legend: B batch, L positions, C chunks, D width of this level, E width of the main network (≥ D), R rows of an
+extension.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from bytegolf.config import LevelConfig, NetworkConfig, StageConfig, outer_dim
 from bytegolf.model import ops
+from bytegolf.model.cache import Rows, StageState
 from bytegolf.model.capacity import Capacity
-from bytegolf.model.chunk import Chunks, confidence, smooth, smoothing_weight
+from bytegolf.model.chunk import Chunks, confidence, smooth, smooth_on
 from bytegolf.model.layers import Linear
 from bytegolf.model.router import CosineRouter, ratio_loss
-from bytegolf.model.stage import Stage, StageState
+from bytegolf.model.stage import Stage
 from bytegolf.model.trace import LevelTrace, StepTrace
 
 
 @dataclass
 class LevelState:
-    """What a level remembers between steps."""
+    """What a level remembers between calls."""
 
     encoder: StageState
     memory: Float[Tensor, "B D"]
     """W_k x of the last position, for the router"""
-    started: Bool[Tensor, " B"]
-    """whether a position has been seen since the start of the document"""
     main: StageState | LevelState
     smoothed: Float[Tensor, "B D"]
     """z̄ of the current chunk"""
     decoder: StageState
-    opened: Int[Tensor, " B"]
-    """chunks so far"""
+    opened: Rows
+    """chunks so far, on the host"""
     limit: int | None
     """how many there may be, under a fixed capacity"""
 
-    def reset(self, rows: Tensor) -> None:
+    def reset(self, rows: Rows) -> None:
         """Forget the sequences ``rows``: a new document starts in them."""
-        self.started[rows] = False
         for part in (self.encoder, self.main, self.decoder):
             part.reset(rows)
 
@@ -107,45 +108,75 @@ class Level(nn.Module):
         return self.decoder(y, documents)  # type: ignore[no-any-return]
 
     def start(self, batch: int, device: torch.device, dtype: torch.dtype, length: int | None = None) -> LevelState:
-        """An empty state for ``batch`` sequences; ``length``, theirs, is needed under a fixed capacity."""
+        """An empty state for ``batch`` sequences with room for ``length`` positions, all of them if a fixed capacity
+        is a share of that; otherwise it grows.
+        """
         dim = self.config.encoder.dim
         limit = self.capacity.limit(length)
+        expected = math.ceil(1.5 * length / self.config.router.target) if length else None
         return LevelState(
-            encoder=self.encoder.start(batch, device, dtype),
+            encoder=self.encoder.start(batch, device, dtype, length),
             memory=torch.zeros(batch, dim, device=device, dtype=dtype),
-            started=torch.zeros(batch, dtype=torch.bool, device=device),
-            main=self.main.start(batch, device, dtype, limit),
+            main=self.main.start(batch, device, dtype, limit or expected),
             smoothed=torch.zeros(batch, dim, device=device, dtype=dtype),
-            decoder=self.decoder.start(batch, device, dtype),
-            opened=torch.zeros(batch, dtype=torch.long, device=device),
+            decoder=self.decoder.start(batch, device, dtype, length),
+            opened=np.zeros(batch, np.int64),
             limit=limit,
         )
 
-    def step(
+    def extend(
         self,
-        x: Float[Tensor, "R D"],
+        x: Float[Tensor, "R L D"],
         state: Any,
-        rows: Int[Tensor, " R"],
+        rows: Rows | None,
+        counts: Rows | None,
         traces: list[StepTrace],
-    ) -> Float[Tensor, "R D"]:
-        """One position for the sequences ``rows`` of the state, a LevelState; the main network runs at chunk starts."""
+    ) -> Float[Tensor, "R L D"]:
+        """The next positions of the sequences ``rows`` (None: all) of ``state``, a LevelState, changed in place.
+
+        The first ``counts`` of a row's L positions are there (None: all), the rest is padding, which leaves no trace.
+        The main network runs on the chunks that open, and only for the sequences in which one does.
+        """
         assert isinstance(state, LevelState)
-        encoded = self.encoder.step(x, state.encoder, rows, traces)
-        started = state.started[rows]
-        p, boundary, memory = self.router.step(encoded, state.memory[rows], started)
+        length, device = x.shape[1], x.device
+        every = np.arange(x.shape[0]) if rows is None else rows
+        index = slice(None) if rows is None else torch.from_numpy(rows).to(device)
+        first = torch.from_numpy(state.encoder.lengths[every] == 0).to(device)
+        there = np.full(len(every), length) if counts is None else counts
+
+        encoded = self.encoder.extend(x, state.encoder, rows, counts)
+        p, boundary, keys = self.router.extend(encoded, state.memory[index], first)
+        if counts is None:
+            state.memory[index] = keys[:, -1]
+        else:
+            ends = torch.from_numpy(counts).to(device)
+            boundary = boundary & (torch.arange(length, device=device) < ends.unsqueeze(1))
+            state.memory[index] = keys[torch.arange(len(every), device=device), ends - 1]
+        running = boundary.cumsum(1)
         if state.limit is not None:
-            boundary = boundary & (state.opened[rows] < state.limit)
-            state.opened[rows] += boundary
-        traces.append(StepTrace(rows, p, boundary))
-        state.memory[rows], state.started[rows] = memory, True
-        if bool(boundary.any()):
-            opening = rows[boundary]
-            z = self.main.step(self._widen(encoded[boundary]), state.main, opening, traces)
+            room = torch.from_numpy(state.limit - state.opened[every]).to(device).unsqueeze(1)
+            boundary = boundary & (running <= room)
+            running = torch.minimum(running, room)
+        traces.append(StepTrace(every, there, p, boundary))
+        opened = running[:, -1].cpu().numpy()
+        state.opened[every] += opened
+
+        smoothed = state.smoothed[index].unsqueeze(1)
+        if opened.any():
+            reached = np.flatnonzero(opened)
+            all_open = len(reached) == len(opened)
+            pick = slice(None) if all_open else torch.from_numpy(reached).to(device)
+            chunks = Chunks.of(boundary[pick])
+            z = self._widen(chunks.select(encoded[pick]))
+            z = self.main.extend(z, state.main, rows if all_open else every[reached], opened[reached], traces)
             z = z[..., : encoded.shape[-1]]
-            weight = torch.where(started, smoothing_weight(p), torch.ones_like(p))[boundary]
-            state.smoothed[opening] = torch.lerp(state.smoothed[opening], z, weight.unsqueeze(-1).to(z.dtype))
-        y = state.smoothed[rows] + self.residual(encoded)
-        return self.decoder.step(y, state.decoder, rows, traces)
+            z = smooth_on(z, chunks.select_values(p[pick]), smoothed[pick, 0], first[pick])
+            # column 0: what the sequence came with, which lasts until its first new chunk
+            smoothed = smoothed.repeat(1, z.shape[1] + 1, 1)
+            smoothed[pick, 1:] = z
+            state.smoothed[index] = smoothed[torch.arange(len(every), device=device), running[:, -1]]
+        y = torch.take_along_dim(smoothed, running.unsqueeze(-1), 1)
+        return self.decoder.extend(y + self.residual(encoded), state.decoder, rows, counts)
 
 
 def _starts(documents: Int[Tensor, "B L"]) -> Bool[Tensor, "B L"]:

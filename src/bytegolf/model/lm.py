@@ -6,10 +6,12 @@ Legend: B batch, L positions, V alphabet, D width.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -19,9 +21,9 @@ from torch.overrides import TorchFunctionMode
 from bytegolf.config import CapacityMode, LevelConfig, ModelConfig, check_fixed_capacity, outer_dim
 from bytegolf.errors import BytegolfError
 from bytegolf.model import ops
+from bytegolf.model.cache import Rows, StageState
 from bytegolf.model.hnet import Level, LevelState, build_network
 from bytegolf.model.router import surprisal_loss
-from bytegolf.model.stage import StageState
 from bytegolf.model.trace import LevelTrace, StepTrace
 
 BOS = 1
@@ -51,7 +53,6 @@ class ModelState:
     """of the last step, outermost level first"""
     length: int | None = None
     """how many tokens it takes, under a fixed capacity (None: any number)"""
-    taken: int = 0
 
 
 class LanguageModel(nn.Module):
@@ -135,7 +136,8 @@ class LanguageModel(nn.Module):
         """An empty state for ``batch`` sequences.
 
         ``length`` is how many tokens each is going to have: a fixed capacity is a share of it, and ``step`` then gives
-        what ``forward`` gives for sequences of that length, and takes no more. Without such a capacity it is not used.
+        what ``forward`` gives for sequences of that length, and takes no more. Without such a capacity there is room
+        for so many, and more make the state grow.
 
         Raises BytegolfError under a fixed capacity without a length.
         """
@@ -149,26 +151,58 @@ class LanguageModel(nn.Module):
         return ModelState(state, [], length if fixed else None)
 
     @torch.no_grad()
-    def step(self, ids: Int[Tensor, " B"], state: ModelState) -> Float[Tensor, "B V"]:
-        """Feed one token to each sequence; the softcapped logits of the next, as ``forward`` gives at that position.
+    def step(self, ids: Int[Tensor, " R"], state: ModelState, rows: Rows | None = None) -> Float[Tensor, "R V"]:
+        """Feed one token to each of the sequences ``rows`` (None: all) of ``state``: ``extend`` by one token."""
+        return self.extend(ids.unsqueeze(1), state, rows)[:, 0]
 
-        The state is changed in place. Raises BytegolfError beyond the length of a fixed capacity.
+    @torch.no_grad()
+    def extend(
+        self, ids: Int[Tensor, "R L"], state: ModelState, rows: Rows | None = None, counts: Rows | None = None
+    ) -> Float[Tensor, "R L V"]:
+        """Feed tokens to the sequences ``rows`` (None: all) of ``state``; the softcapped logits behind each token, as
+        ``forward`` gives at that position.
+
+        Of a row's L tokens the first ``counts`` are there (None: all) and the rest is padding, whose logits mean
+        nothing. The state is changed in place, and is what L steps would have made of it. Raises BytegolfError beyond
+        the length of a fixed capacity.
         """
-        if state.length is not None and state.taken >= state.length:
-            raise BytegolfError(
-                f"the state was started for sequences of {state.length} tokens, and its fixed capacity is a share of "
-                "that: start one for more, or set the capacity to exact"
-            )
-        state.taken += 1
-        rows = torch.arange(ids.shape[0], device=ids.device)
-        if self.config.reset_at_bos:
-            restarts = rows[ids == BOS]
-            if restarts.numel():
-                state.network.reset(restarts)
-        x = self._embed(ids)
         state.traces = []
-        x = self.network.step(x, state.network, rows, state.traces)
+        if state.length is not None:
+            _check_length(state, rows, ids.shape[1] if counts is None else counts)
+        if not self.config.reset_at_bos:
+            return self._extend(ids, state, rows, counts)
+        every = np.arange(ids.shape[0]) if rows is None else rows
+        there = np.full(len(every), ids.shape[1]) if counts is None else counts
+        starts = (ids == BOS).cpu().numpy()
+        cuts = [0, *(int(at) for at in np.flatnonzero(starts.any(0)) if at), ids.shape[1]]
+        pieces = []
+        for start, end in itertools.pairwise(cuts):  # a document's first token is the first of a piece
+            state.network.reset(every[starts[:, start] & (start < there)])
+            left = np.clip(there - start, 0, end - start)
+            live = left > 0
+            if live.all():
+                padded = (left < end - start).any()
+                pieces.append(self._extend(ids[:, start:end], state, rows, left if padded else None))
+                continue
+            pick = torch.from_numpy(live).to(ids.device)
+            found = self._extend(ids[pick, start:end], state, every[live], left[live])
+            pieces.append(found.new_zeros(len(every), *found.shape[1:]).index_put((pick,), found))
+        return torch.cat(pieces, 1)
+
+    def _extend(self, ids: Tensor, state: ModelState, rows: Rows | None, counts: Rows | None) -> Tensor:
+        """``extend`` by tokens of which none but a row's first starts a document, and none of no tokens."""
+        x = self.network.extend(self._embed(ids), state.network, rows, counts, state.traces)
         return self.cap(self._project(x))
+
+
+def _check_length(state: ModelState, rows: Rows | None, more: Rows | int) -> None:
+    assert isinstance(state.network, LevelState)
+    taken = state.network.encoder.lengths[slice(None) if rows is None else rows]
+    if (taken + more).max() > state.length:
+        raise BytegolfError(
+            f"the state was started for sequences of {state.length} tokens, and its fixed capacity is a share of "
+            "that: start one for more, or set the capacity to exact"
+        )
 
 
 class _Undrawn(TorchFunctionMode):

@@ -24,6 +24,12 @@ class Stream:
         """The stream with one branch more."""
         return Stream(self.base, (*self.branches, (y, scale)))
 
+    def last(self, keep: int) -> Stream:
+        """The last ``keep`` positions of it, which is (B, L, D)."""
+        if keep == self.base.shape[1]:
+            return self
+        return Stream(self.base[:, -keep:], tuple((y[:, -keep:], scale) for y, scale in self.branches))
+
     def sum(self) -> Float[Tensor, "*B D"]:
         """The stream as a tensor."""
         total = self.base

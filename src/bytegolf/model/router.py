@@ -1,6 +1,6 @@
 """The router: the probability that a chunk begins at each position.
 
-Legend: B batch, L positions, D width, R rows of a step.
+Legend: B batch, L positions, D width, R rows of an extension.
 """
 
 from __future__ import annotations
@@ -54,13 +54,17 @@ class CosineRouter(nn.Module):
             p = torch.where(first, torch.ones_like(p), p)
         return p, p >= THRESHOLD
 
-    def step(
-        self, x: Float[Tensor, "R D"], memory: Float[Tensor, "R D"], started: Bool[Tensor, " R"]
-    ) -> tuple[Float[Tensor, " R"], Bool[Tensor, " R"], Float[Tensor, "R D"]]:
-        """p, boundary and the new memory W_k x_t of one position; rows that have not ``started`` open a chunk."""
-        p = _probability(self.q_proj(x), memory)
-        p = torch.where(started, p, torch.ones_like(p))
-        return p, p >= THRESHOLD, self.k_proj(x)
+    def extend(
+        self, x: Float[Tensor, "R L D"], memory: Float[Tensor, "R D"], first: Bool[Tensor, " R"]
+    ) -> tuple[Float[Tensor, "R L"], Bool[Tensor, "R L"], Float[Tensor, "R L D"]]:
+        """p, the boundaries and W_k x of the positions behind ``memory``, which is W_k x of the one before them.
+
+        A row whose ``first`` position this is opens a chunk there.
+        """
+        keys = self.k_proj(x)
+        p = _probability(self.q_proj(x), torch.cat((memory.unsqueeze(1), keys[:, :-1]), 1))
+        p[:, 0].masked_fill_(first, 1)
+        return p, p >= THRESHOLD, keys
 
 
 def surprisal_loss(p: Float[Tensor, "B L"], losses: Float[Tensor, "B L"]) -> Float[Tensor, ""]:

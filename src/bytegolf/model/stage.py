@@ -1,36 +1,25 @@
 """A stack of blocks at one resolution, with U-net skips: the flat GPT's body and each part of an H-Net.
 
-Legend: B batch, L positions, D width, R rows of a step.
+Legend: B batch, L positions, D width, R rows of an extension, N last positions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from bytegolf.config import StageConfig
 from bytegolf.model import ops
-from bytegolf.model.attention import AttentionState
+from bytegolf.model.attend import rotary_angles
 from bytegolf.model.block import Block
+from bytegolf.model.cache import Rows, Span, StageState
 from bytegolf.model.residual import Stream
 from bytegolf.model.trace import LevelTrace, StepTrace
-
-
-@dataclass
-class StageState:
-    """What a stage remembers between steps: how many positions each sequence has had, and each block's cache."""
-
-    lengths: Tensor
-    blocks: list[AttentionState]
-
-    def reset(self, rows: Tensor) -> None:
-        """Forget the sequences ``rows``: a new document starts in them."""
-        self.lengths[rows] = 0
 
 
 class Stage(nn.Module):
@@ -58,7 +47,7 @@ class Stage(nn.Module):
         skips: list[Tensor] = []
         for index in range(len(self.blocks)):
             if index >= self.pushed and skips:
-                stream = stream.plus(skips.pop(), self.skip_weights[index - self.pushed])
+                stream = stream.plus(skips.pop()[:, -stream.base.shape[1] :], self.skip_weights[index - self.pushed])
             stream = run(index, stream, x0)
             if index < self.pushed:
                 skips.append(stream.sum())
@@ -81,20 +70,52 @@ class Stage(nn.Module):
         return self._through(x, lambda index, stream, x0: blocks[index](stream, x0, documents))
 
     def start(self, batch: int, device: torch.device, dtype: torch.dtype, length: int | None = None) -> StageState:
-        """An empty state for ``batch`` sequences; ``length`` is what an H-Net level takes in a stage's place."""
-        lengths = torch.zeros(batch, dtype=torch.long, device=device)
-        return StageState(lengths, [block.attn.start(batch, device, dtype) for block in self._blocks])
+        """An empty state for ``batch`` sequences, with room for ``length`` positions before it has to grow."""
+        width, base = self.config.dim // self.config.heads, self.config.rope_base
 
-    def step(
+        def angles(start: int, end: int) -> tuple[Tensor, Tensor]:
+            cos, sin = rotary_angles(torch.arange(start, end, device=device), width, base)
+            return cos.to(dtype), sin.to(dtype)
+
+        caches = [block.attn.start(batch, device, dtype, length or 0) for block in self._blocks]
+        return StageState(np.zeros(batch, np.int64), caches, angles, *angles(0, max(length or 0, 64)))
+
+    def extend(
         self,
-        x: Float[Tensor, "R D"],
+        x: Float[Tensor, "R L D"],
         state: Any,
-        rows: Int[Tensor, " R"],
+        rows: Rows | None = None,
+        counts: Rows | None = None,
         traces: list[StepTrace] | None = None,
-    ) -> Float[Tensor, "R D"]:
-        """One position for the sequences ``rows`` of the state (a StageState), which is changed in place."""
+    ) -> Float[Tensor, "R L D"]:
+        """The next positions of the sequences ``rows`` (None: all) of ``state``, a StageState, changed in place.
+
+        The first ``counts`` of a row's L positions are there (None: all), the rest is padding, which leaves no trace.
+        """
         assert isinstance(state, StageState)
-        at, blocks, states = state.lengths[rows], self._blocks, state.blocks
-        out = self._through(x, lambda index, stream, x0: blocks[index].step(stream, x0, states[index], rows, at))
-        state.lengths[rows] = at + 1
+        length, blocks, caches = x.shape[1], self._blocks, state.blocks
+        span = Span.of(state, rows, counts, length, self.config.window)
+        out = self._through(x, lambda index, stream, x0: blocks[index].extend(stream, x0, caches[index], span))
+        state.lengths[slice(None) if rows is None else rows] += length if counts is None else counts
         return out
+
+    def halo(self) -> int | None:
+        """How many positions before its own an output depends on; None: all of them."""
+        return self.config.layers * (self.config.window - 1) if self.config.window or not self.config.layers else None
+
+    def tail(
+        self, x: Float[Tensor, "B L D"], documents: Int[Tensor, "B L"] | None, keep: int
+    ) -> Float[Tensor, "B N D"]:
+        """The last ``keep`` (N) positions of ``forward``, without the work that only the others need."""
+        blocks, window = self._blocks, self.config.window
+
+        def run(index: int, stream: Stream, x0: Tensor) -> Stream:
+            length, later = stream.base.shape[1], len(blocks) - 1 - index
+            seen = documents[:, -length:] if documents is not None else None
+            # what the blocks behind this one see of it
+            needed = keep + later * (window - 1) if window else length if later else keep
+            if needed >= length:
+                return blocks[index](stream, x0[:, -length:], seen)  # type: ignore[no-any-return]
+            return blocks[index].tail(stream, x0[:, -length:], seen, needed)
+
+        return self._through(x, run)[:, -keep:]

@@ -1,12 +1,13 @@
 """What routers did: the record that a forward pass or a step leaves, level by level.
 
-Legend: B batch, L positions, R rows of a step.
+Legend: B batch, L positions, R rows of an extension.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -46,9 +47,11 @@ class LevelTrace:
 
 @dataclass(frozen=True)
 class StepTrace:
-    """What a level's router did in one step, for the sequences ``rows`` that reached it."""
+    """What a level's router did in one step or extension, for the sequences ``rows`` that reached it."""
 
-    rows: Int[Tensor, " R"]
-    p: Float[Tensor, " R"]
-    boundary: Bool[Tensor, " R"]
-    """whether a chunk started: the router wanted it to, and there was room"""
+    rows: Int[np.ndarray, " R"]
+    counts: Int[np.ndarray, " R"]
+    """how many of the L positions are there, rather than padding"""
+    p: Float[Tensor, "R L"]
+    boundary: Bool[Tensor, "R L"]
+    """whether a chunk started: the router wanted it to, and there was room; False at padding"""

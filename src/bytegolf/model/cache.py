@@ -1,0 +1,172 @@
+"""What a stage keeps between calls: keys and values of the positions so far, and where new ones go.
+
+How many positions each sequence has had is kept on the host, so that a step asks the device for nothing.
+
+Legend: B sequences of a state, R of them in a call, L new positions of each, T slots of a cache, W window, G key/value
+heads, K head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+Rows = NDArray[np.int64]
+"""Numbers of sequences of a state, or one count a sequence; (R,), on the host."""
+
+NEVER = float("-inf")
+
+
+@dataclass
+class Cache:
+    """One block's keys and values, (B, G, T, K) each. Local attention keeps a ring of the last W positions."""
+
+    keys: Tensor
+    values: Tensor
+
+    def grow(self, needed: int) -> None:
+        """Make room for ``needed`` positions, doubling so that the copies cost O(1) a position."""
+        have = self.keys.shape[2]
+        if needed > have:
+            extra = (0, 0, 0, max(needed, 2 * have) - have)
+            self.keys, self.values = F.pad(self.keys, extra), F.pad(self.values, extra)
+
+
+@dataclass
+class StageState:
+    """What a stage remembers: how many positions each sequence has had, each block's cache, and the rotary angles."""
+
+    lengths: Rows
+    blocks: list[Cache]
+    angles: Callable[[int, int], tuple[Tensor, Tensor]]
+    """cos and sin of positions from … to, (n, half) each, in the compute dtype"""
+    cos: Tensor
+    sin: Tensor
+
+    def reset(self, rows: Rows) -> None:
+        """Forget the sequences ``rows``: a new document starts in them."""
+        self.lengths[rows] = 0
+
+    def reach(self, end: int) -> None:
+        """Have the angles of the positions below ``end``."""
+        have = self.cos.shape[0]
+        if end > have:
+            cos, sin = self.angles(have, max(end, 2 * have))
+            self.cos, self.sin = torch.cat((self.cos, cos)), torch.cat((self.sin, sin))
+
+
+@dataclass(frozen=True)
+class Span:
+    """L new positions of R sequences of a state: the same for every block of a stage, so worked out once."""
+
+    cos: Float[Tensor, "*P 1 half"]
+    sin: Float[Tensor, "*P 1 half"]
+    fresh: bool
+    """nothing came before in any of the sequences"""
+    rows: Tensor | None
+    """the sequences (None: all of the state)"""
+    used: int
+    """slots of a cache that hold anything once the new positions are in it"""
+    slots: slice | None
+    """where the new positions go, if that is the same for all sequences and without a gap"""
+    moves: tuple[Tensor, Tensor, Tensor, Tensor] | None
+    """otherwise: sequence and slot of each position that is kept, and its row and column among the new ones"""
+    bias: Float[Tensor, "_ 1 L T"] | None
+    """what is added to the scores of the cache's used slots; None: every new position sees them all"""
+    order: Int[Tensor, "R W"] | None
+    """slots of a ring from the oldest to the latest, where several positions join it"""
+    documents: Int[Tensor, "R X"] | None
+    """1 for positions that are there, 0 for what a ring has not seen yet, for these W and the new ones (X = W + L)"""
+
+    @staticmethod
+    def of(state: StageState, rows: Rows | None, counts: Rows | None, length: int, window: int) -> Span:
+        """Where ``length`` positions go, of which the first ``counts`` (None: all) are there and the rest padding."""
+        device, dtype = state.cos.device, state.cos.dtype
+        at = state.lengths if rows is None else state.lengths[rows]
+        first = int(at[0])
+        uniform = bool((at == first).all())
+        latest = first if uniform else int(at.max())
+        ends = at + (length if counts is None else counts)
+        end = int(ends.max())
+        state.reach(latest + length)
+        if not window:
+            for cache in state.blocks:
+                cache.grow(end)
+        size = window or max((cache.keys.shape[2] for cache in state.blocks), default=end)
+        used = min(end, size)
+
+        if uniform:
+            cos, sin = state.cos[first : first + length], state.sin[first : first + length]
+        else:
+            positions = _to(at[:, None] + np.arange(length), device)
+            cos, sin = state.cos[positions], state.sin[positions]
+
+        start = first % size
+        plain = uniform and counts is None and start + length <= size
+        fresh = uniform and first == 0 and length > 1
+        ordered = bool(window) and not fresh and length > 1
+        bias = None
+        if not fresh and not ordered and not (uniform and length == 1):
+            query = _to(at[:, None, None, None] + np.arange(length)[:, None], device)
+            seen = torch.arange(used, device=device) <= query  # a ring that has come round is full
+            bias = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, NEVER)
+        before = at[:, None] - window + np.arange(window)
+        known = np.concatenate((before >= 0, np.ones((len(at), length), np.bool_)), 1) if ordered else None
+        return Span(
+            cos=cos.unsqueeze(-2),
+            sin=sin.unsqueeze(-2),
+            fresh=fresh,
+            rows=None if rows is None else _to(rows, device),
+            used=used,
+            slots=slice(start, start + length) if plain else None,
+            moves=None if plain else _moves(at, rows, ends, length, size, device),
+            bias=bias,
+            order=_to(before % window, device) if ordered else None,
+            documents=None if known is None else _to(known.astype(np.int64), device),
+        )
+
+    def write(self, cache: Cache, keys: Float[Tensor, "R L G K"], values: Float[Tensor, "R L G K"]) -> None:
+        """Put the new positions into the cache."""
+        for target, new in ((cache.keys, keys), (cache.values, values)):
+            if self.slots is not None and self.rows is None:
+                target[:, :, self.slots] = new.transpose(1, 2)
+            elif self.slots is not None:
+                target[self.rows, :, self.slots] = new.transpose(1, 2)
+            elif self.moves is not None:
+                row, slot, from_row, column = self.moves
+                target[row, :, slot] = new[from_row, column]
+
+    def read(self, cache: Cache) -> tuple[Float[Tensor, "R G T K"], Float[Tensor, "R G T K"]]:
+        """Keys and values of the used slots."""
+        if self.rows is None:
+            return cache.keys[:, :, : self.used], cache.values[:, :, : self.used]
+        return cache.keys[self.rows, :, : self.used], cache.values[self.rows, :, : self.used]
+
+    def before(self, cache: Cache) -> tuple[Float[Tensor, "R W G K"], Float[Tensor, "R W G K"]]:
+        """A ring's keys and values in the order of time."""
+        assert self.order is not None
+        rows = torch.arange(self.order.shape[0], device=self.order.device) if self.rows is None else self.rows
+        index = (rows.unsqueeze(1), slice(None), self.order)
+        return cache.keys[index], cache.values[index]
+
+
+def _moves(
+    at: Rows, rows: Rows | None, ends: Rows, length: int, size: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Which new positions are kept, as ``Span.moves``: no padding, and the last ``size`` of each sequence at most."""
+    position = at[:, None] + np.arange(length)
+    row, column = ((position < ends[:, None]) & (position >= ends[:, None] - size)).nonzero()
+    sequence = row if rows is None else rows[row]
+    slot = position[row, column] % size
+    return _to(sequence, device), _to(slot, device), _to(row, device), _to(column, device)
+
+
+def _to(values: NDArray[np.int64], device: torch.device) -> Tensor:
+    return torch.from_numpy(values).to(device)
