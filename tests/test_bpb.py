@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,9 +18,11 @@ from bytegolf.data.specs import parse_tokenizer
 from bytegolf.data.tokenizer import ByteTokenizer
 from bytegolf.data.train_tokenizer import train_sentencepiece
 from bytegolf.errors import BytegolfError
+from bytegolf.evaluate import bpb
 from bytegolf.evaluate.bpb import Score, bits_per_byte, score
 from bytegolf.evaluate.windows import Window, windows
 from bytegolf.model.lm import Forward, LanguageModel
+from bytegolf.model.trace import LevelTrace
 
 BYTES = ByteTokenizer()
 
@@ -99,19 +102,22 @@ def by_the_window(model: LanguageModel, tokens: list[int], plan: list[Window]) -
 
 @pytest.mark.parametrize("network", ["flat-local", "two-level"])
 @pytest.mark.parametrize("stride", [0, 1, 5, 16])
+@pytest.mark.parametrize("share", [False, True])
 def test_each_target_has_the_loss_of_its_own_window(
-    network: str, stride: int, make_model: ModelMaker, tmp_path: Path
+    network: str, stride: int, share: bool, make_model: ModelMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = make_model(network)
     tokens = random_tokens(16 * 3 + 8)
     nats: list[float] = []
+    inner = bpb._losses
 
-    def observe(window: Window, ids: NDArray[np.int64], out: Forward, row: int) -> None:
-        targets = torch.from_numpy(ids[1:])[None]
-        only = Forward(out.logits[row : row + 1], [])
-        nats.extend(model.losses(only, targets)[0, window.length - window.scored :].tolist())
+    def losses(*arguments: Any) -> tuple[NDArray[np.float64], list[LevelTrace]]:
+        found, traces = inner(*arguments)
+        nats.extend(found.ravel().tolist())
+        return found, traces
 
-    result = score(model, stream_of(tmp_path, tokens), BYTES, 16, stride=stride, batch=3, observe=observe)
+    monkeypatch.setattr(bpb, "_losses", losses)
+    result = score(model, stream_of(tmp_path, tokens), BYTES, 16, stride=stride, batch=3, share=share)
     expected = by_the_window(model, tokens, list(windows(len(tokens) - 1, 16, stride)))
     assert result.tokens == len(expected) == len(tokens) - 1
     assert nats == pytest.approx(expected, rel=1e-4, abs=1e-5)
@@ -120,7 +126,7 @@ def test_each_target_has_the_loss_of_its_own_window(
 
 def test_the_batch_does_not_change_the_score(make_model: ModelMaker, tmp_path: Path) -> None:
     model, stream = make_model("one-level"), stream_of(tmp_path, random_tokens(200))
-    results = [score(model, stream, BYTES, 16, stride=8, batch=batch) for batch in (1, 2, 7, 64)]
+    results = [score(model, stream, BYTES, 16, stride=8, batch=batch) for batch in (0, 1, 2, 7, 64)]
     for result in results[1:]:
         assert (result.tokens, result.bytes) == (results[0].tokens, results[0].bytes)
         assert result.nats == pytest.approx(results[0].nats, rel=1e-6)
@@ -157,8 +163,8 @@ def test_what_cannot_be_scored_is_said(make_model: ModelMaker, tmp_path: Path) -
     with pytest.raises(BytegolfError, match="15 tokens to score, fewer than one sequence of 16"):
         score(model, short, BYTES, 16)
     stream = stream_of(tmp_path / "b", random_tokens(50))
-    with pytest.raises(BytegolfError, match="batches of 0"):
-        score(model, stream, BYTES, 16, batch=0)
+    with pytest.raises(BytegolfError, match="batches of -1"):
+        score(model, stream, BYTES, 16, batch=-1)
     model.train()
     torch.nn.init.constant_(model.embedding.weight, math.nan)
     with pytest.raises(BytegolfError, match="not finite in the window at token 0"):

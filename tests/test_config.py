@@ -121,7 +121,7 @@ def test_errors_name_the_dotted_key(override: str, said: str) -> None:
         ("train.log_every=0", "train.log_every is 0"),
         ("train.keep_checkpoints=0", "train.keep_checkpoints is 0"),
         ("eval.stride=-1", "eval.stride is -1"),
-        ("eval.batch=0", "eval.batch is 0"),
+        ("eval.batch=-1", "eval.batch is -1"),
         ("eval.capacity_divisor=0.5", "eval: capacity_divisor is 0.5: give 1 or more, or 0 for as trained"),
         ("eval.capacity=all", "eval.capacity is 'all': choose one of '', 'exact', 'bucketed', 'fixed'"),
         ("model.network.router.capacity_divisor=0.5", "model.network.router.capacity_divisor is 0.5"),

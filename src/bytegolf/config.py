@@ -276,7 +276,7 @@ class EvalConfig(Ranged):
     """How the final score is taken."""
 
     stride: int = doc("new tokens a window; 0 = windows do not overlap", 0, least=0)
-    batch: int = doc("windows in one forward pass", 16, least=1)
+    batch: int = doc("windows worked out at a time; 0 = as many as suit the model's size", 0, least=0)
     capacity: Literal["", "exact", "bucketed", "fixed"] = doc(
         "router.capacity of every level when scoring and segmenting; empty = as trained", ""
     )

@@ -16,7 +16,8 @@ from bytegolf.data.tokenizer import ByteTokenizer, Tokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.evaluate.bpb import Observer
 from bytegolf.evaluate.windows import Window
-from bytegolf.model.lm import Forward, LanguageModel
+from bytegolf.model.lm import LanguageModel
+from bytegolf.model.trace import LevelTrace
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def segment(
     found: list[NDArray[np.bool_]] = []
     for start in range(0, len(ids), seq_len):
         window = torch.from_numpy(ids[start : start + seq_len]).to(model.embedding.weight.device)
-        found.append(_byte_level(model(window.unsqueeze(0)), 0, level))
+        found.append(_byte_level(model(window.unsqueeze(0)).traces, 0, level))
     sizes = tokenizer.byte_counts(ids[1:], ids[:-1])
     chosen = np.concatenate(found)[1:]
     boundaries = token_boundaries_to_bytes(sizes, chosen)
@@ -81,16 +82,16 @@ def segment(
     return Segmentation(tokenizer.decode(ids[1:]), boundaries, candidates)
 
 
-def _byte_level(out: Forward, row: int, level: int) -> NDArray[np.bool_]:
+def _byte_level(traces: list[LevelTrace], row: int, level: int) -> NDArray[np.bool_]:
     """The boundaries of ``level`` as positions of the outermost sequence: an inner chunk starts where the outer
     chunk that it starts with does.
     """
-    if not out.traces:
+    if not traces:
         raise BytegolfError("this is a flat model: it has no router, so there are no chunks to show")
-    if not 0 <= level < len(out.traces):
-        raise BytegolfError(f"this model has chunking levels 0 to {len(out.traces) - 1}, not {level}")
-    mask: NDArray[np.bool_] = out.traces[0].boundary[row].cpu().numpy()
-    for trace in out.traces[1 : level + 1]:
+    if not 0 <= level < len(traces):
+        raise BytegolfError(f"this model has chunking levels 0 to {len(traces) - 1}, not {level}")
+    mask: NDArray[np.bool_] = traces[0].boundary[row].cpu().numpy()
+    for trace in traces[1 : level + 1]:
         starts = np.flatnonzero(mask)
         inner = trace.boundary[row].cpu().numpy()[: len(starts)]
         mask = np.zeros_like(mask)
@@ -105,12 +106,12 @@ def collector(stats: BoundaryStats, tokenizer: Tokenizer, level: int = 0) -> Obs
     """
     covered = 0
 
-    def observe(window: Window, tokens: NDArray[np.int64], out: Forward, row: int) -> None:
+    def observe(window: Window, tokens: NDArray[np.int64], traces: list[LevelTrace], row: int) -> None:
         nonlocal covered
         if window.start < covered:
             return
         covered = window.start + window.length
-        mask = _byte_level(out, row, level)
+        mask = _byte_level(traces, row, level)
         # the window's first token has no byte before it here: its leading space, if any, belongs to it all the same
         previous = np.concatenate(([tokenizer.BOS], tokens[: window.length - 1]))
         inputs = tokens[: window.length]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from bytegolf.model.lm import Forward, LanguageModel
+from bytegolf.model.lm import LanguageModel
+from bytegolf.model.trace import LevelTrace
 
 
 class TruncationStats:
@@ -22,10 +23,10 @@ class TruncationStats:
         """Whether anything could be truncated at all."""
         return any(capacity.mode == "fixed" for capacity in self._capacities)
 
-    def add(self, out: Forward, row: int) -> None:
-        """Take in the window that is ``row`` of a forward pass."""
+    def add(self, traces: list[LevelTrace], row: int) -> None:
+        """Take in the window that is ``row`` of a batch."""
         self.windows += 1
-        for level, trace in enumerate(out.traces):
+        for level, trace in enumerate(traces):
             lost = int(trace.truncated()[row])
             self._boundaries[level] += lost
             self._cut[level] += lost > 0

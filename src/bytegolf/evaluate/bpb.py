@@ -9,19 +9,21 @@ Legend: B windows of a batch, L tokens of a window.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bytegolf.config import StageConfig
 from bytegolf.data.shards import TokenStream
 from bytegolf.data.tokenizer import Tokenizer
 from bytegolf.errors import BytegolfError
+from bytegolf.evaluate.sliding import last_losses
 from bytegolf.evaluate.windows import Window, windows
-from bytegolf.model.lm import Forward, LanguageModel
+from bytegolf.model.lm import LanguageModel
+from bytegolf.model.trace import LevelTrace
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,8 @@ def bits_per_byte(nats: float, size: int) -> float:
     return nats / math.log(2) / size
 
 
-Observer = Callable[[Window, NDArray[np.int64], Forward, int], None]
-"""Called with a window, its tokens (L + 1,), the batch's forward pass and the window's row in it."""
+Observer = Callable[[Window, NDArray[np.int64], list[LevelTrace], int], None]
+"""Called with a window, its tokens (L + 1,), what the routers did in its batch, and the window's row there."""
 
 
 def score(
@@ -69,34 +71,49 @@ def score(
     *,
     stride: int = 0,
     drop_tail: bool = False,
-    batch: int = 16,
+    batch: int = 0,
     limit: int = 0,
+    share: bool = True,
     observe: Observer | None = None,
     progress: Callable[[Score], None] | None = None,
 ) -> Score:
     """Score ``stream`` with ``model`` in windows of ``seq_len`` tokens; each target counts exactly once.
 
     ``stride`` and ``drop_tail``: see ``windows``. ``limit`` > 0 stops after that many targets (a subset: say so where
-    it is reported), but not before a first window. ``progress`` gets the running score after each batch.
+    it is reported), but not before a first window. ``batch`` windows are worked out at a time; 0 = as many as
+    ``windows_at_once`` says. ``progress`` gets the running score after each batch.
+
+    Windows that overlap share what they have in common (``evaluate.sliding``): the losses are those of a full forward
+    pass of each window, up to rounding. ``share`` False makes those passes, as the reference that this is tested
+    against.
 
     Raises BytegolfError if the stream is shorter than a window, or the loss is not finite.
     """
-    if batch < 1 or limit < 0:
-        raise BytegolfError(
-            f"cannot score {limit} tokens in batches of {batch}: give a batch of 1 or more, a limit of 0 or more"
-        )
+    if batch < 0 or limit < 0:
+        raise BytegolfError(f"cannot score {limit} tokens in batches of {batch}: give a batch and a limit of 0 or more")
     targets = len(stream) - 1
     if limit:
         targets = min(targets, max(seq_len, limit))
-    device = model.embedding.weight.device
     plan = windows(targets, seq_len, stride, drop_tail)
+    batch = batch or windows_at_once(model, seq_len)
     total = Score()
     training = model.training
     model.eval()
     try:
-        while chunk := list(islice(plan, batch)):
+        for chunk in _groups(plan, batch):
             tokens = np.stack([stream.slice(w.start, w.start + w.length + 1) for w in chunk]).astype(np.int64)
-            total += _score_batch(model, chunk, tokens, tokenizer, device, observe)
+            losses, traces = _losses(model, chunk, tokens, share)
+            for row, window in enumerate(chunk):
+                nats = float(losses[row].sum())
+                if not math.isfinite(nats):
+                    raise BytegolfError(
+                        f"the loss is not finite in the window at token {window.start}: the weights are broken"
+                    )
+                scored = tokens[row, -window.scored - 1 :]
+                size = tokenizer.byte_counts(scored[1:], scored[:-1])
+                total += Score(nats, window.scored, int(size.sum()))
+                if observe:
+                    observe(window, tokens[row], traces, row)
             if progress:
                 progress(total)
     finally:
@@ -104,26 +121,45 @@ def score(
     return total
 
 
+def _groups(plan: Iterator[Window], batch: int) -> Iterator[list[Window]]:
+    """Windows in batches; those of a batch score as many targets each and follow each other by as much."""
+    group: list[Window] = []
+    for window in plan:
+        if group and (
+            len(group) == batch or window.scored != group[-1].scored or window.start - group[-1].start != window.scored
+        ):
+            yield group
+            group = []
+        group.append(window)
+    if group:
+        yield group
+
+
 @torch.inference_mode()
-def _score_batch(
-    model: LanguageModel,
-    chunk: list[Window],
-    tokens: NDArray[np.int64],
-    tokenizer: Tokenizer,
-    device: torch.device,
-    observe: Observer | None,
-) -> Score:
-    ids = torch.from_numpy(tokens).to(device)
-    out = model(ids[:, :-1])
-    losses = model.losses(out, ids[:, 1:]).double().cpu().numpy()
-    result = Score()
-    for row, window in enumerate(chunk):
-        scored = slice(window.length - window.scored, window.length)
-        nats = float(losses[row, scored].sum())
-        if not math.isfinite(nats):
-            raise BytegolfError(f"the loss is not finite in the window at token {window.start}: the weights are broken")
-        size = tokenizer.byte_counts(tokens[row, 1:][scored], tokens[row, :-1][scored])
-        result += Score(nats, window.scored, int(size.sum()))
-        if observe:
-            observe(window, tokens[row], out, row)
-    return result
+def _losses(
+    model: LanguageModel, group: list[Window], tokens: NDArray[np.int64], share: bool
+) -> tuple[NDArray[np.float64], list[LevelTrace]]:
+    """The losses of the scored targets, (B, scored) in float64, and what the routers did."""
+    device = model.embedding.weight.device
+    length, scored = group[0].length, group[0].scored
+    if share and scored < length:
+        stretch = np.concatenate((tokens[0], tokens[1:, -scored:].ravel()))
+        losses, traces = last_losses(model, torch.from_numpy(stretch).to(device), length, scored)
+    else:
+        ids = torch.from_numpy(tokens).to(device)
+        out = model(ids[:, :-1])
+        losses, traces = model.losses(out, ids[:, 1:])[:, length - scored :], out.traces
+    return losses.double().cpu().numpy(), traces
+
+
+def windows_at_once(model: LanguageModel, seq_len: int) -> int:
+    """How many windows to work out at a time: as many as keep the activations of a layer within ``ACTIVATIONS``."""
+    network = model.config.network
+    outer = network if isinstance(network, StageConfig) else network.encoder
+    widest = outer.dim * (2 + outer.mlp_mult) * model.precision.itemsize
+    size = seq_len * max(widest, 8 * model.config.vocab_size)  # the loss takes its logits twice in fp32
+    return max(1, min(64, int(ACTIVATIONS / size)))
+
+
+ACTIVATIONS = 64e6
+"""Bytes: enough to keep every core busy, and little beside a model's own memory."""

@@ -20,7 +20,8 @@ from bytegolf.data.shards import TokenStream, open_split
 from bytegolf.errors import BytegolfError
 from bytegolf.evaluate.bpb import Score, score
 from bytegolf.evaluate.windows import Window
-from bytegolf.model.lm import Forward, count_parameters
+from bytegolf.model.lm import count_parameters
+from bytegolf.model.trace import LevelTrace
 from bytegolf.recipes.opening import Opened
 from bytegolf.train.report import Reporter, clock
 
@@ -59,9 +60,9 @@ def evaluate(
     stats = BoundaryStats()
     collect = collector(stats, tokenizer)
 
-    def observe(window: Window, tokens: NDArray[np.int64], out: Forward, row: int) -> None:
-        collect(window, tokens, out, row)
-        truncation.add(out, row)
+    def observe(window: Window, tokens: NDArray[np.int64], traces: list[LevelTrace], row: int) -> None:
+        collect(window, tokens, traces, row)
+        truncation.add(traces, row)
 
     targets = min(max(limit, length) if limit else len(stream), len(stream) - 1)
     started = time.perf_counter()

@@ -1,0 +1,133 @@
+"""The losses of overlapping windows, without the work that one window shares with the next: exact up to rounding.
+
+What a window gives for its last positions is what a full forward pass of it would. That rests on four facts:
+
+- A stage of local attention sees only the last ``Stage.halo`` positions, and rotary positions are relative. So an
+  encoder's output is the same in every window, but for a window's first positions, which have less before them: those
+  are computed for each window ("heads"), all others once for the whole stretch of text.
+- Where chunks begin follows from the encoder's output, and a window's first position always opens one.
+- A main network that attends to everything depends on where the window starts, at every layer. It runs on each
+  window's chunks; its last block only where the scored positions look.
+- Smoothing forgets: a chunk opens where P ≥ ½, so what lies ``FORGOTTEN`` chunks back weighs less than fp32 resolves.
+
+A flat model whose reach fits into the window beside the stride is one pass over the text. What attends to everything
+outside the main network gains little: only its last block's work on unscored positions is saved.
+
+Legend: N windows, L tokens of a window, S tokens of the stretch that they cover, H of them heads, C chunks, D width,
+V alphabet, n scored tokens of a window.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from bytegolf.model.capacity import EXACT
+from bytegolf.model.chunk import Chunks, smooth
+from bytegolf.model.hnet import Level
+from bytegolf.model.lm import BOS, Forward, LanguageModel
+from bytegolf.model.stage import Stage
+from bytegolf.model.trace import LevelTrace
+
+FORGOTTEN = 24
+"""Chunks after which a smoothed vector is forgotten: 2⁻²⁴ is fp32's resolution, and P ≥ ½ at every chunk."""
+
+
+@torch.inference_mode()
+def last_losses(
+    model: LanguageModel, tokens: Int[Tensor, " X"], length: int, stride: int
+) -> tuple[Float[Tensor, "N n"], list[LevelTrace]]:
+    """The losses of the last ``stride`` (n) targets of each window of ``length`` tokens, and what the routers did.
+
+    ``tokens`` (X = S + 1) are those of N = (S − length)/stride + 1 windows, each ``stride`` behind the one before it,
+    and the last one's last target.
+    """
+    inputs = tokens[:-1]
+    network = model.network
+    if isinstance(network, Level):
+        hidden, traces = _level(model, network, inputs, length, stride)
+    else:
+        hidden, traces = _flat(model, network, inputs, length, stride), []
+    targets = tokens[length - stride + 1 :].view(-1, stride)
+    return model.losses(Forward(model._project(hidden), traces), targets), traces
+
+
+def _flat(
+    model: LanguageModel, stage: Stage, tokens: Int[Tensor, " S"], length: int, stride: int
+) -> Float[Tensor, "N n D"]:
+    halo = stage.halo()
+    if halo is not None and halo + stride <= length:
+        text = tokens[length - stride - halo :].unsqueeze(0)
+        out = stage.tail(model._embed(text), _documents(model, text), text.shape[1] - halo)
+        return torch.unflatten(out[0], 0, (-1, stride))
+    text = tokens.unfold(0, length, stride)
+    return stage.tail(model._embed(text), _documents(model, text), stride)
+
+
+def _documents(model: LanguageModel, tokens: Int[Tensor, "N L"]) -> Int[Tensor, "N L"] | None:
+    return (tokens == BOS).cumsum(1) if model.config.reset_at_bos else None
+
+
+def _level(
+    model: LanguageModel, level: Level, tokens: Int[Tensor, " S"], length: int, stride: int
+) -> tuple[Float[Tensor, "N n D"], list[LevelTrace]]:
+    windows = tokens.unfold(0, length, stride)
+    count, device = windows.shape[0], tokens.device
+    documents = _documents(model, windows)
+    table, index, p, boundary = _encode(model, level, tokens, length, stride)
+    reach = level.decoder.halo()
+    needed = length if reach is None else min(length, stride + reach)
+    # what does not depend on the data decides nothing here: only a fixed capacity is more than room
+    chunks = Chunks.of(boundary, level.capacity if level.capacity.mode == "fixed" else EXACT)
+    traces = [LevelTrace(p, chunks.boundary, boundary, None, torch.zeros((), device=device))]
+    oldest = int((chunks.chunk_of[:, length - needed] - FORGOTTEN).min().clamp(min=0))
+    inner = chunks.select_values(documents) if documents is not None else None
+    z = level._widen(table[index.gather(1, chunks.starts)])
+    if isinstance(level.main, Stage):
+        z = level.main.tail(z, inner, z.shape[1] - oldest)
+    else:
+        z = level.main(z, inner, chunks.valid, traces)[:, oldest:]
+    z = z[..., : table.shape[-1]]
+    fresh = chunks.select_values(windows == BOS)[:, oldest:] if documents is not None else None
+    z = smooth(z, chunks.select_values(p)[:, oldest:], fresh)
+
+    last = chunks.chunk_of[:, length - needed :] - oldest
+    rows = torch.arange(count, device=device).unsqueeze(1)
+    y = z[rows, last] + level.residual(table)[index[:, length - needed :]]
+    seen = documents[:, length - needed :] if documents is not None else None
+    return level.decoder.tail(y, seen, stride), traces
+
+
+def _encode(
+    model: LanguageModel, level: Level, tokens: Int[Tensor, " S"], length: int, stride: int
+) -> tuple[Float[Tensor, "T D"], Int[Tensor, "N L"], Float[Tensor, "N L"], Bool[Tensor, "N L"]]:
+    """The encoder's outputs, of which some belong to many windows (T in all), and for each position of each window:
+    which of them is its own, its p, and whether a chunk starts there.
+    """
+    halo = level.encoder.halo()
+    # one more than the halo: p compares a position with the one before it, which is a head for the last of these
+    size = length if halo is None or halo + 1 + stride >= length else halo + 1
+    count = (len(tokens) - length) // stride + 1
+    device = tokens.device
+    heads, p, boundary = _routed(model, level, tokens.unfold(0, size, stride)[:count])
+    index = torch.arange(count * size, device=device).view(count, size)
+    table = heads.flatten(0, 1)
+    if size < length:
+        shared, shared_p, shared_boundary = _routed(model, level, tokens.unsqueeze(0))
+        p = torch.cat((p, shared_p[0].unfold(0, length, stride)[:, size:]), 1)
+        boundary = torch.cat((boundary, shared_boundary[0].unfold(0, length, stride)[:, size:]), 1)
+        places = torch.arange(len(table), len(table) + len(tokens), device=device)
+        index = torch.cat((index, places.unfold(0, length, stride)[:, size:]), 1)
+        table = torch.cat((table, shared[0]))
+    return table, index, p, boundary
+
+
+def _routed(
+    model: LanguageModel, level: Level, tokens: Int[Tensor, "N L"]
+) -> tuple[Float[Tensor, "N L D"], Float[Tensor, "N L"], Bool[Tensor, "N L"]]:
+    """The encoder's output, p and the boundaries of ``tokens``, as ``Level.forward`` works them out."""
+    documents = _documents(model, tokens)
+    encoded = level.encoder(model._embed(tokens), documents)
+    p, boundary = level.router(encoded, tokens == BOS if documents is not None else None)
+    return encoded, p, boundary
