@@ -205,17 +205,33 @@ def test_chunk_starts_of_subwords_are_token_starts(subword_run: TinyRun) -> None
 
 
 def test_sample_repeats_itself_by_seed(tiny_run: TinyRun) -> None:
-    one, again, other = (
-        good("sample", tiny_run.folder, "The", "--bytes", 24, "--seed", seed, "--json").json for seed in (1, 1, 2)
-    )
+    one, again, other = (sampled(tiny_run, "The", "--bytes", 24, "--seed", seed) for seed in (1, 1, 2))
     assert one["text"] == again["text"]
     assert one["text"] != other["text"]
-    assert one["prompt"] == "The"
+    assert (one["prompt"], one["seed"]) == ("The", 1)
+
+
+def test_samples_at_once_are_those_drawn_alone(tiny_run: TinyRun, subword_run: TinyRun) -> None:
+    for run in (tiny_run, subword_run):
+        ran = good("sample", run.folder, "The", "A long beginning", "--count", 2, "--bytes", 9, "--seed", 5, "--json")
+        prompts = ["The", "The", "A long beginning", "A long beginning"]
+        alone = [sampled(run, prompt, "--bytes", 9, "--seed", 5 + i) for i, prompt in enumerate(prompts)]
+        assert ran.json["samples"] == alone
+        assert ran.json["bytes"] == sum(one["bytes"] for one in alone)
+        for one in alone:
+            assert f"--- seed {one['seed']}\n{one['prompt']}{one['text']}\n" in ran.out
+
+
+def sampled(run: TinyRun, *arguments: str | int) -> dict[str, object]:
+    """The only sample that the verb gives."""
+    (one,) = good("sample", run.folder, *arguments, "--json").json["samples"]
+    assert isinstance(one, dict)
+    return one
 
 
 def test_greedy_needs_no_seed(tiny_run: TinyRun) -> None:
     greedy = {
-        good("sample", tiny_run.folder, "x", "--bytes", 12, *setting, "--seed", seed, "--json").json["text"]
+        sampled(tiny_run, "x", "--bytes", 12, *map(str, setting), "--seed", seed)["text"]
         for seed in (1, 2)
         for setting in (("--temperature", 0), ("--temperature", 1e-300), ("--top-p", 1e-9))
     }
@@ -227,7 +243,9 @@ def test_sample_writes_at_most_so_many_bytes(tiny_run: TinyRun, subword_run: Tin
     for run, seed in ((tiny_run, 3), (subword_run, 3), (subword_run, 4), (subword_run, 5)):
         ran = good("sample", run.folder, "Fellow", "--bytes", size, "--seed", seed, "--json")
         assert ran.json["bytes"] == size, "ten steps do not teach to stop"
-        assert len(ran.json["text"].encode(errors="replace")) <= 3 * size  # what is no UTF-8 becomes three bytes
+        assert (
+            len(ran.json["samples"][0]["text"].encode(errors="replace")) <= 3 * size
+        )  # what is no UTF-8 becomes three bytes
         assert ran.out.startswith("Fellow")
 
 
@@ -235,9 +253,10 @@ def test_prompts_of_all_kinds(tiny_run: TinyRun, subword_run: TinyRun) -> None:
     for run in (tiny_run, subword_run):
         for prompt in ("", "é漢🙂", "a\nb", " "):
             ran = good("sample", run.folder, "--bytes", 2, "--json", "--", prompt)
-            assert ran.json["prompt"] == prompt
+            assert ran.json["samples"][0]["prompt"] == prompt
             assert ran.out.startswith(prompt)
-    assert good("sample", tiny_run.folder, "--bytes", 1, "--json", "--", "-5 degrees").json["prompt"] == "-5 degrees"
+    hyphen = good("sample", tiny_run.folder, "--bytes", 1, "--json", "--", "-5 degrees").json
+    assert hyphen["samples"][0]["prompt"] == "-5 degrees"
 
 
 def test_streamed_characters_are_whole() -> None:

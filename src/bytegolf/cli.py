@@ -149,7 +149,7 @@ def evaluate(
         int,
         Parameter(help="Score about this many tokens only: a subset, labelled as one. 0 = all.", validator=_COUNT),
     ] = 0,
-    batch: Annotated[int, Parameter(help="Windows in one forward pass; 0 = as configured.", validator=_COUNT)] = 0,
+    batch: Annotated[int, Parameter(help="Windows worked out at a time; 0 = as configured.", validator=_COUNT)] = 0,
     capacity: Annotated[
         Literal["exact", "bucketed", "fixed"] | None, Parameter(help="Room for chunks. By default as configured.")
     ] = None,
@@ -168,7 +168,9 @@ def evaluate(
     """Score an artifact in bits per byte.
 
     It is read from disk as it would be shipped, and scored over the full
-    validation split unless --limit is given.
+    validation split unless --limit is given. With --stride each window of
+    train.seq_len tokens is scored on its last ones only. What windows have in
+    common is then computed once, which changes no loss by more than rounding.
 
     Example: bytegolf eval runs/cpu-demo --stride 512
 
@@ -273,60 +275,72 @@ def segment(
 @app.command(sort_key=5)
 def sample(
     model: Model,
-    prompt: Annotated[str, Parameter(help="The text to continue.")] = "",
     /,
-    *,
+    *prompts: Annotated[str, Parameter(help="The texts to continue; none = begin a new one.")],
+    count: Annotated[int, Parameter(help="Samples of each prompt.", validator=validators.Number(gte=1))] = 1,
     bytes: Annotated[int, Parameter(help="Write at most this many bytes.", validator=_COUNT)] = 400,
     temperature: Annotated[float, Parameter(help="0 = always the likeliest token.")] = 0.8,
     top_p: Annotated[float, Parameter(help="Draw from the likeliest tokens of this total probability.")] = 0.95,
     seed: Annotated[
-        int, Parameter(help="The same seed gives the same text.", validator=validators.Number(gte=0, lt=1 << 63))
+        int,
+        Parameter(
+            help="Of the first sample; the next one's is 1 higher.", validator=validators.Number(gte=0, lt=1 << 62)
+        ),
     ] = 0,
     data: Data = None,
     json: Json = False,
 ) -> None:
-    """Continue a text.
+    """Continue texts.
 
     Token by token, until --bytes are written or the model ends the text. A
-    character that the last byte cuts in two is left out. There is room for every
-    chunk, also where the model was trained with a fixed capacity.
+    character that the last byte cuts in two is left out. Several samples are
+    drawn at once, in fp32, each from its own seed: alone, with that --seed, each
+    of them comes out the same. There is room for every chunk, also where the
+    model was trained with a fixed capacity.
 
     Example: bytegolf sample runs/cpu-demo "Fellow citizens" --bytes 300
+    Example: bytegolf sample runs/cpu-demo "Fellow citizens" "My" --count 8
 
-    JSON keys: prompt, text (what was added), bytes (drawn for it), seconds,
-    bytes_per_second, seed, temperature, top_p.
+    JSON keys: samples (a list of prompt, text: what was added, bytes drawn for
+    it, seed), bytes, seconds, bytes_per_second, temperature, top_p.
     """
     import time
 
     from bytegolf.infer.sample import as_text, generate
     from bytegolf.recipes import opening
 
-    opened = opening.open_model(model, data)
+    opened = opening.open_model(model, data, precision="fp32")
     opened.model.set_capacity("exact")  # a text has no length before it is written, so no share of it either
+    begun = [prompt for prompt in prompts or ("",) for _ in range(count)]
+    seeds = list(range(seed, seed + len(begun)))
+    found: list[list[builtins.bytes]] = [[] for _ in begun]
     started = time.perf_counter()
-    size = 0
-    written: list[str] = []
+    drawn = generate(opened.model, opened.tokenizer, begun, seeds, size=bytes, temperature=temperature, top_p=top_p)
 
-    pieces = generate(
-        opened.model, opened.tokenizer, prompt, size=bytes, temperature=temperature, top_p=top_p, seed=seed
-    )
-
-    def counted() -> Iterator[builtins.bytes]:
-        nonlocal size
-        for piece in pieces:
-            size += len(piece)
+    def kept() -> Iterator[builtins.bytes]:
+        for row, piece in drawn:
+            found[row].append(piece)
             yield piece
 
-    for piece in itertools.chain([prompt], as_text(counted())):
-        written.append(piece)
-        sys.stdout.write(piece)
-        sys.stdout.flush()
-    sys.stdout.write("\n")
+    if len(begun) == 1:  # as it comes
+        for text in itertools.chain(begun, as_text(kept())):
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        sys.stdout.write("\n")
+    else:
+        for _ in kept():
+            pass
     seconds = time.perf_counter() - started
-    text = "".join(written[1:])
-    settings = {"seed": seed, "temperature": temperature, "top_p": top_p}
+    samples = [
+        {"prompt": prompt, "text": "".join(as_text(pieces)), "bytes": sum(map(len, pieces)), "seed": number}
+        for prompt, pieces, number in zip(begun, found, seeds, strict=True)
+    ]
+    if len(begun) > 1:
+        for one in samples:
+            sys.stdout.write(f"--- seed {one['seed']}\n{one['prompt']}{one['text']}\n")
+    size = sum(len(piece) for pieces in found for piece in pieces)
     speed = {"bytes": size, "seconds": round(seconds, 3), "bytes_per_second": round(size / seconds, 1)}
-    _finish(json, {"prompt": prompt, "text": text, **speed, **settings})
+    _finish(json, {"samples": samples, **speed, "temperature": temperature, "top_p": top_p})
 
 
 @app.command(sort_key=6)

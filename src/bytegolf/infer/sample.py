@@ -1,14 +1,18 @@
-"""Text from a model, a token at a time through ``step``.
+"""Text from a model: the prompts in one pass, then a token at a time through ``step``, many sequences at once.
 
-Legend: B sequences, V alphabet.
+Each sequence draws from a generator of its own, seeded by its own number. So a sample does not depend on what is
+sampled beside it, but for rounding: matrix products over more rows may add up in another order.
+
+Legend: R sequences, V alphabet.
 """
 
 from __future__ import annotations
 
 import codecs
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -17,36 +21,45 @@ from bytegolf.data.tokenizer import Tokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.model.lm import LanguageModel
 
+BATCH = 32
+"""Sequences that are sampled at once, at most."""
+
 
 def choose(
-    logits: Float[Tensor, "B V"], temperature: float, top_p: float, generator: torch.Generator
-) -> Int[Tensor, " B"]:
-    """Draw a token a row from softmax(logits/temperature), cut to the smallest set of mass ``top_p``; 0 = greedy."""
+    logits: Float[Tensor, "R V"], temperature: float, top_p: float, draws: Float[Tensor, " R"]
+) -> Int[Tensor, " R"]:
+    """The token of each row at which softmax(logits/temperature), summed up, passes ``draws`` (uniform in [0, 1)).
+
+    The distribution is cut to the smallest set of tokens of mass ``top_p``. Temperature 0 is the likeliest token.
+    """
     if temperature <= 0:
         return logits.argmax(-1)
     logits = logits.double()
     # the largest logit is taken off first, so that a tiny temperature sharpens to greedy and not to NaN
-    probabilities = torch.softmax((logits - logits.max(-1, keepdim=True).values) / temperature, -1)
+    weights = torch.softmax((logits - logits.amax(-1, keepdim=True)) / temperature, -1)
+    order = None
     if top_p < 1:
-        ranked, order = probabilities.sort(-1, descending=True)
-        ranked = ranked.masked_fill(ranked.cumsum(-1) - ranked >= top_p, 0)  # keeps at least the likeliest
-        probabilities = torch.zeros_like(probabilities).scatter(-1, order, ranked)
-    return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
+        weights, order = weights.sort(dim=-1, descending=True, stable=True)
+        weights = weights.masked_fill(weights.cumsum(-1) - weights >= top_p, 0)  # keeps at least the likeliest
+    sums = weights.cumsum(-1)
+    chosen = torch.searchsorted(sums, draws.unsqueeze(-1) * sums[:, -1:], right=True)
+    return (chosen if order is None else order.gather(-1, chosen)).squeeze(-1)
 
 
 def generate(
     model: LanguageModel,
     tokenizer: Tokenizer,
-    prompt: str,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
     *,
     size: int,
     temperature: float = 0.8,
     top_p: float = 0.95,
-    seed: int = 0,
-) -> Iterator[bytes]:
-    """Continue ``prompt``, yielding the bytes of each new token, until ``size`` bytes are out or the text ends.
+) -> Iterator[tuple[int, bytes]]:
+    """Continue each of ``prompts``, with the seed of the same place, until ``size`` bytes are out or the text ends.
 
-    Special tokens other than the end are never drawn. The same arguments give the same bytes.
+    Yields the bytes of each new token, with the place of its prompt. Special tokens other than the end are never
+    drawn. The same arguments give the same bytes.
 
     Raises BytegolfError for a temperature below 0, a top_p outside (0, 1], a size below 0, or a prompt that is no
     text.
@@ -57,43 +70,70 @@ def generate(
         raise BytegolfError(f"top-p is {top_p}: give a share above 0 and up to 1")
     if size < 0:
         raise BytegolfError(f"bytes is {size}: give 0 or more")
-    try:
-        prompt.encode()
-    except UnicodeEncodeError as error:
-        raise BytegolfError(f"the prompt is not UTF-8 (character {error.start}): give text") from error
-    return _generate(model, tokenizer, prompt, size, temperature, top_p, seed)
+    for prompt in prompts:
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as error:
+            raise BytegolfError(f"the prompt is not UTF-8 (character {error.start}): give text") from error
+    pairs = list(zip(prompts, seeds, strict=True))
+    return (
+        (start + row, piece)
+        for start in range(0, len(pairs), BATCH)
+        for row, piece in _generate(model, tokenizer, pairs[start : start + BATCH], size, temperature, top_p)
+    )
 
 
 @torch.inference_mode()
 def _generate(
-    model: LanguageModel, tokenizer: Tokenizer, prompt: str, size: int, temperature: float, top_p: float, seed: int
-) -> Iterator[bytes]:
-    generator = torch.Generator().manual_seed(seed)
-    state = model.start(1)
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    pairs: list[tuple[str, int]],
+    size: int,
+    temperature: float,
+    top_p: float,
+) -> Iterator[tuple[int, bytes]]:
+    if not size:
+        return
+    generators = [torch.Generator().manual_seed(seed) for _, seed in pairs]
     device = model.embedding.weight.device
-    previous = tokenizer.BOS
-    logits = torch.empty(0)
-    for token in (tokenizer.BOS, *tokenizer.encode(prompt).tolist()):
-        logits, previous = model.step(torch.tensor([token], device=device), state), token
-    written = 0
-    while written < size:
+    begun = [[tokenizer.BOS, *tokenizer.encode(prompt).tolist()] for prompt, _ in pairs]
+    counts = np.array([len(tokens) for tokens in begun])
+    longest = int(counts.max())
+    padded = torch.tensor([tokens + [tokenizer.PAD] * (longest - len(tokens)) for tokens in begun], device=device)
+    state = model.start(len(pairs), longest + size)
+    logits = model.extend(padded, state, counts=None if (counts == longest).all() else counts)
+    logits = logits[torch.arange(len(pairs)), torch.from_numpy(counts - 1)]
+
+    rows = np.arange(len(pairs))
+    previous = [tokens[-1] for tokens in begun]
+    written = [0] * len(pairs)
+    while True:
         logits = logits.cpu()
         logits[:, [tokenizer.PAD, tokenizer.UNK]] = float("-inf")
-        token = int(choose(logits, temperature, top_p, generator))
-        if token in (tokenizer.BOS, tokenizer.EOS):  # the next document begins: this one is over
+        draws = torch.cat([torch.rand(1, dtype=torch.float64, generator=generators[row]) for row in rows])
+        going, following = [], []
+        for row, token in zip(rows.tolist(), choose(logits, temperature, top_p, draws).tolist(), strict=True):
+            if token in (tokenizer.BOS, tokenizer.EOS):  # the next document begins: this one is over
+                continue
+            piece = tokenizer.decode([token], previous[row])[: size - written[row]]
+            previous[row] = token
+            written[row] += len(piece)
+            yield row, piece
+            if written[row] < size:
+                going.append(row)
+                following.append(token)
+        if not going:
             return
-        piece = tokenizer.decode([token], previous)[: size - written]
-        written += len(piece)
-        yield piece
-        logits, previous = model.step(torch.tensor([token], device=device), state), token
+        rows = np.array(going)
+        logits = model.step(torch.tensor(following, device=device), state, rows if len(rows) < len(pairs) else None)
 
 
-def as_text(pieces: Iterator[bytes]) -> Iterator[str]:
+def as_text(pieces: Iterable[bytes]) -> Iterator[str]:
     """Bytes as text for streaming: a character is held back until it is whole; what is no UTF-8 becomes �.
 
     A character that is still incomplete at the end is left out: a limit in bytes cut it off.
 
-    >>> list(as_text(iter([b"caf", b"\\xc3", b"\\xa9", b"\\xff", b"\\xe2\\x82"])))
+    >>> list(as_text([b"caf", b"\\xc3", b"\\xa9", b"\\xff", b"\\xe2\\x82"]))
     ['caf', 'é', '�']
     """
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
