@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import jaxtyping
@@ -19,7 +19,7 @@ import torch
 from commands import flat_run, subword_run, tiny_data, tiny_run, two_level_run  # noqa: F401  (fixtures for all)
 
 if TYPE_CHECKING:
-    from bytegolf.config import NetworkConfig
+    from bytegolf.config import ModelConfig, NetworkConfig
     from bytegolf.model.lm import LanguageModel
 
 # as mypy does, an int passes where a float is asked for
@@ -38,7 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore::beartype.roar.BeartypeDecorHintPep585DeprecationWarning")
 
 
-TINY = ("flat", "flat-local", "one-level", "two-level")
+TINY = ("flat", "flat-local", "one-level", "two-level", "ngrams")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -76,11 +76,19 @@ def tiny_network(name: str) -> NetworkConfig:
         return stage(4)
     if name == "flat-local":
         return stage(3, window=8)
-    if name == "one-level":
+    if name in ("one-level", "ngrams"):
         return LevelConfig(stage(2, window=8), RouterConfig(4.0, grad_scale=0.75), stage(3), stage(2, window=8))
     assert name == "two-level"
     inner = LevelConfig(stage(1, 48), RouterConfig(2.0), stage(3, 64), stage(1, 48, window=4))
     return LevelConfig(stage(1, window=8), RouterConfig(3.0), inner, stage(1))
+
+
+def tiny_model(name: str, **settings: Any) -> ModelConfig:
+    """A model around one of the networks of ``TINY``."""
+    from bytegolf.config import ModelConfig, NgramConfig
+
+    ngrams = NgramConfig(longest=4, bits=8, dim=8) if name == "ngrams" else NgramConfig()
+    return ModelConfig(tiny_network(name), ngrams=ngrams, **settings)
 
 
 ModelMaker = Callable[..., "LanguageModel"]
@@ -89,13 +97,11 @@ ModelMaker = Callable[..., "LanguageModel"]
 @pytest.fixture
 def make_model() -> ModelMaker:
     """``make_model(name, reset_at_bos=False, seed=0)``: a tiny model with no tensor at a special value."""
-    from bytegolf.config import ModelConfig
     from bytegolf.model.lm import LanguageModel
 
     def make(name: str, reset_at_bos: bool = False, seed: int = 0) -> LanguageModel:
         torch.manual_seed(seed)
-        config = ModelConfig(tiny_network(name), embed_std=0.5, reset_at_bos=reset_at_bos)
-        model = LanguageModel(config)
+        model = LanguageModel(tiny_model(name, embed_std=0.5, reset_at_bos=reset_at_bos))
         scatter(model)
         return model
 

@@ -12,7 +12,7 @@ from test_bpb import BYTES, random_tokens, stream_of
 
 from bytegolf.analyze.boundaries import BoundaryStats
 from bytegolf.analyze.segment import collector
-from bytegolf.config import LevelConfig, ModelConfig, RouterConfig, StageConfig
+from bytegolf.config import LevelConfig, ModelConfig, NgramConfig, RouterConfig, StageConfig
 from bytegolf.evaluate import sliding
 from bytegolf.evaluate.bpb import score
 from bytegolf.evaluate.sliding import last_losses
@@ -25,6 +25,7 @@ def stage(layers: int, window: int = 0, dim: int = 32) -> StageConfig:
 
 NETWORKS = {
     **{name: tiny_network(name) for name in TINY},
+    "local ngrams": tiny_network("flat-local"),
     "no outer blocks": LevelConfig(stage(0), RouterConfig(4.0), stage(3), stage(0)),
     "full outer attention": LevelConfig(stage(2), RouterConfig(4.0), stage(2), stage(3)),
     "local main": LevelConfig(stage(1, 4), RouterConfig(4.0), stage(3, 4, 48), stage(1, 8)),
@@ -35,7 +36,8 @@ NETWORKS = {
 
 
 def model_of(name: str, reset: bool) -> LanguageModel:
-    model = LanguageModel(ModelConfig(NETWORKS[name], embed_std=0.5, reset_at_bos=reset))
+    ngrams = NgramConfig(longest=6, bits=8, dim=8) if "ngrams" in name else NgramConfig()
+    model = LanguageModel(ModelConfig(NETWORKS[name], embed_std=0.5, reset_at_bos=reset, ngrams=ngrams))
     scatter(model)
     return model
 

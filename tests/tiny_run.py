@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from conftest import tiny_network
+from conftest import tiny_model
 
-from bytegolf.config import Config, DataConfig, EvalConfig, ModelConfig, OptimConfig, TrainConfig
+from bytegolf.config import Config, DataConfig, EvalConfig, OptimConfig, TrainConfig
 from bytegolf.data.shards import ShardWriter, TokenStream, shard_paths
 from bytegolf.data.tokenizer import ByteTokenizer
 from bytegolf.model.lm import LanguageModel
@@ -58,7 +58,7 @@ def tiny_config(network: str = "one-level", optim: OptimConfig = OPTIM, **train:
         "device": "cpu",
         **train,
     }
-    model = ModelConfig(tiny_network(network))
+    model = tiny_model(network)
     return Config("tiny", "a test", model, TrainConfig(**settings), DataConfig(), optim, EvalConfig(batch=4))
 
 

@@ -171,6 +171,15 @@ def levels(network: NetworkConfig) -> list[LevelConfig]:
 
 
 @dataclass(frozen=True)
+class NgramConfig(Ranged):
+    """Hash n-gram embeddings beside the tokens' own (BLT, arXiv 2412.09871)."""
+
+    longest: int = doc("n-grams of 2 to so many tokens are looked up at each position; 1 = none", 1, least=1, most=32)
+    bits: int = doc("each length has a table of 2^bits rows, which n-grams share by their hash", 15, least=4, most=24)
+    dim: int = doc("width of a row", 64, least=1)
+
+
+@dataclass(frozen=True)
 class ModelConfig(Ranged):
     """A language model: tied embedding, a network, softcapped logits (S0)."""
 
@@ -179,6 +188,7 @@ class ModelConfig(Ranged):
     embed_std: float = doc("standard deviation of the initial embedding", 0.005, above=0)
     softcap: float = doc("logits z become softcap·tanh(z/softcap); 0 = off", 30.0, least=0)
     reset_at_bos: bool = doc("attention and chunking start afresh at every BOS token", False)
+    ngrams: NgramConfig = doc("embeddings of the n-grams that end at a position", NgramConfig())
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -266,6 +276,8 @@ class OptimConfig(Ranged):
         "learning rate of Adam on the routers' matrices; 0 = Muon, as on the others (S2)", 0.0, least=0
     )
     scalar_lr: float = doc("learning rate of Adam on vectors and scalars", 0.04, least=0)
+    ngram_lr: float = doc("learning rate of the n-gram tables", 0.05, least=0)
+    ngram_beta: float = doc("decay of their mean squared gradients, in steps that touch a row", 0.99, least=0, below=1)
     adam_beta1: float = doc("Adam's β₁", 0.9, least=0, below=1)
     adam_beta2: float = doc("Adam's β₂", 0.95, least=0, below=1)
     adam_eps: float = doc("Adam's ε", 1e-8, above=0)

@@ -2,9 +2,10 @@
 
 What a window gives for its last positions is what a full forward pass of it would. That rests on four facts:
 
-- A stage of local attention sees only the last ``Stage.halo`` positions, and rotary positions are relative. So an
-  encoder's output is the same in every window, but for a window's first positions, which have less before them: those
-  are computed for each window ("heads"), all others once for the whole stretch of text.
+- A stage of local attention sees only the last ``Stage.halo`` positions, an embedding the last ``lookback`` ids, and
+  rotary positions are relative. So an encoder's output is the same in every window, but for a window's first
+  positions, which have less before them: those are computed for each window ("heads"), all others once for the whole
+  stretch of text.
 - Where chunks begin follows from the encoder's output, and a window's first position always opens one.
 - A main network that attends to everything depends on where the window starts, at every layer. It runs on each
   window's chunks; its last block only where the scored positions look.
@@ -25,8 +26,9 @@ from torch import Tensor
 
 from bytegolf.model.capacity import EXACT
 from bytegolf.model.chunk import Chunks, smooth
+from bytegolf.model.embed import BOS
 from bytegolf.model.hnet import Level
-from bytegolf.model.lm import BOS, Forward, LanguageModel
+from bytegolf.model.lm import Forward, LanguageModel
 from bytegolf.model.stage import Stage
 from bytegolf.model.trace import LevelTrace
 
@@ -57,12 +59,13 @@ def _flat(
     model: LanguageModel, stage: Stage, tokens: Int[Tensor, " S"], length: int, stride: int
 ) -> Float[Tensor, "N n D"]:
     halo = stage.halo()
-    if halo is not None and halo + stride <= length:
-        text = tokens[length - stride - halo :].unsqueeze(0)
-        out = stage.tail(model._embed(text), _documents(model, text), text.shape[1] - halo)
+    if halo is not None and halo + model.lookback + stride <= length:
+        before = halo + model.lookback
+        text = tokens[length - stride - before :].unsqueeze(0)
+        out = stage.tail(model.embed(text), _documents(model, text), text.shape[1] - before)
         return torch.unflatten(out[0], 0, (-1, stride))
     text = tokens.unfold(0, length, stride)
-    return stage.tail(model._embed(text), _documents(model, text), stride)
+    return stage.tail(model.embed(text), _documents(model, text), stride)
 
 
 def _documents(model: LanguageModel, tokens: Int[Tensor, "N L"]) -> Int[Tensor, "N L"] | None:
@@ -106,8 +109,9 @@ def _encode(
     which of them is its own, its p, and whether a chunk starts there.
     """
     halo = level.encoder.halo()
-    # one more than the halo: p compares a position with the one before it, which is a head for the last of these
-    size = length if halo is None or halo + 1 + stride >= length else halo + 1
+    # one more than the reach: p compares a position with the one before it, which is a head for the last of these
+    reach = length if halo is None else halo + model.lookback + 1
+    size = length if reach + stride >= length else reach
     count = (len(tokens) - length) // stride + 1
     device = tokens.device
     heads, p, boundary = _routed(model, level, tokens.unfold(0, size, stride)[:count])
@@ -128,6 +132,6 @@ def _routed(
 ) -> tuple[Float[Tensor, "N L D"], Float[Tensor, "N L"], Bool[Tensor, "N L"]]:
     """The encoder's output, p and the boundaries of ``tokens``, as ``Level.forward`` works them out."""
     documents = _documents(model, tokens)
-    encoded = level.encoder(model._embed(tokens), documents)
+    encoded = level.encoder(model.embed(tokens), documents)
     p, boundary = level.router(encoded, tokens == BOS if documents is not None else None)
     return encoded, p, boundary

@@ -1,4 +1,4 @@
-"""The language model: tied embedding, a flat or hierarchical network, softcapped logits.
+"""The language model: tied embedding and n-gram embeddings, a flat or hierarchical network, softcapped logits.
 
 Legend: B batch, L positions, V alphabet, D width.
 """
@@ -22,12 +22,10 @@ from bytegolf.config import CapacityMode, LevelConfig, ModelConfig, check_fixed_
 from bytegolf.errors import BytegolfError
 from bytegolf.model import ops
 from bytegolf.model.cache import Rows, StageState
+from bytegolf.model.embed import BOS, NOTHING, NgramEmbedding
 from bytegolf.model.hnet import Level, LevelState, build_network
 from bytegolf.model.router import surprisal_loss
 from bytegolf.model.trace import LevelTrace, StepTrace
-
-BOS = 1
-"""Id of the token that starts every document, in every tokenizer here (formats.md)."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +49,8 @@ class ModelState:
     network: StageState | LevelState
     traces: list[StepTrace]
     """of the last step, outermost level first"""
+    history: Int[Tensor, "B H"]
+    """the last ids of each sequence, as far back as an n-gram reaches (H = 0 without n-grams)"""
     length: int | None = None
     """how many tokens it takes, under a fixed capacity (None: any number)"""
 
@@ -67,10 +67,26 @@ class LanguageModel(nn.Module):
         self.precision = torch.float32
         self.embedding = nn.Embedding(config.vocab_size, outer_dim(config.network))
         nn.init.normal_(self.embedding.weight, std=config.embed_std)
+        self.ngrams = NgramEmbedding(config.ngrams, outer_dim(config.network)) if config.ngrams.longest > 1 else None
         self.network = build_network(config.network)
 
-    def _embed(self, ids: Tensor) -> Tensor:
-        return ops.normed_embedding(ids, self.embedding.weight, self.precision)
+    @property
+    def lookback(self) -> int:
+        """How many ids before its own a position's embedding depends on."""
+        return self.ngrams.context if self.ngrams else 0
+
+    def embed(self, ids: Int[Tensor, "B L"], history: Int[Tensor, "B H"] | None = None) -> Float[Tensor, "B L D"]:
+        """The network's input for ``ids``, which come after ``history`` (H = ``lookback``; None: after nothing)."""
+        x = ops.normed_embedding(ids, self.embedding.weight, self.precision)
+        if self.ngrams is None:
+            return x
+        if history is None:
+            history = self._no_history(len(ids))
+        found: Tensor = self.ngrams(torch.cat((history, ids), 1), self.config.reset_at_bos, self.precision)
+        return x + found
+
+    def _no_history(self, batch: int) -> Int[Tensor, "B H"]:
+        return torch.full((batch, self.lookback), NOTHING, device=self.embedding.weight.device)
 
     def _project(self, x: Tensor) -> Tensor:
         return F.linear(x, self.embedding.weight.to(x.dtype))
@@ -83,7 +99,7 @@ class LanguageModel(nn.Module):
         if not ids.numel():
             raise BytegolfError(f"a batch of {ids.shape[0]} sequences of {ids.shape[1]} tokens is empty: give some")
         documents = (ids == BOS).cumsum(1) if self.config.reset_at_bos else None
-        x = self._embed(ids)
+        x = self.embed(ids)
         traces: list[LevelTrace] = []
         x = self.network(x, documents, None, traces)
         return Forward(self._project(x), traces)
@@ -148,7 +164,7 @@ class LanguageModel(nn.Module):
                 "steps are to go up to, or set the capacity to exact"
             )
         state = self.network.start(batch, self.embedding.weight.device, self.precision, length)
-        return ModelState(state, [], length if fixed else None)
+        return ModelState(state, [], self._no_history(batch), length if fixed else None)
 
     @torch.no_grad()
     def step(self, ids: Int[Tensor, " R"], state: ModelState, rows: Rows | None = None) -> Float[Tensor, "R V"]:
@@ -191,8 +207,22 @@ class LanguageModel(nn.Module):
 
     def _extend(self, ids: Tensor, state: ModelState, rows: Rows | None, counts: Rows | None) -> Tensor:
         """``extend`` by tokens of which none but a row's first starts a document, and none of no tokens."""
-        x = self.network.extend(self._embed(ids), state.network, rows, counts, state.traces)
+        x = self.network.extend(self._embed_next(ids, state, rows, counts), state.network, rows, counts, state.traces)
         return self.cap(self._project(x))
+
+    def _embed_next(self, ids: Tensor, state: ModelState, rows: Rows | None, counts: Rows | None) -> Tensor:
+        """``embed`` for tokens that come after those of ``state``, which remembers them."""
+        if not self.lookback:
+            return self.embed(ids)
+        every = slice(None) if rows is None else torch.from_numpy(rows)
+        history = state.history[every]
+        x = self.embed(ids, history)
+        latest = torch.cat((history, ids), 1)
+        if counts is not None:
+            last = torch.from_numpy(counts).to(ids.device).unsqueeze(1)
+            latest = latest.gather(1, last + torch.arange(self.lookback, device=ids.device))
+        state.history[every] = latest[:, -self.lookback :]
+        return x
 
 
 def _check_length(state: ModelState, rows: Rows | None, more: Rows | int) -> None:

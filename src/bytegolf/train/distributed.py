@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import nn
 
 from bytegolf.errors import BytegolfError
+from bytegolf.model.embed import NgramEmbedding
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,9 @@ class World:
     def wrap(self, model: nn.Module) -> nn.Module:
         """The model, with gradients averaged over the ranks during backward."""
         if self.size == 1:
+            for module in model.modules():
+                if isinstance(module, NgramEmbedding):
+                    module.sparse_gradients = True  # nccl could reduce dense ones only
             return model
         ids = [self.device.index] if self.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)

@@ -168,7 +168,7 @@ class Trainer:
         loss, figures = self._gradients(torch.from_numpy(inputs), torch.from_numpy(targets))
         self._window.add(loss, figures, targets.size, size)
         if self.config.train.grad_clip:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.grad_clip)
+            self.optimizer.clip(self.config.train.grad_clip)
         self.optimizer.step(factor, self.progress.step)
         self.optimizer.zero_grad()
         if self.average:

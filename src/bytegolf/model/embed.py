@@ -1,0 +1,77 @@
+"""Hash n-gram embeddings: each position also looks up vectors of the n-grams that end at it.
+
+After BLT (Pagnoni et al., arXiv 2412.09871, section 3.2.1), where a rolling hash of the last n bytes picks a row of a
+table for each n. Ours are concatenated and pass through one linear map, so that rows can be narrow.
+
+Legend: B batch, L positions, N lengths of n-grams (2 … longest), E width of a row, D width of the network.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from bytegolf.config import NgramConfig
+from bytegolf.model.layers import Linear
+
+BOS = 1
+"""Id of the token that starts every document, in every tokenizer here (formats.md)."""
+
+NOTHING = -1
+"""What stands for the tokens before the first."""
+
+_BASE = 1_000_003
+"""Base of the polynomial hash."""
+
+_MIXER = -7_046_029_254_386_353_131
+"""2⁶⁴/φ, odd, as a signed integer: Fibonacci hashing takes the highest bits of a key's product with it."""
+
+
+class NgramEmbedding(nn.Module):
+    """The sum over n of a learned map of ``tables[n][hash(last n ids)]``.
+
+    The tables start at zero, so that an n-gram which was never seen adds nothing. With ``sparse_gradients`` the table's
+    gradient holds the rows of a batch only.
+    """
+
+    def __init__(self, config: NgramConfig, dim: int) -> None:
+        super().__init__()
+        self.config = config
+        self.lengths = config.longest - 1
+        self.table = nn.Parameter(torch.zeros(self.lengths << config.bits, config.dim))
+        self.proj = Linear(self.lengths * config.dim, dim)
+        self.sparse_gradients = False
+
+    @property
+    def context(self) -> int:
+        """How many ids before its own a position's n-grams reach back."""
+        return self.config.longest - 1
+
+    def rows(self, ids: Int[Tensor, "B M"], reset_at_bos: bool) -> Int[Tensor, "B L N"]:
+        """The table's row for each n-gram that ends at one of the last L = M − context positions.
+
+        An id of ``NOTHING`` stands before the first token; with ``reset_at_bos`` all ids before a BOS count as that.
+        """
+        length = ids.shape[1] - self.context
+        shifted = [ids[:, self.context - back :][:, :length] + 1 for back in range(self.context + 1)]
+        rows = []
+        key, power = shifted[0], 1
+        crossed = torch.zeros_like(key, dtype=torch.bool)
+        for index in range(self.lengths):
+            power = (power * _BASE) % (1 << 62)
+            earlier = shifted[index + 1]
+            if reset_at_bos:
+                crossed = crossed | (shifted[index] == BOS + 1)
+                earlier = earlier.masked_fill(crossed, NOTHING + 1)
+            key = key + earlier * power  # wraps around, as hashes do
+            mixed = (key * _MIXER) >> (64 - self.config.bits)
+            rows.append((mixed & ((1 << self.config.bits) - 1)) + (index << self.config.bits))
+        return torch.stack(rows, -1)
+
+    def forward(self, ids: Int[Tensor, "B M"], reset_at_bos: bool, precision: torch.dtype) -> Float[Tensor, "B L D"]:
+        """The embedding of the last L = M − context positions of ``ids`` in ``precision``."""
+        rows = self.rows(ids, reset_at_bos)
+        vectors = F.embedding(rows, self.table, sparse=self.sparse_gradients)
+        return self.proj(vectors.flatten(-2).to(precision))  # type: ignore[no-any-return]
