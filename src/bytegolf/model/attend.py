@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd import Function
 
-from bytegolf.model import native, ops
+from bytegolf.model import native
+from bytegolf.model.functions import NORM_EPS, apply, first_order, wide
 
 
 @dataclass(frozen=True)
@@ -53,14 +54,14 @@ def _problem(packed: Tensor, gain: Tensor, documents: Tensor | None, heads: Head
     batch, length, _ = packed.shape
     cos, sin = _table(1 << (length - 1).bit_length(), heads.width, heads.base, gain.dtype)
     sizes = (batch, length, heads.heads, heads.groups, heads.width, heads.window)
-    return [packed, cos, sin, gain, documents, *sizes, ops.NORM_EPS]
+    return [packed, cos, sin, gain, documents, *sizes, NORM_EPS]
 
 
 class _Attend(Function):
     @staticmethod
     def forward(ctx: Any, packed: Tensor, q_gain: Tensor, documents: Tensor | None, heads: Heads) -> Tensor:
         batch, length, _ = packed.shape
-        gain = q_gain.detach().to(torch.promote_types(packed.dtype, torch.float32))
+        gain = q_gain.detach().to(wide(packed.dtype))
         ids = None if documents is None else documents.to(torch.int32).contiguous()
         packed = packed.contiguous()
         out = packed.new_empty(batch, length, heads.heads * heads.width)
@@ -71,6 +72,7 @@ class _Attend(Function):
         return out
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
         packed, gain, ids, out, log_total = ctx.saved_tensors
         d_packed = torch.empty_like(packed)
@@ -87,4 +89,4 @@ def attend(
 
     A query's scores carry its head's ``q_gain``·K^−½; none sees a key of another of the ``documents``.
     """
-    return cast("Tensor", _Attend.apply(packed, q_gain, documents, heads))  # type: ignore[no-untyped-call]
+    return apply(_Attend, packed, q_gain, documents, heads)

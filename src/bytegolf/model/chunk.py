@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from bytegolf.model import ops
+from bytegolf.model import dechunk, native, ops
 from bytegolf.model.capacity import EXACT, Capacity
 
 P_FLOOR = 1e-4
@@ -67,7 +67,8 @@ class Chunks:
 
     def select(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B C D"]:
         """The vector at each chunk's start (S2: downsampling keeps the boundary positions)."""
-        return ops.select_rows(x, self.starts, self.chunk_of, self.boundary)
+        layout = (self.starts, self.chunk_of, self.boundary)
+        return dechunk.select(x, *layout) if native.usable(x) else ops.select_rows(x, *layout)
 
     def select_values(self, x: Tensor) -> Tensor:
         """The same for one value a position, (B, L) → (B, C)."""
@@ -78,6 +79,24 @@ class Chunks:
         size = z.shape[1]
         offset = torch.arange(z.shape[0], device=z.device).unsqueeze(1) * size
         return F.embedding(self.chunk_of + offset, z.flatten(0, 1))
+
+    def dechunk(
+        self,
+        z: Float[Tensor, "B C D"],
+        p: Float[Tensor, "B L"],
+        residual: Float[Tensor, "B L D"],
+        first: Bool[Tensor, "B L"] | None = None,
+    ) -> Float[Tensor, "B L D"]:
+        """The residual plus each position's smoothed chunk, which ``p`` gets gradients through twice (S2).
+
+        Once as the weights of the smoothing, at chunk starts, and once as the confidence, at all positions. ``first``
+        marks the positions where a document starts.
+        """
+        if native.usable(z, residual):
+            return dechunk.dechunk(z, p, residual, self.boundary, first, P_FLOOR)
+        fresh = self.select_values(first) if first is not None else None
+        smoothed = self.expand(smooth(z, self.select_values(p), fresh))
+        return smoothed * confidence(p, self.boundary).unsqueeze(-1).to(z.dtype) + residual
 
 
 def confidence(p: Float[Tensor, "B L"], boundary: Bool[Tensor, "B L"]) -> Float[Tensor, "B L"]:

@@ -21,7 +21,7 @@ from bytegolf.config import LevelConfig, NetworkConfig, StageConfig, outer_dim
 from bytegolf.model import ops
 from bytegolf.model.cache import Rows, StageState
 from bytegolf.model.capacity import Capacity
-from bytegolf.model.chunk import Chunks, confidence, smooth, smooth_on
+from bytegolf.model.chunk import Chunks, smooth_on
 from bytegolf.model.layers import Linear
 from bytegolf.model.router import CosineRouter, ratio_loss
 from bytegolf.model.stage import Stage
@@ -101,10 +101,8 @@ class Level(nn.Module):
         inner_documents = chunks.select_values(documents) if documents is not None else None
         z = self.main(z, inner_documents, chunks.valid, traces)
         z = z[..., : encoded.shape[-1]]
-        fresh = chunks.select_values(first) if first is not None else None
-        z = chunks.expand(smooth(z, chunks.select_values(p), fresh))
-        y = z * confidence(p, chunks.boundary).unsqueeze(-1).to(z.dtype)
-        y = ops.scale_gradient(y + self.residual(encoded), settings.grad_scale)
+        y = chunks.dechunk(z, p, self.residual(encoded), first)
+        y = ops.scale_gradient(y, settings.grad_scale)
         return self.decoder(y, documents)  # type: ignore[no-any-return]
 
     def start(self, batch: int, device: torch.device, dtype: torch.dtype, length: int | None = None) -> LevelState:
