@@ -2,6 +2,7 @@
 
     python benchmarks/attention.py
     python benchmarks/attention.py --repeats 30 --dtype float32 --match window
+    OMP_NUM_THREADS=1 python benchmarks/attention.py --clock cpu      # on a machine that others use
 
 From the packed projection to the merged heads, so without the linear maps around. Medians of alternating runs, in
 milliseconds; GFLOP/s counts the products of the scores that the mask lets through, twice that in the backward pass.
@@ -12,11 +13,11 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
 
 import torch
 from measuring import machine, table
 from torch import Tensor
+from train_step import CLOCKS
 
 from bytegolf.config import StageConfig
 from bytegolf.model import native
@@ -37,16 +38,17 @@ SHAPES = {
 }
 
 
-def passes(packed: Tensor, module: Attention, heads: Heads, g: Tensor, fast: bool) -> tuple[float, float]:
+def passes(packed: Tensor, module: Attention, heads: Heads, g: Tensor, fast: bool, clock: str) -> tuple[float, float]:
     """Seconds of one forward and one backward pass."""
-    started = time.perf_counter()
+    now = CLOCKS[clock]
+    started = now()
     out = attend(packed, module.q_gain, None, heads) if fast else module._attend(packed, None)
-    halfway = time.perf_counter()
+    halfway = now()
     torch.autograd.grad(out, (packed, module.q_gain), g)
-    return halfway - started, time.perf_counter() - halfway
+    return halfway - started, now() - halfway
 
 
-def measure(shape: tuple[int, ...], dtype: torch.dtype, repeats: int) -> dict[str, float]:
+def measure(shape: tuple[int, ...], dtype: torch.dtype, repeats: int, clock: str) -> dict[str, float]:
     """Median milliseconds of both forms, and the native form's rate."""
     batch, length, queries, groups, width, window = shape
     module = Attention(StageConfig(1, queries * width, queries, groups, window=window))
@@ -56,7 +58,7 @@ def measure(shape: tuple[int, ...], dtype: torch.dtype, repeats: int) -> dict[st
     spent: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
     for _ in range(repeats + 1):
         for fast in spent:
-            spent[fast].append(passes(packed, module, heads, g, fast))
+            spent[fast].append(passes(packed, module, heads, g, fast, clock))
     plain, fast = ([1000 * statistics.median(part) for part in zip(*spent[key], strict=True)] for key in (False, True))
     seen = sum(min(i + 1, window or length) for i in range(length))
     flops = 3 * 4 * batch * queries * width * seen
@@ -75,13 +77,16 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--match", default="", help="only the shapes whose name contains this")
+    parser.add_argument("--clock", default="wall", choices=list(CLOCKS), help="cpu: processor time of all threads")
     arguments = parser.parse_args()
     if reason := native.why_not():
         raise SystemExit(reason)
     chosen = {name: shape for name, shape in SHAPES.items() if arguments.match in name}
     dtype = getattr(torch, arguments.dtype)
-    rows = [{"shape": name, **measure(shape, dtype, arguments.repeats)} for name, shape in chosen.items()]
-    print(f"{machine()}, {arguments.dtype}\n\n{table(rows)}")
+    rows = [
+        {"shape": name, **measure(shape, dtype, arguments.repeats, arguments.clock)} for name, shape in chosen.items()
+    ]
+    print(f"{machine()}, {arguments.dtype}, {arguments.clock} clock\n\n{table(rows)}")
     print(json.dumps(rows))
 
 

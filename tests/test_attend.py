@@ -93,7 +93,7 @@ def test_is_the_plain_form(
     packed, gains = inputs(batch, length, heads, torch.float32, gain)
     documents = documents_of(batch, length, kind)
     for got, wanted in both(packed, gains, documents, heads):
-        assert (got - wanted).norm() <= 1e-5 * gain * (1 + wanted.norm())
+        assert (got - wanted).norm() <= gain * (1e-4 + 1e-5 * wanted.norm())  # a gain's is a sum that may cancel
     with torch.no_grad():
         rounded, exact = (
             attend(packed.to(dtype), gains, documents, heads) for dtype in (torch.bfloat16, torch.float32)

@@ -30,8 +30,10 @@ template <> constexpr i64 IN_CELL<uint32_t> = 2;
 
 #ifdef __AVX512F__
 constexpr int VECTOR_BYTES = 64, ROWS = 8;  // 8 × 2 sums of 32 registers
-#else
+#elif defined __AVX__
 constexpr int VECTOR_BYTES = 32, ROWS = 4;  // 4 × 2 sums of 16 registers
+#else
+constexpr int VECTOR_BYTES = 16, ROWS = 4;
 #endif
 template <typename W> struct VectorOf;
 template <> struct VectorOf<float> { typedef float type __attribute__((vector_size(VECTOR_BYTES))); };
@@ -116,16 +118,13 @@ inline void pack_across(const float* x, i64 x_row, i64 rows, i64 n, uint32_t* y,
 // 2^x for x ≤ 1 or so, exactly 0 below 2^−126: the Taylor series to 2e-6 for bf16 cells, 1e-8 for fp32.
 template <typename C> inline float exp2_of(float x) {
   const float n = std::nearbyint(x < -126.0f ? -126.0f : x), f = x - n;
-  float p = 1.3333558e-3f;
-  if (IN_CELL<C> == 1) {
-    p = std::fma(1.5252734e-5f, f, 1.5403530e-4f);
-    p = std::fma(p, f, 1.3333558e-3f);
-  }
-  p = std::fma(p, f, 9.6181291e-3f);
-  p = std::fma(p, f, 5.5504109e-2f);
-  p = std::fma(p, f, 2.4022651e-1f);
-  p = std::fma(p, f, 6.9314718e-1f);
-  p = std::fma(p, f, 1.0f);
+  float p = 1.3333558e-3f;  // the compiler contracts p·f + c where the CPU can; std::fma would call a function elsewhere
+  if (IN_CELL<C> == 1) p = (1.5252734e-5f * f + 1.5403530e-4f) * f + p;
+  p = p * f + 9.6181291e-3f;
+  p = p * f + 5.5504109e-2f;
+  p = p * f + 2.4022651e-1f;
+  p = p * f + 6.9314718e-1f;
+  p = p * f + 1.0f;
   const float y = p * __builtin_bit_cast(float, (static_cast<int32_t>(n) + 127) << 23);
   return x < -126.0f ? 0.0f : y;
 }
