@@ -104,12 +104,12 @@ class Attention(nn.Module):
         self, x: Float[Tensor, "B L D"], documents: Int[Tensor, "B L"] | None, keep: int
     ) -> Float[Tensor, "B N D"]:
         """The last ``keep`` (N) positions of ``forward``."""
-        length = x.shape[1]
-        q, k, v = self._project(self.qkv(x), *self._angles(length, x.device))
-        seen = _causal(length, x.device, documents)[:, :, length - keep :]
-        if self.window:
-            seen = seen & ~torch.ones_like(seen).tril(length - keep - self.window)
-        bias = _as_bias(seen).to(x.dtype)
+        length, packed = x.shape[1], self.qkv(x)
+        # local attention costs little, and the native kernel less than a few queries do in single operations
+        if self.window or (native.usable(packed) and 8 * keep >= length):
+            return self.proj(self._mixed(packed, documents)[:, length - keep :])  # type: ignore[no-any-return]
+        q, k, v = self._project(packed, *self._angles(length, x.device))
+        bias = _as_bias(_causal(length, x.device, documents)[:, :, length - keep :]).to(x.dtype)
         out = _few(q[:, length - keep :], k.transpose(1, 2), v.transpose(1, 2), bias)
         return self.proj(out.flatten(-2))  # type: ignore[no-any-return]
 

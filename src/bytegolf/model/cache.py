@@ -49,13 +49,19 @@ class StageState:
     """cos and sin of positions from … to, (n, half) each, in the compute dtype"""
     cos: Tensor
     sin: Tensor
+    window: int
+    table: object = None
+    """what ``stepping.step`` keeps between calls"""
 
     def reset(self, rows: Rows) -> None:
         """Forget the sequences ``rows``: a new document starts in them."""
         self.lengths[rows] = 0
 
-    def reach(self, end: int) -> None:
-        """Have the angles of the positions below ``end``."""
+    def make_room(self, stored: int, end: int) -> None:
+        """Have slots for ``stored`` positions, and the angles of those below ``end``."""
+        if not self.window:
+            for cache in self.blocks:
+                cache.grow(stored)
         have = self.cos.shape[0]
         if end > have:
             cos, sin = self.angles(have, max(end, 2 * have))
@@ -86,19 +92,16 @@ class Span:
     """1 for positions that are there, 0 for what a ring has not seen yet, for these W and the new ones (X = W + L)"""
 
     @staticmethod
-    def of(state: StageState, rows: Rows | None, counts: Rows | None, length: int, window: int) -> Span:
+    def of(state: StageState, rows: Rows | None, counts: Rows | None, length: int) -> Span:
         """Where ``length`` positions go, of which the first ``counts`` (None: all) are there and the rest padding."""
-        device, dtype = state.cos.device, state.cos.dtype
+        device, dtype, window = state.cos.device, state.cos.dtype, state.window
         at = state.lengths if rows is None else state.lengths[rows]
         first = int(at[0])
         uniform = bool((at == first).all())
         latest = first if uniform else int(at.max())
         ends = at + (length if counts is None else counts)
         end = int(ends.max())
-        state.reach(latest + length)
-        if not window:
-            for cache in state.blocks:
-                cache.grow(end)
+        state.make_room(end, latest + length)
         size = window or max((cache.keys.shape[2] for cache in state.blocks), default=end)
         used = min(end, size)
 

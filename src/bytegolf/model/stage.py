@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from bytegolf.config import StageConfig
-from bytegolf.model import ops
+from bytegolf.model import ops, stepping
 from bytegolf.model.attend import rotary_angles
 from bytegolf.model.block import Block
 from bytegolf.model.cache import Rows, Span, StageState
@@ -78,7 +78,8 @@ class Stage(nn.Module):
             return cos.to(dtype), sin.to(dtype)
 
         caches = [block.attn.start(batch, device, dtype, length or 0) for block in self._blocks]
-        return StageState(np.zeros(batch, np.int64), caches, angles, *angles(0, max(length or 0, 64)))
+        cos, sin = angles(0, max(length or 0, 64))
+        return StageState(np.zeros(batch, np.int64), caches, angles, cos, sin, self.config.window)
 
     def extend(
         self,
@@ -94,7 +95,9 @@ class Stage(nn.Module):
         """
         assert isinstance(state, StageState)
         length, blocks, caches = x.shape[1], self._blocks, state.blocks
-        span = Span.of(state, rows, counts, length, self.config.window)
+        if stepping.usable(x, blocks):
+            return stepping.step(blocks, self.skip_weights, x, state, 0 if rows is None else int(rows[0]))
+        span = Span.of(state, rows, counts, length)
         out = self._through(x, lambda index, stream, x0: blocks[index].extend(stream, x0, caches[index], span))
         state.lengths[slice(None) if rows is None else rows] += length if counts is None else counts
         return out
