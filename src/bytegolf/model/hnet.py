@@ -166,15 +166,17 @@ class Level(nn.Module):
             pick = slice(None) if all_open else torch.from_numpy(reached).to(device)
             chunks = Chunks.of(boundary[pick])
             z = self._widen(chunks.select(encoded[pick]))
-            z = self.main.extend(z, state.main, rows if all_open else every[reached], opened[reached], traces)
+            chosen, inner = rows if all_open else every[reached], opened[reached]
+            ragged = (inner < z.shape[1]).any()
+            z = self.main.extend(z, state.main, chosen, inner if ragged else None, traces)
             z = z[..., : encoded.shape[-1]]
             z = smooth_on(z, chunks.select_values(p[pick]), smoothed[pick, 0], first[pick])
             # column 0: what the sequence came with, which lasts until its first new chunk
             smoothed = smoothed.repeat(1, z.shape[1] + 1, 1)
             smoothed[pick, 1:] = z
-            state.smoothed[index] = smoothed[torch.arange(len(every), device=device), running[:, -1]]
-        y = torch.take_along_dim(smoothed, running.unsqueeze(-1), 1)
-        return self.decoder.extend(y + self.residual(encoded), state.decoder, rows, counts)
+            smoothed = smoothed[torch.arange(len(every), device=device).unsqueeze(1), running]
+            state.smoothed[index] = smoothed[:, -1]
+        return self.decoder.extend(smoothed + self.residual(encoded), state.decoder, rows, counts)
 
 
 def _starts(documents: Int[Tensor, "B L"]) -> Bool[Tensor, "B L"]:
