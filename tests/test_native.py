@@ -108,6 +108,14 @@ def test_a_compiler_with_arguments(cache: Path, monkeypatch: pytest.MonkeyPatch)
     assert cache.exists()
 
 
+def test_other_arguments_make_another_library(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert answer() == 42
+    monkeypatch.setenv("CXX", "g++ -fno-tree-vectorize")
+    forget()
+    assert answer() == 42
+    assert len(list(cache.iterdir())) == 2
+
+
 def test_a_model_runs_without_a_compiler(cache: Path, monkeypatch: pytest.MonkeyPatch, make_model: ModelMaker) -> None:
     model, ids = make_model("one-level"), torch.randint(0, 260, (1, 20))
     with native.disabled(), torch.no_grad():

@@ -145,7 +145,7 @@ def _identity(compiler: list[str]) -> tuple[str, ...]:
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         cpu += "".join(next((line for line in lines if line.startswith(key)), "") for key in ("model name", "flags"))
-    return version, cpu, torch.__version__
+    return *compiler, version, cpu, torch.__version__
 
 
 def _compile(compiler: list[str], sources: dict[str, bytes], folder: Path, key: str) -> Path:
