@@ -12,10 +12,10 @@ import argparse
 import json
 import math
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
+
+from measuring import trained
 
 T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 """Student's t at 97.5 % by degrees of freedom."""
@@ -24,13 +24,7 @@ T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8
 def run(preset: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """The summary of one training run, made unless it is there."""
     out = arguments.out / f"{Path(preset).stem}-seed{seed}"
-    if not (out / "summary.json").exists():
-        command = [sys.executable, "-m", "bytegolf", "train", preset, f"train.seed={seed}", *arguments.overrides]
-        command += ["--data", str(arguments.data), "--out", str(out), "--resume"]
-        print("$", " ".join(command[1:]), flush=True, file=sys.stderr)
-        subprocess.run(command, check=True, stdout=sys.stderr)
-    summary: dict[str, Any] = json.loads((out / "summary.json").read_text(encoding="utf-8"))
-    return summary
+    return trained(preset, seed, arguments.overrides, arguments.data, out)
 
 
 def spread(values: list[float]) -> str:

@@ -41,7 +41,7 @@ from bytegolf.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 from bytegolf.model.lm import LanguageModel, count_parameters
 from bytegolf.train.average import WeightAverage
 from bytegolf.train.compiling import compile_stages
-from bytegolf.train.distributed import pick_device, pick_precision, prepare_device
+from bytegolf.train.distributed import World, pick_device, pick_precision, prepare_device
 from bytegolf.train.optim import Optimizer
 
 PARTS = ("data", "forward", "backward", "optimiser")
@@ -135,6 +135,7 @@ class Steps:
         torch.manual_seed(0)
         self.model = LanguageModel(config.model).to(self.device)
         self.model.precision = pick_precision(settings.precision, self.device)
+        World(0, 1, self.device).wrap(self.model)
         self.compiled = compile_stages(self.model, settings.compile, self.device, print)
         self.rates = fix_rates(self.model, rate)
         self.optimizer = Optimizer(self.model, config.optim)
@@ -209,8 +210,10 @@ def measure(
     total = statistics.median(sum(one.values()) for one in taken)
     both = seconds["forward"] + seconds["backward"]
     tokens, seq_len = config.train.batch_tokens, config.train.seq_len
-    logits = 2 * tokens * outer_dim(config.model.network) * config.model.vocab_size
-    flops = 3 * (forward_flops(config.model.network, tokens, seq_len, steps.rates) + logits)
+    ngrams = config.model.ngrams
+    ends = config.model.vocab_size + (ngrams.longest - 1) * ngrams.dim  # the embedding's map and the logits
+    flops = 3 * forward_flops(config.model.network, tokens, seq_len, steps.rates)
+    flops += 3 * 2 * tokens * outer_dim(config.model.network) * ends
     peak = matmul_peak(steps.device, steps.model.precision, clock)
     return {
         "preset": config.name,
