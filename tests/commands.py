@@ -102,6 +102,8 @@ def small(preset: str = "cpu-demo", *, dim: int = 32, layers: int = 1, seq_len: 
     for path, _ in stages(load(preset)):
         changes += [f"{path}.{key}" for key in (f"dim={dim}", f"layers={layers}", "heads=2", "kv_heads=1")]
     budget = ("max_seconds=0", "max_steps=10", "warmup_steps=0", "validate_tokens=1024", "log_every=2")
+    if load(preset).model.ngrams.longest > 1:
+        changes.append("model.ngrams.bits=8")
     shape = (f"seq_len={seq_len}", f"batch_tokens={4 * seq_len}", "micro_batch=0", "precision=fp32")
     return [*changes, *(f"train.{change}" for change in (*shape, *budget))]
 

@@ -18,8 +18,9 @@ from bytegolf.model.lm import BOS, LanguageModel, count_parameters, outline
 
 PARAMETERS = {
     "baseline-sp1024": 17_059_912,  # S0, published
-    "cpu-demo": 3_022_360,
-    "cpu-gpt": 2_826_008,
+    "cpu-30min": 14_755_116,
+    "cpu-demo": 9_931_284,
+    "cpu-gpt": 10_194_712,
     "hnet-2stage": 5_414_118,
     "study1-byte": 17_455_176,  # S2, published
     "study1-sp1024": 17_846_344,  # S2, published
@@ -33,10 +34,12 @@ def source(name: str) -> str:
 
 
 def shrunken(name: str) -> Config:
-    """The preset with an eighth of its widths and windows: the same heads, groups, layers and levels."""
+    """The preset with an eighth of its widths and windows: the same heads, groups, layers and levels; small tables."""
     changes = []
     for path, stage in stages(load(name)):
         changes += [f"{path}.dim={stage.dim // 8}", f"{path}.window={stage.window // 8}"]
+    if load(name).model.ngrams.longest > 1:
+        changes.append("model.ngrams.bits=8")
     return load(name, changes)
 
 
