@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -42,12 +43,12 @@ def calibrate(model: LanguageModel) -> None:
         model(text)
         hook.remove()
         middle = float(torch.quantile(found[0][:, 1:].flatten(), 1 - 1 / network.config.router.target))
-        network.router.forward = _stretched(network.router.forward, middle)  # type: ignore[method-assign]
-        network.router.extend = _stretched(network.router.extend, middle)  # type: ignore[method-assign]
+        network.router.forward = _stretched(network.router.forward, middle)
+        network.router.extend = _stretched(network.router.extend, middle)
         network = network.main
 
 
-def _stretched(call, middle: float):  # type: ignore[no-untyped-def]
+def _stretched(call: Callable[..., tuple[Tensor, ...]], middle: float) -> Callable[..., tuple[Tensor, ...]]:
     def routed(*arguments: Tensor) -> tuple[Tensor, ...]:
         p, _, *rest = call(*arguments)
         p = torch.where(p < middle, p / (2 * middle), 0.5 + (p - middle) / (2 * (1 - middle)))

@@ -52,7 +52,7 @@ def last_losses(
     else:
         hidden, traces = _flat(model, network, inputs, length, stride), []
     targets = tokens[length - stride + 1 :].view(-1, stride)
-    return model.losses(Forward(model._project(hidden), traces), targets), traces
+    return model.losses(Forward(model.project(hidden), traces), targets), traces
 
 
 def _flat(
@@ -86,7 +86,7 @@ def _level(
     traces = [LevelTrace(p, chunks.boundary, boundary, None, torch.zeros((), device=device))]
     oldest = int((chunks.chunk_of[:, length - needed] - FORGOTTEN).min().clamp(min=0))
     inner = chunks.select_values(documents) if documents is not None else None
-    z = level._widen(table[index.gather(1, chunks.starts)])
+    z = level.widen(table[index.gather(1, chunks.starts)])
     if isinstance(level.main, Stage):
         z = level.main.tail(z, inner, z.shape[1] - oldest)
     else:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bytegolf.config import StageConfig
 from bytegolf.model import flexible, native, ops
 from bytegolf.model.attend import Heads, attend, rotary_angles
-from bytegolf.model.cache import NEVER, Cache, Span
+from bytegolf.model.cache import Cache, Span, as_bias
 from bytegolf.model.functions import wide
 from bytegolf.model.layers import Linear
 
@@ -59,7 +59,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Float[Tensor, "B L D"], documents: Int[Tensor, "B L"] | None = None) -> Float[Tensor, "B L D"]:
         """Attend causally; ``documents`` numbers each position's document, and none sees another's."""
-        return self.proj(self._mixed(self.qkv(x), documents))  # type: ignore[no-any-return]
+        return self.proj(self._mixed(self.qkv(x), documents))
 
     def _mixed(self, packed: Tensor, documents: Tensor | None) -> Float[Tensor, "B L D"]:
         if native.usable(packed):
@@ -96,9 +96,9 @@ class Attention(nn.Module):
         else:
             span.write(cache, k, v)
             if span.fresh:
-                return self.proj(self._mixed(packed, None))  # type: ignore[no-any-return]
+                return self.proj(self._mixed(packed, None))
             out = _few(q, *span.read(cache), span.bias)
-        return self.proj(out.flatten(-2))  # type: ignore[no-any-return]
+        return self.proj(out.flatten(-2))
 
     def tail(
         self, x: Float[Tensor, "B L D"], documents: Int[Tensor, "B L"] | None, keep: int
@@ -107,11 +107,11 @@ class Attention(nn.Module):
         length, packed = x.shape[1], self.qkv(x)
         # local attention costs little, and the native kernel less than a few queries do in single operations
         if self.window or (native.usable(packed) and 8 * keep >= length):
-            return self.proj(self._mixed(packed, documents)[:, length - keep :])  # type: ignore[no-any-return]
+            return self.proj(self._mixed(packed, documents)[:, length - keep :])
         q, k, v = self._project(packed, *self._angles(length, x.device))
-        bias = _as_bias(_causal(length, x.device, documents)[:, :, length - keep :]).to(x.dtype)
+        bias = as_bias(_causal(length, x.device, documents)[:, :, length - keep :], x.dtype)
         out = _few(q[:, length - keep :], k.transpose(1, 2), v.transpose(1, 2), bias)
-        return self.proj(out.flatten(-2))  # type: ignore[no-any-return]
+        return self.proj(out.flatten(-2))
 
 
 def _few(
@@ -136,7 +136,7 @@ def _full(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> Float[Te
     if q.device.type == "cuda":
         return flexible.attend(q, k, v, documents=documents)
     if q.device.type == "cpu" and q.shape[1] <= DENSE_LENGTH:
-        bias = _as_bias(_causal(q.shape[1], q.device, documents))
+        bias = as_bias(_causal(q.shape[1], q.device, documents))
         return _in_blocks(q, k.unsqueeze(1), v.unsqueeze(1), bias)
     # the CPU kernel's backward is more than twice as slow with enable_gqa as with repeated keys (LOG.md, 2026-11-22)
     repeats = q.shape[2] // k.shape[2]
@@ -159,11 +159,6 @@ def _causal(length: int, device: torch.device, documents: Tensor | None) -> Bool
     if documents is not None:
         seen = seen & (documents.unsqueeze(2) == documents.unsqueeze(1))
     return seen.unsqueeze(1)
-
-
-def _as_bias(seen: Bool[Tensor, "*S"]) -> Float[Tensor, "*S"]:
-    """0 where a query may see a key, −∞ elsewhere: what is added to the scores."""
-    return torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, NEVER)
 
 
 def _with_previous(x: Tensor, blocks: int) -> Tensor:
@@ -223,4 +218,4 @@ def _block_bias(
         same = torch.unflatten(padded, 1, (blocks, -1)).unsqueeze(3) == _with_previous(padded, blocks).unsqueeze(2)
         seen = seen & same
         # a padded query sees itself, so that no softmax is over nothing
-    return _as_bias(seen)
+    return as_bias(seen)

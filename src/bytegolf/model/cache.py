@@ -14,14 +14,17 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
 Rows = NDArray[np.int64]
 """Numbers of sequences of a state, or one count a sequence; (R,), on the host."""
 
-NEVER = float("-inf")
+
+def as_bias(seen: Bool[Tensor, "*S"], dtype: torch.dtype = torch.float32) -> Float[Tensor, "*S"]:
+    """0 where a query may see a key, −∞ elsewhere: what is added to the scores."""
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
 
 
 @dataclass
@@ -119,7 +122,7 @@ class Span:
         if not fresh and not ordered and not (uniform and length == 1):
             query = _to(at[:, None, None, None] + np.arange(length)[:, None], device)
             seen = torch.arange(used, device=device) <= query  # a ring that has come round is full
-            bias = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, NEVER)
+            bias = as_bias(seen, dtype)
         before = at[:, None] - window + np.arange(window)
         known = np.concatenate((before >= 0, np.ones((len(at), length), np.bool_)), 1) if ordered else None
         return Span(

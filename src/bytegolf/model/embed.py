@@ -74,4 +74,4 @@ class NgramEmbedding(nn.Module):
         """The embedding of the last L = M − context positions of ``ids`` in ``precision``."""
         rows = self.rows(ids, reset_at_bos)
         vectors = F.embedding(rows, self.table, sparse=self.sparse_gradients)
-        return self.proj(vectors.flatten(-2).to(precision))  # type: ignore[no-any-return]
+        return self.proj(vectors.flatten(-2).to(precision))

@@ -67,7 +67,8 @@ class Level(nn.Module):
         # a wider main network gets a learned vector beside each chunk's own; coming back it is cut off (S4)
         self.pad = nn.Parameter(torch.zeros(inner - dim)) if inner > dim else None
 
-    def _widen(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B E"]:
+    def widen(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B E"]:
+        """What the main network takes for the vectors ``x`` of chunk starts."""
         if self.pad is None:
             return x
         return torch.cat((x, self.pad.to(x.dtype).expand(*x.shape[:-1], -1)), -1)
@@ -97,7 +98,7 @@ class Level(nn.Module):
         chunks = Chunks.of(proposed, self.capacity)
         traces.append(LevelTrace(p, chunks.boundary, proposed, valid, loss))
 
-        z = ops.scale_gradient(self._widen(chunks.select(encoded)), 1 / settings.grad_scale)
+        z = ops.scale_gradient(self.widen(chunks.select(encoded)), 1 / settings.grad_scale)
         inner_documents = chunks.select_values(documents) if documents is not None else None
         z = self.main(z, inner_documents, chunks.valid, traces)
         z = z[..., : encoded.shape[-1]]
@@ -165,7 +166,7 @@ class Level(nn.Module):
             all_open = len(reached) == len(opened)
             pick = slice(None) if all_open else torch.from_numpy(reached).to(device)
             chunks = Chunks.of(boundary[pick])
-            z = self._widen(chunks.select(encoded[pick]))
+            z = self.widen(chunks.select(encoded[pick]))
             chosen, inner = rows if all_open else every[reached], opened[reached]
             ragged = (inner < z.shape[1]).any()
             z = self.main.extend(z, state.main, chosen, inner if ragged else None, traces)

@@ -5,6 +5,8 @@ Legend: B batch, I inputs, O outputs, D width. Activations are in the compute dt
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -20,6 +22,8 @@ class Linear(nn.Module):
     ``splits`` names how many rows of W belong to each of several maps that share their input (packed q, k, v): the
     optimiser orthogonalises them one by one, as if they were separate matrices.
     """
+
+    __call__: Callable[..., Tensor]  # nn.Module's own returns Any
 
     def __init__(self, inputs: int, *outputs: int, zero: bool = False) -> None:
         super().__init__()
@@ -44,4 +48,4 @@ class Mlp(nn.Module):
         self.proj = Linear(hidden, config.dim, zero=True)
 
     def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
-        return self.proj(ops.relu_squared(self.fc(x)))  # type: ignore[no-any-return]
+        return self.proj(ops.relu_squared(self.fc(x)))

@@ -23,6 +23,7 @@ from bytegolf.errors import BytegolfError
 from bytegolf.model import ops
 from bytegolf.model.cache import Rows, StageState
 from bytegolf.model.embed import BOS, NOTHING, NgramEmbedding
+from bytegolf.model.functions import wide
 from bytegolf.model.hnet import Level, LevelState, build_network
 from bytegolf.model.router import surprisal_loss
 from bytegolf.model.trace import LevelTrace, StepTrace
@@ -88,7 +89,8 @@ class LanguageModel(nn.Module):
     def _no_history(self, batch: int) -> Int[Tensor, "B H"]:
         return torch.full((batch, self.lookback), NOTHING, device=self.embedding.weight.device)
 
-    def _project(self, x: Tensor) -> Tensor:
+    def project(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B V"]:
+        """The logits of the network's output, before the softcap."""
         return F.linear(x, self.embedding.weight.to(x.dtype))
 
     def forward(self, ids: Int[Tensor, "B L"]) -> Forward:
@@ -102,7 +104,7 @@ class LanguageModel(nn.Module):
         x = self.embed(ids)
         traces: list[LevelTrace] = []
         x = self.network(x, documents, None, traces)
-        return Forward(self._project(x), traces)
+        return Forward(self.project(x), traces)
 
     def losses(self, out: Forward, targets: Int[Tensor, "B L"]) -> Float[Tensor, "B L"]:
         """−log p(target) at each position, in nats and fp32."""
@@ -119,7 +121,7 @@ class LanguageModel(nn.Module):
 
     def cap(self, logits: Float[Tensor, "*B V"]) -> Float[Tensor, "*B V"]:
         """The softcap, in at least fp32: cap·tanh(z/cap) (S0)."""
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = logits.to(wide(logits.dtype))
         cap = self.config.softcap
         return cap * torch.tanh(logits / cap) if cap > 0 else logits
 
@@ -208,7 +210,7 @@ class LanguageModel(nn.Module):
     def _extend(self, ids: Tensor, state: ModelState, rows: Rows | None, counts: Rows | None) -> Tensor:
         """``extend`` by tokens of which none but a row's first starts a document, and none of no tokens."""
         x = self.network.extend(self._embed_next(ids, state, rows, counts), state.network, rows, counts, state.traces)
-        return self.cap(self._project(x))
+        return self.cap(self.project(x))
 
     def _embed_next(self, ids: Tensor, state: ModelState, rows: Rows | None, counts: Rows | None) -> Tensor:
         """``embed`` for tokens that come after those of ``state``, which remembers them."""

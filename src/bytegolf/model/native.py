@@ -98,6 +98,16 @@ def call(name: str, like: Tensor, *arguments: Tensor | int | float | None) -> No
     getattr(library, name)(*packed)  # an attribute is looked up in the library once, an item every time
 
 
+NO_COMPILER = "no C++ compiler was found (install g++, or name one in CXX)"
+
+
+def find_compiler(*others: str) -> list[str]:
+    """The C++ compiler's command: $CXX, or the first there is of the usual ones and ``others``; empty if none is."""
+    named = shlex.split(os.environ.get("CXX", ""))
+    command = named or list(filter(shutil.which, ("g++", "clang++", "c++", *others)))[:1]
+    return command if command and shutil.which(command[0]) else []
+
+
 @functools.cache
 def _library() -> ctypes.CDLL | None:
     try:
@@ -109,9 +119,9 @@ def _library() -> ctypes.CDLL | None:
 @functools.cache
 def _built() -> ctypes.CDLL:
     """The loaded library, compiled if the cache has none for this machine."""
-    compiler = shlex.split(os.environ.get("CXX", "")) or list(filter(shutil.which, ("g++", "clang++", "c++")))[:1]
-    if not compiler or shutil.which(compiler[0]) is None:
-        raise NativeUnavailableError("no C++ compiler was found (install g++, or name one in CXX)")
+    compiler = find_compiler()
+    if not compiler:
+        raise NativeUnavailableError(NO_COMPILER)
     sources = _sources()
     key = hashlib.sha256(repr((sorted(sources.items()), _FLAGS, _identity(compiler))).encode()).hexdigest()[:16]
     folder = cache_folder() / "native"

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bytegolf.config import RouterConfig
 from bytegolf.model import fused, native
+from bytegolf.model.functions import wide
 from bytegolf.model.layers import Linear
 
 THRESHOLD = 0.5
@@ -26,7 +27,7 @@ def boundary_probability(q: Float[Tensor, "B L D"], k: Float[Tensor, "B L D"]) -
 
 def _probability(q: Tensor, k: Tensor) -> Tensor:
     """½(1 − cos(q, k)) over the last axis."""
-    q, k = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (q, k))
+    q, k = (t.to(wide(t.dtype)) for t in (q, k))
     cosine = torch.cosine_similarity(q, k, dim=-1, eps=fused.COSINE_EPS)
     return (0.5 * (1 - cosine)).clamp(0, 1)
 

@@ -10,15 +10,13 @@ from which the next run takes it.
 from __future__ import annotations
 
 import importlib.util
-import os
-import shlex
-import shutil
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from bytegolf.model import native
 from bytegolf.model.hnet import Level
 from bytegolf.model.lm import LanguageModel
 from bytegolf.model.stage import Stage
@@ -39,9 +37,8 @@ def wants(setting: Literal["auto", "on", "off"], device: torch.device) -> bool:
 
 def obstacle(device: torch.device) -> str | None:
     """Why torch.compile cannot work for ``device`` here, in words; None if nothing is known to be missing."""
-    named = shlex.split(os.environ.get("CXX", ""))[:1]
-    if not any(shutil.which(name) for name in named or ("g++", "clang++", "c++", "cl")):
-        return "no C++ compiler was found (install g++, or name one in CXX)"
+    if not native.find_compiler("cl"):
+        return native.NO_COMPILER
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
     return None

@@ -271,19 +271,26 @@ template <typename T> void forward_tile(const Problem<T>& p, Workspace<T>& w, i6
   }
 }
 
-template <typename T> void forward(const Problem<T>& p, T* out, Wide<T>* log_total) {
+// Calls body(workspace, b, g), with the keys of b and g laid out, for each sequence and key/value head: one task each.
+template <typename T, typename Body> void each_group(const Problem<T>& p, bool backward, const Body& body) {
 #pragma omp parallel
   {
     thread_local Workspace<T> w;
-    w.start(p, false);
+    w.start(p, backward);
 #pragma omp for schedule(dynamic, 1)
     for (i64 task = 0; task < p.batch * p.groups; task++) {
       const i64 b = task / p.groups, g = task % p.groups;
-      w.lay_out_keys(p, b, g, false);
-      for (i64 i0 = 0; i0 < p.length; i0 += TILE)
-        for (i64 h = g * p.shared(); h < (g + 1) * p.shared(); h++) forward_tile(p, w, b, h, i0, out, log_total);
+      w.lay_out_keys(p, b, g, backward);
+      body(w, b, g);
     }
   }
+}
+
+template <typename T> void forward(const Problem<T>& p, T* out, Wide<T>* log_total) {
+  each_group(p, false, [&](Workspace<T>& w, i64 b, i64 g) {
+    for (i64 i0 = 0; i0 < p.length; i0 += TILE)
+      for (i64 h = g * p.shared(); h < (g + 1) * p.shared(); h++) forward_tile(p, w, b, h, i0, out, log_total);
+  });
 }
 
 // What the backward pass reads besides the problem, and writes.
@@ -367,30 +374,22 @@ template <typename T> void backward_tile(const Problem<T>& p, Workspace<T>& w, c
 
 template <typename T> void backward(const Problem<T>& p, const Gradients<T>& gradients) {
   using W = Wide<T>;
-#pragma omp parallel
-  {
-    thread_local Workspace<T> w;
-    w.start(p, true);
-#pragma omp for schedule(dynamic, 1)
-    for (i64 task = 0; task < p.batch * p.groups; task++) {
-      const i64 b = task / p.groups, g = task % p.groups;
-      w.lay_out_keys(p, b, g, true);
-      W *d_keys = w.d_keys.of(0), *d_values = w.d_values.of(0);
-      std::memset(d_keys, 0, p.tiles() * TILE * w.width * sizeof(W));
-      std::memset(d_values, 0, p.tiles() * TILE * w.width * sizeof(W));
-      for (i64 h = 0; h < p.shared(); h++) gradients.d_gain[b * p.heads + g * p.shared() + h] = 0;
-      for (i64 i0 = 0; i0 < p.length; i0 += TILE)
-        for (i64 h = g * p.shared(); h < (g + 1) * p.shared(); h++) backward_tile(p, w, gradients, b, h, i0);
-      for (i64 j = 0; j < p.length; j++) {
-        const T* key = p.at(b, j, p.heads + g);
-        T *d_key = gradients.d_packed + (key - p.packed), *d_value = d_key + p.groups * p.width;
-        // the queries that made d_keys were in log 2
-        BY_WIDTH(p.width, turn_back(p, K, key, j, W(LN_2), d_keys + j * w.width, d_key));
+  each_group(p, true, [&](Workspace<T>& w, i64 b, i64 g) {
+    W *d_keys = w.d_keys.of(0), *d_values = w.d_values.of(0);
+    std::memset(d_keys, 0, p.tiles() * TILE * w.width * sizeof(W));
+    std::memset(d_values, 0, p.tiles() * TILE * w.width * sizeof(W));
+    for (i64 h = 0; h < p.shared(); h++) gradients.d_gain[b * p.heads + g * p.shared() + h] = 0;
+    for (i64 i0 = 0; i0 < p.length; i0 += TILE)
+      for (i64 h = g * p.shared(); h < (g + 1) * p.shared(); h++) backward_tile(p, w, gradients, b, h, i0);
+    for (i64 j = 0; j < p.length; j++) {
+      const T* key = p.at(b, j, p.heads + g);
+      T *d_key = gradients.d_packed + (key - p.packed), *d_value = d_key + p.groups * p.width;
+      // the queries that made d_keys were in log 2
+      BY_WIDTH(p.width, turn_back(p, K, key, j, W(LN_2), d_keys + j * w.width, d_key));
 #pragma omp simd
-        for (i64 d = 0; d < p.width; d++) d_value[d] = narrow<T>(d_values[j * w.width + d]);
-      }
+      for (i64 d = 0; d < p.width; d++) d_value[d] = narrow<T>(d_values[j * w.width + d]);
     }
-  }
+  });
 }
 
 template <typename T>
