@@ -80,13 +80,13 @@ def test_json(file: Path) -> None:
 def test_code_counts_what_training_and_evaluation_need() -> None:
     files = code_files()
     package = Path(bytegolf.__file__).parent
-    assert files["config.py"] == (package / "config.py").stat().st_size
+    assert files["config/model.py"] == (package / "config" / "model.py").stat().st_size
     assert files["artifact/ledger.py"] == (package / "artifact" / "ledger.py").stat().st_size
     assert all(name.endswith(".py") for name in files)
     assert not any(name.startswith(("analyze/", "infer/", "study/")) for name in files)
     assert code_bytes() == sum(files.values())
     assert code_files("no such preset") == files
-    assert code_files("../config") == files
+    assert code_files("../config/run") == files
 
 
 def test_groups() -> None:

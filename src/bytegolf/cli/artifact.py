@@ -1,0 +1,38 @@
+"""Verbs that make artifacts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from bytegolf.cli.common import Json, app, finish, screen
+
+
+@app.command(sort_key=30)
+def export(
+    run: Annotated[Path, Parameter(help="A run's folder.")],
+    /,
+    *,
+    out: Annotated[Path | None, Parameter(help="The artifact to write; by default the run's own.")] = None,
+    json: Json = False,
+) -> None:
+    """Quantise a run's latest checkpoint; account for every byte.
+
+    Example: bytegolf export runs/cpu-demo --out model.bgolf
+
+    JSON keys: artifact, checkpoint, sha256, params, model_bytes, code_bytes,
+    total_bytes, limit, fits, rows (group, tensors, parameters, raw_bytes,
+    packed_bytes).
+    """
+    from bytegolf.artifact import ledger
+    from bytegolf.recipes import training
+
+    summary, checkpoint = training.export(run, out)
+    account = ledger.measure(summary.path)
+    console = screen()
+    console.print(ledger.table(account))
+    console.print(f"wrote {summary.path} from {checkpoint}", soft_wrap=True)
+    result = {"artifact": str(summary.path), "checkpoint": str(checkpoint), "sha256": summary.sha256}
+    finish(json, {**result, "params": summary.parameters, **account.to_dict()})

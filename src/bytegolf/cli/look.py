@@ -1,0 +1,122 @@
+"""Verbs that show what a model does."""
+
+from __future__ import annotations
+
+import builtins
+import itertools
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter, validators
+
+from bytegolf.cli.common import COUNT, Data, Json, Model, app, finish, screen, text_of
+
+
+@app.command(sort_key=40)
+def segment(
+    model: Model,
+    text: Annotated[str | None, Parameter(help="The text; without it and --file, two standard sentences.")] = None,
+    /,
+    *,
+    file: Annotated[
+        Path | None, Parameter(help="Read the text from a file (- = stdin).", allow_leading_hyphen=True)
+    ] = None,
+    level: Annotated[int, Parameter(help="Chunking level; 0 is the outermost.", validator=COUNT)] = 0,
+    data: Data = None,
+    json: Json = False,
+) -> None:
+    """Show the chunks that a model cuts a text into.
+
+    In colours on a terminal, in brackets elsewhere.
+
+    Example: bytegolf segment runs/cpu-demo "The quick brown fox"
+
+    JSON keys: boundaries (byte offsets of chunk starts), chunks (texts),
+    mean_chunk_bytes, cv, whitespace_agreement (share of boundaries before or
+    behind a whitespace byte; null if there is none), bytes, level.
+    """
+    from bytegolf.analyze import render
+    from bytegolf.analyze import segment as segmenting
+    from bytegolf.recipes import opening, show
+
+    content, where = text_of(text, file, render.STANDARD_TEXT)
+    opened = opening.open_model(model, data)
+    found = segmenting.segment(opened.model, opened.tokenizer, content, opened.config.train.seq_len, where, level)
+    show.segmentation(screen(), found)
+    stats = found.stats().to_dict()
+    keys = ("mean_chunk_bytes", "cv", "whitespace_agreement", "bytes")
+    pieces = [piece.decode("utf-8", errors="backslashreplace") for piece in render.chunks(found.data, found.boundaries)]
+    finish(json, {"boundaries": found.offsets(), "chunks": pieces, **{key: stats[key] for key in keys}, "level": level})
+
+
+@app.command(sort_key=50)
+def sample(
+    model: Model,
+    /,
+    *prompts: Annotated[str, Parameter(help="The texts to continue; none = begin a new one.")],
+    count: Annotated[int, Parameter(help="Samples of each prompt.", validator=validators.Number(gte=1))] = 1,
+    bytes: Annotated[int, Parameter(help="Write at most this many bytes.", validator=COUNT)] = 400,
+    temperature: Annotated[float, Parameter(help="0 = always the likeliest token.")] = 0.8,
+    top_p: Annotated[float, Parameter(help="Draw from the likeliest tokens of this total probability.")] = 0.95,
+    seed: Annotated[
+        int,
+        Parameter(
+            help="Of the first sample; the next one's is 1 higher.", validator=validators.Number(gte=0, lt=1 << 62)
+        ),
+    ] = 0,
+    data: Data = None,
+    json: Json = False,
+) -> None:
+    """Continue texts.
+
+    Token by token, until --bytes are written or the model ends the text. A
+    character that the last byte cuts in two is left out. Several samples are
+    drawn at once, in fp32, each from its own seed: alone, with that --seed, each
+    of them comes out the same. There is room for every chunk, also where the
+    model was trained with a fixed capacity.
+
+    Example: bytegolf sample runs/cpu-demo "Fellow citizens" --bytes 300
+    Example: bytegolf sample runs/cpu-demo "Fellow citizens" "My" --count 8
+
+    JSON keys: samples (a list of prompt, text: what was added, bytes drawn for
+    it, seed), bytes, seconds, bytes_per_second, temperature, top_p.
+    """
+    import time
+
+    from bytegolf.infer.sample import as_text, generate
+    from bytegolf.recipes import opening
+
+    opened = opening.open_model(model, data, precision="fp32")
+    opened.model.set_capacity("exact")  # a text has no length before it is written, so no share of it either
+    begun = [prompt for prompt in prompts or ("",) for _ in range(count)]
+    seeds = list(range(seed, seed + len(begun)))
+    found: list[list[builtins.bytes]] = [[] for _ in begun]
+    started = time.perf_counter()
+    drawn = generate(opened.model, opened.tokenizer, begun, seeds, size=bytes, temperature=temperature, top_p=top_p)
+
+    def kept() -> Iterator[builtins.bytes]:
+        for row, piece in drawn:
+            found[row].append(piece)
+            yield piece
+
+    if len(begun) == 1:  # as it comes
+        for text in itertools.chain(begun, as_text(kept())):
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        sys.stdout.write("\n")
+    else:
+        for _ in kept():
+            pass
+    seconds = time.perf_counter() - started
+    samples = [
+        {"prompt": prompt, "text": "".join(as_text(pieces)), "bytes": sum(map(len, pieces)), "seed": number}
+        for prompt, pieces, number in zip(begun, found, seeds, strict=True)
+    ]
+    if len(begun) > 1:
+        for one in samples:
+            sys.stdout.write(f"--- seed {one['seed']}\n{one['prompt']}{one['text']}\n")
+    size = sum(len(piece) for pieces in found for piece in pieces)
+    speed = {"bytes": size, "seconds": round(seconds, 3), "bytes_per_second": round(size / seconds, 1)}
+    finish(json, {"samples": samples, **speed, "temperature": temperature, "top_p": top_p})

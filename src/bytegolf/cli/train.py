@@ -1,0 +1,60 @@
+"""Verbs that train, and list what can be trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from bytegolf.cli.common import Json, app, finish, screen, toml_string
+
+
+@app.command(sort_key=10)
+def train(
+    preset: Annotated[str, Parameter(help="A preset's name (see `bytegolf presets`) or a TOML file.")],
+    /,
+    *overrides: Annotated[str, Parameter(help="Changes, as section.key=value.")],
+    data: Annotated[Path | None, Parameter(help="Folder made by `bytegolf prepare`: sets data.path.")] = None,
+    out: Annotated[Path | None, Parameter(help="The run's folder; by default runs/<name>.")] = None,
+    resume: Annotated[
+        bool, Parameter(help="Go on with the run in that folder, if there is one.", show_default=False)
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Train a model, export it, score the file, show its chunks.
+
+    Ctrl-C stops cleanly: what was trained so far is still exported and scored.
+
+    Example: bytegolf train cpu-demo train.max_seconds=60 --out runs/quick
+
+    JSON keys, as in the run's summary.json: those of `bytegolf eval`, and name,
+    seed, steps, train_seconds, train_tokens, train_bytes, train_bytes_per_second,
+    validation_bpb_unquantised_sample, stopped_early, chunks_before and
+    chunks_after (byte offsets in two standard sentences), artifact.
+    """
+    from bytegolf.config import load
+    from bytegolf.recipes import show, training
+
+    changes = [*overrides, *([f"data.path={toml_string(str(data))}"] if data else [])]
+    config = load(preset, changes)
+    outcome = training.train(config, out or Path("runs") / config.name, resume=resume)
+    if outcome:
+        show.outcome(screen(), outcome)
+        finish(json, outcome.summary)
+
+
+@app.command(sort_key=90)
+def presets(*, json: Json = False) -> None:
+    """List the presets: what each is, and how large.
+
+    Example: bytegolf presets
+
+    JSON keys: presets, a list of name, about, tokenizer, params,
+    artifact_estimate_bytes (before compression).
+    """
+    from bytegolf.recipes import show
+
+    rows = show.preset_rows()
+    screen().print(show.preset_table(rows))
+    finish(json, {"presets": rows})

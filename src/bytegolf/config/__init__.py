@@ -1,0 +1,44 @@
+"""The configuration of a run: frozen dataclasses whose nesting mirrors the modules they configure.
+
+A preset or a TOML file gives the values, dotted overrides (``optim.muon_lr=0.02``) change some, and what results is
+saved with the run. An unknown key, a missing key or a value of the wrong type is an error that names the key.
+
+Each field's meaning and range stand once, in its ``doc``; errors are made from there.
+"""
+
+from bytegolf.config.model import (
+    CapacityMode,
+    LevelConfig,
+    ModelConfig,
+    NetworkConfig,
+    NgramConfig,
+    RouterConfig,
+    StageConfig,
+    check_fixed_capacity,
+    levels,
+    outer_dim,
+)
+from bytegolf.config.reading import from_dict, load, preset_names, to_dict
+from bytegolf.config.run import Config, DataConfig, EvalConfig, OptimConfig, TrainConfig
+
+__all__ = [
+    "CapacityMode",
+    "Config",
+    "DataConfig",
+    "EvalConfig",
+    "LevelConfig",
+    "ModelConfig",
+    "NetworkConfig",
+    "NgramConfig",
+    "OptimConfig",
+    "RouterConfig",
+    "StageConfig",
+    "TrainConfig",
+    "check_fixed_capacity",
+    "from_dict",
+    "levels",
+    "load",
+    "outer_dim",
+    "preset_names",
+    "to_dict",
+]

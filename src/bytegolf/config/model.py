@@ -1,0 +1,142 @@
+"""The configuration of a model: stages, levels, routers, n-grams; its nesting is that of the modules."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from bytegolf.config.fields import Ranged, doc
+from bytegolf.errors import BytegolfError
+
+
+@dataclass(frozen=True)
+class StageConfig(Ranged):
+    """A stack of transformer blocks at one resolution (S0's block: PR #1104, PR #1191 and the official baseline)."""
+
+    layers: int = doc("number of blocks", least=0)
+    dim: int = doc("model width D", least=1)
+    heads: int = doc("query heads; dim must be a multiple of it, and the head width even", least=1)
+    kv_heads: int = doc("key/value heads (grouped-query attention); heads must be a multiple of it", least=1)
+    mlp_mult: float = doc("hidden width of the MLP, as a multiple of dim", 2.0, above=0)
+    window: int = doc("positions a query sees, itself included (local attention); 0 = all (full causal)", 0, least=0)
+    rope_base: float = doc("base of the rotary frequencies", 10_000.0, above=0)
+    qk_gain: float = doc("initial gain of the RMS-normalised queries, one a head", 1.5)
+    lr_mult: float = doc("learning-rate multiplier of this stage's parameters", 1.0, least=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dim % self.heads or (self.dim // self.heads) % 2:
+            raise BytegolfError(
+                f"dim {self.dim} does not split into {self.heads} heads of even width: change dim or heads"
+            )
+        if self.heads % self.kv_heads:
+            raise BytegolfError(
+                f"{self.heads} heads do not share {self.kv_heads} kv_heads evenly: make heads a multiple of kv_heads"
+            )
+
+
+CapacityMode = Literal["exact", "bucketed", "fixed"]
+
+
+@dataclass(frozen=True)
+class RouterConfig(Ranged):
+    """Where chunks begin, how many there is room for, and how gradients cross the chunking (S2, PR #1104; S3, PR #1305;
+    arXiv 2507.07955, equations 4-10)."""
+
+    target: float = doc("N: wanted positions per chunk", above=1)
+    loss_weight: float = doc("weight of the ratio loss", 0.03, least=0)
+    grad_scale: float = doc("S2's 'LR diff' λ: gradients inside the main stage are scaled by it; 1 = off", 1.0, above=0)
+    surprisal_weight: float = doc(
+        "weight of the loss that draws boundaries to tokens that were hard to predict; 0 = off (outermost level only)",
+        0.0,
+        least=0,
+    )
+    lr_mult: float = doc("learning-rate multiplier of the router's matrices, on top of the encoder's", 1.0, least=0)
+    capacity: CapacityMode = doc(
+        "room for chunks: exact = the most that a sequence of the batch has; bucketed = the next of a few sizes, so "
+        "that shapes recur; fixed = a share of the level's length, beyond which boundaries are dropped (S3)",
+        "exact",
+    )
+    capacity_divisor: float = doc("fixed: room for floor(length / it) chunks, at least 1", 4.0, least=1)
+    capacity_buckets: int = doc(
+        "bucketed: how many sizes, in geometric steps from length/(2 target) to the length", 8, least=1
+    )
+
+
+@dataclass(frozen=True)
+class LevelConfig:
+    """One level of an H-Net: encoder, router and decoder around a main network, which may be a level itself (S4)."""
+
+    encoder: StageConfig = doc("blocks before the chunking, at this level's resolution")
+    router: RouterConfig = doc("the chunking")
+    main: StageConfig | LevelConfig = doc("the network over chunks: a stage, or a further level")
+    decoder: StageConfig = doc("blocks after the chunks are expanded again")
+
+    def __post_init__(self) -> None:
+        if self.encoder.dim != self.decoder.dim:
+            raise BytegolfError(
+                f"encoder.dim {self.encoder.dim} and decoder.dim {self.decoder.dim} differ: make them equal"
+            )
+        if outer_dim(self.main) < self.encoder.dim:
+            raise BytegolfError(
+                f"main.dim {outer_dim(self.main)} is below encoder.dim {self.encoder.dim}: an inner network must be "
+                "at least as wide as the one around it"
+            )
+        inner = self.main.router.capacity if isinstance(self.main, LevelConfig) else "exact"
+        if inner == "fixed" != self.router.capacity:
+            raise BytegolfError(
+                f"main.router.capacity is 'fixed' inside a level of {self.router.capacity!r} capacity, whose number of "
+                "chunks depends on the whole sequence: set router.capacity to 'fixed' as well"
+            )
+
+
+NetworkConfig = StageConfig | LevelConfig
+
+
+def outer_dim(network: NetworkConfig) -> int:
+    """The width at a network's own (outermost) resolution."""
+    return network.dim if isinstance(network, StageConfig) else network.encoder.dim
+
+
+def levels(network: NetworkConfig) -> list[LevelConfig]:
+    """The chunking levels of a network, outermost first; empty for a flat model."""
+    found: list[LevelConfig] = []
+    while isinstance(network, LevelConfig):
+        found.append(network)
+        network = network.main
+    return found
+
+
+@dataclass(frozen=True)
+class NgramConfig(Ranged):
+    """Hash n-gram embeddings beside the tokens' own (BLT, arXiv 2412.09871)."""
+
+    longest: int = doc("n-grams of 2 to so many tokens are looked up at each position; 1 = none", 1, least=1, most=32)
+    bits: int = doc("each length has a table of 2^bits rows, which n-grams share by their hash", 15, least=4, most=24)
+    dim: int = doc("width of a row", 64, least=1)
+
+
+@dataclass(frozen=True)
+class ModelConfig(Ranged):
+    """A language model: tied embedding, a network, softcapped logits (S0)."""
+
+    network: StageConfig | LevelConfig = doc("a stage (flat model) or a level (H-Net)")
+    vocab_size: int = doc("size of the alphabet; 260 for byte260", 260, least=5, most=1 << 16)
+    embed_std: float = doc("standard deviation of the initial embedding", 0.005, above=0)
+    softcap: float = doc("logits z become softcap·tanh(z/softcap); 0 = off", 30.0, least=0)
+    reset_at_bos: bool = doc("attention and chunking start afresh at every BOS token", False)
+    ngrams: NgramConfig = doc("embeddings of the n-grams that end at a position", NgramConfig())
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if any(level.router.capacity == "fixed" for level in levels(self.network)):
+            check_fixed_capacity(self, "router.capacity")
+
+
+def check_fixed_capacity(model: ModelConfig, where: str) -> None:
+    """Raise if documents of ``model`` must not see each other, which a capacity that they share makes them."""
+    if model.reset_at_bos:
+        raise BytegolfError(
+            f"{where} is 'fixed' and reset_at_bos is on, but documents that share a window's capacity depend on each "
+            "other: choose 'bucketed' or 'exact', or turn reset_at_bos off"
+        )

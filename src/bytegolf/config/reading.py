@@ -1,0 +1,120 @@
+"""Reading a configuration: a preset or a TOML file, with dotted overrides; unknown keys and wrong types are errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+import types
+import typing
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from bytegolf.config.fields import check_ranges
+from bytegolf.config.model import LevelConfig, StageConfig
+from bytegolf.config.run import Config
+from bytegolf.errors import BytegolfError
+from bytegolf.files import disk_errors
+
+T = TypeVar("T")
+
+
+def from_dict(cls: type[T], raw: Any, where: str = "") -> T:
+    """Build the dataclass ``cls`` from plain data; ``where`` is the dotted path that errors name."""
+    if not isinstance(raw, dict):
+        raise BytegolfError(f"{where or 'the configuration'} must be a table of keys, not {raw!r}")
+    hints = typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    dotted = f"{where}." if where else ""
+    for key in raw:
+        if key not in fields:
+            close = difflib.get_close_matches(key, fields, 1)
+            hint = f"did you mean {dotted}{close[0]}?" if close else f"known keys: {', '.join(fields)}"
+            raise BytegolfError(f"unknown configuration key {dotted}{key}: {hint}")
+    values = {}
+    for name, field in fields.items():
+        if name in raw:
+            values[name] = _value(hints[name], raw[name], dotted + name)
+        elif field.default is dataclasses.MISSING:
+            raise BytegolfError(f"configuration key {dotted}{name} is missing: {field.metadata['doc']}")
+    check_ranges(cls, values, dotted)
+    try:
+        return cls(**values)
+    except BytegolfError as error:  # keys that do not go together
+        raise BytegolfError(f"{where}: {error}" if where else str(error)) from error
+
+
+def _value(kind: Any, raw: Any, where: str) -> Any:
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):  # StageConfig | LevelConfig
+        own = {field.name for field in dataclasses.fields(LevelConfig)}
+        kind = LevelConfig if isinstance(raw, dict) and own & raw.keys() else StageConfig
+    if dataclasses.is_dataclass(kind):
+        return from_dict(typing.cast("type[Any]", kind), raw, where)
+    if typing.get_origin(kind) is Literal:
+        choices = typing.get_args(kind)
+        if raw not in choices:
+            raise BytegolfError(f"{where} is {raw!r}: choose one of {', '.join(map(repr, choices))}")
+        return raw
+    if kind is float and isinstance(raw, int) and not isinstance(raw, bool):
+        return float(raw)
+    if type(raw) is not kind:
+        raise BytegolfError(f"{where} is {raw!r}, a {type(raw).__name__}: give a value of type {kind.__name__}")
+    return raw
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The plain data of a configuration dataclass: what ``from_dict`` takes."""
+    return dataclasses.asdict(config)
+
+
+def preset_names() -> list[str]:
+    """The names of the presets that come with the package, sorted."""
+    folder = resources.files("bytegolf") / "presets"
+    return sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def load(source: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """The configuration of a preset's name or a TOML file, with ``section.key=value`` overrides applied in order."""
+    name = str(source)
+    if name in preset_names():
+        text = (resources.files("bytegolf") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
+    elif Path(name).is_dir():
+        raise BytegolfError(f"{name} is a folder: name a preset or a TOML file, such as a run's {name}/config.toml")
+    elif name.endswith(".toml") or "/" in name:
+        with disk_errors(Path(name), "read the configuration"):
+            data = Path(name).read_bytes()
+        try:
+            text = data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise BytegolfError(f"{name} is not UTF-8 (byte {error.start}), so it is no TOML file") from error
+    else:
+        close = difflib.get_close_matches(name, preset_names(), 1)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(preset_names())}"
+        raise BytegolfError(f"no preset is called {name!r}: {hint} (a file's name must end in .toml)")
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise BytegolfError(f"{name} is not valid TOML: {error}") from error
+    for override in overrides:
+        _override(raw, override)
+    return from_dict(Config, raw)
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    """Set one dotted key of nested tables; the value is read as TOML, or as a bare string where it is none."""
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise BytegolfError(f"{override!r} is no override: write section.key=value, for instance optim.muon_lr=0.02")
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        parsed = {}
+    value = parsed["value"] if parsed.keys() == {"value"} else text
+    *tables, key = path.split(".")
+    for table in tables:
+        raw = raw.setdefault(table, {})
+        if not isinstance(raw, dict):
+            raise BytegolfError(f"{path}: {table} is a value, not a section, so it holds no key {key}")
+    raw[key] = value

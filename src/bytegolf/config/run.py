@@ -1,0 +1,122 @@
+"""The configuration of a run: data, training, optimiser, score, and all of it together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from bytegolf.config.fields import Ranged, doc
+from bytegolf.config.model import ModelConfig, check_fixed_capacity
+from bytegolf.errors import BytegolfError
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which shards a run reads, and how."""
+
+    path: str = doc("folder written by `bytegolf prepare`", "data/default")
+    tokenizer: str = doc("name of the tokenizer whose shards are used", "byte260")
+    order: Literal["shuffled", "sequential"] = doc("order of the training windows within an epoch", "shuffled")
+
+
+@dataclass(frozen=True)
+class TrainConfig(Ranged):
+    """Budget, batch, schedule and housekeeping of the training loop."""
+
+    seq_len: int = doc("tokens in a training sequence; also the evaluation window", least=2)
+    batch_tokens: int = doc("tokens in an optimiser step, over all ranks; a multiple of seq_len", least=2)
+    micro_batch: int = doc("sequences in one forward pass on one rank; 0 = the whole share of the rank", 0, least=0)
+    max_seconds: float = doc("wall-clock budget of training in seconds; 0 = none", 0.0, least=0)
+    max_steps: int = doc("budget in optimiser steps; 0 = none", 0, least=0)
+    warmup_steps: int = doc(
+        "steps run and undone before the clock starts, so that the first ones are not slow", 2, least=0
+    )
+    lr_warmup_steps: int = doc("steps over which the learning rate rises linearly from 0", 0, least=0)
+    decay_fraction: float = doc(
+        "last part of the budget over which the learning rate falls linearly to 0", 0.4, least=0, most=1
+    )
+    decay_steps: int = doc(
+        "the same in steps (timed, under a wall-clock budget); overrides the fraction if > 0", 0, least=0
+    )
+    precision: Literal["auto", "bf16", "fp32"] = doc(
+        "dtype of activations and matmuls; auto = bf16 where the device computes in it", "auto"
+    )
+    compile: Literal["auto", "on", "off"] = doc(
+        "torch.compile for stages of constant length, a minute or so before the first step; auto = on GPUs", "auto"
+    )
+    grad_clip: float = doc("limit on the global gradient norm; 0 = none", 0.0, least=0)
+    ema_decay: float = doc(
+        "decay a step of the averaged weights that are validated and exported; 0 = off", 0.0, least=0, below=1
+    )
+    validate_every: float = doc("seconds between validations on a sample; 0 = only at the end", 60.0, least=0)
+    validate_tokens: int = doc("size of that sample in tokens", 65_536, least=0)
+    checkpoint_every: float = doc("seconds between checkpoints; 0 = only at the end", 120.0, least=0)
+    keep_checkpoints: int = doc("how many of the latest checkpoints are kept, besides the best", 2, least=1)
+    log_every: int = doc("steps between rows of metrics.jsonl", 10, least=1)
+    device: str = doc("cpu, cuda, mps, or auto", "auto")
+    seed: int = doc("seed of weights and data order", 1337, least=0, below=1 << 63)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch_tokens % self.seq_len:
+            raise BytegolfError(
+                f"batch_tokens {self.batch_tokens} is no multiple of seq_len {self.seq_len}: change one of them"
+            )
+        if not self.max_seconds and not self.max_steps:
+            raise BytegolfError("training has no end: set max_seconds or max_steps above 0")
+
+
+@dataclass(frozen=True)
+class OptimConfig(Ranged):
+    """Muon on matrices, Adam on the embedding and on vectors and scalars (S0)."""
+
+    muon_lr: float = doc("learning rate of Muon", 0.04, least=0)
+    muon_momentum: float = doc("final momentum of Muon (Nesterov)", 0.95, least=0, below=1)
+    muon_momentum_start: float = doc("its value at step 0", 0.85, least=0, below=1)
+    muon_momentum_steps: int = doc("steps over which it rises linearly", 500, least=0)
+    muon_ns_steps: int = doc("Newton-Schulz iterations", 5, least=1)
+    muon_weight_decay: float = doc("decoupled weight decay of the matrices, times the learning rate", 0.0, least=0)
+    embed_lr: float = doc("learning rate of Adam on the tied embedding", 0.05, least=0)
+    router_lr: float = doc(
+        "learning rate of Adam on the routers' matrices; 0 = Muon, as on the others (S2)", 0.0, least=0
+    )
+    scalar_lr: float = doc("learning rate of Adam on vectors and scalars", 0.04, least=0)
+    ngram_lr: float = doc("learning rate of the n-gram tables", 0.05, least=0)
+    ngram_beta: float = doc("decay of their mean squared gradients, in steps that touch a row", 0.99, least=0, below=1)
+    adam_beta1: float = doc("Adam's β₁", 0.9, least=0, below=1)
+    adam_beta2: float = doc("Adam's β₂", 0.95, least=0, below=1)
+    adam_eps: float = doc("Adam's ε", 1e-8, above=0)
+
+
+@dataclass(frozen=True)
+class EvalConfig(Ranged):
+    """How the final score is taken."""
+
+    stride: int = doc("new tokens a window; 0 = windows do not overlap", 0, least=0)
+    batch: int = doc("windows worked out at a time; 0 = as many as suit the model's size", 0, least=0)
+    capacity: Literal["", "exact", "bucketed", "fixed"] = doc(
+        "router.capacity of every level when scoring and segmenting; empty = as trained", ""
+    )
+    capacity_divisor: float = doc("router.capacity_divisor then, 1 or more; 0 = as trained", 0.0, least=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if 0 < self.capacity_divisor < 1:
+            raise BytegolfError(f"capacity_divisor is {self.capacity_divisor}: give 1 or more, or 0 for as trained")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that determines a run."""
+
+    name: str = doc("name of the preset")
+    about: str = doc("one line for `bytegolf presets`")
+    model: ModelConfig = doc("the model")
+    train: TrainConfig = doc("the training loop")
+    data: DataConfig = doc("the data", DataConfig())
+    optim: OptimConfig = doc("the optimiser", OptimConfig())
+    eval: EvalConfig = doc("the score", EvalConfig())
+
+    def __post_init__(self) -> None:
+        if self.eval.capacity == "fixed":
+            check_fixed_capacity(self.model, "eval.capacity")
