@@ -183,6 +183,13 @@ class SentencePieceTokenizer(Tokenizer):
             previous = token
         return b"".join(parts)
 
+    def pieces(self, text: str) -> tuple[list[str], str, list[int]]:
+        """The pieces of a text, what it is normalised to ("▁" for a space), and for each character of that the
+        character of ``text`` that it came from; the last list may be longer.
+        """
+        normal, origin = self._processor.normalize(text, with_offsets=True)
+        return self._processor.encode(text, out_type=str), normal, origin
+
     def byte_counts(self, targets: ArrayLike, previous: ArrayLike) -> NDArray[np.int64]:
         ids = self._ids(targets)
         spaces = self.leading_space[ids] & ~self.boundary[self._ids(previous)]
