@@ -1,5 +1,6 @@
 """The artifact's file: round trips, an independent reader, and hostile files."""
 
+import dataclasses
 import hashlib
 import json
 import struct
@@ -17,8 +18,9 @@ from torch import Tensor
 
 from bytegolf.artifact import container
 from bytegolf.artifact.pack import read_artifact, write_artifact
-from bytegolf.artifact.quantize import dequantize, quantize
-from bytegolf.config import Config, ModelConfig, StageConfig, TrainConfig
+from bytegolf.artifact.plan import plan_of
+from bytegolf.artifact.quantize import ROW_BITS, Storage, dequantize, quantize
+from bytegolf.config import Config, ExportConfig, ModelConfig, StageConfig, TrainConfig
 from bytegolf.errors import BytegolfError
 
 CONFIG = Config(
@@ -63,12 +65,14 @@ def independent_reader(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray
     assert len(payload) == header["payload_bytes"]
     tensors = {}
     for row in header["tensors"]:
-        dtype = {"int8_row": np.int8, "fp16": np.dtype("<f2"), "fp32": np.dtype("<f4")}[row["scheme"]]
+        codes = row["scheme"].endswith("_row")
+        dtype = np.int8 if codes else {"fp16": np.dtype("<f2"), "fp32": np.dtype("<f4")}[row["scheme"]]
         stored = payload[row["offset"] : row["offset"] + row["bytes"]]
         values = np.frombuffer(stored, dtype).astype(np.float32).reshape(row["shape"])
-        if row["scheme"] == "int8_row":
-            scales = np.frombuffer(payload, "<f2", row["shape"][0], row["scale_offset"]).astype(np.float32)
-            values = values * scales.reshape(-1, *[1] * (values.ndim - 1))
+        if codes:
+            count = row.get("scales", row["shape"][0])
+            scales = np.frombuffer(payload, "<f2", count, row["scale_offset"]).astype(np.float32)
+            values = (values.reshape(count, -1) * scales[:, None]).reshape(row["shape"])
         tensors[row["name"]] = values
     return header, tensors
 
@@ -82,8 +86,9 @@ def test_round_trip(file: Path) -> None:
     assert artifact.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
     original = weights()
     assert artifact.state.keys() == original.keys()
+    plan = plan_of(original, CONFIG.export)
     for name, tensor in original.items():
-        assert torch.equal(artifact.state[name], dequantize(quantize(name, tensor))), name
+        assert torch.equal(artifact.state[name], dequantize(quantize(name, tensor, plan[name]))), name
 
 
 def test_an_independent_reader_gets_the_same(file: Path) -> None:
@@ -95,6 +100,34 @@ def test_an_independent_reader_gets_the_same(file: Path) -> None:
     for name, values in tensors.items():
         assert np.array_equal(values, ours[name].numpy()), name
         assert values.shape == tuple(ours[name].shape)
+
+
+def test_mixed_widths(tmp_path: Path) -> None:
+    """Each tensor carries its own width, whatever the configuration says; so do scales that rows share."""
+    state = {f"at{bits}": torch.randn(8, 16) for bits in ROW_BITS.values()} | {"table": torch.randn(12, 4)}
+    plan = {f"at{bits}": Storage(scheme) for scheme, bits in ROW_BITS.items()} | {"table": Storage("int4_row", group=4)}
+    ready = {"ready": quantize("ready", torch.randn(4, 4), Storage("int5_row"))}
+    write_artifact(tmp_path / "mixed", {**state, **ready}, CONFIG, TOKENIZER, plan=plan)
+    found = read_artifact(tmp_path / "mixed").state
+    for name, tensor in state.items():
+        assert torch.equal(found[name], dequantize(quantize(name, tensor, plan[name]))), name
+    assert torch.equal(found["ready"], dequantize(ready["ready"]))
+    header, tensors = independent_reader(tmp_path / "mixed")
+    assert all(np.array_equal(tensors[name], found[name].numpy()) for name in found)
+    assert {row["name"]: row.get("scales") for row in header["tensors"]}["table"] == 3
+
+
+def test_the_configuration_says_how_many_bits(tmp_path: Path) -> None:
+    sizes = []
+    for bits in (8, 6, 4):
+        config = dataclasses.replace(CONFIG, export=ExportConfig(bits=bits))
+        write_artifact(tmp_path / "model", weights(), config, TOKENIZER)
+        header, _ = independent_reader(tmp_path / "model")
+        schemes = {row["name"]: row["scheme"] for row in header["tensors"]}
+        assert schemes["blocks.0.mlp.fc.weight"] == f"int{bits}_row"
+        assert schemes["embedding.weight"] == "fp16"
+        sizes.append((tmp_path / "model").stat().st_size)
+    assert sizes[0] > 1.2 * sizes[1] > 1.2 * sizes[2]
 
 
 def test_equal_input_gives_equal_bytes(file: Path, tmp_path: Path) -> None:
@@ -212,6 +245,14 @@ FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "offset far": (put_in_tensor(0, offset=1 << 29), "overlap or leave gaps"),
     "offset missing": (lambda header: header["tensors"][0].pop("offset"), "no valid place"),
     "scale missing": (lambda header: header["tensors"][0].pop("scale_offset"), "no valid place"),
+    "bits": (put_in_tensor(0, scheme="int2_row"), "unknown scheme"),
+    "bits of more": (put_in_tensor(0, scheme="int9_row"), "unknown scheme"),
+    "bits too few for a code": (put_in_tensor(0, scheme="int4_row"), "holds a code beyond ±7"),
+    "scales of no whole rows": (put_in_tensor(0, scales=2), "no valid number of scales"),
+    "scales none": (put_in_tensor(0, scales=0), "no valid number of scales"),
+    "scales negative": (put_in_tensor(0, scales=-257), "no valid number of scales"),
+    "scales no number": (put_in_tensor(0, scales=True), "no valid number of scales"),
+    "scales other": (put_in_tensor(0, scales=1), "overlap or leave gaps|do not fill"),
     "bytes": (put_in_tensor(0, bytes=5), "no valid place"),
     "no config": (put(config=None), "no config"),
     "no tokenizer": (lambda header: header.pop("tokenizer"), "no tokenizer"),

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 
 from bytegolf.artifact.container import MAX_PAYLOAD_BYTES, damaged
-from bytegolf.artifact.quantize import QuantizedTensor, Scheme
+from bytegolf.artifact.quantize import ROW_BITS, QuantizedTensor, Scheme, levels
 
 DTYPES: dict[Scheme, np.dtype[Any]] = {
-    "int8_row": np.dtype("i1"),
+    **{scheme: np.dtype("i1") for scheme in ROW_BITS},
     "fp16": np.dtype("<f2"),
     "fp32": np.dtype("<f4"),
 }
@@ -78,6 +78,8 @@ def lay_out(stored: list[QuantizedTensor]) -> tuple[list[dict[str, Any]], bytes]
         if tensor.scale is not None:
             data = tensor.scale.numpy().astype(SCALE_DTYPE, copy=False).tobytes()
             entry["scale_offset"] = place
+            if len(tensor.scale) != tensor.shape[0]:
+                entry["scales"] = len(tensor.scale)
             parts.append(data)
             place += len(data)
     return listed, b"".join(parts)
@@ -95,7 +97,7 @@ def read_entries(listed: Any, payload_bytes: int, where: str) -> list[TensorEntr
     if len({entry.name for entry in entries}) != len(entries):
         raise damaged(where, "two of its tensors have the same name")
     places = [(entry.offset, entry.size) for entry in entries]
-    places += [(entry.scale_offset, entry.scale_size) for entry in entries if entry.scheme == "int8_row"]
+    places += [(entry.scale_offset, entry.scale_size) for entry in entries if entry.scheme in ROW_BITS]
     end = 0
     for offset, size in sorted(places):
         if offset != end:
@@ -106,15 +108,22 @@ def read_entries(listed: Any, payload_bytes: int, where: str) -> list[TensorEntr
     return entries
 
 
-def load(entry: TensorEntry, payload: bytes) -> QuantizedTensor:
-    """The stored tensor at a checked place of the payload."""
+def load(entry: TensorEntry, payload: bytes, where: str) -> QuantizedTensor:
+    """The stored tensor at a checked place of the payload.
+
+    Raises:
+        BytegolfError: naming the file ``where``: a code is beyond its scheme's bits.
+    """
     dtype = DTYPES[entry.scheme]
     # astype copies, as torch wants writable memory, and turns little-endian into the host's order
     data = np.frombuffer(payload, dtype, entry.numel, entry.offset).astype(dtype.newbyteorder("="))
     scale = None
-    if entry.scheme == "int8_row":
-        rows = np.frombuffer(payload, SCALE_DTYPE, entry.shape[0], entry.scale_offset)
+    if entry.scheme in ROW_BITS:
+        rows = np.frombuffer(payload, SCALE_DTYPE, entry.scale_size // SCALE_DTYPE.itemsize, entry.scale_offset)
         scale = torch.from_numpy(rows.astype(np.float16))
+        top = levels(ROW_BITS[entry.scheme])
+        if data.size and (data.min() < -top or data.max() > top):
+            raise damaged(where, f"its tensor {entry.name} holds a code beyond ±{top}")
     return QuantizedTensor(entry.name, entry.scheme, entry.shape, torch.from_numpy(data).view(entry.shape), scale)
 
 
@@ -126,7 +135,7 @@ def _entry(row: Any, where: str) -> TensorEntry:
         raise damaged(where, "one of its tensors has no valid name")
     if not isinstance(scheme, str) or scheme not in DTYPES:
         raise damaged(where, f"its tensor {name} has an unknown scheme")
-    rows = scheme == "int8_row"
+    rows = scheme in ROW_BITS
     # the product without its zeros is bounded too, as strides are made of it
     if (
         not isinstance(shape, list)
@@ -139,8 +148,10 @@ def _entry(row: Any, where: str) -> TensorEntry:
     offset, scale_offset = row.get("offset"), row.get("scale_offset") if rows else 0
     if not _is_size(offset) or not _is_size(scale_offset) or row.get("bytes") != size:
         raise damaged(where, f"its tensor {name} has no valid place")
-    scale_size = shape[0] * SCALE_DTYPE.itemsize if rows else 0
-    return TensorEntry(name, scheme, tuple(shape), offset, size, scale_offset, scale_size)
+    scales = row.get("scales", shape[0]) if rows else 0
+    if not _is_size(scales) or (rows and (scales == 0) != (shape[0] == 0)) or (scales and shape[0] % scales):
+        raise damaged(where, f"its tensor {name} has no valid number of scales")
+    return TensorEntry(name, scheme, tuple(shape), offset, size, scale_offset, scales * SCALE_DTYPE.itemsize)
 
 
 def _is_size(value: Any) -> TypeGuard[int]:

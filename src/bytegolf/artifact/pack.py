@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from torch import Tensor
 
 from bytegolf import __version__
 from bytegolf.artifact import container, layout
-from bytegolf.artifact.quantize import dequantize, is_control, quantize
+from bytegolf.artifact.plan import Plan, plan_of
+from bytegolf.artifact.quantize import QuantizedTensor, dequantize, quantize
 from bytegolf.config import Config, from_dict, to_dict
 from bytegolf.errors import BytegolfError
 from bytegolf.files import write_bytes
@@ -66,21 +67,22 @@ class Artifact:
 
 def write_artifact(
     path: Path,
-    state: Mapping[str, Tensor],
+    state: Mapping[str, Tensor | QuantizedTensor],
     config: Config,
     tokenizer: Mapping[str, Any],
     info: Mapping[str, Any] | None = None,
-    control: Callable[[str, Tensor], bool] = is_control,
+    plan: Plan | None = None,
 ) -> Summary:
     """Quantise ``state`` and write it atomically to ``path``; equal arguments give equal bytes.
 
     Args:
         path: the file; an existing one is replaced once the new one is complete.
-        state: the weights by dotted name, of any floating dtype, on any device.
+        state: the weights by dotted name, of any floating dtype, on any device; or what was quantised already, which
+            is stored as it is.
         config: the resolved configuration of the run.
         tokenizer: plain JSON that identifies the tokenizer.
         info: further plain JSON for people, such as steps and seconds.
-        control: tells which tensors are kept in fp32.
+        plan: how each tensor is stored; by default as ``config.export`` says.
 
     Raises:
         BytegolfError: a weight cannot be exported, a name or value cannot be stored, or writing failed.
@@ -90,7 +92,11 @@ def write_artifact(
             raise BytegolfError(
                 f"the tensor name {name!r} cannot be stored: use up to 200 ASCII letters, digits, _ and ."
             )
-    stored = [quantize(name, state[name], control) for name in sorted(state)]
+    plan = plan_of(state, config.export) if plan is None else plan
+    stored = [
+        weight if isinstance(weight, QuantizedTensor) else quantize(name, weight, plan[name])
+        for name, weight in sorted(state.items())
+    ]
     listed, payload = layout.lay_out(stored)
     header = {
         "bytegolf": __version__,
@@ -134,7 +140,7 @@ def read_artifact(path: Path) -> Artifact:
         ) from error
     state: dict[str, Tensor] = {}
     for entry in layout.read_entries(box.header.get("tensors"), len(box.payload), where):
-        weight = dequantize(layout.load(entry, box.payload))
+        weight = dequantize(layout.load(entry, box.payload, where))
         if not bool(torch.isfinite(weight).all()):
             raise container.damaged(where, f"its tensor {entry.name} holds NaN or infinite values")
         state[entry.name] = weight

@@ -1,22 +1,24 @@
-"""The export quantiser of S0, the official baseline: int8 rows, fp16 for what is small, fp32 for what steers.
+"""The quantiser: rows of 3 to 8 bits, fp16 for what is small, fp32 for what steers. Training with quantised weights,
+GPTQ and the export all take their scales and codes from here.
 
-Three schemes, chosen by :func:`scheme_of`:
+A tensor's :class:`Storage` says how it is kept; ``artifact.plan`` chooses it. The schemes are
 
-- ``int8_row``: matrices of more than 65,536 elements. Row r is ``scale[r] · codes[r]``, with codes in
-  -127…127 and the scale in fp16.
-- ``fp16``: everything smaller, the matrix of a small layer for instance.
-- ``fp32``: control tensors (vectors, scalars, per-channel scales and mixes, q gains, skip weights), which
-  cost little and act on whole streams of activations.
+- ``int8_row``, ``int7_row`` … ``int3_row``: row r is ``scale[r] · codes[r]``, with codes of b bits in −L…L,
+  L = 2^(b−1) − 1, and the scale in fp16. For 8 bits the scale is S0's: the row's clip percentile / 127. For fewer it is
+  the one of a few clips (``CLIPS``) with the least squared error, since the widest costs too much there.
+- ``fp16`` and ``fp32``: the values.
 
-Two details are ours. A scale is rounded *up* to fp16 and the codes are taken with the rounded one, so that
-no element within the clip is off by more than half a step of the scale that is really stored; and a small
-tensor with a magnitude beyond fp16's largest number stays in fp32 instead of becoming infinite.
+Three details are ours. A scale is rounded *up* to fp16 and the codes are taken with the rounded one, so that no
+element within the clip is off by more than half a step of the scale that is really stored. There is no floor on a scale
+but fp16's own smallest number (S3's floor of 1/31 coarsened small rows). And a small tensor with a magnitude beyond
+fp16's largest number stays in fp32 instead of becoming infinite.
+
+Legend: R rows, K elements of a row.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,17 +28,41 @@ from torch import Tensor
 
 from bytegolf.errors import BytegolfError
 
-Scheme = Literal["int8_row", "fp16", "fp32"]
+Scheme = Literal["int8_row", "int7_row", "int6_row", "int5_row", "int4_row", "int3_row", "fp16", "fp32"]
 
-SMALL_NUMEL = 65_536
-"""Tensors of at most so many elements are not worth quantising (S0)."""
+ROW_BITS: dict[Scheme, int] = {
+    "int8_row": 8,
+    "int7_row": 7,
+    "int6_row": 6,
+    "int5_row": 5,
+    "int4_row": 4,
+    "int3_row": 3,
+}
+"""The schemes of codes and scales, with the bits of a code."""
 
 CLIP_PERCENTILE = 99.99984
-"""Percentile of a row's magnitudes at which the row is clipped (S0): hardly below the maximum of a usual
-row."""
+"""Percentile of a row's magnitudes at which 8 bits clip it (S0): hardly below the maximum of a usual row."""
 
-CONTROL_SUFFIXES = ("_scale", "_mix", "_gain", "skip_weights")
-"""How the names of control tensors with two dimensions end: mixes of (2, D), skip weights of (n, D)."""
+CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5)
+"""Shares of a row's largest magnitude at which fewer bits may clip it; of equal errors the first wins."""
+
+_BLOCK = 1 << 17
+"""Elements whose error is worked out at a time: they stay in a CPU's cache."""
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How a tensor is to be stored.
+
+    Attributes:
+        scheme: its encoding.
+        prune: share of each row's elements, the smallest, that become 0; for rows of codes only.
+        group: so many consecutive rows count as one and share a scale; it divides their number.
+    """
+
+    scheme: Scheme
+    prune: float = 0.0
+    group: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +74,7 @@ class QuantizedTensor:
         scheme: how ``data`` encodes the weight.
         shape: the weight's shape.
         data: the codes (int8) or the values (fp16, fp32), of ``shape``, on the CPU.
-        scale: for ``int8_row`` one fp16 number for each index of the first axis, ``(shape[0],)``; else None.
+        scale: for rows of codes n fp16 numbers, each for shape[0]/n indices of the first axis; else None.
     """
 
     name: str
@@ -58,31 +84,30 @@ class QuantizedTensor:
     scale: Tensor | None = None
 
 
-def is_control(name: str, tensor: Tensor) -> bool:
-    """Whether a tensor steers the network and so keeps fp32: vectors, scalars and ``CONTROL_SUFFIXES``."""
-    return tensor.ndim < 2 or name.endswith(CONTROL_SUFFIXES)
-
-
-def scheme_of(name: str, tensor: Tensor, control: Callable[[str, Tensor], bool] = is_control) -> Scheme:
-    """The scheme S0's rules give a weight, before its values are looked at."""
-    if control(name, tensor):
-        return "fp32"
-    return "int8_row" if tensor.numel() > SMALL_NUMEL else "fp16"
-
-
-def quantize(name: str, tensor: Tensor, control: Callable[[str, Tensor], bool] = is_control) -> QuantizedTensor:
-    """Quantise one weight of any floating dtype, shape and device.
-
-    Args:
-        name: the parameter's dotted name, for ``control`` and for errors.
-        tensor: the weight; it is not changed.
-        control: tells which tensors are kept in fp32.
+def quantize(name: str, tensor: Tensor, storage: Storage) -> QuantizedTensor:
+    """Quantise one weight of any floating dtype, shape and device, as ``storage`` says.
 
     Raises:
-        BytegolfError: the weight is not of a floating dtype, or holds a NaN, an infinity or a number beyond
-        fp32,
-            or a magnitude that an int8 row cannot reach (about 8.3 million, a diverged model).
+        BytegolfError: the weight is not of a floating dtype, or holds a NaN, an infinity or a number beyond fp32, or a
+            magnitude that codes and fp16 scales cannot reach (about 8.3 million in 8 bits: a diverged model).
     """
+    weight = checked(name, tensor)
+    shape = tuple(weight.shape)
+    if storage.scheme in ROW_BITS:
+        codes, scale = quantize_rows(grouped(weight, storage.group), ROW_BITS[storage.scheme], storage.prune)
+        if not bool(torch.isfinite(scale).all()):
+            raise BytegolfError(
+                f"the weight {name} reaches {weight.abs().max():.3g}, more than {storage.scheme[:4]} rows with fp16 "
+                "scales can hold: training diverged, so export an earlier checkpoint"
+            )
+        return QuantizedTensor(name, storage.scheme, shape, codes.view(shape), scale)
+    if storage.scheme == "fp16" and bool(torch.isfinite(half := weight.to(torch.float16)).all()):
+        return QuantizedTensor(name, "fp16", shape, half)
+    return QuantizedTensor(name, "fp32", shape, weight.clone())
+
+
+def checked(name: str, tensor: Tensor) -> Tensor:
+    """The weight in fp32 on the CPU, contiguous; an error in words if it cannot be exported."""
     if not tensor.is_floating_point():
         raise BytegolfError(f"the tensor {name} is of type {tensor.dtype}: only floating-point weights can be exported")
     weight = tensor.detach().to(device="cpu", dtype=torch.float32).contiguous()
@@ -90,45 +115,81 @@ def quantize(name: str, tensor: Tensor, control: Callable[[str, Tensor], bool] =
         raise BytegolfError(
             f"the weight {name} holds NaN or infinite values: training diverged, so export an earlier checkpoint"
         )
-    shape = tuple(weight.shape)
-    scheme = scheme_of(name, tensor, control)
-    if scheme == "int8_row":
-        codes, scale = int8_rows(weight.flatten(1))
-        if not bool(torch.isfinite(scale).all()):
-            raise BytegolfError(
-                f"the weight {name} reaches {weight.abs().max():.3g}, more than int8 rows with fp16 scales "
-                "can hold: training diverged, so export an earlier checkpoint"
-            )
-        return QuantizedTensor(name, scheme, shape, codes.view(shape), scale)
-    if scheme == "fp16" and bool(torch.isfinite(half := weight.to(torch.float16)).all()):
-        return QuantizedTensor(name, "fp16", shape, half)
-    return QuantizedTensor(name, "fp32", shape, weight.clone())
+    return weight
+
+
+def grouped(weight: Tensor, group: int) -> Float[Tensor, "R K"]:
+    """The rows that have a scale each: indices of the first axis, or ``group`` of them as one."""
+    return weight.reshape(weight.shape[0] // group, -1) if weight.numel() else weight.flatten(1)
 
 
 def dequantize(stored: QuantizedTensor) -> Tensor:
     """The fp32 weight, of ``stored.shape``, that a model computes with: a fresh tensor on the CPU."""
     values = stored.data.to(torch.float32)
-    if stored.scale is not None:
-        # 7-bit codes times 11-bit significands are exact in fp32, whatever the order of the operations
-        values = values * stored.scale.to(torch.float32).view(-1, *[1] * (values.ndim - 1))
+    if stored.scale is not None and values.numel():
+        values = dequantize_rows(values.view(len(stored.scale), -1), stored.scale).view(stored.shape)
     return values.clone() if values is stored.data else values
 
 
-def int8_rows(weight: Float[Tensor, "R K"]) -> tuple[Int8[Tensor, "R K"], Float16[Tensor, " R"]]:
-    """Codes and fp16 scales of an fp32 matrix with K ≥ 1; a row of zeros gets the scale 0 and comes back
-    exact.
+def dequantize_rows(codes: Tensor, scale: Float16[Tensor, " R"]) -> Float[Tensor, "R K"]:
+    """scale · codes in fp32; 7-bit codes times 11-bit significands are exact, whatever the order of the operations."""
+    return codes.to(torch.float32) * scale.to(torch.float32).unsqueeze(1)
 
-    A scale is infinite where the row is beyond int8 × fp16; the caller answers that.
+
+def fake_quantize(weight: Tensor, storage: Storage) -> Tensor:
+    """The fp32 weight that comes back from ``storage``, without the way through the file; on any device.
+
+    What training with quantised weights computes with: equal to ``dequantize(quantize(...))``.
     """
-    exact = row_clip(weight).to(torch.float64) / 127
-    scale = exact.to(torch.float16)
-    # The bit pattern after a non-negative half's is the next larger half.
-    next_up = (scale.view(torch.int16) + 1).view(torch.float16)
-    scale = torch.where(scale.to(torch.float64) < exact, next_up, scale)
+    if storage.scheme in ROW_BITS:
+        rows = grouped(weight, storage.group)
+        return dequantize_rows(*quantize_rows(rows, ROW_BITS[storage.scheme], storage.prune)).view(weight.shape)
+    if storage.scheme == "fp16":
+        half = weight.to(torch.float16).to(torch.float32)
+        return half if bool(half.isfinite().all()) else weight
+    return weight
+
+
+def quantize_rows(
+    weight: Float[Tensor, "R K"], bits: int, prune: float = 0.0
+) -> tuple[Int8[Tensor, "R K"], Float16[Tensor, " R"]]:
+    """Codes and fp16 scales of an fp32 matrix with K ≥ 1; each row by itself. A row of zeros has the scale 0.
+
+    A scale is infinite where the row is beyond codes × fp16; the caller answers that.
+    """
+    weight = pruned(weight, prune)
+    scale = row_scales(weight, bits)
+    return round_rows(weight, scale, bits), scale
+
+
+def row_scales(weight: Float[Tensor, "R K"], bits: int) -> Float16[Tensor, " R"]:
+    """Each row's scale (its step) at so many bits."""
+    top = levels(bits)
+    if bits == 8:
+        return _half_up(row_clip(weight).to(torch.float64) / top)
+    blocks = torch.split(weight, max(1, _BLOCK // max(1, weight.shape[1])))
+    return torch.cat([_searched(block, top) for block in blocks])
+
+
+def round_rows(weight: Float[Tensor, "R K"], scale: Float16[Tensor, " R"], bits: int) -> Int8[Tensor, "R K"]:
+    """The nearest codes of ``weight`` at the given scales; 0 in rows of scale 0."""
     step = scale.to(torch.float32).unsqueeze(1)
-    codes = torch.round(weight / torch.where(step > 0, step, 1.0)).clamp(-127, 127)
-    codes = torch.where(step > 0, codes, 0.0)
-    return codes.to(torch.int8), scale
+    codes = (weight / torch.where(step > 0, step, torch.inf)).round_().clamp_(-levels(bits), levels(bits))
+    return codes.to(torch.int8)
+
+
+def levels(bits: int) -> int:
+    """L, the largest code: they go from −L to L."""
+    return (1 << (bits - 1)) - 1
+
+
+def pruned(weight: Float[Tensor, "R K"], share: float) -> Float[Tensor, "R K"]:
+    """``weight`` with the ⌊share·K⌋ smallest magnitudes of each row at 0; of equal ones at the edge none."""
+    count = int(share * weight.shape[1])
+    if not count:
+        return weight
+    magnitude = weight.abs()
+    return weight.masked_fill(magnitude < magnitude.kthvalue(count + 1, 1).values.unsqueeze(1), 0.0)
 
 
 def row_clip(weight: Float[Tensor, "R K"]) -> Float[Tensor, " R"]:
@@ -143,3 +204,31 @@ def row_clip(weight: Float[Tensor, "R K"]) -> Float[Tensor, " R"]:
     top = weight.abs().topk(columns - low, dim=1).values
     below, above = top[:, columns - 1 - low].double(), top[:, columns - 1 - high].double()
     return (below + (above - below) * (position - low)).to(torch.float32)
+
+
+def _searched(weight: Float[Tensor, "R K"], top: int) -> Float16[Tensor, " R"]:
+    """The scale of each row's best clip."""
+    largest = weight.abs().amax(1).to(torch.float64)
+    best = _half_up(largest / top)
+    least = _squared_error(weight, best, top)
+    for clip in CLIPS[1:]:
+        scale = _half_up(clip * largest / top)
+        error = _squared_error(weight, scale, top)
+        better = error < least  # never where the largest is beyond fp16, and the error not a number
+        best, least = torch.where(better, scale, best), torch.where(better, error, least)
+    return best
+
+
+def _squared_error(weight: Tensor, scale: Tensor, top: int) -> Float[Tensor, " R"]:
+    """Summed in fp64, so that no order of summing changes which clip is best."""
+    step = scale.to(torch.float32).unsqueeze(1)
+    codes = (weight * torch.where(step > 0, 1 / step, 0.0)).round_().clamp_(-top, top)
+    return codes.mul_(step).sub_(weight).square_().sum(1, dtype=torch.float64)
+
+
+def _half_up(exact: Float[Tensor, " R"]) -> Float16[Tensor, " R"]:
+    """Non-negative numbers rounded up to fp16."""
+    scale = exact.to(torch.float16)
+    # the bit pattern after a non-negative half's is the next larger half
+    next_up = (scale.view(torch.int16) + 1).view(torch.float16)
+    return torch.where(scale.to(torch.float64) < exact, next_up, scale)

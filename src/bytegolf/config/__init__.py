@@ -19,13 +19,14 @@ from bytegolf.config.model import (
     outer_dim,
 )
 from bytegolf.config.reading import from_dict, load, preset_names, to_dict
-from bytegolf.config.run import Config, DataConfig, EvalConfig, OptimConfig, TrainConfig
+from bytegolf.config.run import Config, DataConfig, EvalConfig, ExportConfig, OptimConfig, TrainConfig
 
 __all__ = [
     "CapacityMode",
     "Config",
     "DataConfig",
     "EvalConfig",
+    "ExportConfig",
     "LevelConfig",
     "ModelConfig",
     "NetworkConfig",

@@ -89,6 +89,22 @@ class OptimConfig(Ranged):
 
 
 @dataclass(frozen=True)
+class ExportConfig(Ranged):
+    """How the weights are quantised: in the artifact, and in training from ``train.qat_from`` on."""
+
+    bits: int = doc("bits of a weight's code in a large matrix; each row has a scale of its own", 8, least=3, most=8)
+    embedding_bits: int = doc("the same of the tied embedding; 0 = bits", 0, least=0, most=8)
+    ngram_bits: int = doc("the same of the n-gram tables; 0 = bits", 0, least=0, most=8)
+    prune: float = doc("share of each matrix row's weights, the smallest, that become 0", 0.0, least=0, below=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("embedding_bits", "ngram_bits"):
+            if 0 < getattr(self, name) < 3:
+                raise BytegolfError(f"{name} is {getattr(self, name)}: give 3 to 8, or 0 for as many as bits")
+
+
+@dataclass(frozen=True)
 class EvalConfig(Ranged):
     """How the final score is taken."""
 
@@ -115,6 +131,7 @@ class Config:
     train: TrainConfig = doc("the training loop")
     data: DataConfig = doc("the data", DataConfig())
     optim: OptimConfig = doc("the optimiser", OptimConfig())
+    export: ExportConfig = doc("the artifact", ExportConfig())
     eval: EvalConfig = doc("the score", EvalConfig())
 
     def __post_init__(self) -> None:

@@ -10,12 +10,13 @@ from rich.table import Table
 
 from bytegolf.analyze import render
 from bytegolf.analyze.segment import Segmentation
-from bytegolf.artifact.quantize import scheme_of
+from bytegolf.artifact.plan import plan_of
+from bytegolf.artifact.quantize import ROW_BITS
 from bytegolf.config import load, preset_names
 from bytegolf.model.lm import count_parameters, outline
 from bytegolf.recipes.training import Outcome
 
-_STORED_BYTES = {"int8_row": 1, "fp16": 2, "fp32": 4}
+_STORED_BITS = {**ROW_BITS, "fp16": 16, "fp32": 32}
 
 
 def segmentation(console: Console, found: Segmentation) -> None:
@@ -105,9 +106,10 @@ def preset_rows() -> list[dict[str, Any]]:
     for name in preset_names():
         config = load(name)
         model = outline(config.model)
-        # int8 weights barely compress before training has shaped them; scales and header are small beside them
-        estimate = sum(
-            tensor.numel() * _STORED_BYTES[scheme_of(key, tensor)] for key, tensor in model.state_dict().items()
+        # codes barely compress before training has shaped them; scales and header are small beside them
+        state = model.state_dict()
+        bits = sum(
+            state[key].numel() * _STORED_BITS[storage.scheme] for key, storage in plan_of(state, config.export).items()
         )
         rows.append(
             {
@@ -115,7 +117,7 @@ def preset_rows() -> list[dict[str, Any]]:
                 "about": config.about,
                 "tokenizer": config.data.tokenizer,
                 "params": count_parameters(model),
-                "artifact_estimate_bytes": estimate,
+                "artifact_estimate_bytes": bits // 8,
             }
         )
     return rows

@@ -1,0 +1,55 @@
+"""Which tensor is stored how: S0's rules by size and name, with the bits that the configuration gives rows of codes.
+
+A plan is a mapping from names to :class:`Storage`; change single entries of it for mixed precision. Nothing of it needs
+storing: every tensor in an artifact carries its own scheme.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from bytegolf.artifact.quantize import ROW_BITS, QuantizedTensor, Scheme, Storage
+from bytegolf.config import ExportConfig
+
+Plan = Mapping[str, Storage]
+
+SMALL_NUMEL = 65_536
+"""Tensors of at most so many elements are not worth quantising (S0)."""
+
+CONTROL_SUFFIXES = ("_scale", "_mix", "_gain", "skip_weights")
+"""How the names of control tensors with two dimensions end: mixes of (2, D), skip weights of (n, D)."""
+
+EMBEDDING, TABLES = "embedding.weight", "ngrams.table"
+"""The tied embedding and the n-gram tables, which may have bits of their own."""
+
+TABLE_GROUP = 64
+"""So many rows of a table share a scale below 8 bits: its rows are as narrow as 16 numbers, and at one fp16 scale each
+the scales of a 4-bit table would take a fifth of it. A larger group costs less than fewer bits do (LOG.md)."""
+
+_SCHEMES: dict[int, Scheme] = {bits: scheme for scheme, bits in ROW_BITS.items()}
+
+
+def plan_of(state: Mapping[str, Tensor | QuantizedTensor], export: ExportConfig) -> dict[str, Storage]:
+    """How each tensor of a model is stored; only names, shapes and ``export`` count, so the meta device will do."""
+    return {name: storage_of(name, tuple(tensor.shape), export) for name, tensor in state.items()}
+
+
+def storage_of(name: str, shape: tuple[int, ...], export: ExportConfig) -> Storage:
+    """How one tensor is stored: control tensors in fp32, small ones in fp16, all others in rows of codes."""
+    if is_control(name, shape):
+        return Storage("fp32")
+    if math.prod(shape) <= SMALL_NUMEL:
+        return Storage("fp16")
+    if name == TABLES:  # whose rows are too narrow for a share of them to mean anything
+        bits = export.ngram_bits or export.bits
+        return Storage(_SCHEMES[bits], group=math.gcd(TABLE_GROUP, shape[0]) if bits < 8 else 1)
+    bits = export.embedding_bits if name == EMBEDDING else 0
+    return Storage(_SCHEMES[bits or export.bits], export.prune)
+
+
+def is_control(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor steers the network and so keeps fp32: vectors, scalars and ``CONTROL_SUFFIXES``."""
+    return len(shape) < 2 or name.endswith(CONTROL_SUFFIXES)
