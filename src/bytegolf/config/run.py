@@ -131,8 +131,8 @@ class Config:
     train: TrainConfig = doc("the training loop")
     data: DataConfig = doc("the data", DataConfig())
     optim: OptimConfig = doc("the optimiser", OptimConfig())
-    export: ExportConfig = doc("the artifact", ExportConfig())
     eval: EvalConfig = doc("the score", EvalConfig())
+    export: ExportConfig = doc("the artifact", ExportConfig())
 
     def __post_init__(self) -> None:
         if self.eval.capacity == "fixed":
