@@ -146,7 +146,7 @@ def fake_quantize(weight: Tensor, storage: Storage) -> Tensor:
         return dequantize_rows(*quantize_rows(rows, ROW_BITS[storage.scheme], storage.prune)).view(weight.shape)
     if storage.scheme == "fp16":
         half = weight.to(torch.float16).to(torch.float32)
-        return half if bool(half.isfinite().all()) else weight
+        return torch.where(half.isfinite().all(), half, weight)
     return weight
 
 

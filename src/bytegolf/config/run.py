@@ -38,6 +38,13 @@ class TrainConfig(Ranged):
     decay_steps: int = doc(
         "the same in steps (timed, under a wall-clock budget); overrides the fraction if > 0", 0, least=0
     )
+    qat_from: float = doc(
+        "share of the learning rate's decay after which training computes with quantised weights, as `export` stores "
+        "them (QAT); 0 = never",
+        0.0,
+        least=0,
+        below=1,
+    )
     precision: Literal["auto", "bf16", "fp32"] = doc(
         "dtype of activations and matmuls; auto = bf16 where the device computes in it", "auto"
     )
@@ -64,6 +71,11 @@ class TrainConfig(Ranged):
             )
         if not self.max_seconds and not self.max_steps:
             raise BytegolfError("training has no end: set max_seconds or max_steps above 0")
+        if self.qat_from and not (self.decay_fraction or self.decay_steps):
+            raise BytegolfError(
+                f"qat_from is {self.qat_from}, a share of the learning rate's decay, but it never decays: set "
+                "decay_fraction or decay_steps above 0, or qat_from to 0"
+            )
 
 
 @dataclass(frozen=True)

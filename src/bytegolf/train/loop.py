@@ -31,8 +31,9 @@ from bytegolf.train.average import WeightAverage
 from bytegolf.train.compiling import compile_stages
 from bytegolf.train.distributed import World
 from bytegolf.train.optim import Optimizer
+from bytegolf.train.qat import QuantizedTraining
 from bytegolf.train.report import Metrics, Reporter, RouterWatch, clock
-from bytegolf.train.schedule import learning_rate, remaining
+from bytegolf.train.schedule import learning_rate, quantises, remaining
 from bytegolf.train.window import Window
 
 
@@ -78,6 +79,7 @@ class Trainer:
         self.parallel = world.wrap(model)
         self.optimizer = Optimizer(model, config.optim)
         self.average = WeightAverage(model, settings.ema_decay) if settings.ema_decay else None
+        self._qat: QuantizedTraining | None = None
         self.progress = Progress()
         self.stopped_early = False
         self._window = Window()
@@ -165,7 +167,8 @@ class Trainer:
         """One optimiser step over this rank's share of the global batch, in micro-batches."""
         inputs, targets = self.loader.batch(self.progress.step)
         size = int(self.tokenizer.byte_counts(targets, inputs).sum())
-        loss, figures = self._gradients(torch.from_numpy(inputs), torch.from_numpy(targets))
+        with self._quantized():
+            loss, figures = self._gradients(torch.from_numpy(inputs), torch.from_numpy(targets))
         self._window.add(loss, figures, targets.size, size)
         if self.config.train.grad_clip:
             self.optimizer.clip(self.config.train.grad_clip)
@@ -173,6 +176,15 @@ class Trainer:
         self.optimizer.zero_grad()
         if self.average:
             self.average.update()
+
+    def _quantized(self) -> contextlib.AbstractContextManager[None]:
+        """What a step's gradients are taken in: late in training, the weights as the artifact would hold them."""
+        if not quantises(self.config.train, self.progress.step, self.progress.seconds):
+            return contextlib.nullcontext()
+        if self._qat is None:
+            self._qat = QuantizedTraining(self.model, self.config.export)
+            self.reporter.say(f"training with quantised weights from step {self.progress.step}")
+        return self._qat.applied()
 
     def _gradients(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Accumulate the gradients of the mean loss: it, without the routers', and the levels' figures (3, ·)."""

@@ -1,4 +1,5 @@
-"""The learning rate as a share of its peak: linear warm-up, constant, linear decay to 0; and when training ends.
+"""The learning rate as a share of its peak: linear warm-up, constant, linear decay to 0; when QAT starts and training
+ends.
 
 Progress is measured in time under a wall-clock budget and in steps otherwise; whichever budget ends first counts.
 """
@@ -27,17 +28,28 @@ def remaining(config: TrainConfig, step: int, seconds: float) -> float:
     return min(left for left, _ in _budgets(config, step, seconds))
 
 
-def learning_rate(config: TrainConfig, step: int, seconds: float) -> float:
-    """The factor on every learning rate at ``step`` (from 0), after ``seconds`` of training time.
+def decay_left(config: TrainConfig, step: int, seconds: float) -> float:
+    """The share of the learning rate's decay that is still to come: 1 before it, 0 at the end.
 
     The decay covers the last ``decay_fraction`` of the budget, or the last ``decay_steps`` steps: under a wall-clock
     budget, the time that as many steps take at the mean pace so far (S0's warmdown). With two budgets, the one that
-    asks for less counts.
+    leaves less counts.
     """
-    factor = 1.0
-    for left, decay in _budgets(config, step, seconds):
-        if decay > 0:
-            factor = min(factor, max(0.0, left) / decay)
+    shares = [max(0.0, left) / decay for left, decay in _budgets(config, step, seconds) if decay > 0]
+    return min(1.0, *shares) if shares else 1.0
+
+
+def learning_rate(config: TrainConfig, step: int, seconds: float) -> float:
+    """The factor on every learning rate at ``step`` (from 0), after ``seconds`` of training time.
+
+    What is left of the decay, or a linear rise over the first ``lr_warmup_steps``, whichever is less.
+    """
+    factor = decay_left(config, step, seconds)
     if step < config.lr_warmup_steps:
         factor = min(factor, (step + 1) / config.lr_warmup_steps)
     return factor
+
+
+def quantises(config: TrainConfig, step: int, seconds: float) -> bool:
+    """Whether ``step`` computes with quantised weights: a function of the progress, so that a resumed run agrees."""
+    return config.qat_from > 0 and decay_left(config, step, seconds) <= 1 - config.qat_from
