@@ -22,7 +22,8 @@ from bytegolf.model import native
 from bytegolf.model.capacity import GRAIN, Capacity
 from bytegolf.model.chunk import Chunks
 from bytegolf.model.lm import BOS, Forward, LanguageModel
-from bytegolf.model.router import CosineRouter, ratio_loss
+from bytegolf.model.router import CosineRouter
+from bytegolf.model.router_loss import ratio_loss
 from bytegolf.recipes.opening import Opened, open_model
 
 HNETS = ("one-level", "two-level")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bytegolf.config import LevelConfig, ModelConfig, RouterConfig, StageConfig
 from bytegolf.model.lm import BOS, Forward, LanguageModel, count_parameters, outline
-from bytegolf.model.router import surprisal_loss
+from bytegolf.model.router_loss import surprisal_loss
 
 EVERY_MODEL = [(name, reset) for name in TINY for reset in (False, True)]
 every_model = pytest.mark.parametrize(("name", "reset"), EVERY_MODEL)

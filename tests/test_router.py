@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bytegolf.config import RouterConfig
-from bytegolf.model.router import CosineRouter, ratio_loss, surprisal_loss
+from bytegolf.model.router import CosineRouter
+from bytegolf.model.router_loss import ratio_loss, surprisal_loss
 
 
 def router(dim: int = 4, random: bool = False) -> CosineRouter:

@@ -21,10 +21,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from bytegolf.data.tokenizer import WHITESPACE
+
 Bytes = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
-
-WHITESPACE = b" \t\n\r\v\f"
 
 
 @dataclass

@@ -36,6 +36,10 @@ class StageConfig(Ranged):
 
 
 CapacityMode = Literal["exact", "bucketed", "fixed"]
+RouterKind = Literal["cosine", "whitespace", "stride", "random", "edges", "entropy"]
+
+READ_TOKENS: tuple[RouterKind, ...] = ("whitespace", "random", "edges", "entropy")
+"""The kinds that look at token ids, which only the outermost level sees."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,21 @@ class RouterConfig(Ranged):
     capacity_buckets: int = doc(
         "bucketed: how many sizes, in geometric steps from length/(2 target) to the length", 8, least=1
     )
+    kind: RouterKind = doc(
+        "cosine = learned (S2); the others are fixed rules, without a loss: whitespace, stride = every N positions, "
+        "random = at the rate 1/N, edges = where a BPE piece cannot go on, entropy = where counts of the training text "
+        "find the next token hardest to predict, at the rate 1/N",
+        "cosine",
+    )
+    whitespace: Literal["behind", "at"] = doc(
+        "whitespace: chunks begin behind it, as in [the ][dog], or at it, as in [the][ dog]; subwords with a space in "
+        "front begin one either way",
+        "behind",
+    )
+    edges: str = doc("edges: the SentencePiece tokenizer of the data folder whose pieces count", "sp1024")
+    edges_room: int = doc("edges: room for these pieces, in bytes with one more each", 16_384, least=16, most=1 << 20)
+    order: int = doc("entropy: from how many tokens the next one is predicted", 4, least=1, most=16)
+    order_bits: int = doc("entropy: contexts of each length share 2^bits entries", 16, least=4, most=22)
 
 
 @dataclass(frozen=True)
@@ -88,6 +107,22 @@ class LevelConfig:
                 f"main.router.capacity is 'fixed' inside a level of {self.router.capacity!r} capacity, whose number of "
                 "chunks depends on the whole sequence: set router.capacity to 'fixed' as well"
             )
+        if isinstance(self.main, LevelConfig):
+            check_inner_router(self.main.router)
+
+
+def check_inner_router(router: RouterConfig) -> None:
+    """Raise if ``router``, of an inner level, asks for what is known of tokens only."""
+    if router.kind in READ_TOKENS:
+        raise BytegolfError(
+            f"main.router.kind is {router.kind!r}, but an inner level sees chunks and no tokens: choose 'cosine' or "
+            "'stride' there"
+        )
+    if router.surprisal_weight > 0:
+        raise BytegolfError(
+            f"main.router.surprisal_weight is {router.surprisal_weight}, but only tokens have a surprisal, and an "
+            "inner level sees chunks: set it to 0 there"
+        )
 
 
 NetworkConfig = StageConfig | LevelConfig
@@ -131,6 +166,11 @@ class ModelConfig(Ranged):
         super().__post_init__()
         if any(level.router.capacity == "fixed" for level in levels(self.network)):
             check_fixed_capacity(self, "router.capacity")
+        if self.vocab_size != 260 and any(level.router.kind == "edges" for level in levels(self.network)):
+            raise BytegolfError(
+                f"network.router.kind is 'edges', which cuts bytes, but vocab_size is {self.vocab_size}: take "
+                "data.tokenizer=byte260 and vocab_size=260, or choose another kind"
+            )
 
 
 def check_fixed_capacity(model: ModelConfig, where: str) -> None:

@@ -23,6 +23,9 @@ from bytegolf.files import disk_errors
 
 SPACE = "▁"  # U+2581, SentencePiece's mark for a space
 
+WHITESPACE = b" \t\n\r\v\f"
+"""The bytes that count as whitespace, wherever chunks and words are compared: ASCII's."""
+
 TokenizerKind = Literal["byte", "sentencepiece"]
 
 

@@ -6,7 +6,8 @@ What a window gives for its last positions is what a full forward pass of it wou
   rotary positions are relative. So an encoder's output is the same in every window, but for a window's first
   positions, which have less before them: those are computed for each window ("heads"), all others once for the whole
   stretch of text.
-- Where chunks begin follows from the encoder's output, and a window's first position always opens one.
+- Where chunks begin follows from the encoder's output, and a window's first position always opens one. (Fixed rules
+  may count from a window's start; they cost little, and are asked for each window.)
 - A main network that attends to everything depends on where the window starts, at every layer. It runs on each
   window's chunks; its last block only where the scored positions look.
 - Smoothing forgets: a chunk opens where P ≥ ½, so what lies ``FORGOTTEN`` chunks back weighs less than fp32 resolves.
@@ -27,6 +28,7 @@ from torch import Tensor
 from bytegolf.model.capacity import EXACT
 from bytegolf.model.chunk import Chunks, smooth
 from bytegolf.model.embed import BOS
+from bytegolf.model.fixed_router import FixedRouter
 from bytegolf.model.hnet import Level
 from bytegolf.model.lm import Forward, LanguageModel
 from bytegolf.model.stage import Stage
@@ -124,6 +126,10 @@ def _encode(
         places = torch.arange(len(table), len(table) + len(tokens), device=device)
         index = torch.cat((index, places.unfold(0, length, stride)[:, size:]), 1)
         table = torch.cat((table, shared[0]))
+    if isinstance(level.router, FixedRouter) and size < length:
+        windows = tokens.unfold(0, length, stride)
+        boundary = level.router.mark(windows, (windows == BOS) & model.config.reset_at_bos)
+        p = boundary.to(p.dtype)
     return table, index, p, boundary
 
 
@@ -133,5 +139,5 @@ def _routed(
     """The encoder's output, p and the boundaries of ``tokens``, as ``Level.forward`` works them out."""
     documents = _documents(model, tokens)
     encoded = level.encoder(model.embed(tokens), documents)
-    p, boundary = level.router(encoded, tokens == BOS if documents is not None else None)
+    p, boundary = level.router(encoded, tokens == BOS if documents is not None else None, tokens)
     return encoded, p, boundary

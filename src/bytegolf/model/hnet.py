@@ -23,7 +23,8 @@ from bytegolf.model.cache import Rows, StageState
 from bytegolf.model.capacity import Capacity
 from bytegolf.model.chunk import Chunks, smooth_on
 from bytegolf.model.layers import Linear
-from bytegolf.model.router import CosineRouter, ratio_loss
+from bytegolf.model.router_loss import ratio_loss
+from bytegolf.model.routers import build_router
 from bytegolf.model.stage import Stage
 from bytegolf.model.trace import LevelTrace, StepTrace
 
@@ -33,8 +34,8 @@ class LevelState:
     """What a level remembers between calls."""
 
     encoder: StageState
-    memory: Float[Tensor, "B D"]
-    """W_k x of the last position, for the router"""
+    memory: Tensor
+    """what the router remembers, (B, M)"""
     main: StageState | LevelState
     smoothed: Float[Tensor, "B D"]
     """z̄ of the current chunk"""
@@ -53,14 +54,15 @@ class LevelState:
 class Level(nn.Module):
     """One level of an H-Net around a main network that runs once a chunk."""
 
-    def __init__(self, config: LevelConfig) -> None:
+    def __init__(self, config: LevelConfig, vocab_size: int = 0) -> None:
+        """``vocab_size`` is the number of token ids, or 0 for an inner level."""
         super().__init__()
         dim, inner = config.encoder.dim, outer_dim(config.main)
         self.config = config
         self.capacity = Capacity.of(config.router)
         """the room for chunks, which may be changed at any time"""
         self.encoder = Stage(config.encoder)
-        self.router = CosineRouter(dim, config.router)
+        self.router = build_router(config.router, dim, vocab_size)
         self.main = build_network(config.main)
         self.decoder = Stage(config.decoder)
         self.residual = Linear(dim, dim, zero=True)
@@ -79,11 +81,16 @@ class Level(nn.Module):
         documents: Int[Tensor, "B L"] | None,
         valid: Bool[Tensor, "B L"] | None,
         traces: list[LevelTrace],
+        tokens: Int[Tensor, "B L"] | None = None,
     ) -> Float[Tensor, "B L D"]:
         """Run the level and append its trace (its main network's follow).
 
         ``documents`` numbers each position's document, which nothing crosses (None: all one); ``valid`` is False at
-        the padding behind a sequence (None: no padding).
+        the padding behind a sequence (None: no padding). ``tokens`` are the ids at the positions of the outermost
+        level.
+
+        A router that is not learned has no loss. Its p is 1 where chunks start, so that the smoothing leaves each chunk
+        as it is but for its clamp (P_FLOOR of the chunk before), and the confidence has no gradient.
 
         Boundaries beyond a fixed capacity count in the ratio loss, which is about what the router proposes; to
         confidence and smoothing they are positions within the last chunk.
@@ -91,10 +98,12 @@ class Level(nn.Module):
         settings = self.config.router
         encoded = self.encoder(x, documents)
         first = _starts(documents) if documents is not None else None
-        p, proposed = self.router(encoded, first)
+        p, proposed = self.router(encoded, first, tokens)
         if valid is not None:
             proposed = proposed & valid
-        loss = settings.loss_weight * ratio_loss(p, proposed, valid, settings.target)
+        loss = p.new_zeros(())
+        if self.router.learned:
+            loss = settings.loss_weight * ratio_loss(p, proposed, valid, settings.target)
         chunks = Chunks.of(proposed, self.capacity)
         traces.append(LevelTrace(p, chunks.boundary, proposed, valid, loss))
 
@@ -115,7 +124,7 @@ class Level(nn.Module):
         expected = math.ceil(1.5 * length / self.config.router.target) if length else None
         return LevelState(
             encoder=self.encoder.start(batch, device, dtype, length),
-            memory=torch.zeros(batch, dim, device=device, dtype=dtype),
+            memory=self.router.start(batch, device, dtype),
             main=self.main.start(batch, device, dtype, limit or expected),
             smoothed=torch.zeros(batch, dim, device=device, dtype=dtype),
             decoder=self.decoder.start(batch, device, dtype, length),
@@ -130,6 +139,7 @@ class Level(nn.Module):
         rows: Rows | None,
         counts: Rows | None,
         traces: list[StepTrace],
+        tokens: Int[Tensor, "R L"] | None = None,
     ) -> Float[Tensor, "R L D"]:
         """The next positions of the sequences ``rows`` (None: all) of ``state``, a LevelState, changed in place.
 
@@ -144,13 +154,13 @@ class Level(nn.Module):
         there = np.full(len(every), length) if counts is None else counts
 
         encoded = self.encoder.extend(x, state.encoder, rows, counts)
-        p, boundary, keys = self.router.extend(encoded, state.memory[index], first)
+        p, boundary, memories = self.router.extend(encoded, state.memory[index], first, tokens)
         if counts is None:
-            state.memory[index] = keys[:, -1]
+            state.memory[index] = memories[:, -1]
         else:
             ends = torch.from_numpy(counts).to(device)
             boundary = boundary & (torch.arange(length, device=device) < ends.unsqueeze(1))
-            state.memory[index] = keys[torch.arange(len(every), device=device), ends - 1]
+            state.memory[index] = memories[torch.arange(len(every), device=device), ends - 1]
         running = boundary.cumsum(1)
         if state.limit is not None:
             room = torch.from_numpy(state.limit - state.opened[every]).to(device).unsqueeze(1)
@@ -187,6 +197,6 @@ def _starts(documents: Int[Tensor, "B L"]) -> Bool[Tensor, "B L"]:
     return first
 
 
-def build_network(config: NetworkConfig) -> Stage | Level:
-    """The module that a network's configuration describes."""
-    return Stage(config) if isinstance(config, StageConfig) else Level(config)
+def build_network(config: NetworkConfig, vocab_size: int = 0) -> Stage | Level:
+    """The module that a network's configuration describes; ``vocab_size`` is 0 where it sees no tokens."""
+    return Stage(config) if isinstance(config, StageConfig) else Level(config, vocab_size)

@@ -18,14 +18,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from bytegolf.config import CapacityMode, LevelConfig, ModelConfig, check_fixed_capacity, outer_dim
+from bytegolf.config import CapacityMode, ModelConfig, check_fixed_capacity, outer_dim
 from bytegolf.errors import BytegolfError
 from bytegolf.model import ops
 from bytegolf.model.cache import Rows, StageState
 from bytegolf.model.embed import BOS, NOTHING, NgramEmbedding
 from bytegolf.model.functions import wide
 from bytegolf.model.hnet import Level, LevelState, build_network
-from bytegolf.model.router import surprisal_loss
+from bytegolf.model.router_loss import surprisal_loss
 from bytegolf.model.trace import LevelTrace, StepTrace
 
 
@@ -69,7 +69,7 @@ class LanguageModel(nn.Module):
         self.embedding = nn.Embedding(config.vocab_size, outer_dim(config.network))
         nn.init.normal_(self.embedding.weight, std=config.embed_std)
         self.ngrams = NgramEmbedding(config.ngrams, outer_dim(config.network)) if config.ngrams.longest > 1 else None
-        self.network = build_network(config.network)
+        self.network = build_network(config.network, config.vocab_size)
 
     @property
     def lookback(self) -> int:
@@ -103,7 +103,7 @@ class LanguageModel(nn.Module):
         documents = (ids == BOS).cumsum(1) if self.config.reset_at_bos else None
         x = self.embed(ids)
         traces: list[LevelTrace] = []
-        x = self.network(x, documents, None, traces)
+        x = self.network(x, documents, None, traces, ids)
         return Forward(self.project(x), traces)
 
     def losses(self, out: Forward, targets: Int[Tensor, "B L"]) -> Float[Tensor, "B L"]:
@@ -114,9 +114,10 @@ class LanguageModel(nn.Module):
     def objective(self, out: Forward, losses: Float[Tensor, "B L"]) -> Float[Tensor, ""]:
         """What training minimises, given ``losses`` of the forward pass ``out``: their mean and the routers' losses."""
         total = losses.mean() + out.router_loss()
-        network = self.config.network
-        if isinstance(network, LevelConfig) and network.router.surprisal_weight > 0:
-            total = total + network.router.surprisal_weight * surprisal_loss(out.traces[0].p, losses)
+        if isinstance(self.network, Level) and self.network.router.learned:
+            settings = self.network.config.router
+            if settings.surprisal_weight > 0:
+                total = total + settings.surprisal_weight * surprisal_loss(out.traces[0].p, losses)
         return total
 
     def cap(self, logits: Float[Tensor, "*B V"]) -> Float[Tensor, "*B V"]:
@@ -209,7 +210,8 @@ class LanguageModel(nn.Module):
 
     def _extend(self, ids: Tensor, state: ModelState, rows: Rows | None, counts: Rows | None) -> Tensor:
         """``extend`` by tokens of which none but a row's first starts a document, and none of no tokens."""
-        x = self.network.extend(self._embed_next(ids, state, rows, counts), state.network, rows, counts, state.traces)
+        x = self._embed_next(ids, state, rows, counts)
+        x = self.network.extend(x, state.network, rows, counts, state.traces, ids)
         return self.cap(self.project(x))
 
     def _embed_next(self, ids: Tensor, state: ModelState, rows: Rows | None, counts: Rows | None) -> Tensor:

@@ -1,16 +1,27 @@
-"""The router: the probability that a chunk begins at each position.
+"""Routers: the probability that a chunk begins at each position, and where one does.
 
-Legend: B batch, L positions, D width, R rows of an extension.
+``Router`` is what a level asks of one; ``CosineRouter`` is the learned one. Those that follow a fixed rule are in
+``fixed_router``, ``edge_router`` and ``entropy_router``; ``routers`` chooses.
+
+Legend: B batch, L positions, D width, R rows of an extension, M width of a memory.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bytegolf.config import RouterConfig
+from bytegolf.data.tokenizer import Tokenizer
 from bytegolf.model import fused, native
 from bytegolf.model.functions import wide
 from bytegolf.model.layers import Linear
@@ -32,64 +43,103 @@ def _probability(q: Tensor, k: Tensor) -> Tensor:
     return (0.5 * (1 - cosine)).clamp(0, 1)
 
 
-class CosineRouter(nn.Module):
-    """p_t = ½(1 − cos(W_q x_t, W_k x_{t−1})), p_0 = 1; a boundary where p_t ≥ ½ (S2; S4 pairs q and k the other way).
+@dataclass(frozen=True)
+class Material:
+    """What a router may be made from before training starts: nothing but the training split."""
 
-    Both maps start as the identity, so that an untrained router marks where neighbouring vectors point apart.
+    tokenizer: Tokenizer
+    tokens: NDArray[np.uint16]
+    """the beginning of the training split"""
+    folder: Path
+    """the data's, where further tokenizers lie"""
+
+
+class Router(nn.Module, ABC):
+    """Says where chunks begin, from what lies at a position and before it.
+
+    What a rule needs to know goes with the model, as parameters or buffers, and so into checkpoint and artifact.
     """
 
-    def __init__(self, dim: int, config: RouterConfig) -> None:
+    learned: ClassVar[bool] = False
+    """Whether p has a gradient, so that there are losses to train it by."""
+
+    def __init__(self, config: RouterConfig) -> None:
         super().__init__()
         self.config = config
+
+    @abstractmethod
+    def forward(
+        self,
+        x: Float[Tensor, "B L D"],
+        first: Bool[Tensor, "B L"] | None = None,
+        tokens: Int[Tensor, "B L"] | None = None,
+    ) -> tuple[Float[Tensor, "B L"], Bool[Tensor, "B L"]]:
+        """p (fp32 or wider) and the boundaries at the positions of ``x``.
+
+        ``first`` marks positions besides the first where a document starts, whose p is 1. ``tokens`` are the ids there,
+        which only the outermost level knows.
+        """
+
+    @abstractmethod
+    def start(self, batch: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """What is remembered of the positions before, (B, M), of ``batch`` sequences that have none."""
+
+    @abstractmethod
+    def extend(
+        self,
+        x: Float[Tensor, "R L D"],
+        memory: Tensor,
+        first: Bool[Tensor, " R"],
+        tokens: Int[Tensor, "R L"] | None = None,
+    ) -> tuple[Float[Tensor, "R L"], Bool[Tensor, "R L"], Tensor]:
+        """p, the boundaries, and what is to be remembered behind each position, (R, L, M), of positions that come after
+        those of ``memory`` (R, M).
+
+        A row whose ``first`` position this is opens a chunk there, whatever its memory.
+        """
+
+    def prepare(self, material: Material) -> None:
+        """Make what the rule needs; called once, before training. Raises BytegolfError where it cannot be made."""
+
+
+class CosineRouter(Router):
+    """p_t = ½(1 − cos(W_q x_t, W_k x_{t−1})), p_0 = 1; a boundary where p_t ≥ ½ (S2; S4 pairs q and k the other way).
+
+    Both maps start as the identity, so that an untrained router marks where neighbouring vectors point apart. The
+    memory is W_k x of the position before.
+    """
+
+    learned = True
+
+    def __init__(self, dim: int, config: RouterConfig) -> None:
+        super().__init__(config)
         self.q_proj = Linear(dim, dim)
         self.k_proj = Linear(dim, dim)
         for proj in (self.q_proj, self.k_proj):
             nn.init.zeros_(proj.weight).detach().fill_diagonal_(1)
 
     def forward(
-        self, x: Float[Tensor, "B L D"], first: Bool[Tensor, "B L"] | None = None
+        self,
+        x: Float[Tensor, "B L D"],
+        first: Bool[Tensor, "B L"] | None = None,
+        tokens: Int[Tensor, "B L"] | None = None,
     ) -> tuple[Float[Tensor, "B L"], Bool[Tensor, "B L"]]:
-        """p (fp32) and the boundaries of x; ``first`` marks further positions where a document starts (p = 1)."""
         p = boundary_probability(self.q_proj(x), self.k_proj(x))
         if first is not None:
             p = torch.where(first, torch.ones_like(p), p)
         return p, p >= THRESHOLD
 
-    def extend(
-        self, x: Float[Tensor, "R L D"], memory: Float[Tensor, "R D"], first: Bool[Tensor, " R"]
-    ) -> tuple[Float[Tensor, "R L"], Bool[Tensor, "R L"], Float[Tensor, "R L D"]]:
-        """p, the boundaries and W_k x of the positions behind ``memory``, which is W_k x of the one before them.
+    def start(self, batch: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+        return torch.zeros(batch, self.k_proj.weight.shape[0], device=device, dtype=dtype)
 
-        A row whose ``first`` position this is opens a chunk there.
-        """
+    def extend(
+        self,
+        x: Float[Tensor, "R L D"],
+        memory: Tensor,
+        first: Bool[Tensor, " R"],
+        tokens: Int[Tensor, "R L"] | None = None,
+    ) -> tuple[Float[Tensor, "R L"], Bool[Tensor, "R L"], Tensor]:
         keys = self.k_proj(x)
         p = _probability(self.q_proj(x), torch.cat((memory.unsqueeze(1), keys[:, :-1]), 1))
         p[:, 0].masked_fill_(first, 1)
         return p, p >= THRESHOLD, keys
-
-
-def surprisal_loss(p: Float[Tensor, "B L"], losses: Float[Tensor, "B L"]) -> Float[Tensor, ""]:
-    """−mean(p_t·ŝ_t): lower the more likely chunks start at surprising tokens (after SOMBRERO, arXiv 2601.22805).
-
-    ``losses[t]`` is −log p(token t + 1); ŝ is the surprisal of each token that p is about, standardised over the batch
-    and without gradient: the model is not asked to be surprised. p_0, which is forced, is left out.
-    """
-    surprisal = losses[:, :-1].detach()
-    surprisal = (surprisal - surprisal.mean()) / (surprisal.std() + 1e-6)
-    return -(p[:, 1:] * surprisal).mean()
-
-
-def ratio_loss(
-    p: Float[Tensor, "B L"], boundary: Bool[Tensor, "B L"], valid: Bool[Tensor, "B L"] | None, target: float
-) -> Float[Tensor, ""]:
-    """Mean over the batch of N/(N−1)·[(N−1)·F·G + (1−F)(1−G)] (S2; arXiv 2507.07955, eq. 10).
-
-    F is the share of boundaries and G the mean probability among the valid positions of an example. At F = G = 1/N
-    the loss is 1, its minimum along F = G.
-    """
-    if valid is None:
-        share, mean = boundary.to(p.dtype).mean(1), p.mean(1)
-    else:
-        count = valid.sum(1).clamp(min=1)
-        share, mean = (boundary & valid).sum(1).to(p.dtype) / count, (p * valid).sum(1) / count
-    return (target / (target - 1) * ((target - 1) * share * mean + (1 - share) * (1 - mean))).mean()

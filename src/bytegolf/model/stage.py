@@ -60,11 +60,12 @@ class Stage(nn.Module):
         documents: Int[Tensor, "B L"] | None = None,
         valid: Bool[Tensor, "B L"] | None = None,
         traces: list[LevelTrace] | None = None,
+        tokens: Int[Tensor, "B L"] | None = None,
     ) -> Float[Tensor, "B L D"]:
         """Run the stage; ``documents`` numbers each position's document (None: all one).
 
-        ``valid`` and ``traces`` are what an H-Net level takes in a stage's place: a causal stage need not know of
-        padding behind a sequence, and has no router to report on.
+        ``valid``, ``traces`` and ``tokens`` are what an H-Net level takes in a stage's place: a causal stage need not
+        know of padding behind a sequence, and has no router to report on or to tell of tokens.
         """
         blocks = self._blocks
         return self._through(x, lambda index, stream, x0: blocks[index](stream, x0, documents))
@@ -88,6 +89,7 @@ class Stage(nn.Module):
         rows: Rows | None = None,
         counts: Rows | None = None,
         traces: list[StepTrace] | None = None,
+        tokens: Int[Tensor, "R L"] | None = None,
     ) -> Float[Tensor, "R L D"]:
         """The next positions of the sequences ``rows`` (None: all) of ``state``, a StageState, changed in place.
 

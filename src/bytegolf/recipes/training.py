@@ -19,13 +19,17 @@ from bytegolf.errors import BytegolfError
 from bytegolf.files import write_json
 from bytegolf.model import native
 from bytegolf.model.lm import LanguageModel
+from bytegolf.model.router import Material
 from bytegolf.recipes.opening import Opened, build, open_model
 from bytegolf.recipes.runs import RunFolder
 from bytegolf.recipes.scoring import evaluate
 from bytegolf.train import checkpoint as store
-from bytegolf.train.distributed import World, join, pick_precision
+from bytegolf.train.distributed import join, pick_precision
 from bytegolf.train.loop import Progress, Trainer
 from bytegolf.train.report import Reporter
+
+ROUTER_TOKENS = 1 << 22
+"""How much of the training split a router that is made from it may see."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,12 +58,14 @@ def train(config: Config, out: Path, *, resume: bool = False, quiet: bool = Fals
         reporter = Reporter(quiet=quiet or not world.leads)
         if world.device.type == "cpu" and (reason := native.why_not()):  # builds the kernels, if need be
             reporter.warn(reason)
-        trainer = _trainer(config, tokenizer, streams, run, world, reporter)
+        model = initial_model(config, tokenizer, streams[0]).to(world.device)
+        model.precision = pick_precision(config.train.precision, world.device)
+        trainer = Trainer(config, model, streams[0], streams[1], tokenizer, run.path, world, reporter)
         progress = trainer.fit(resume)
         if not world.leads:
             return None
         export_weights(run, config, tokenizer, trainer.export_state(), progress)
-        return conclude(run, data, progress, trainer.stopped_early, reporter)
+        return conclude(run, data, streams[0], progress, trainer.stopped_early, reporter)
 
 
 def check_tokenizer(config: Config, tokenizer: Tokenizer) -> None:
@@ -80,23 +86,14 @@ def check_length(stream: TokenStream, seq_len: int, split: str) -> None:
         )
 
 
-def initial_model(config: Config) -> LanguageModel:
-    """The model before training: the same for the same seed."""
+def initial_model(config: Config, tokenizer: Tokenizer, stream: TokenStream) -> LanguageModel:
+    """The model before training on ``stream``: the same for the same seed and text."""
     torch.manual_seed(config.train.seed)
-    return LanguageModel(config.model)
-
-
-def _trainer(
-    config: Config,
-    tokenizer: Tokenizer,
-    streams: list[TokenStream],
-    run: RunFolder,
-    world: World,
-    reporter: Reporter,
-) -> Trainer:
-    model = initial_model(config).to(world.device)
-    model.precision = pick_precision(config.train.precision, world.device)
-    return Trainer(config, model, streams[0], streams[1], tokenizer, run.path, world, reporter)
+    model = LanguageModel(config.model)
+    sample = stream.slice(0, min(len(stream), ROUTER_TOKENS))
+    for level in model.levels():
+        level.router.prepare(Material(tokenizer, sample, Path(config.data.path)))
+    return model
 
 
 def export_weights(
@@ -130,7 +127,9 @@ def export(source: Path, out: Path | None = None) -> tuple[Summary, Path]:
     return export_weights(run, config, tokenizer, state, progress, out), found[-1]
 
 
-def conclude(run: RunFolder, data: Path, progress: Progress, stopped_early: bool, reporter: Reporter) -> Outcome:
+def conclude(
+    run: RunFolder, data: Path, stream: TokenStream, progress: Progress, stopped_early: bool, reporter: Reporter
+) -> Outcome:
     """Score the artifact as it lies on the disk, segment the standard text, write summary.json."""
     opened = open_model(run.path, data, run.read_config().train.device)
     with reporter:
@@ -138,7 +137,7 @@ def conclude(run: RunFolder, data: Path, progress: Progress, stopped_early: bool
     before = after = None
     if levels(opened.config.model.network):
         after = _standard(opened)
-        untrained = initial_model(opened.config)
+        untrained = initial_model(opened.config, opened.tokenizer, stream)
         untrained.set_capacity(opened.config.eval.capacity, opened.config.eval.capacity_divisor)
         before = _standard(dataclasses.replace(opened, model=untrained.eval()))
     summary = {
