@@ -14,6 +14,7 @@ _FIXED = {
     "routing0.k_proj.weight": "network.router.k_proj.weight",
     "residual_proj0.weight": "network.residual.weight",
 }
+_BIASES = {"boundary_proj.bias": "boundary_bias", "chunk_mixer.bias": "mixer_bias"}
 
 
 def from_public(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -24,6 +25,10 @@ def from_public(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             ours[_FIXED[name]] = tensor
             continue
         stage, _, rest = name.partition(".")
+        if stage == "chunker":
+            layer, _, part = rest.removeprefix("layers.").partition(".")
+            ours[f"soft.layers.{layer}.{_BIASES.get(part, part)}"] = tensor
+            continue
         prefix = _STAGES.get(stage, "network")
         rest = rest if stage in _STAGES else name
         if re.search(r"attn\.c_[kv]\.weight$", rest):

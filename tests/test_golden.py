@@ -17,7 +17,7 @@ from golden_weights import from_public
 from safetensors.torch import load_file
 from torch import Tensor
 
-from bytegolf.config import LevelConfig, ModelConfig, NetworkConfig, RouterConfig, StageConfig
+from bytegolf.config import LevelConfig, ModelConfig, NetworkConfig, RouterConfig, SoftConfig, StageConfig
 from bytegolf.model.lm import LanguageModel
 
 FOLDER = Path(
@@ -38,7 +38,7 @@ class Golden:
         return from_public({k.removeprefix(prefix): t for k, t in self.numbers.items() if k.startswith(prefix)})
 
 
-@pytest.fixture(params=["s0_flat", "s2_hnet"])
+@pytest.fixture(params=["s0_flat", "s1_soft", "s2_hnet"])
 def golden(request: pytest.FixtureRequest) -> Golden:
     public = json.loads((FOLDER / f"{request.param}.json").read_text())
 
@@ -58,7 +58,8 @@ def golden(request: pytest.FixtureRequest) -> Golden:
         router = RouterConfig(public["target_avg_chunk_len"], public["ratio_loss_weight"], public["hnet_lr_diff"])
         inner = stage(public["num_layers"] - 2 * outer)
         network = LevelConfig(stage(outer), router, inner, stage(outer))
-    model = LanguageModel(ModelConfig(network, public["vocab_size"], softcap=public["logit_softcap"]))
+    soft = SoftConfig(layers=public.get("hnet_layers", 0))
+    model = LanguageModel(ModelConfig(network, public["vocab_size"], softcap=public["logit_softcap"], soft=soft))
     found = Golden(load_file(FOLDER / f"{request.param}.safetensors"), model)
     weights = found.part("weight.")
     assert len(weights) == sum(1 for _ in model.parameters())
@@ -86,6 +87,26 @@ def test_logits_router_and_losses(golden: Golden) -> None:
     assert float(nats) + sum(float(trace.loss.detach()) for trace in out.traces) == pytest.approx(
         float(numbers["loss"]), rel=1e-5
     )
+
+
+@torch.no_grad()
+def test_soft_chunking_s_own_input_and_output(golden: Golden) -> None:
+    """And its boundaries, recomputed here from the public weights by the equation itself (S1)."""
+    model, numbers = golden.model, golden.numbers
+    assert (model.soft is not None) == ("inner.chunk_in" in numbers)
+    if model.soft is None:
+        return
+    x = numbers["inner.chunk_in"]
+    assert error(model.look_up(numbers["input_ids"]), x) < 1e-4
+    assert error(model.embed(numbers["input_ids"]), numbers["inner.chunk_out"]) < 1e-4
+    for index, trace in enumerate(model.soft(x)[1]):
+        name = f"weight.chunker.layers.{index}"
+        weight, bias = numbers[f"{name}.boundary_proj.weight"][0], numbers[f"{name}.boundary_proj.bias"]
+        for t in range(1, x.shape[1]):
+            b = torch.sigmoid(torch.cat((x[:, t - 1], x[:, t]), 1) @ weight + bias)
+            torch.testing.assert_close(trace.b[:, t], b, rtol=0, atol=1e-5)
+        x = model.soft.stack[index](x, trace.first)[0]
+    assert error(x, numbers["inner.chunk_out"]) < 1e-4
 
 
 def test_every_gradient(golden: Golden) -> None:

@@ -129,8 +129,8 @@ def test_micro_batches_add_up_to_the_batch(micro: int, data: Path, tmp_path: Pat
     whole = make_trainer(tiny_config("two-level"), data, tmp_path)
     parts = make_trainer(tiny_config("two-level", micro_batch=micro), data, tmp_path)
     inputs, targets = (torch.from_numpy(array) for array in whole.loader.batch(3))
-    loss, figures = whole._gradients(inputs, targets)
-    loss_parts, figures_parts = parts._gradients(inputs, targets)
+    loss, figures, _ = whole._gradients(inputs, targets)
+    loss_parts, figures_parts, _ = parts._gradients(inputs, targets)
     assert float(loss_parts) == pytest.approx(float(loss), rel=1e-6)
     torch.testing.assert_close(figures_parts[:, 0], figures[:, 0])
     for (name, one), other in zip(whole.model.named_parameters(), parts.model.parameters(), strict=True):
@@ -422,9 +422,9 @@ def with_rates(trainer: Trainer, rate: Callable[[int], float], monkeypatch: pyte
     """The trainer, whose router seems to open ``rate(step)`` chunks a position."""
     original = trainer._gradients
 
-    def gradients(inputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        loss, rates = original(inputs, targets)
-        return loss, torch.full_like(rates, rate(trainer.progress.step))
+    def gradients(inputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        loss, rates, soft = original(inputs, targets)
+        return loss, torch.full_like(rates, rate(trainer.progress.step)), soft
 
     monkeypatch.setattr(trainer, "_gradients", gradients)
     return trainer

@@ -152,6 +152,36 @@ class NgramConfig(Ranged):
 
 
 @dataclass(frozen=True)
+class SoftConfig(Ranged):
+    """Soft chunking between the embedding and the network (S1, PR #1191), its cures, and our own variants."""
+
+    layers: int = doc("number of layers, one behind the other; 0 = none", 0, least=0, most=16)
+    inner: int = doc("hidden width of the boundary predictor; 0 = none (S1), 256 = S1's wide variant", 0, least=0)
+    boundary: Literal["soft", "hard"] = doc(
+        "soft = b is a probability (S1); hard = 0 or 1, with the probability's gradient (straight-through)", "soft"
+    )
+    blend: Literal["previous", "chunk"] = doc(
+        "what a b below 1 lets in: previous = the vector before (S1); chunk = the mean of the chunk so far", "previous"
+    )
+    mixer: bool = doc("a linear map W behind the blend (S1)", True)
+    norm: bool = doc("whether the network still normalises its input; S1's does not", False)
+    init: Literal["default", "edges"] = doc(
+        "edges = b is fitted, before training, to where tokens start (bytes) or words do (subwords)",
+        "default",
+    )
+    edges_vocab: int = doc("edges, over bytes: pieces of the BPE tokenizer", 1024, least=300, most=1 << 16)
+    lr_mult: float = doc(
+        "learning-rate multiplier of the boundary predictor; 0 = it stays as it was initialised", 1.0, least=0
+    )
+    regulariser: float = doc("weight of the mean of b in the loss: S1's boundary regulariser", 0.0, least=0)
+    target: float = doc("N: wanted positions per boundary, for ratio_weight", 6.0, above=1)
+    ratio_weight: float = doc("weight of S2's ratio loss on b; 0 = off (S1)", 0.0, least=0)
+    surprisal_weight: float = doc(
+        "weight of the loss that draws boundaries to tokens that were hard to predict; 0 = off (S1)", 0.0, least=0
+    )
+
+
+@dataclass(frozen=True)
 class ModelConfig(Ranged):
     """A language model: tied embedding, a network, softcapped logits (S0)."""
 
@@ -161,6 +191,7 @@ class ModelConfig(Ranged):
     softcap: float = doc("logits z become softcap·tanh(z/softcap); 0 = off", 30.0, least=0)
     reset_at_bos: bool = doc("attention and chunking start afresh at every BOS token", False)
     ngrams: NgramConfig = doc("embeddings of the n-grams that end at a position", NgramConfig())
+    soft: SoftConfig = doc("soft chunking between the embedding and the network", SoftConfig())
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -26,7 +26,12 @@ from bytegolf.model.embed import BOS, NOTHING, NgramEmbedding
 from bytegolf.model.functions import wide
 from bytegolf.model.hnet import Level, LevelState, build_network
 from bytegolf.model.router_loss import surprisal_loss
-from bytegolf.model.trace import LevelTrace, StepTrace
+from bytegolf.model.soft_chunk import SoftChunker, SoftState
+from bytegolf.model.stage import Stage
+from bytegolf.model.trace import LevelTrace, SoftTrace, StepTrace
+
+EVERYTHING = 1 << 40
+"""A ``lookback`` beyond any length."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,8 @@ class Forward:
     """before the softcap, in the compute dtype; ``LanguageModel.cap`` applies it"""
     traces: list[LevelTrace]
     """one a chunking level, outermost first; empty for a flat model"""
+    soft: list[SoftTrace] = field(default_factory=list)
+    """one a layer of soft chunking, first to last"""
 
     def router_loss(self) -> Tensor | float:
         """The sum of the levels' weighted ratio losses."""
@@ -52,6 +59,8 @@ class ModelState:
     """of the last step, outermost level first"""
     history: Int[Tensor, "B H"]
     """the last ids of each sequence, as far back as an n-gram reaches (H = 0 without n-grams)"""
+    soft: SoftState | None = None
+    """of soft chunking, where there is some"""
     length: int | None = None
     """how many tokens it takes, under a fixed capacity (None: any number)"""
 
@@ -66,18 +75,42 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.config = config
         self.precision = torch.float32
-        self.embedding = nn.Embedding(config.vocab_size, outer_dim(config.network))
+        dim = outer_dim(config.network)
+        self.embedding = nn.Embedding(config.vocab_size, dim)
         nn.init.normal_(self.embedding.weight, std=config.embed_std)
-        self.ngrams = NgramEmbedding(config.ngrams, outer_dim(config.network)) if config.ngrams.longest > 1 else None
+        self.ngrams = NgramEmbedding(config.ngrams, dim) if config.ngrams.longest > 1 else None
         self.network = build_network(config.network, config.vocab_size)
+        self.soft = SoftChunker(dim, config.soft) if config.soft.layers else None
+        if self.soft and not config.soft.norm:
+            outermost = self.network if isinstance(self.network, Stage) else self.network.encoder
+            outermost.norms_input = False
 
     @property
     def lookback(self) -> int:
-        """How many ids before its own a position's embedding depends on."""
+        """How many ids before its own a position's embedding depends on, or a number beyond any length for all."""
+        if self.soft and self.config.soft.blend == "chunk":
+            return EVERYTHING
+        return self._context + self.config.soft.layers
+
+    @property
+    def _context(self) -> int:
+        """How many ids before its own a position's n-grams reach."""
         return self.ngrams.context if self.ngrams else 0
 
-    def embed(self, ids: Int[Tensor, "B L"], history: Int[Tensor, "B H"] | None = None) -> Float[Tensor, "B L D"]:
-        """The network's input for ``ids``, which come after ``history`` (H = ``lookback``; None: after nothing)."""
+    def embed(self, ids: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
+        """The network's input for ``ids``, before which there is nothing."""
+        return self._embed(ids)[0]
+
+    def _embed(self, ids: Int[Tensor, "B L"]) -> tuple[Float[Tensor, "B L D"], list[SoftTrace]]:
+        """``embed``, and what soft chunking did."""
+        x = self.look_up(ids)
+        if self.soft is None:
+            return x, []
+        found: tuple[Tensor, list[SoftTrace]] = self.soft(x, ids == BOS if self.config.reset_at_bos else None)
+        return found
+
+    def look_up(self, ids: Int[Tensor, "B L"], history: Int[Tensor, "B H"] | None = None) -> Float[Tensor, "B L D"]:
+        """The embedding of ``ids`` and of the n-grams that end there; ``history`` comes before (None: nothing does)."""
         x = ops.normed_embedding(ids, self.embedding.weight, self.precision)
         if self.ngrams is None:
             return x
@@ -87,7 +120,7 @@ class LanguageModel(nn.Module):
         return x + found
 
     def _no_history(self, batch: int) -> Int[Tensor, "B H"]:
-        return torch.full((batch, self.lookback), NOTHING, device=self.embedding.weight.device)
+        return torch.full((batch, self._context), NOTHING, device=self.embedding.weight.device)
 
     def project(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B V"]:
         """The logits of the network's output, before the softcap."""
@@ -101,10 +134,10 @@ class LanguageModel(nn.Module):
         if not ids.numel():
             raise BytegolfError(f"a batch of {ids.shape[0]} sequences of {ids.shape[1]} tokens is empty: give some")
         documents = (ids == BOS).cumsum(1) if self.config.reset_at_bos else None
-        x = self.embed(ids)
+        x, soft = self._embed(ids)
         traces: list[LevelTrace] = []
         x = self.network(x, documents, None, traces, ids)
-        return Forward(self.project(x), traces)
+        return Forward(self.project(x), traces, soft)
 
     def losses(self, out: Forward, targets: Int[Tensor, "B L"]) -> Float[Tensor, "B L"]:
         """−log p(target) at each position, in nats and fp32."""
@@ -114,6 +147,8 @@ class LanguageModel(nn.Module):
     def objective(self, out: Forward, losses: Float[Tensor, "B L"]) -> Float[Tensor, ""]:
         """What training minimises, given ``losses`` of the forward pass ``out``: their mean and the routers' losses."""
         total = losses.mean() + out.router_loss()
+        if self.soft:
+            total = total + self.soft.loss(out.soft, losses)
         if isinstance(self.network, Level) and self.network.router.learned:
             settings = self.network.config.router
             if settings.surprisal_weight > 0:
@@ -166,8 +201,10 @@ class LanguageModel(nn.Module):
                 "this model's chunks have a fixed capacity, a share of the sequence's length: say the length that "
                 "steps are to go up to, or set the capacity to exact"
             )
-        state = self.network.start(batch, self.embedding.weight.device, self.precision, length)
-        return ModelState(state, [], self._no_history(batch), length if fixed else None)
+        device = self.embedding.weight.device
+        state = self.network.start(batch, device, self.precision, length)
+        soft = self.soft.start(batch, device, self.precision) if self.soft else None
+        return ModelState(state, [], self._no_history(batch), soft, length if fixed else None)
 
     @torch.no_grad()
     def step(self, ids: Int[Tensor, " R"], state: ModelState, rows: Rows | None = None) -> Float[Tensor, "R V"]:
@@ -196,7 +233,10 @@ class LanguageModel(nn.Module):
         cuts = [0, *(int(at) for at in np.flatnonzero(starts.any(0)) if at), ids.shape[1]]
         pieces = []
         for start, end in itertools.pairwise(cuts):  # a document's first token is the first of a piece
-            state.network.reset(every[starts[:, start] & (start < there)])
+            fresh = every[starts[:, start] & (start < there)]
+            state.network.reset(fresh)
+            if state.soft:
+                state.soft.reset(fresh)
             left = np.clip(there - start, 0, end - start)
             live = left > 0
             if live.all():
@@ -216,16 +256,20 @@ class LanguageModel(nn.Module):
 
     def _embed_next(self, ids: Tensor, state: ModelState, rows: Rows | None, counts: Rows | None) -> Tensor:
         """``embed`` for tokens that come after those of ``state``, which remembers them."""
-        if not self.lookback:
-            return self.embed(ids)
+        x = self._look_up_next(ids, state, rows, counts)
+        return self.soft.extend(x, state.soft, rows, counts) if self.soft and state.soft else x
+
+    def _look_up_next(self, ids: Tensor, state: ModelState, rows: Rows | None, counts: Rows | None) -> Tensor:
+        if not self._context:
+            return self.look_up(ids)
         every = slice(None) if rows is None else torch.from_numpy(rows)
         history = state.history[every]
-        x = self.embed(ids, history)
+        x = self.look_up(ids, history)
         latest = torch.cat((history, ids), 1)
         if counts is not None:
             last = torch.from_numpy(counts).to(ids.device).unsqueeze(1)
-            latest = latest.gather(1, last + torch.arange(self.lookback, device=ids.device))
-        state.history[every] = latest[:, -self.lookback :]
+            latest = latest.gather(1, last + torch.arange(self._context, device=ids.device))
+        state.history[every] = latest[:, -self._context :]
         return x
 
 

@@ -30,6 +30,8 @@ class Stage(nn.Module):
         self.config = config
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.pushed = config.layers // 2
+        self.norms_input = True
+        """False behind soft chunking, as published (S1)"""
         # an empty parameter would get no gradient, which data-parallel training takes for a fault
         self.skip_weights = nn.Parameter(torch.ones(self.pushed, config.dim), requires_grad=self.pushed > 0)
 
@@ -42,7 +44,7 @@ class Stage(nn.Module):
 
         The first block of the second half takes the last skip pushed.
         """
-        x0 = ops.rms_norm(x)
+        x0 = ops.rms_norm(x) if self.norms_input else x
         stream = Stream(x0)
         skips: list[Tensor] = []
         for index in range(len(self.blocks)):
@@ -97,7 +99,7 @@ class Stage(nn.Module):
         """
         assert isinstance(state, StageState)
         length, blocks, caches = x.shape[1], self._blocks, state.blocks
-        if stepping.usable(x, blocks):
+        if self.norms_input and stepping.usable(x, blocks):
             return stepping.step(blocks, self.skip_weights, x, state, 0 if rows is None else int(rows[0]))
         span = Span.of(state, rows, counts, length)
         out = self._through(x, lambda index, stream, x0: blocks[index].extend(stream, x0, caches[index], span))

@@ -46,6 +46,25 @@ class LevelTrace:
 
 
 @dataclass(frozen=True)
+class SoftTrace:
+    """What a layer of soft chunking did in one forward pass."""
+
+    p: Float[Tensor, "B L"]
+    """σ(w·[x_{t−1}; x_t] + c), in at least fp32, with its gradient; 1 where a document begins"""
+    b: Float[Tensor, "B L"]
+    """the share of its own that each position kept: p, or 0 or 1 where boundaries are hard"""
+    first: Bool[Tensor, "B L"]
+    """where b was 1 by construction, since a document begins"""
+
+    def figures(self) -> Float[Tensor, " 2"]:
+        """What training reports: the mean of b and of b² over the positions where it was free."""
+        free = ~self.first
+        count = free.sum().clamp(min=1)
+        kept = self.b.detach() * free
+        return torch.stack((kept.sum() / count, kept.square().sum() / count))
+
+
+@dataclass(frozen=True)
 class StepTrace:
     """What a level's router did in one step or extension, for the sequences ``rows`` that reached it."""
 

@@ -168,8 +168,8 @@ class Trainer:
         inputs, targets = self.loader.batch(self.progress.step)
         size = int(self.tokenizer.byte_counts(targets, inputs).sum())
         with self._quantized():
-            loss, figures = self._gradients(torch.from_numpy(inputs), torch.from_numpy(targets))
-        self._window.add(loss, figures, targets.size, size)
+            loss, figures, soft = self._gradients(torch.from_numpy(inputs), torch.from_numpy(targets))
+        self._window.add(loss, figures, soft, targets.size, size)
         if self.config.train.grad_clip:
             self.optimizer.clip(self.config.train.grad_clip)
         self.optimizer.step(factor, self.progress.step)
@@ -186,13 +186,17 @@ class Trainer:
             self.reporter.say(f"training with quantised weights from step {self.progress.step}")
         return self._qat.applied()
 
-    def _gradients(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Accumulate the gradients of the mean loss: it, without the routers', and the levels' figures (3, ·)."""
+    def _gradients(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Accumulate the gradients of the mean loss: it, without the routers', and the figures of the levels and of
+        the soft layers, (3, ·) each.
+        """
         settings, device = self.config.train, self.world.device
         sequences = inputs.shape[0]
         size = settings.micro_batch or sequences
         total = torch.zeros((), device=device)
         figures = torch.zeros(3, self._levels, device=device)
+        chunker = self.model.soft
+        soft = torch.zeros(3, len(chunker.layers) if chunker else 0, device=device)
         for first in range(0, sequences, size):
             ids, wanted = (self._to_device(t[first : first + size]) for t in (inputs, targets))
             share = ids.shape[0] / sequences
@@ -204,7 +208,11 @@ class Trainer:
             total += losses.detach().mean() * share
             if out.traces:
                 figures += torch.stack([trace.figures() for trace in out.traces], 1) * share
-        return total, figures
+            if out.soft:
+                soft[:2] += torch.stack([trace.figures() for trace in out.soft], 1) * share
+        if chunker:
+            soft[2] = chunker.gradient_norms()
+        return total, figures, soft
 
     def _without_sync(self) -> contextlib.AbstractContextManager[None]:
         """Keep gradients local: only the last micro-batch of a step averages them over the ranks."""
@@ -302,6 +310,8 @@ class Trainer:
             "lr": factor,
             "bytes_per_second": round(pace, 1),
         }
+        if soft := window.soft_layers():
+            row["soft"] = soft
         self._metrics.add(**row)
         self.reporter.progress(self._line(bpb, rates, factor, pace))
         for text in self._watch_routers(row):

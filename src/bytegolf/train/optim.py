@@ -13,6 +13,7 @@ from bytegolf.errors import BytegolfError
 from bytegolf.model.embed import NgramEmbedding
 from bytegolf.model.hnet import Level
 from bytegolf.model.layers import Linear
+from bytegolf.model.soft_chunk import SoftLayer
 from bytegolf.model.stage import Stage
 from bytegolf.train.muon import Muon
 from bytegolf.train.rows import RowAdam
@@ -127,3 +128,6 @@ def _multipliers(model: nn.Module) -> Iterator[tuple[str, float]]:
                 for name, _ in getattr(module, part).named_parameters():
                     yield f"{prefix}.{part}.{name}", outer * factor
             yield f"{prefix}.pad", outer
+        elif isinstance(module, SoftLayer):
+            for name in module.boundary_names():
+                yield f"{prefix}.{name}", module.config.lr_mult

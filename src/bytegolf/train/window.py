@@ -27,19 +27,24 @@ class Window:
     """boundaries a sequence beyond the capacity; one a step and chunking level"""
     truncated_sequences: list[list[float]] = field(default_factory=list)
     """share of sequences that had some; one a step and chunking level"""
+    soft: list[list[float]] = field(default_factory=list)
+    """of soft chunking, one a step: each layer's mean of b, then of b², then the boundary predictor's gradient norm"""
     tokens: int = 0
     bytes: int = 0
     seconds: float = 0.0
     _pending: list[Tensor] = field(default_factory=list)
     _pending_tokens: int = 0
     _pending_bytes: int = 0
+    _levels: int = 0
 
-    def add(self, loss: Tensor, figures: Tensor, tokens: int, size: int) -> None:
-        """Take in one step of this rank: its mean loss, each level's ``figures`` in a column, what it read.
+    def add(self, loss: Tensor, figures: Tensor, soft: Tensor, tokens: int, size: int) -> None:
+        """Take in one step of this rank: its mean loss, each level's ``figures`` and each soft layer's in a column,
+        what it read.
 
         Fetches nothing.
         """
-        self._pending.append(torch.cat((loss.reshape(1), figures.flatten())))
+        self._pending.append(torch.cat((loss.reshape(1), figures.flatten(), soft.flatten())))
+        self._levels = figures.shape[1]
         self._pending_tokens += tokens
         self._pending_bytes += size
 
@@ -49,12 +54,13 @@ class Window:
         mine = [value / world.size for row in rows for value in row]
         tokens, size, *values = world.total(self._pending_tokens, self._pending_bytes, *mine)
         width = len(values) // len(rows) if rows else 1
-        levels = (width - 1) // 3
+        levels = self._levels
         for first in range(0, len(values), width):
             self.losses.append(values[first])
             for kind, found in enumerate((self.rates, self.truncated, self.truncated_sequences)):
                 at = first + 1 + kind * levels
                 found.append(values[at : at + levels])
+            self.soft.append(values[first + 1 + 3 * levels : first + width])
         self._pending, self._pending_tokens, self._pending_bytes = [], 0, 0
         self.tokens += int(tokens)
         self.bytes += int(size)
@@ -72,6 +78,13 @@ class Window:
         """Boundaries beyond the capacity at each chunking level, and the share of sequences that had some."""
         sequences = self.tokens / seq_len
         return [round(mean * sequences) for mean in _means(self.truncated)], _means(self.truncated_sequences)
+
+    def soft_layers(self) -> list[dict[str, float]]:
+        """What each layer of soft chunking did: mean and standard deviation of b, gradient norm of its predictor."""
+        means = _means(self.soft)
+        layers = len(means) // 3
+        parts = zip(*(means[part * layers : (part + 1) * layers] for part in range(3)), strict=True)
+        return [{"b": b, "std": max(0.0, square - b * b) ** 0.5, "gradient": norm} for b, square, norm in parts]
 
     def state(self) -> dict[str, Any]:
         """The settled part as plain data."""
