@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from bytegolf.errors import BytegolfError
 from bytegolf.model.embed import NgramEmbedding
@@ -43,6 +43,23 @@ class World:
         dist.all_reduce(box)
         return box.tolist()
 
+    def gather(self, tensor: Tensor) -> Callable[[], Tensor]:
+        """Send ``tensor`` to every rank; what is returned waits for theirs, of the same shape and dtype, and gives all
+        of them, (ranks, …).
+
+        They travel as bytes, as not every backend knows every dtype.
+        """
+        found = tensor.new_empty((self.size, *tensor.shape))
+        work = dist.all_gather_into_tensor(
+            found.view(-1).view(torch.uint8), tensor.contiguous().view(-1).view(torch.uint8), async_op=True
+        )
+
+        def arrive() -> Tensor:
+            work.wait()
+            return found
+
+        return arrive
+
     def wait(self) -> None:
         """Until every rank is here."""
         self.total(0.0)
@@ -56,6 +73,10 @@ class World:
             return model
         ids = [self.device.index] if self.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+
+
+ALONE = World(0, 1, torch.device("cpu"))
+"""One process."""
 
 
 def pick_device(wanted: str) -> torch.device:

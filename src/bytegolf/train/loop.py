@@ -77,7 +77,7 @@ class Trainer:
         )
         self.compiled = compile_stages(model, settings.compile, world.device, reporter.warn)
         self.parallel = world.wrap(model)
-        self.optimizer = Optimizer(model, config.optim)
+        self.optimizer = Optimizer(model, config.optim, world)
         self.average = WeightAverage(model, settings.ema_decay) if settings.ema_decay else None
         self._qat: QuantizedTraining | None = None
         self.progress = Progress()
@@ -382,13 +382,14 @@ class Trainer:
         norms = torch._foreach_norm([weight for weight in self.model.parameters() if weight.numel()])
         if not bool(torch.stack(list(norms)).isfinite().all()):
             self._broken(f"the weights are not finite after step {self.progress.step}")
+        optimizer = self.optimizer.state()  # in which every rank has a share
         if self.world.leads:
             progress = {**vars(self.progress), "window": self._window.state()}
             if self._validated_step != self.progress.step:
                 progress["validation_bpb"] = None  # an earlier one says nothing about these weights
             folder = self.run / "checkpoints"
             averaged = self.average.state() if self.average else {}
-            store.save(folder, store.Checkpoint(progress, self.model.state_dict(), self.optimizer.state(), averaged))
+            store.save(folder, store.Checkpoint(progress, self.model.state_dict(), optimizer, averaged))
             store.prune(folder, self.config.train.keep_checkpoints)
         self.world.wait()
 

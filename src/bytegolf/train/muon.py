@@ -1,11 +1,12 @@
-"""Muon: momentum whose update is orthogonalised, for matrices (S0).
+"""Muon: momentum whose update is orthogonalised, for matrices (S0); each process does its share of them.
 
-Legend: n matrices of one shape, R rows, C columns.
+Legend: n matrices of one shape that a process has, R rows, C columns.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from jaxtyping import BFloat16, Float
 from torch import Tensor, nn
 
 from bytegolf.model import native
+from bytegolf.train.distributed import ALONE, World
 
 NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
@@ -46,25 +48,58 @@ class _Piece:
         return tensors[self.index].narrow(0, self.first, self.rows)
 
 
+@dataclass(frozen=True)
+class _Shape:
+    """The matrices of one shape, and who works on which: turn about, from a rank that differs between shapes."""
+
+    rows: int
+    columns: int
+    pieces: list[_Piece]
+    first_rank: int
+
+    def owned(self, world: World) -> list[_Piece]:
+        """Those of ``world``'s rank."""
+        return self.pieces[(world.rank - self.first_rank) % world.size :: world.size]
+
+    def in_order(self, gathered: Tensor) -> list[Tensor]:
+        """The matrices (R, C) in the order of ``pieces``, from every rank's (ranks, slots, R, C)."""
+        size = len(gathered)
+        return [gathered[(self.first_rank + at) % size, at // size] for at in range(len(self.pieces))]
+
+
 class Muon:
     """Nesterov momentum, orthogonalised, on matrices; those of one shape are orthogonalised as one batch.
 
-    An update is scaled by √max(1, R/C) (S0); each parameter has a learning-rate multiplier of its own.
+    An update is scaled by √max(1, R/C) (S0); each parameter has a learning-rate multiplier of its own. Of several
+    processes each keeps the momenta of its share of the matrices and orthogonalises those; all of them then get the
+    updates (bf16) and apply every one, so that weights stay alike to the bit.
     """
 
     def __init__(
-        self, parameters: list[nn.Parameter], splits: list[tuple[int, ...]], multipliers: list[float], ns_steps: int
+        self,
+        parameters: list[nn.Parameter],
+        splits: list[tuple[int, ...]],
+        multipliers: list[float],
+        ns_steps: int,
+        world: World = ALONE,
     ) -> None:
         self.parameters: list[Tensor] = list(parameters)
-        self.multipliers, self.ns_steps = multipliers, ns_steps
-        self.momenta = [torch.zeros_like(parameter) for parameter in parameters]
-        self._pieces: dict[tuple[int, int], list[_Piece]] = defaultdict(list)
+        self.multipliers, self.ns_steps, self.world = multipliers, ns_steps, world
+        found: dict[tuple[int, int], list[_Piece]] = defaultdict(list)
         for index, (parameter, rows) in enumerate(zip(parameters, splits, strict=True)):
             columns, first = parameter.shape[1], 0
             for count in rows:
                 factor = max(1.0, count / columns) ** 0.5
-                self._pieces[count, columns].append(_Piece(index, first, count, factor))
+                found[count, columns].append(_Piece(index, first, count, factor))
                 first += count
+        self._shapes: list[_Shape] = []
+        handed_out = 0
+        for (height, width), pieces in found.items():
+            self._shapes.append(_Shape(height, width, pieces, handed_out % world.size))
+            handed_out += len(pieces)
+        self._momenta = {
+            piece: torch.zeros_like(piece.of(self.parameters)) for shape in self._shapes for piece in shape.owned(world)
+        }
 
     @torch.no_grad()
     def step(self, lr: float, momentum: float, weight_decay: float) -> None:
@@ -74,9 +109,12 @@ class Muon:
         grads = [_gradient(parameter) for parameter in self.parameters]
         tensors = (*self.parameters, *grads)
         fused = all(t.dtype == torch.float32 and t.is_contiguous() for t in tensors) and native.usable(*tensors)
-        stacks = (self._gather_fused if fused else self._gather)(grads, momentum)
-        for pieces, stack in zip(self._pieces.values(), stacks, strict=True):
-            for piece, update in zip(pieces, orthogonalize(stack, self.ns_steps), strict=True):
+        gather = self._gather_fused if fused else self._gather
+        updates = [
+            self._share(shape, orthogonalize(gather(shape, grads, momentum), self.ns_steps)) for shape in self._shapes
+        ]
+        for shape, arrive in zip(self._shapes, updates, strict=True):
+            for piece, update in zip(shape.pieces, arrive(), strict=True):
                 weight = piece.of(self.parameters)
                 rate = lr * self.multipliers[piece.index]
                 shrink = 1 - rate * weight_decay
@@ -88,23 +126,48 @@ class Muon:
                         weight.mul_(shrink)
                     weight.sub_(update, alpha=rate)
 
-    def _gather(self, grads: list[Tensor], momentum: float) -> list[Tensor]:
-        """Move the momenta on; the updates before their orthogonalisation, (n, R, C) for each shape."""
-        torch._foreach_mul_(self.momenta, momentum)
-        torch._foreach_add_(self.momenta, grads)
-        updates = list(torch._foreach_add(grads, self.momenta, alpha=momentum))
-        return [torch.stack([piece.of(updates) for piece in pieces]) for pieces in self._pieces.values()]
+    def _gather(self, shape: _Shape, grads: list[Tensor], momentum: float) -> Float[Tensor, "n R C"]:
+        """Move this rank's momenta of a shape on; its updates before their orthogonalisation."""
+        pieces = shape.owned(self.world)
+        if not pieces:
+            return self.parameters[0].new_empty(0, shape.rows, shape.columns)
+        own, fresh = [self._momenta[piece] for piece in pieces], [piece.of(grads) for piece in pieces]
+        torch._foreach_mul_(own, momentum)
+        torch._foreach_add_(own, fresh)
+        return torch.stack(list(torch._foreach_add(fresh, own, alpha=momentum)))
 
-    def _gather_fused(self, grads: list[Tensor], momentum: float) -> list[Tensor]:
+    def _gather_fused(self, shape: _Shape, grads: list[Tensor], momentum: float) -> BFloat16[Tensor, "n R C"]:
         """The same in bf16, by one pass over each matrix."""
-        stacks = []
-        for (rows, columns), pieces in self._pieces.items():
-            stack = torch.empty(len(pieces), rows, columns, dtype=torch.bfloat16)
-            for piece, out in zip(pieces, stack, strict=True):
-                old, grad = piece.of(self.momenta), piece.of(grads)
-                native.call("muon_gather", old, old, grad, out, out.numel(), momentum)
-            stacks.append(stack)
-        return stacks
+        pieces = shape.owned(self.world)
+        stack = torch.empty(len(pieces), shape.rows, shape.columns, dtype=torch.bfloat16)
+        for piece, out in zip(pieces, stack, strict=True):
+            old, grad = self._momenta[piece], piece.of(grads)
+            native.call("muon_gather", old, old, grad, out, out.numel(), momentum)
+        return stack
+
+    def _share(self, shape: _Shape, own: Float[Tensor, "n R C"]) -> Callable[[], list[Tensor]]:
+        """Send this rank's matrices of a shape to the others; what is returned waits for all of them, in order."""
+        if self.world.size == 1:
+            return lambda: list(own)
+        slots = -(-len(shape.pieces) // self.world.size)  # ranks send alike: one without a last matrix, anything
+        padded = torch.cat((own, own.new_zeros(slots - len(own), *own.shape[1:])))
+        arrive = self.world.gather(padded)
+        return lambda: shape.in_order(arrive())
+
+    def state(self) -> list[Tensor]:
+        """The momentum of each parameter, on every rank: all of them have to ask."""
+        whole = [torch.empty_like(parameter) for parameter in self.parameters]
+        for shape in self._shapes:
+            own = [self._momenta[piece] for piece in shape.owned(self.world)]
+            stack = torch.stack(own) if own else self.parameters[0].new_empty(0, shape.rows, shape.columns)
+            for piece, momentum in zip(shape.pieces, self._share(shape, stack)(), strict=True):
+                piece.of(whole).copy_(momentum)
+        return whole
+
+    def load_state(self, momenta: list[Tensor]) -> None:
+        """Take over what ``state`` gave, of as many processes as it may have been."""
+        for piece, momentum in self._momenta.items():
+            momentum.copy_(piece.of(momenta))
 
 
 def _gradient(parameter: Tensor) -> Tensor:

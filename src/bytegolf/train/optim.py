@@ -15,6 +15,7 @@ from bytegolf.model.hnet import Level
 from bytegolf.model.layers import Linear
 from bytegolf.model.soft_chunk import SoftLayer
 from bytegolf.model.stage import Stage
+from bytegolf.train.distributed import ALONE, World
 from bytegolf.train.muon import Muon
 from bytegolf.train.rows import RowAdam
 
@@ -22,7 +23,7 @@ from bytegolf.train.rows import RowAdam
 class Optimizer:
     """Muon and Adam over a model's parameters, with per-stage learning-rate multipliers."""
 
-    def __init__(self, model: nn.Module, config: OptimConfig) -> None:
+    def __init__(self, model: nn.Module, config: OptimConfig, world: World = ALONE) -> None:
         self.config = config
         multipliers = dict(_multipliers(model))
         packed = {id(module.weight): module.splits for module in model.modules() if isinstance(module, Linear)}
@@ -46,12 +47,13 @@ class Optimizer:
             else:
                 adam["embed" if name.startswith("embedding.") else "scalar"][name] = parameter
         self._muon_names = names
-        self.muon = Muon(matrices, splits, [multipliers.get(name, 1.0) for name in names], config.muon_ns_steps)
+        rates = [multipliers.get(name, 1.0) for name in names]
+        self.muon = Muon(matrices, splits, rates, config.muon_ns_steps, world)
         self.rows = RowAdam(tables, config.ngram_beta)
         self._adam = {name: parameter for group in adam.values() for name, parameter in group.items()}
         by_rate: dict[float, list[nn.Parameter]] = defaultdict(list)
-        rates = {"embed": config.embed_lr, "scalar": config.scalar_lr, "router": config.router_lr}
-        for kind, rate in rates.items():
+        peaks = {"embed": config.embed_lr, "scalar": config.scalar_lr, "router": config.router_lr}
+        for kind, rate in peaks.items():
             for name, parameter in adam[kind].items():
                 by_rate[rate * multipliers.get(name, 1.0)].append(parameter)
         self.adam = torch.optim.Adam(
@@ -85,8 +87,8 @@ class Optimizer:
         nn.utils.clip_grad_norm_(dense, limit)
 
     def state(self) -> dict[str, Tensor]:
-        """Every tensor of the optimiser's state by name, not copied."""
-        tensors = {f"momentum.{name}": m for name, m in zip(self._muon_names, self.muon.momenta, strict=True)}
+        """Every tensor of the optimiser's state by name, the same on every rank: all of them have to ask."""
+        tensors = {f"momentum.{name}": m for name, m in zip(self._muon_names, self.muon.state(), strict=True)}
         for name, parameter in self._adam.items():
             for key, value in self.adam.state.get(parameter, {}).items():
                 tensors[f"{key}.{name}"] = value
@@ -95,7 +97,7 @@ class Optimizer:
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Take over what ``state`` gave for the same model; an error in words if it does not fit."""
         stepped = any(name.startswith("step.") for name in tensors)  # before its first step Adam has no state
-        expected = {f"momentum.{name}": m for name, m in zip(self._muon_names, self.muon.momenta, strict=True)}
+        expected = {f"momentum.{name}": m for name, m in zip(self._muon_names, self.muon.parameters, strict=True)}
         moments = {f"{key}.{name}": p for name, p in self._adam.items() for key in ("exp_avg", "exp_avg_sq")}
         expected |= self.rows.state() | (moments if stepped else {})
         for name, like in expected.items():
@@ -103,8 +105,7 @@ class Optimizer:
                 raise BytegolfError(
                     f"the checkpoint's optimiser state does not fit at {name}: resume the run with its own config"
                 )
-        for name, momentum in zip(self._muon_names, self.muon.momenta, strict=True):
-            momentum.copy_(tensors[f"momentum.{name}"])
+        self.muon.load_state([tensors[f"momentum.{name}"] for name in self._muon_names])
         for name, tensor in self.rows.state().items():
             tensor.copy_(tensors[name])
         self.adam.state.clear()
