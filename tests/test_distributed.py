@@ -5,9 +5,11 @@ Run as a script this file is one of the processes: ``test_distributed.py FOLDER`
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -22,6 +24,7 @@ from tiny_run import HERE, losses, make_trainer, rows, tiny_config
 from torch import Tensor
 
 from bytegolf.errors import BytegolfError
+from bytegolf.evaluate.bpb import Score, score
 from bytegolf.model import native
 from bytegolf.train import checkpoint as store
 from bytegolf.train import muon
@@ -33,7 +36,7 @@ STEPS = 4
 
 
 def trainer_of(network: str, folder: Path, run: str, world: World, steps: int = STEPS) -> Trainer:
-    """A trainer of two micro-batches a step on each of two ranks, four on one."""
+    """A trainer of four micro-batches a step on one rank, two on each of two, one on each of four."""
     settings: dict[str, Any] = {"micro_batch": 1, "ema_decay": 0.5, "grad_clip": 1.0, "decay_fraction": 0.0}
     return make_trainer(tiny_config(network, max_steps=steps, **settings), folder / "data", folder / run, world)
 
@@ -45,56 +48,78 @@ def normalize(matrices: Tensor, steps: int) -> Tensor:
 
 
 def work(folder: Path) -> None:
-    """What one of two processes does: whole runs, half ones, and in the end one of them fails."""
+    """What one of several processes does: whole runs, half ones, and in the end one of them fails."""
     torch.set_num_threads(1)
     whole = muon.orthogonalize
     with join("cpu") as world:
         assert world.agree(world.rank + 5.0) == 5
-        assert world.total(1.0, world.rank) == [2, 1]
+        assert world.total(1.0, world.rank) == [world.size, sum(range(world.size))]
+        found = world.collect(["a", "b", "c"][: max(0, 3 - world.rank)])
+        assert found == [
+            letter for letter, most in zip("abc", (3, 2, 1), strict=True) for _ in range(min(most, world.size))
+        ]
         for network in NETWORKS:
             muon.orthogonalize = normalize
-            trainer = trainer_of(network, folder, f"{network}-smooth", world)
+            trainer = trainer_of(network, folder, f"{network}-smooth-{world.size}", world)
             chunks: list[list[int]] = []
             trainer.model.register_forward_hook(
                 lambda model, inputs, out, found=chunks: found.append([int(t.boundary.sum()) for t in out.traces])
             )
             with native.disabled():  # whose Muon rounds to bf16
                 trainer.fit()
-            report = {"chunks": chunks[: 2 * STEPS], "seconds": trainer.progress.seconds}
-            (folder / f"{network}-{world.rank}.json").write_text(json.dumps(report))
+            report = {
+                "chunks": chunks[: 4 * STEPS // world.size],
+                "seconds": trainer.progress.seconds,
+                "momenta": sum(momentum.numel() for momentum in trainer.optimizer.muon.momenta.values()),
+                "matrices": sum(matrix.numel() for matrix in trainer.optimizer.muon.parameters),
+                "validation": trainer.progress.validation_bpb,
+            }
+            (folder / f"{network}-{world.rank}-of-{world.size}.json").write_text(json.dumps(report))
             muon.orthogonalize = whole
-            trainer_of(network, folder, network, world, steps=2).fit()
-        if world.rank == 1:
-            raise BytegolfError("this rank has had enough")
-        trainer_of(network, folder, "broken", world).fit()
+            if world.size == 2:
+                trainer_of(network, folder, network, world, steps=2).fit()
+        if world.rank == world.size - 1:
+            if world.size == 2:
+                raise BytegolfError("this rank has had enough")
+            os.kill(os.getpid(), signal.SIGKILL)
+        trainer_of(network, folder, f"broken-{world.size}", world).fit()
 
 
 @dataclass
-class Pair:
-    """What two processes left behind."""
+class Crew:
+    """What processes that worked together left behind."""
 
     folder: Path
     codes: list[int]
     output: list[str]
     seconds: float
+    """from the last rank's end to that of the others"""
 
-    def report(self, network: str, rank: int) -> dict[str, Any]:
-        """What a rank wrote about its run; the processes' output if it did not come that far."""
-        path = self.folder / f"{network}-{rank}.json"
+    def reports(self, network: str) -> list[dict[str, Any]]:
+        """What each rank wrote about its run; the processes' output if one did not come that far."""
+        return [self._report(network, rank) for rank in range(len(self.codes))]
+
+    def _report(self, network: str, rank: int) -> dict[str, Any]:
+        path = self.folder / f"{network}-{rank}-of-{len(self.codes)}.json"
         assert path.exists(), self.output[rank]
         report: dict[str, Any] = json.loads(path.read_text())
         return report
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    """Two processes that work together, started as `torchrun` would, but without its supervision."""
-    folder = tmp_path_factory.mktemp("pair")
-    trainer_of("flat", folder, "unused", HERE)  # writes the data
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With the data that everybody trains on."""
+    path = tmp_path_factory.mktemp("crews")
+    trainer_of("flat", path, "unused", HERE)
+    return path
+
+
+def crew(folder: Path, size: int) -> Crew:
+    """Processes that work together, started as `torchrun` would, but without its supervision."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    shared = os.environ | {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     processes = [
         subprocess.Popen(
             [sys.executable, __file__, str(folder)],
@@ -103,17 +128,27 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for rank in range(2)
+        for rank in range(size)
     ]
     try:
-        last = processes[1].communicate(timeout=120)[0]
+        last = processes[-1].communicate(timeout=120)[0]
         ended = time.monotonic()
-        first = processes[0].communicate(timeout=60)[0]
+        output = [process.communicate(timeout=60)[0] for process in processes[:-1]]
         seconds = time.monotonic() - ended
     finally:
         for process in processes:
             process.kill()
-    return Pair(folder, [process.returncode for process in processes], [first, last], seconds)
+    return Crew(folder, [process.returncode for process in processes], [*output, last], seconds)
+
+
+@pytest.fixture(scope="module")
+def pair(folder: Path) -> Crew:
+    return crew(folder, 2)
+
+
+@pytest.fixture(scope="module")
+def four(folder: Path) -> Crew:
+    return crew(folder, 4)
 
 
 def apart(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
@@ -123,49 +158,93 @@ def apart(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_two_processes_train_as_one_does(network: str, pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_or_four_processes_train_as_one_does(
+    network: str, pair: Crew, four: Crew, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Losses, rates, counts, weights and their average, with gradient accumulation and clipping."""
-    seconds = [pair.report(network, rank)["seconds"] for rank in range(2)]
-    assert seconds[0] == seconds[1]  # one clock, so one schedule
     monkeypatch.setattr(muon, "orthogonalize", normalize)
     alone = trainer_of(network, pair.folder, f"{network}-alone", HERE)
     with native.disabled():
         alone.fit()
-    one, two = (rows(pair.folder / f"{network}-{name}") for name in ("alone", "smooth"))
+    one = rows(pair.folder / f"{network}-alone")
     assert len(one) == STEPS
-    for a, b in zip(one, two, strict=True):
-        assert (a["step"], a["tokens"], a["bytes"], a["lr"]) == (b["step"], b["tokens"], b["bytes"], b["lr"])
-        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
-        assert a["rates"] == pytest.approx(b["rates"], rel=1e-5)
-    (path,) = store.checkpoints(pair.folder / f"{network}-smooth" / "checkpoints")
-    saved = store.load(path)
-    assert saved.progress["validation_bpb"] == pytest.approx(alone.progress.validation_bpb, rel=1e-5)
-    assert alone.average
-    assert apart(saved.model, alone.model.state_dict()) < 1e-4
-    assert apart(saved.averaged, alone.average.state()) < 1e-4
+    for found in (pair, four):
+        seconds = {report["seconds"] for report in found.reports(network)}
+        assert len(seconds) == 1  # one clock, so one schedule
+        run = pair.folder / f"{network}-smooth-{len(found.codes)}"
+        for a, b in zip(one, rows(run), strict=True):
+            assert (a["step"], a["tokens"], a["bytes"], a["lr"]) == (b["step"], b["tokens"], b["bytes"], b["lr"])
+            assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+            assert a["rates"] == pytest.approx(b["rates"], rel=1e-5)
+        (path,) = store.checkpoints(run / "checkpoints")
+        saved = store.load(path)
+        assert saved.progress["validation_bpb"] == pytest.approx(alone.progress.validation_bpb, rel=1e-5)
+        assert alone.average
+        assert apart(saved.model, alone.model.state_dict()) < 1e-4
+        assert apart(saved.averaged, alone.average.state()) < 1e-4
+        assert apart(saved.optimizer, alone.optimizer.state()) < 1e-4
 
 
-def test_the_ranks_had_different_numbers_of_chunks(pair: Pair) -> None:
-    first, second = (pair.report("two-level", rank)["chunks"] for rank in range(2))
+@pytest.mark.parametrize("network", NETWORKS)
+def test_each_process_keeps_its_share_of_the_momenta(network: str, pair: Crew, four: Crew) -> None:
+    for found in (pair, four):
+        reports = found.reports(network)
+        size, matrices = len(reports), reports[0]["matrices"]
+        assert sum(report["momenta"] for report in reports) == matrices
+        assert max(report["momenta"] for report in reports) < 1.5 * matrices / size
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_every_process_knows_the_whole_score(network: str, pair: Crew, four: Crew) -> None:
+    for found in (pair, four):
+        assert len({report["validation"] for report in found.reports(network)}) == 1
+
+
+def test_a_shared_score_is_that_of_one_process_to_the_bit(folder: Path) -> None:
+    trainer = trainer_of("two-level", folder, "score", HERE)
+
+    def parts(rank: int, size: int) -> list[Score]:
+        kept: list[Score] = []
+
+        def collect(mine: list[Score]) -> list[Score]:
+            kept.extend(mine)
+            return mine
+
+        score(trainer.model, trainer.validation, trainer.tokenizer, 32, batch=2, collect=collect, turn=(rank, size))
+        return kept
+
+    whole = score(trainer.model, trainer.validation, trainer.tokenizer, 32, batch=2)
+    for size in (2, 3):
+        shares = [parts(rank, size) for rank in range(size)]
+        turns = [part for turn in itertools.zip_longest(*shares) for part in turn if part is not None]
+        assert sum(turns, Score()) == whole
+
+
+def test_the_ranks_had_different_numbers_of_chunks(pair: Crew) -> None:
+    first, second = (report["chunks"] for report in pair.reports("two-level"))
     assert len(first) == len(second) == 2 * STEPS
     for level in range(2):
         assert sum(a[level] != b[level] for a, b in zip(first, second, strict=True)) >= STEPS
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_one_process_goes_on_with_what_two_began(network: str, pair: Pair) -> None:
+def test_one_process_goes_on_with_what_two_began(network: str, pair: Crew) -> None:
     """With the real optimiser, whose bf16 makes of other roundings a little more."""
     trainer_of(network, pair.folder, f"{network}-whole", HERE).fit()
     trainer_of(network, pair.folder, network, HERE).fit(resume=True)
     assert losses(pair.folder / network) == pytest.approx(losses(pair.folder / f"{network}-whole"), rel=1e-4)
 
 
-def test_a_rank_that_fails_ends_the_others(pair: Pair) -> None:
+def test_a_rank_that_fails_or_is_killed_ends_the_others_with_a_sentence(pair: Crew, four: Crew) -> None:
     """Without torchrun's help: the lost connection is noticed, and nobody waits for ever."""
-    assert pair.codes[1] != 0
     assert "this rank has had enough" in pair.output[1]
-    assert pair.codes[0] != 0
-    assert pair.seconds < 30
+    assert four.codes[-1] == -signal.SIGKILL
+    for found in (pair, four):
+        size = len(found.codes)
+        assert all(code != 0 for code in found.codes)
+        assert found.seconds < 30
+        for rank, said in enumerate(found.output[:-1]):
+            assert f"process {rank} of {size} lost the connection to another one" in said
 
 
 def test_one_process_needs_no_group(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ Legend: B windows of a batch, L tokens of a window.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -76,6 +77,8 @@ def score(
     share: bool = True,
     observe: Observer | None = None,
     progress: Callable[[Score], None] | None = None,
+    collect: Callable[[list[Score]], list[Score]] | None = None,
+    turn: tuple[int, int] = (0, 1),
 ) -> Score:
     """Score ``stream`` with ``model`` in windows of ``seq_len`` tokens; each target counts exactly once.
 
@@ -87,6 +90,10 @@ def score(
     pass of each window, up to rounding. ``share`` False makes those passes, as the reference that this is tested
     against.
 
+    Several processes share the work with ``turn`` = (rank, how many): each does every so many-th batch, and
+    ``collect`` puts their batches' scores together again, by turns. Every process then has the sum that one alone
+    would have had, to the bit.
+
     Raises BytegolfError if the stream is shorter than a window, or the loss is not finite.
     """
     if batch < 0 or limit < 0:
@@ -96,11 +103,13 @@ def score(
         targets = min(targets, max(seq_len, limit))
     plan = windows(targets, seq_len, stride, drop_tail)
     batch = batch or windows_at_once(model, seq_len)
+    scores: list[Score] = []
     total = Score()
     training = model.training
     model.eval()
     try:
-        for chunk in _groups(plan, batch):
+        for chunk in itertools.islice(_groups(plan, batch), turn[0], None, turn[1]):
+            part = Score()
             tokens = np.stack([stream.slice(w.start, w.start + w.length + 1) for w in chunk]).astype(np.int64)
             losses, traces = _losses(model, chunk, tokens, share)
             for row, window in enumerate(chunk):
@@ -111,14 +120,16 @@ def score(
                     )
                 scored = tokens[row, -window.scored - 1 :]
                 size = tokenizer.byte_counts(scored[1:], scored[:-1])
-                total += Score(nats, window.scored, int(size.sum()))
+                part += Score(nats, window.scored, int(size.sum()))
                 if observe:
                     observe(window, tokens[row], traces, row)
+            scores.append(part)
+            total += part
             if progress:
                 progress(total)
     finally:
         model.train(training)
-    return total
+    return sum(collect(scores), Score()) if collect else total
 
 
 def _groups(plan: Iterator[Window], batch: int) -> Iterator[list[Window]]:

@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -16,6 +18,9 @@ from torch import Tensor, nn
 
 from bytegolf.errors import BytegolfError
 from bytegolf.model.embed import NgramEmbedding
+
+T = TypeVar("T")
+_NONE: Any = object()
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,14 @@ class World:
             return found
 
         return arrive
+
+    def collect(self, mine: list[T]) -> list[T]:
+        """What the ranks have, put together by turns: each one's first, each one's second, …; all of them get it."""
+        if self.size == 1:
+            return mine
+        found: list[list[T]] = [[] for _ in range(self.size)]
+        dist.all_gather_object(found, mine)
+        return [one for turn in itertools.zip_longest(*found, fillvalue=_NONE) for one in turn if one is not _NONE]
 
     def wait(self) -> None:
         """Until every rank is here."""
@@ -143,5 +156,20 @@ def join(device: str) -> Iterator[World]:
     dist.init_process_group(backend, rank=rank, world_size=size)
     try:
         yield World(rank, size, place)
+    except RuntimeError as error:
+        if not _lost(error):
+            raise
+        raise BytegolfError(
+            f"process {rank} of {size} lost the connection to another one, which has failed or was killed (its own "
+            "output says why): start all of them again with --resume"
+        ) from error
     finally:
         dist.destroy_process_group()
+
+
+def _lost(error: RuntimeError) -> bool:
+    """Whether a collective failed because another process is gone; only nccl's errors have a class of their own."""
+    return isinstance(error, dist.DistError) or any(words in str(error) for words in _GLOO_SAYS)
+
+
+_GLOO_SAYS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused", "Timed out")

@@ -348,26 +348,26 @@ class Trainer:
         settings = self.config.train
         if not settings.validate_tokens:
             return
-        if self.world.leads:
-            with self._averaged(), self.model.capacity(self.config.eval.capacity, self.config.eval.capacity_divisor):
-                sample: Score = score(
-                    self.model,
-                    self.validation,
-                    self.tokenizer,
-                    settings.seq_len,
-                    batch=self.config.eval.batch,
-                    limit=settings.validate_tokens,
-                )
-            self.progress.validation_bpb, self._validated_step = sample.bpb, self.progress.step
-            if self._metrics:
-                self._metrics.add(
-                    kind="validation",
-                    step=self.progress.step,
-                    seconds=round(self.progress.seconds, 3),
-                    bpb=sample.bpb,
-                    tokens=sample.tokens,
-                )
-        self.world.wait()
+        with self._averaged(), self.model.capacity(self.config.eval.capacity, self.config.eval.capacity_divisor):
+            sample: Score = score(
+                self.model,
+                self.validation,
+                self.tokenizer,
+                settings.seq_len,
+                batch=self.config.eval.batch,
+                limit=settings.validate_tokens,
+                collect=self.world.collect,
+                turn=(self.world.rank, self.world.size),
+            )
+        self.progress.validation_bpb, self._validated_step = sample.bpb, self.progress.step
+        if self._metrics:
+            self._metrics.add(
+                kind="validation",
+                step=self.progress.step,
+                seconds=round(self.progress.seconds, 3),
+                bpb=sample.bpb,
+                tokens=sample.tokens,
+            )
 
     def _averaged(self) -> contextlib.AbstractContextManager[None]:
         return self.average.applied() if self.average else contextlib.nullcontext()

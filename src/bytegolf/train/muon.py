@@ -97,7 +97,7 @@ class Muon:
         for (height, width), pieces in found.items():
             self._shapes.append(_Shape(height, width, pieces, handed_out % world.size))
             handed_out += len(pieces)
-        self._momenta = {
+        self.momenta = {
             piece: torch.zeros_like(piece.of(self.parameters)) for shape in self._shapes for piece in shape.owned(world)
         }
 
@@ -131,7 +131,7 @@ class Muon:
         pieces = shape.owned(self.world)
         if not pieces:
             return self.parameters[0].new_empty(0, shape.rows, shape.columns)
-        own, fresh = [self._momenta[piece] for piece in pieces], [piece.of(grads) for piece in pieces]
+        own, fresh = [self.momenta[piece] for piece in pieces], [piece.of(grads) for piece in pieces]
         torch._foreach_mul_(own, momentum)
         torch._foreach_add_(own, fresh)
         return torch.stack(list(torch._foreach_add(fresh, own, alpha=momentum)))
@@ -141,7 +141,7 @@ class Muon:
         pieces = shape.owned(self.world)
         stack = torch.empty(len(pieces), shape.rows, shape.columns, dtype=torch.bfloat16)
         for piece, out in zip(pieces, stack, strict=True):
-            old, grad = self._momenta[piece], piece.of(grads)
+            old, grad = self.momenta[piece], piece.of(grads)
             native.call("muon_gather", old, old, grad, out, out.numel(), momentum)
         return stack
 
@@ -158,7 +158,7 @@ class Muon:
         """The momentum of each parameter, on every rank: all of them have to ask."""
         whole = [torch.empty_like(parameter) for parameter in self.parameters]
         for shape in self._shapes:
-            own = [self._momenta[piece] for piece in shape.owned(self.world)]
+            own = [self.momenta[piece] for piece in shape.owned(self.world)]
             stack = torch.stack(own) if own else self.parameters[0].new_empty(0, shape.rows, shape.columns)
             for piece, momentum in zip(shape.pieces, self._share(shape, stack)(), strict=True):
                 piece.of(whole).copy_(momentum)
@@ -166,7 +166,7 @@ class Muon:
 
     def load_state(self, momenta: list[Tensor]) -> None:
         """Take over what ``state`` gave, of as many processes as it may have been."""
-        for piece, momentum in self._momenta.items():
+        for piece, momentum in self.momenta.items():
             momentum.copy_(piece.of(momenta))
 
 
