@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tomli_w
@@ -15,6 +16,7 @@ from bytegolf.config import (
     RouterConfig,
     StageConfig,
     TrainConfig,
+    flatten,
     from_dict,
     levels,
     load,
@@ -22,6 +24,7 @@ from bytegolf.config import (
     preset_names,
     to_dict,
 )
+from bytegolf.config.fields import doc
 from bytegolf.errors import BytegolfError
 
 
@@ -212,3 +215,45 @@ def test_the_union_of_networks_is_told_apart_at_every_depth() -> None:
         assert outer_dim(network) == 8
     assert [level.router.target for level in levels(LevelConfig(stage, RouterConfig(3.0), inner, stage))] == [3.0, 2.0]
     assert levels(stage) == []
+
+
+# ---------------------------------------------------------------------------------------------- lists and tables
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """A configuration with every kind of container."""
+
+    numbers: tuple[int, ...] = doc("numbers")
+    pairs: tuple[tuple[str, ...], ...] = doc("pairs", ())
+    named: dict[str, float] = doc("numbers by name", {})
+    free: dict[str, Any] = doc("anything by name", {})
+
+
+def test_lists_and_tables() -> None:
+    read = from_dict(Parts, {"numbers": [1, 2], "pairs": [["a"], []], "named": {"x": 1}, "free": {"y": [None]}})
+    assert read == Parts((1, 2), (("a",), ()), {"x": 1.0}, {"y": [None]})
+    first, second = Parts(()), Parts(())
+    assert first.named == {}
+    assert first.named is not second.named, "a default belongs to one configuration"
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        ({}, "configuration key numbers is missing: numbers"),
+        ({"numbers": 3}, "numbers is 3: give a list"),
+        ({"numbers": [1, "2"]}, "numbers[1] is '2', a str: give a value of type int"),
+        ({"numbers": [], "pairs": [["a", 3]]}, "pairs[0][1] is 3, a int: give a value of type str"),
+        ({"numbers": [], "named": [1]}, "named is [1]: give a table of keys"),
+        ({"numbers": [], "named": {"x": "1"}}, "named.x is '1', a str: give a value of type float"),
+    ],
+)
+def test_wrong_lists_and_tables(raw: dict[str, Any], said: str) -> None:
+    with pytest.raises(BytegolfError) as caught:
+        from_dict(Parts, raw)
+    assert str(caught.value) == said
+
+
+def test_nested_tables_are_dotted_keys() -> None:
+    assert flatten({"a": {"b": 1, "c": {"d": [2]}}, "e": {}}) == {"a.b": 1, "a.c.d": [2]}

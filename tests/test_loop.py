@@ -63,7 +63,9 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
-        monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: self.now))
+        self.processor = 7.0
+        times = SimpleNamespace(perf_counter=lambda: self.now, process_time=lambda: self.processor)
+        monkeypatch.setattr(loop, "time", times)
         self._patch = monkeypatch
 
     def drive(self, trainer: Trainer, on_step: Callable[[int], None] = lambda step: None) -> Trainer:
@@ -74,6 +76,7 @@ class Clock:
             on_step(trainer.progress.step)
             original(factor)
             self.now += 1.0
+            self.processor += 0.25
 
         self._patch.setattr(trainer, "_step", step)
         return trainer
@@ -224,7 +227,12 @@ class CrashError(Exception):
     """Something unforeseen."""
 
 
-@pytest.mark.parametrize("budget", [{"max_steps": 11}, {"max_steps": 0, "max_seconds": 11.0, "decay_steps": 5}])
+PROCESSOR = {"max_steps": 0, "max_seconds": 11 * 0.25, "clock": "processor"}
+
+
+@pytest.mark.parametrize(
+    "budget", [{"max_steps": 11}, {"max_steps": 0, "max_seconds": 11.0, "decay_steps": 5}, PROCESSOR]
+)
 def test_a_crashed_run_goes_on_from_its_last_checkpoint(
     budget: dict[str, Any], data: Path, tmp_path: Path, clock: Clock
 ) -> None:
@@ -294,6 +302,31 @@ def test_only_training_is_on_the_clock(
     assert [row["step"] for row in rows(tmp_path, "validation")] == [2, 3, 5, 6, 8, 9, 10]
     assert clock.now == 100 + 10 + 7 * 100 + 4 * 1000
     assert [row["lr"] for row in rows(tmp_path)] == pytest.approx([1] * 7 + [0.75, 0.5, 0.25])
+
+
+def test_on_the_processor_s_clock_a_neighbour_costs_nothing(data: Path, tmp_path: Path, clock: Clock) -> None:
+    """A quarter of a second of computing in every second that passes: four times as many steps, the schedule too."""
+    settings = {"max_steps": 0, "max_seconds": 2.0, "decay_fraction": 0.5}
+    for name, steps in (("wall", 2), ("processor", 8)):
+        trainer = clock.drive(make_trainer(tiny_config(**settings, clock=name), data, tmp_path / name))
+        assert (trainer.fit().step, trainer.progress.seconds) == (steps, 2.0)
+    assert [row["lr"] for row in rows(tmp_path / "processor")] == [1, 1, 1, 1, 1, 0.75, 0.5, 0.25]
+
+
+def test_the_processor_s_clock_is_the_process_own(data: Path, tmp_path: Path) -> None:
+    import time
+
+    trainer = make_trainer(tiny_config(max_steps=3, clock="processor", warmup_steps=1), data, tmp_path)
+    original = trainer._step
+    trainer._step = lambda factor: (time.sleep(0.2), original(factor))[1]  # type: ignore[method-assign]
+    begun = time.process_time()
+    seconds = trainer.fit().seconds
+    assert 0 < seconds <= time.process_time() - begun
+
+
+def test_the_processor_s_clock_is_for_the_processor(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(BytegolfError, match=r"say nothing about training on meta: set train.clock to 'wall'"):
+        make_trainer(tiny_config(clock="processor"), data, tmp_path, World(0, 1, torch.device("meta")))
 
 
 def test_a_wall_clock_budget_ends(data: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from bytegolf.config.model import (
     levels,
     outer_dim,
 )
-from bytegolf.config.reading import from_dict, load, preset_names, to_dict
+from bytegolf.config.reading import flatten, from_dict, load, preset_names, read_toml, to_dict
 from bytegolf.config.run import Config, DataConfig, EvalConfig, ExportConfig, OptimConfig, TrainConfig
 
 __all__ = [
@@ -40,10 +40,12 @@ __all__ = [
     "StageConfig",
     "TrainConfig",
     "check_fixed_capacity",
+    "flatten",
     "from_dict",
     "levels",
     "load",
     "outer_dim",
     "preset_names",
+    "read_toml",
     "to_dict",
 ]

@@ -21,8 +21,10 @@ def doc(
     below: float | None = None,
 ) -> Any:
     """A dataclass field with its documentation and range beside it; without a default the field is required."""
-    limits = {"least": least, "above": above, "most": most, "below": below}
-    return dataclasses.field(default=default, metadata={"doc": text, **limits})
+    metadata = {"doc": text, "least": least, "above": above, "most": most, "below": below}
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def check_ranges(cls: type, values: dict[str, Any], dotted: str) -> None:

@@ -37,7 +37,7 @@ def from_dict(cls: type[T], raw: Any, where: str = "") -> T:
     for name, field in fields.items():
         if name in raw:
             values[name] = _value(hints[name], raw[name], dotted + name)
-        elif field.default is dataclasses.MISSING:
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise BytegolfError(f"configuration key {dotted}{name} is missing: {field.metadata['doc']}")
     check_ranges(cls, values, dotted)
     try:
@@ -57,6 +57,16 @@ def _value(kind: Any, raw: Any, where: str) -> Any:
         if raw not in choices:
             raise BytegolfError(f"{where} is {raw!r}: choose one of {', '.join(map(repr, choices))}")
         return raw
+    if typing.get_origin(kind) is tuple:  # tuple[int, ...]
+        if not isinstance(raw, list):
+            raise BytegolfError(f"{where} is {raw!r}: give a list")
+        return tuple(_value(typing.get_args(kind)[0], item, f"{where}[{n}]") for n, item in enumerate(raw))
+    if typing.get_origin(kind) is dict:
+        if not isinstance(raw, dict):
+            raise BytegolfError(f"{where} is {raw!r}: give a table of keys")
+        return {key: _value(typing.get_args(kind)[1], item, f"{where}.{key}") for key, item in raw.items()}
+    if kind is Any:
+        return raw
     if kind is float and isinstance(raw, int) and not isinstance(raw, bool):
         return float(raw)
     if type(raw) is not kind:
@@ -69,6 +79,17 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+def flatten(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
 def preset_names() -> list[str]:
     """The names of the presets that come with the package, sorted."""
     folder = resources.files("bytegolf") / "presets"
@@ -77,29 +98,42 @@ def preset_names() -> list[str]:
 
 def load(source: str | Path, overrides: Iterable[str] = ()) -> Config:
     """The configuration of a preset's name or a TOML file, with ``section.key=value`` overrides applied in order."""
-    name = str(source)
-    if name in preset_names():
-        text = (resources.files("bytegolf") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
-    elif Path(name).is_dir():
-        raise BytegolfError(f"{name} is a folder: name a preset or a TOML file, such as a run's {name}/config.toml")
-    elif name.endswith(".toml") or "/" in name:
-        with disk_errors(Path(name), "read the configuration"):
-            data = Path(name).read_bytes()
-        try:
-            text = data.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise BytegolfError(f"{name} is not UTF-8 (byte {error.start}), so it is no TOML file") from error
-    else:
-        close = difflib.get_close_matches(name, preset_names(), 1)
-        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(preset_names())}"
-        raise BytegolfError(f"no preset is called {name!r}: {hint} (a file's name must end in .toml)")
-    try:
-        raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise BytegolfError(f"{name} is not valid TOML: {error}") from error
+    raw = _tables(str(source))
     for override in overrides:
         _override(raw, override)
     return from_dict(Config, raw)
+
+
+def read_toml(path: Path, what: str) -> dict[str, Any]:
+    """The tables of a TOML file; ``what`` names its role in the error when it cannot be read."""
+    with disk_errors(path, f"read the {what}"):
+        data = path.read_bytes()
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BytegolfError(f"{path} is not UTF-8 (byte {error.start}), so it is no TOML file") from error
+    return _parsed(text, str(path))
+
+
+def _parsed(text: str, name: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise BytegolfError(f"{name} is not valid TOML: {error}") from error
+
+
+def _tables(name: str) -> dict[str, Any]:
+    """What a preset's name or a TOML file says, before any override."""
+    if name in preset_names():
+        text = (resources.files("bytegolf") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
+        return _parsed(text, name)
+    if Path(name).is_dir():
+        raise BytegolfError(f"{name} is a folder: name a preset or a TOML file, such as a run's {name}/config.toml")
+    if name.endswith(".toml") or "/" in name:
+        return read_toml(Path(name), "configuration")
+    close = difflib.get_close_matches(name, preset_names(), 1)
+    hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(preset_names())}"
+    raise BytegolfError(f"no preset is called {name!r}: {hint} (a file's name must end in .toml)")
 
 
 def _override(raw: dict[str, Any], override: str) -> None:

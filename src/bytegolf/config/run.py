@@ -26,8 +26,13 @@ class TrainConfig(Ranged):
     seq_len: int = doc("tokens in a training sequence; also the evaluation window", least=2)
     batch_tokens: int = doc("tokens in an optimiser step, over all ranks; a multiple of seq_len", least=2)
     micro_batch: int = doc("sequences in one forward pass on one rank; 0 = the whole share of the rank", 0, least=0)
-    max_seconds: float = doc("wall-clock budget of training in seconds; 0 = none", 0.0, least=0)
+    max_seconds: float = doc("budget of training in seconds of `clock`; 0 = none", 0.0, least=0)
     max_steps: int = doc("budget in optimiser steps; 0 = none", 0, least=0)
+    clock: Literal["wall", "processor"] = doc(
+        "what training seconds are counted on: wall = as they pass; processor = those that this process's threads "
+        "compute on the CPU, which on one thread compare between runs whatever else the machine does",
+        "wall",
+    )
     warmup_steps: int = doc(
         "steps run and undone before the clock starts, so that the first ones are not slow", 2, least=0
     )
@@ -121,6 +126,7 @@ class EvalConfig(Ranged):
     """How the final score is taken."""
 
     stride: int = doc("new tokens a window; 0 = windows do not overlap", 0, least=0)
+    limit: int = doc("score about so many tokens only: a subset, labelled as one; 0 = all", 0, least=0)
     batch: int = doc("windows worked out at a time; 0 = as many as suit the model's size", 0, least=0)
     capacity: Literal["", "exact", "bucketed", "fixed"] = doc(
         "router.capacity of every level when scoring and segmenting; empty = as trained", ""

@@ -16,7 +16,7 @@ import tomli_w
 import torch
 
 from bytegolf import __version__
-from bytegolf.config import Config, load, to_dict
+from bytegolf.config import Config, flatten, load, to_dict
 from bytegolf.data.tokenizer import SentencePieceTokenizer, Tokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors, make_folder, write_bytes, write_json
@@ -27,6 +27,7 @@ _MAY_CHANGE = {
     "eval.batch",
     "eval.capacity",
     "eval.capacity_divisor",
+    "eval.limit",
     "eval.stride",
     "train.max_seconds",
     "train.max_steps",
@@ -106,17 +107,6 @@ class RunFolder:
                     f"{self.path} was trained with {key} = {before.get(key)!r}, not {now.get(key)!r}: resume it with "
                     f"the same settings (`bytegolf train {self.config} --resume`), or choose another --out"
                 )
-
-
-def flatten(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in table.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def environment(command: list[str]) -> dict[str, Any]:

@@ -133,7 +133,7 @@ def conclude(
     """Score the artifact as it lies on the disk, segment the standard text, write summary.json."""
     opened = open_model(run.path, data, run.read_config().train.device)
     with reporter:
-        result = evaluate(opened, data, reporter=reporter)
+        result = evaluate(opened, data, limit=opened.config.eval.limit, reporter=reporter)
     before = after = None
     if levels(opened.config.model.network):
         after = _standard(opened)

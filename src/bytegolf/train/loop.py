@@ -43,7 +43,7 @@ class Progress:
 
     step: int = 0
     seconds: float = 0.0
-    """training time: validation, checkpoints and the warm-up do not count"""
+    """training time on the configured clock: validation, checkpoints and the warm-up do not count"""
     tokens: int = 0
     bytes: int = 0
     validation_bpb: float | None = None
@@ -72,6 +72,11 @@ class Trainer:
         self.config, self.model, self.tokenizer, self.run, self.world = config, model, tokenizer, run, world
         self.reporter, self.validation = reporter, validation
         settings = config.train
+        if settings.clock == "processor" and world.device.type != "cpu":
+            raise BytegolfError(
+                f"train.clock is 'processor', but the CPU's seconds say nothing about training on {world.device.type}: "
+                "set train.clock to 'wall'"
+            )
         self.loader = Loader(
             train, settings.seq_len, settings.batch_tokens, settings.seed, config.data.order, world.rank, world.size
         )
@@ -111,7 +116,7 @@ class Trainer:
     def _loop(self) -> None:
         settings, progress = self.config.train, self.progress
         validated = saved = progress.seconds
-        self._mark = time.perf_counter()
+        self._mark = self._now()
         while True:
             factor = learning_rate(settings, progress.step, progress.seconds)
             self._step(factor)
@@ -148,12 +153,16 @@ class Trainer:
 
         One collective a step gives all ranks the leader's clock, so that they agree on the schedule and the end.
         """
-        now = time.perf_counter()
+        now = self._now()
         spent, stop = self.world.total(now - self._mark if self.world.leads else 0.0, float(self._interrupted))
         self._mark = now
         self.progress.seconds += spent
         self._window.seconds += spent
         return stop > 0
+
+    def _now(self) -> float:
+        """The time on the clock of the budget, in seconds since some moment."""
+        return time.process_time() if self.config.train.clock == "processor" else time.perf_counter()
 
     @contextlib.contextmanager
     def _clock_stopped(self) -> Iterator[None]:
@@ -161,7 +170,7 @@ class Trainer:
         self._settle()
         self._take_time()
         yield
-        self._mark = time.perf_counter()
+        self._mark = self._now()
 
     def _step(self, factor: float) -> None:
         """One optimiser step over this rank's share of the global batch, in micro-batches."""
