@@ -18,7 +18,12 @@ from commands import Ran, TinyRun, cli, good, refused
 
 from bytegolf.infer.sample import as_text
 
-VERBS = ("prepare", "train", "eval", "export", "segment", "sample", "presets")
+VERBS = ("prepare", "train", "eval", "export", "segment", "sample", "study", "presets")
+GROUPS = {"study": ("run", "show", "list")}
+COMMANDS = [
+    (verb, *part) for verb in VERBS for part in ([(name,) for name in GROUPS[verb]] if verb in GROUPS else [()])
+]
+"""Each verb, or each of its own where it is a group, as words."""
 
 
 def real(*arguments: object, **options: Any) -> subprocess.CompletedProcess[bytes]:
@@ -37,7 +42,7 @@ def test_help_names_every_verb_in_the_order_of_the_data() -> None:
 
 def test_help_comes_without_torch_and_at_once() -> None:
     """In processor time, so that a busy machine fails nothing."""
-    asked = [["--help"], ["--version"], *([verb, "--help"] for verb in VERBS)]
+    asked = [["--help"], ["--version"], *([*words, "--help"] for words in COMMANDS)]
     code = f"""
 import contextlib, sys
 from bytegolf.cli import main
@@ -53,9 +58,9 @@ for arguments in {asked}:
     assert after.ru_utime - before.ru_utime < 0.5 + 0.05 * len(asked)
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_help_of_a_verb_is_complete(verb: str) -> None:
-    shown = good(verb, "--help").out
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_help_of_a_verb_is_complete(words: tuple[str, ...]) -> None:
+    verb, shown = " ".join(words), good(*words, "--help").out
     assert f"Example: bytegolf {verb}" in shown
     assert "JSON keys" in shown
     assert "--json" in shown
@@ -70,15 +75,29 @@ def test_examples_parse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.chdir(tmp_path)
     import shlex
 
-    for verb in VERBS:
-        examples = re.findall(r"Example: bytegolf (.*)", good(verb, "--help").out)
+    for words in COMMANDS:
+        examples = re.findall(r"Example: bytegolf (.*)", good(*words, "--help").out)
         assert examples
         for example in examples:
-            if verb != "presets" and "data/default" not in example:  # that would prepare the default corpus
+            if words != ("presets",) and "data/default" not in example:  # that would prepare the default corpus
                 assert "--help" not in refused(*shlex.split(example)), example
 
 
 # ---------------------------------------------------------------------------------------------- JSON
+
+
+STUDY = """
+name = "pair"
+question = "Is one as good as the other?"
+preset = "cpu-demo"
+control = "one"
+seeds = [1]
+data = "{data}"
+trainer = "false"
+budget.steps = 1
+variants.one = {{}}
+variants.two.overrides.optim.muon_lr = 0.02
+"""
 
 
 def results(run: TinyRun, out: Path) -> Iterator[tuple[str, Ran]]:
@@ -90,6 +109,10 @@ def results(run: TinyRun, out: Path) -> Iterator[tuple[str, Ran]]:
     yield "export", good("export", run.folder, "--out", out / "x.bgolf", "--json")
     yield "segment", good("segment", run.folder, "--json")
     yield "sample", good("sample", run.folder, "--bytes", 4, "--json")
+    (out / "s.toml").write_text(STUDY.format(data=run.data))
+    for verb in ("study run", "study show"):
+        yield verb, good(*verb.split(), out / "s.toml", "--json")
+    yield "study list", good("study", "list", out, "--json")
     yield "presets", good("presets", "--json")
 
 
@@ -116,13 +139,16 @@ def test_json_is_one_documented_object(tiny_run: TinyRun, tmp_path: Path) -> Non
         line = ran.out.splitlines()[-1]
         value = json.loads(line, parse_constant=no_json)
         assert isinstance(value, dict)
-        help_text = " ".join(good(verb, "--help").out.split())
+        words = verb.split()
+        help_text = " ".join(good(*words, "--help").out.split())
         if verb == "train":
             help_text += " ".join(good("eval", "--help").out.split())
+        if verb == "study run":
+            help_text += " ".join(good("study", "show", "--help").out.split())
         for key in keys(value):
-            if key != "byte260" and not re.search(r"_(total|train|val)$", key):
+            if key != "byte260" and not re.search(r"_(total|train|val)$|, seed 1$", key):
                 assert re.search(rf"\b{key}\b", help_text), f"{verb} --help does not tell of {key}"
-    assert tuple(seen) == VERBS
+    assert seen == [" ".join(words) for words in COMMANDS]
 
 
 def test_the_keys_that_programs_rely_on(tiny_run: TinyRun) -> None:

@@ -21,6 +21,7 @@ STAGES = (
     ("train",),
     ("infer",),
     ("analyze",),
+    ("study",),
     ("recipes",),
     ("cli",),
 )

@@ -13,7 +13,7 @@ from bytegolf.config import preset_names
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-VERBS = {"prepare", "train", "eval", "export", "segment", "sample", "presets"}
+VERBS = {"prepare", "train", "eval", "export", "segment", "sample", "study", "presets"}
 
 if not README.exists():
     pytest.skip("there is no README.md", allow_module_level=True)
@@ -57,6 +57,12 @@ def test_every_command_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     Path("corpus").mkdir()
     for seed in range(100, 300):
         Path(f"corpus/{seed}.txt").write_text(text(600, seed))
+    (study,) = blocks("toml")
+    settings = [f"overrides.{change}" for change in small("cpu-demo") if not change.startswith("train.max_")]
+    study = study.replace("[variants.without", "\n".join(settings) + "\n[variants.without", 1).replace(
+        "=fp32", '="fp32"'
+    )
+    Path("mine.toml").write_text(re.sub("budget = .*", "budget.steps = 2", study.replace("[1, 2, 3]", "[1]")))
     assert commands()
     for arguments in commands():
         good(*tiny(arguments))
@@ -92,7 +98,8 @@ def test_every_verb_is_shown_and_told() -> None:
 
 
 def test_options_that_it_mentions_exist() -> None:
-    shown = "".join(good(*verb, "--help").out for verb in [(), *([verb] for verb in VERBS)])
+    verbs = [(), *([verb] for verb in VERBS), *(["study", verb] for verb in ("run", "show", "list"))]
+    shown = "".join(good(*verb, "--help").out for verb in verbs)
     for option in re.findall(r"`(--[a-z-]+)", README.read_text(encoding="utf-8")):
         assert option in shown, option
 

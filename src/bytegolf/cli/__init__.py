@@ -14,12 +14,12 @@ from typing import NoReturn
 
 from cyclopts import CycloptsError, MissingArgumentError, UnusedCliTokensError
 
-from bytegolf.cli import artifact, data, look, score, train
+from bytegolf.cli import artifact, data, look, score, study, train
 from bytegolf.cli.common import app, screen
 from bytegolf.errors import BytegolfError
 
 __all__ = ["app", "main"]
-VERBS = (data, train, score, artifact, look)
+VERBS = (data, train, score, artifact, look, study)
 """Importing these registers the verbs."""
 
 

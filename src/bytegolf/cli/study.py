@@ -1,0 +1,87 @@
+"""Verbs that compare systems: whole studies, from one file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import App, Parameter, validators
+
+from bytegolf.cli.common import Json, app, finish, screen
+
+study = App(name="study", help="Compare systems over seeds at one budget: a file, a command, a table.", sort_key=80)
+app.command(study)
+
+File = Annotated[Path, Parameter(help="The study's TOML file.")]
+
+
+@study.command(sort_key=0)
+def run(
+    file: File,
+    /,
+    *,
+    jobs: Annotated[int, Parameter(help="Runs at once.", validator=validators.Number(gte=1))] = 1,
+    launcher: Annotated[Literal["local", "slurm", "ray"], Parameter(help="Where runs go.")] = "local",
+    only: Annotated[
+        list[str] | None, Parameter(help="Variants to run; by default all.", consume_multiple=True, negative=())
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Train and score what is missing of a study, then write its tables.
+
+    It can be stopped at any time, by Ctrl-C or worse: the same command goes on.
+    A run that fails is written down and tried again next time; the others go on.
+
+    Slurm gets the runs as one array job; run or show the study again to collect
+    what has ended.
+
+    Example: bytegolf study run studies/headline.toml --jobs 2
+
+    JSON keys: those of `bytegolf study show`.
+    """
+    from bytegolf.study import report
+    from bytegolf.study.definition import read_study
+
+    read = read_study(file)
+    submitted = report.run(read, only or [], launcher, jobs)
+    if submitted:
+        screen().print(submitted, soft_wrap=True, markup=False)
+    finish(json, report.show(read, screen()))
+
+
+@study.command(sort_key=10)
+def show(file: File, /, *, json: Json = False) -> None:
+    """Show the table of a study as far as it has run, and write table.md, table.csv and the plot anew.
+
+    Example: bytegolf study show studies/headline.toml
+
+    JSON keys: name, question, score (bpb_original, or bpb of the tokens' text),
+    subset, budget, done, failed, wanted (runs), variants (a list of variant, n,
+    missing, failed, bpb, bpb_std, best, difference, difference_half_interval,
+    verdict, bpb_pieces, bpb_original, total_bytes, params, train_seconds, steps,
+    train_bytes, train_bytes_per_second, rate, whitespace_agreement, cv,
+    mean_chunk_bytes, fits), comparisons (a list of variant, with, n, difference,
+    half_interval, verdict), errors (by run), commits.
+    """
+    from bytegolf.study import report
+    from bytegolf.study.definition import read_study
+
+    finish(json, report.show(read_study(file), screen()))
+
+
+@study.command(name="list", sort_key=20)
+def list_(
+    folder: Annotated[Path, Parameter(help="A folder of study files.")] = Path("studies"), /, *, json: Json = False
+) -> None:
+    """List the studies of a folder, and how far each is.
+
+    Example: bytegolf study list studies
+
+    JSON keys: studies, a list of file, name, question, variants, seeds, budget,
+    done, failed, wanted (runs).
+    """
+    from bytegolf.study import report
+
+    rows = report.overview(folder)
+    screen().print(report.overview_table(rows))
+    finish(json, {"studies": rows})

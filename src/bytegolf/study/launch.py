@@ -1,0 +1,190 @@
+"""Starting runs: as processes of this machine, or as Ray tasks. Slurm takes them all at once (``slurm``).
+
+Each run has a script in its folder, which trains it with a fixed number of threads and leaves its exit code there, so
+that whatever can run a shell script can take it. Who runs the script holds a lock on the folder, which the system
+lets go when the process ends, however it ends: a run that outlives the command that started it is not started twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from bytegolf.errors import BytegolfError
+from bytegolf.files import disk_errors, make_folder, write_bytes
+from bytegolf.study.definition import Study
+from bytegolf.study.plan import Job, as_toml
+from bytegolf.study.results import EXIT, LOG
+
+SCRIPT, LOCK = "run.sh", "lock"
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+def write_script(study: Study, job: Job) -> Path:
+    """Make the folder of a run: its configuration, and the script that trains it. Returns the script."""
+    make_folder(job.folder)
+    (job.folder / EXIT).unlink(missing_ok=True)
+    write_bytes(job.folder / "config.toml", as_toml(job.config))
+    trainer = study.config.trainer or f"{shlex.quote(sys.executable)} -m bytegolf train"
+    place = {name: shlex.quote(str(job.folder / name)) for name in ("config.toml", LOG, EXIT)}
+    lines = [
+        "#!/bin/sh",
+        *(f"export {name}={study.config.threads}" for name in THREADS),
+        f"{trainer} {place['config.toml']} --out {shlex.quote(str(job.folder))} --resume > {place[LOG]} 2>&1",
+        f"echo $? > {place[EXIT]}.part && mv {place[EXIT]}.part {place[EXIT]}",
+    ]
+    script = job.folder / SCRIPT
+    write_bytes(script, ("\n".join(lines) + "\n").encode())
+    return script
+
+
+@runtime_checkable
+class Handle(Protocol):
+    """A run that was started, here or elsewhere."""
+
+    def ended(self) -> bool:
+        """Whether it has."""
+
+    def stop(self) -> None:
+        """End it now; what it has saved stays."""
+
+
+@runtime_checkable
+class Launcher(Protocol):
+    """What starts runs."""
+
+    def start(self, folder: Path) -> Handle:
+        """Run the script in a run's folder."""
+
+
+@contextlib.contextmanager
+def only_one(path: Path, sentence: str) -> Iterator[None]:
+    """Hold the lock ``path`` in the context; raise ``sentence`` if another process has it."""
+    handle = _lock(path)
+    if handle is None:
+        raise BytegolfError(sentence)
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def busy(folder: Path) -> bool:
+    """Whether some process is training in a run's folder."""
+    if not (folder / LOCK).exists():
+        return False
+    handle = _lock(folder / LOCK)
+    if handle is not None:
+        os.close(handle)
+    return handle is None
+
+
+def _lock(path: Path) -> int | None:
+    """A descriptor that holds the lock until it and its copies in child processes are closed; None if it is taken."""
+    make_folder(path.parent)
+    with disk_errors(path):
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
+
+
+def start_script(folder: Path) -> subprocess.Popen[bytes]:
+    """Start a run's script in a session of its own, so that Ctrl-C is not for it; the lock is the script's to hold."""
+    lock = _lock(folder / LOCK)
+    if lock is None:
+        raise BytegolfError(f"another process trains in {folder}: wait for it, or end it")
+    try:
+        return subprocess.Popen(
+            ["sh", str(folder / SCRIPT)], stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=(lock,)
+        )
+    finally:
+        os.close(lock)
+
+
+class Process:
+    """A script that runs on this machine."""
+
+    def __init__(self, folder: Path) -> None:
+        self._process = start_script(folder)
+
+    def ended(self) -> bool:
+        """Whether it has."""
+        return self._process.poll() is not None
+
+    def stop(self) -> None:
+        """End the script and what it runs."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGTERM)
+        self._process.wait()
+
+
+class Orphan:
+    """A run that an earlier command, which was killed, has started: it holds its lock while it goes on."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def ended(self) -> bool:
+        """Whether it has."""
+        return not busy(self._folder)
+
+    def stop(self) -> None:
+        """Leave it: it is not ours, and its result will be found."""
+
+
+class Local:
+    """Processes of this machine."""
+
+    def start(self, folder: Path) -> Handle:
+        """Run the script in a run's folder."""
+        return Process(folder)
+
+
+class Ray:
+    """Tasks of a Ray cluster that shares this folder, or of one on this machine where there is none."""
+
+    def __init__(self, threads: int) -> None:
+        try:
+            self._ray: Any = importlib.import_module("ray")
+        except ImportError as error:
+            raise BytegolfError(
+                "--launcher ray needs the package ray: `pip install ray`, or choose another launcher"
+            ) from error
+        if not self._ray.is_initialized():
+            self._ray.init(log_to_driver=False, logging_level="error")
+        home = Path.cwd()
+
+        def task(folder: str) -> int:
+            os.chdir(home)
+            return start_script(Path(folder)).wait()
+
+        self._task = self._ray.remote(num_cpus=threads, max_retries=0)(task)
+
+    def start(self, folder: Path) -> Handle:
+        """Run the script in a run's folder."""
+        return _RayTask(self._ray, self._task.remote(str(folder)))
+
+
+class _RayTask:
+    def __init__(self, ray: Any, reference: Any) -> None:
+        self._ray, self._reference = ray, reference
+
+    def ended(self) -> bool:
+        ready, _ = self._ray.wait([self._reference], timeout=0)
+        return bool(ready)
+
+    def stop(self) -> None:
+        self._ray.cancel(self._reference, force=True)
