@@ -11,61 +11,26 @@ hold, without the tokens between documents. PPMd and brotli need `pip install py
 from __future__ import annotations
 
 import argparse
-import bz2
-import importlib
 import json
 import lzma
 import time
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
-import zstandard
 from measuring import table
 
-from bytegolf.data.shards import open_split
-from bytegolf.data.tokenizer import ByteTokenizer
-
-Compress = Callable[[bytes], bytes]
-
-
-def text_of(data: Path, split: str) -> bytes:
-    """The bytes of a split's documents, one behind the other."""
-    tokenizer = ByteTokenizer()
-    stream = open_split(data, tokenizer.name, split, tokenizer.vocab_size)
-    return tokenizer.decode(stream.slice(0, len(stream)))
-
-
-def optional(name: str) -> ModuleType | None:
-    """A module that only this benchmark needs; a sentence if it is missing."""
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        print(f"{name} is not installed, so its rows are missing: pip install {name}")
-        return None
-
-
-def zstd(level: int, long: bool = False) -> Compress:
-    """zstd at ``level``; ``long`` asks for a window of 128 MiB and matches over all of it (--long=27)."""
-    if long:
-        settings = zstandard.ZstdCompressionParameters.from_level(level, window_log=27, enable_ldm=True)
-        return zstandard.ZstdCompressor(compression_params=settings).compress
-    return zstandard.ZstdCompressor(level=level).compress
+from bytegolf.infer.compressors import MISSING, Compress, best, optional, zstd
+from bytegolf.recipes.compressing import split_text
 
 
 def compressors(order: int, memory: int) -> dict[str, Compress]:
     """Each compressor by name; PPMd gets ``order`` and ``memory`` bytes for its model."""
     found: dict[str, Compress] = {
-        "bzip2 -9": lambda text: bz2.compress(text, 9),
+        **best(),
         "xz -6": lambda text: lzma.compress(text, preset=6),
-        "xz -9e": lambda text: lzma.compress(text, preset=9 | lzma.PRESET_EXTREME),
         "zstd -19": zstd(19),
         "zstd -19 --long=27": zstd(19, long=True),
-        "zstd --ultra -22": zstd(22),
         "zstd --ultra -22 --long=27": zstd(22, long=True),
     }
-    if brotli := optional("brotli"):
-        found["brotli -q 11 -w 24"] = lambda text: brotli.compress(text, quality=11, lgwin=24)
     if pyppmd := optional("pyppmd"):
 
         def variant_h(text: bytes) -> bytes:
@@ -88,7 +53,10 @@ def main() -> None:
     parser.add_argument("--order", type=int, default=16, help="of PPMd")
     parser.add_argument("--memory", type=int, default=1 << 30, help="bytes for PPMd's model")
     arguments = parser.parse_args()
-    training, validation = text_of(arguments.data, "train"), text_of(arguments.data, "val")
+    training, validation = (split_text(arguments.data, split) for split in ("train", "val"))
+    for name, what in MISSING.items():
+        if not optional(name):
+            print(f"{name} is not installed, so {what} is missing: pip install {name}")
     print(f"training text {len(training):,} bytes, validation text {len(validation):,} bytes")
     rows = []
     for name, compress in compressors(arguments.order, arguments.memory).items():

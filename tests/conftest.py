@@ -29,6 +29,7 @@ torch.set_num_threads(1)  # tiny tensors gain nothing from a second thread, and 
 
 _quick = hypothesis.settings(deadline=None, max_examples=25, print_blob=True)
 hypothesis.settings.register_profile("dev", _quick)
+hypothesis.settings.register_profile("thousand", _quick, max_examples=1000)
 hypothesis.settings.register_profile("ci", _quick, derandomize=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
 

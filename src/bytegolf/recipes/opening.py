@@ -36,7 +36,13 @@ def open_model(source: Path, data: Path | None = None, device: str = "auto", pre
     model was trained with.
     """
     path = artifact_path(source)
-    artifact = read_artifact(path)
+    return open_artifact(read_artifact(path), path, data, device, precision)
+
+
+def open_artifact(
+    artifact: Artifact, path: Path, data: Path | None = None, device: str = "auto", precision: str = "auto"
+) -> Opened:
+    """The same for an artifact that was read from ``path``."""
     config = artifact.config
     tokenizer = _find_tokenizer(artifact.tokenizer, path, data, config)
     place = prepare_device(pick_device(device))

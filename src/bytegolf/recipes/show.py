@@ -83,6 +83,40 @@ def _capacity_rows(levels: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
             )
 
 
+def compression(console: Console, result: dict[str, Any]) -> None:
+    """What `compress` came to as a table of two columns."""
+    table = _facts()
+    ratio = "" if result["bits_per_byte"] is None else f": {result['bits_per_byte']:.4f} bits per byte"
+    table.add_row("size", f"{result['original_bytes']:,} → {result['compressed_bytes']:,} bytes{ratio}")
+    if result["coded_blocks"]:
+        share = result["seam_bits"] / result["coded_bits"]
+        table.add_row(
+            "streams",
+            f"{result['streams']}, which cost about {result['seam_bits'] / 8:,.0f} bytes ({share:.2%}) by beginning "
+            "without their past",
+        )
+    if result["stored_blocks"]:
+        table.add_row("stored", f"{result['stored_blocks']} blocks, which the model cannot shrink")
+    table.add_row("speed", f"{result['bytes_per_second']:,.0f} bytes/s, {result['seconds']:.1f} s")
+    console.print(table)
+
+
+def rows(found: list[dict[str, Any]]) -> Table:
+    """Plain rows as a table with their keys as headings; numbers to the right."""
+    table = Table(box=None, pad_edge=False)
+    for key, value in found[0].items():
+        table.add_column(key.replace("_", " "), justify="left" if isinstance(value, str) else "right")
+    for row in found:
+        table.add_row(*(_cell(value) for value in row.values()))
+    return table
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
 def outcome(console: Console, result: Outcome) -> None:
     """The end of `train`: the score of the reloaded artifact, and the standard text before and after."""
     summary = result.summary

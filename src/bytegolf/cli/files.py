@@ -1,0 +1,114 @@
+"""Verbs that compress files with a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter, validators
+
+from bytegolf.cli.common import COUNT, Json, Model, app, finish, screen
+from bytegolf.errors import BytegolfError
+
+_HYPHEN = Parameter(allow_leading_hyphen=True)
+Stride = Annotated[
+    int | None,
+    Parameter(help="New bytes a window; 0 = windows do not overlap. By default as `eval` has it.", validator=COUNT),
+]
+Streams = Annotated[
+    int,
+    Parameter(help="Parts coded side by side; 0 = as many as pay.", validator=validators.Number(gte=0, lte=4096)),
+]
+
+
+@app.command(sort_key=60)
+def compress(
+    model: Model,
+    source: Annotated[Path | None, _HYPHEN, Parameter(help="The file to compress (- = stdin).")] = None,
+    target: Annotated[Path | None, _HYPHEN, Parameter(help="The file to write (- = stdout).")] = None,
+    /,
+    *,
+    bench: Annotated[
+        list[Path] | None,
+        Parameter(
+            help="Compare with the usual compressors on these files, or a prepared folder's validation text.",
+            consume_multiple=True,
+        ),
+    ] = None,
+    stride: Stride = None,
+    streams: Streams = 0,
+    json: Json = False,
+) -> None:
+    """Compress any file with a byte model, without loss.
+
+    The model's distribution of each next byte goes through an entropy coder.
+    Bits per byte are those of `eval` with the same --stride. What the model
+    cannot shrink is stored, so nothing grows by more than a header. The file
+    can be decompressed with the same artifact, the same versions and the same
+    kind of CPU, whatever its number of cores.
+
+    Example: bytegolf compress demo.bgolf notes.txt notes.bgz
+    Example: bytegolf compress demo.bgolf --bench notes.txt data/default
+
+    JSON keys: original_bytes, compressed_bytes, bits_per_byte (null for an
+    empty file), coded_bits (by the frequencies, without headers), seam_bits
+    (what it cost, estimated, that streams begin without their past), streams,
+    coded_blocks, stored_blocks, stride, seconds, bytes_per_second,
+    artifact_sha256; with --bench rows (source, compressor, bytes,
+    compressed_bytes, bits_per_byte, mb_per_second).
+    """
+    from bytegolf.recipes import compressing, show
+    from bytegolf.train.report import Reporter
+
+    reporter = Reporter()
+    if bench:
+        if source is not None:
+            raise BytegolfError("both a file to compress and --bench are given: leave one out")
+        with reporter:
+            rows = compressing.bench(model, bench, stride, streams, reporter)
+        screen().print(show.rows(rows))
+        finish(json, {"rows": rows})
+        return
+    if source is None or target is None:
+        raise BytegolfError("name a file to compress and one to write, or files to compare with --bench")
+    _check_stdout(target, json)
+    with reporter:
+        result = compressing.compress(model, source, target, stride, streams, reporter)
+    if target != compressing.PIPE:
+        show.compression(screen(), result)
+    finish(json, result)
+
+
+@app.command(sort_key=61)
+def decompress(
+    model: Model,
+    source: Annotated[Path, _HYPHEN, Parameter(help="The compressed file (- = stdin).")],
+    target: Annotated[Path, _HYPHEN, Parameter(help="The file to write (- = stdout).")],
+    /,
+    *,
+    json: Json = False,
+) -> None:
+    """Give back what `compress` compressed.
+
+    With the very artifact that it was compressed with. Nothing is written
+    unless length and checksum are those of the original.
+
+    Example: bytegolf decompress demo.bgolf notes.bgz notes.txt
+
+    JSON keys: original_bytes, seconds, bytes_per_second.
+    """
+    from bytegolf.recipes import compressing
+    from bytegolf.train.report import Reporter
+
+    _check_stdout(target, json)
+    reporter = Reporter()
+    with reporter:
+        result = compressing.decompress(model, source, target, reporter)
+    if target != compressing.PIPE:
+        screen().print(f"{result['original_bytes']:,} bytes at {result['bytes_per_second']:,.0f} bytes/s")
+    finish(json, result)
+
+
+def _check_stdout(target: Path, json: bool) -> None:
+    if str(target) == "-" and json:
+        raise BytegolfError("stdout cannot take both the file and --json: name a file to write")

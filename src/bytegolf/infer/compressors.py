@@ -1,0 +1,46 @@
+"""The usual compressors, at the settings at which they compress best: what a model's bits per byte are held against."""
+
+from __future__ import annotations
+
+import bz2
+import importlib
+import lzma
+import zlib
+from collections.abc import Callable
+from types import ModuleType
+
+import zstandard
+
+Compress = Callable[[bytes], bytes]
+
+MISSING = {"brotli": "brotli", "pyppmd": "PPMd"}
+"""Packages that may not be installed, and whose compressors are then left out."""
+
+
+def optional(name: str) -> ModuleType | None:
+    """A module that only comparisons need."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
+def zstd(level: int, long: bool = False) -> Compress:
+    """zstd at ``level``; ``long`` asks for a window of 128 MiB and matches over all of it (--long=27)."""
+    if long:
+        settings = zstandard.ZstdCompressionParameters.from_level(level, window_log=27, enable_ldm=True)
+        return zstandard.ZstdCompressor(compression_params=settings).compress
+    return zstandard.ZstdCompressor(level=level).compress
+
+
+def best() -> dict[str, Compress]:
+    """One setting of each compressor that people have at hand, by name; brotli where it is installed."""
+    found: dict[str, Compress] = {
+        "zlib -9": lambda text: zlib.compress(text, 9),
+        "bzip2 -9": lambda text: bz2.compress(text, 9),
+        "xz -9e": lambda text: lzma.compress(text, preset=9 | lzma.PRESET_EXTREME),
+        "zstd --ultra -22": zstd(22),
+    }
+    if brotli := optional("brotli"):
+        found["brotli -q 11 -w 24"] = lambda text: brotli.compress(text, quality=11, lgwin=24)
+    return found

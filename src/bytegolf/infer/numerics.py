@@ -1,0 +1,93 @@
+"""Whether this process works out the same numbers as the one that compressed a file.
+
+Floating-point sums depend on their order, and that on the number of threads, the CPU's instructions, the libraries, and
+whether bytegolf's native kernels run. What can be chosen is written into a file and chosen again (``running``); the
+rest shows in a probe, a few steps of the model whose frequencies are hashed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from bytegolf import __version__
+from bytegolf.errors import BytegolfError
+from bytegolf.infer.frequencies import probabilities, quantised
+from bytegolf.model import native
+from bytegolf.model.lm import LanguageModel
+
+PROBE_STEPS = 12
+PROBE_BYTES = 8
+MOST_THREADS = 1024
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """How numbers come about.
+
+    Attributes:
+        threads: torch's.
+        native: whether bytegolf's native kernels run.
+        place: versions and CPU in words, to explain a probe that differs.
+        probe: the hash of what the model gave for the probe.
+    """
+
+    threads: int
+    native: bool
+    place: str
+    probe: bytes
+
+    @staticmethod
+    def here(model: LanguageModel, streams: int) -> Numerics:
+        """Those of this process, for a batch of ``streams``."""
+        on = native.why_not() is None and model.embedding.weight.device.type == "cpu"
+        return Numerics(torch.get_num_threads(), on, _place(), probe(model, streams))
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """A context with as many threads as these, and native kernels on or off as here.
+
+        Raises BytegolfError if they were on and there are none.
+        """
+        if self.native and (why := native.why_not()):
+            raise BytegolfError(f"the file was compressed with native kernels, and here are none ({why})")
+        threads = torch.get_num_threads()
+        with contextlib.nullcontext() if self.native else native.disabled():
+            torch.set_num_threads(self.threads)
+            try:
+                yield
+            finally:
+                torch.set_num_threads(threads)
+
+    def check(self, model: LanguageModel, streams: int, where: str) -> None:
+        """Raise a BytegolfError if the model's probabilities differ here (within ``running``)."""
+        if probe(model, streams) != self.probe:
+            place = _place()
+            other = "" if place == self.place else f" (there {self.place}, here {place})"
+            raise BytegolfError(
+                f"{where} cannot be decompressed here: this machine rounds the model's probabilities differently from "
+                f"the one that compressed it{other}; use the same versions on the same kind of CPU"
+            )
+
+
+def _place() -> str:
+    capability = torch.backends.cpu.get_cpu_capability()
+    version = torch.__version__.partition("+")[0]
+    return f"bytegolf {__version__}, torch {version}, {platform.machine()} {capability}"
+
+
+@torch.inference_mode()
+def probe(model: LanguageModel, streams: int) -> bytes:
+    """A hash of the frequencies that ``model`` gives after some fixed tokens in each of ``streams``."""
+    ids = np.random.Generator(np.random.PCG64(0)).integers(0, model.config.vocab_size, (PROBE_STEPS, streams))
+    state = model.start(streams, PROBE_STEPS * 8)
+    digest = hashlib.sha256()
+    for column in torch.from_numpy(ids).to(model.embedding.weight.device):
+        digest.update(quantised(probabilities(model.step(column, state))).astype("<i4").tobytes())
+    return digest.digest()[:PROBE_BYTES]
