@@ -13,7 +13,7 @@ from bytegolf.config import preset_names
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-VERBS = {"prepare", "train", "eval", "export", "segment", "sample", "study", "presets"}
+VERBS = {"prepare", "train", "eval", "export", "segment", "sample", "compress", "decompress", "study", "presets"}
 
 if not README.exists():
     pytest.skip("there is no README.md", allow_module_level=True)
@@ -54,6 +54,7 @@ def test_every_command_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """In order, in one folder; training and the default corpus are cut down, by nothing that a user cannot type."""
     monkeypatch.chdir(tmp_path)
     Path("notes.txt").write_text("\n\n".join(text(2000, seed) for seed in range(60)))
+    Path("letter.txt").write_text(text(130))
     Path("corpus").mkdir()
     for seed in range(100, 300):
         Path(f"corpus/{seed}.txt").write_text(text(600, seed))

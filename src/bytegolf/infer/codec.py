@@ -13,7 +13,6 @@ import math
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import IO
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from jaxtyping import Bool, Int, UInt16
 from bytegolf.data.tokenizer import ByteTokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.infer import lockstep
-from bytegolf.infer.format import BLOCK, Block, End, Header, damaged, read_part, read_up_to
+from bytegolf.infer.format import BLOCK, Block, End, Header, Readable, Writable, damaged, read_part, read_up_to
 from bytegolf.infer.frequencies import Decoder, Encoder
 from bytegolf.infer.lockstep import Mode
 from bytegolf.infer.numerics import Numerics
@@ -76,8 +75,8 @@ class Codec:
 
     def compress(
         self,
-        source: IO[bytes],
-        target: IO[bytes],
+        source: Readable,
+        target: Writable,
         stride: int = 0,
         streams: int = 0,
         size: int | None = None,
@@ -122,8 +121,8 @@ class Codec:
 
     def decompress(
         self,
-        source: IO[bytes],
-        target: IO[bytes],
+        source: Readable,
+        target: Writable,
         where: str = "the input",
         progress: Callable[[int, int | None], None] | None = None,
     ) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 import zlib
 from dataclasses import dataclass
-from typing import IO
+from typing import Protocol, runtime_checkable
 
 from bytegolf.errors import BytegolfError
 from bytegolf.infer.numerics import MOST_THREADS, PROBE_BYTES, Numerics
@@ -30,6 +30,20 @@ _UNKNOWN = (1 << 64) - 1
 _BLOCK = struct.Struct("<BHII")  # kind, streams, bytes of the original, bytes of the payload
 _END_PART = struct.Struct("<BQI")  # kind, bytes of the original, their CRC
 _CRC = struct.Struct("<I")
+
+
+@runtime_checkable
+class Readable(Protocol):
+    """A file or a pipe to read bytes from; less than ``size`` may come, and nothing at the end."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+
+@runtime_checkable
+class Writable(Protocol):
+    """A file or a pipe to write bytes to."""
+
+    def write(self, data: bytes, /) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -59,7 +73,7 @@ class Header:
         return _sealed(_PRELUDE.pack(MAGIC, VERSION) + _HEADER.pack(*values) + place)
 
     @staticmethod
-    def read(source: IO[bytes], where: str) -> Header:
+    def read(source: Readable, where: str) -> Header:
         """The header at the beginning of ``source``; raises BytegolfError if there is none that can be read."""
         prelude = read_up_to(source, _PRELUDE.size)
         if prelude[: len(MAGIC)] != MAGIC or len(prelude) < _PRELUDE.size:
@@ -106,7 +120,7 @@ class End:
         return _sealed(_END_PART.pack(_END, self.size, self.crc))
 
 
-def read_part(source: IO[bytes], most_streams: int, where: str) -> Block | End:
+def read_part(source: Readable, most_streams: int, where: str) -> Block | End:
     """The next part of ``source``; raises BytegolfError if it is cut short or altered."""
     kind = _exactly(source, 1, where)
     if kind[0] == _END:
@@ -134,19 +148,19 @@ def _sealed(part: bytes) -> bytes:
     return part + _CRC.pack(zlib.crc32(part))
 
 
-def _check(source: IO[bytes], part: bytes, where: str) -> None:
+def _check(source: Readable, part: bytes, where: str) -> None:
     if zlib.crc32(part) != _CRC.unpack(_exactly(source, _CRC.size, where))[0]:
         raise damaged(where, "a checksum does not match")
 
 
-def _exactly(source: IO[bytes], size: int, where: str) -> bytes:
+def _exactly(source: Readable, size: int, where: str) -> bytes:
     found = read_up_to(source, size)
     if len(found) < size:
         raise damaged(where, "it ends too early")
     return found
 
 
-def read_up_to(source: IO[bytes], size: int) -> bytes:
+def read_up_to(source: Readable, size: int) -> bytes:
     """``size`` bytes, or what there is until the end: a pipe may hand out less at a time."""
     parts, missing = [], size
     while missing and (part := source.read(missing)):
