@@ -109,6 +109,9 @@ def results(run: TinyRun, out: Path) -> Iterator[tuple[str, Ran]]:
     yield "export", good("export", run.folder, "--out", out / "x.bgolf", "--json")
     yield "segment", good("segment", run.folder, "--json")
     yield "sample", good("sample", run.folder, "--bytes", 4, "--json")
+    (out / "b.txt").write_text("One sentence.")
+    yield "compress", good("compress", run.folder, out / "b.txt", out / "b.bgz", "--json")
+    yield "decompress", good("decompress", run.folder, out / "b.bgz", out / "c.txt", "--json")
     (out / "s.toml").write_text(STUDY.format(data=run.data))
     for verb in ("study run", "study show"):
         yield verb, good(*verb.split(), out / "s.toml", "--json")
