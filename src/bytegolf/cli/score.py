@@ -2,12 +2,65 @@
 
 from __future__ import annotations
 
+import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter, validators
 
 from bytegolf.cli.common import COUNT, Data, Json, Model, app, finish, screen
+from bytegolf.config import TttConfig
+from bytegolf.errors import BytegolfError
+
+
+@Parameter(name="*")
+@dataclass
+class TestTime:
+    """The options of test-time training; what is left out is as configured."""
+
+    ttt: Annotated[
+        Literal["off", "lora", "sgd"] | None,
+        Parameter(help="Test-time training: learn from each chunk once it is scored."),
+    ] = None
+    ttt_chunk: Annotated[
+        int | None, Parameter(help="Tokens scored before they are learned from; 0 = a window's.", validator=COUNT)
+    ] = None
+    ttt_steps: Annotated[
+        int | None, Parameter(help="Updates after each chunk.", validator=validators.Number(gte=1))
+    ] = None
+    ttt_reset: Annotated[
+        Literal["document", "never"] | None, Parameter(help="Forget at each document, or carry on.")
+    ] = None
+    ttt_matrices: Annotated[Literal["all", "attention", "mlp"] | None, Parameter(help="Which matrices learn.")] = None
+    ttt_lr: Annotated[
+        float | None, Parameter(help="Learning rate of the adapters (lora) or the matrices (sgd).", validator=COUNT)
+    ] = None
+    ttt_rank: Annotated[
+        int | None, Parameter(help="lora: rank of the adapters.", validator=validators.Number(gte=1))
+    ] = None
+    ttt_documents: Annotated[
+        int | None, Parameter(help="lora: documents that go through at once.", validator=validators.Number(gte=1))
+    ] = None
+    ttt_ngram_lr: Annotated[
+        float | None, Parameter(help="sgd: learning rate of the n-gram tables.", validator=COUNT)
+    ] = None
+
+    def over(self, configured: TttConfig) -> TttConfig:
+        """The configuration with what was given on the command line; raises BytegolfError for what does not go with
+        its mode.
+        """
+        given = {name.removeprefix("ttt_"): value for name, value in vars(self).items() if value is not None}
+        mode = given.pop("ttt", configured.mode)
+        others = {"rank", "documents"} if mode == "sgd" else {"ngram_lr"} if mode == "lora" else set(given)
+        for name in sorted(others & given.keys()):
+            raise BytegolfError(
+                f"--ttt-{name.replace('_', '-')} means nothing with test-time training {mode}: leave it out, or choose "
+                f"--ttt {'lora' if mode == 'sgd' else 'sgd' if mode == 'lora' else 'lora or --ttt sgd'}"
+            )
+        if "lr" in given:
+            given[f"{mode}_lr"] = given.pop("lr")
+        return dataclasses.replace(configured, mode=mode, **given)
 
 
 @app.command(name="eval", sort_key=20)
@@ -36,6 +89,7 @@ def evaluate(
         Literal["auto", "drop", "score"],
         Parameter(help="Tokens that fill no window: auto drops them unless windows overlap, as published."),
     ] = "auto",
+    test_time: TestTime | None = None,
     precision: Annotated[Literal["auto", "bf16", "fp32"], Parameter(help="Compute dtype.")] = "auto",
     device: Annotated[str, Parameter(help="auto, cpu, cuda or mps.")] = "auto",
     json: Json = False,
@@ -47,7 +101,12 @@ def evaluate(
     train.seq_len tokens is scored on its last ones only. What windows have in
     common is then computed once, which changes no loss by more than rounding.
 
+    With --ttt the model learns from each chunk of text once that is scored, and
+    from no token before; every token is scored once, and each document read from
+    its beginning unless --ttt-reset never.
+
     Example: bytegolf eval runs/cpu-demo --stride 512
+    Example: bytegolf eval runs/cpu-demo --ttt sgd
 
     JSON keys: bpb, bpb_original (over the text before normalisation), val_loss
     (nats a token), tokens, bytes, seconds, bytes_per_second, subset (whether
@@ -57,7 +116,7 @@ def evaluate(
     whitespace_agreement, random_agreement, boundaries_per_256,
     mean_chunk_bytes, cv, utf8_splits; null for a flat model), capacity (a list of
     the chunking levels: capacity, divisor, windows, truncated_boundaries,
-    truncated_windows).
+    truncated_windows), ttt (the settings of test-time training; null without).
     """
     from bytegolf.recipes import opening, scoring, show
     from bytegolf.train.report import Reporter
@@ -74,6 +133,7 @@ def evaluate(
             drop_tail=None if tail == "auto" else tail == "drop",
             capacity=capacity or "",
             capacity_divisor=capacity_divisor or 0.0,
+            ttt=(test_time or TestTime()).over(opened.config.eval.ttt),
             reporter=reporter,
         )
     show.score(screen(), result)

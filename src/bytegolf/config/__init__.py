@@ -21,7 +21,7 @@ from bytegolf.config.model import (
     outer_dim,
 )
 from bytegolf.config.reading import flatten, from_dict, load, preset_names, read_toml, to_dict
-from bytegolf.config.run import Config, DataConfig, EvalConfig, ExportConfig, OptimConfig, TrainConfig
+from bytegolf.config.run import Config, DataConfig, EvalConfig, ExportConfig, OptimConfig, TrainConfig, TttConfig
 
 __all__ = [
     "CapacityMode",
@@ -39,6 +39,7 @@ __all__ = [
     "SoftConfig",
     "StageConfig",
     "TrainConfig",
+    "TttConfig",
     "check_fixed_capacity",
     "flatten",
     "from_dict",

@@ -122,6 +122,26 @@ class ExportConfig(Ranged):
 
 
 @dataclass(frozen=True)
+class TttConfig(Ranged):
+    """Test-time training: what a model learns from text on which it has been scored already (rules.md)."""
+
+    mode: Literal["off", "lora", "sgd"] = doc(
+        "lora = low-rank adapters beside the matrices, moved by Adam; sgd = plain SGD on the weights themselves", "off"
+    )
+    chunk: int = doc("tokens scored before they are learned from; 0 = seq_len", 0, least=0)
+    steps: int = doc("updates after each chunk, all on that chunk", 1, least=1)
+    reset: Literal["document", "never"] = doc(
+        "document = each one starts with the shipped weights, and is read by itself; never = carried on", "document"
+    )
+    matrices: Literal["all", "attention", "mlp"] = doc("which maps learn; a router's never do", "all")
+    lora_lr: float = doc("learning rate of the adapters", 0.001, least=0)
+    rank: int = doc("rank of the adapters", 8, least=1)
+    documents: int = doc("lora: how many documents go through at once", 1, least=1)
+    sgd_lr: float = doc("learning rate of SGD on the matrices, down the sum of a chunk's losses", 3e-4, least=0)
+    ngram_lr: float = doc("the same on the n-gram tables, whose rows few tokens touch; 0 = they stay", 0.3, least=0)
+
+
+@dataclass(frozen=True)
 class EvalConfig(Ranged):
     """How the final score is taken."""
 
@@ -132,6 +152,7 @@ class EvalConfig(Ranged):
         "router.capacity of every level when scoring and segmenting; empty = as trained", ""
     )
     capacity_divisor: float = doc("router.capacity_divisor then, 1 or more; 0 = as trained", 0.0, least=0)
+    ttt: TttConfig = doc("test-time training", TttConfig())
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -108,23 +108,10 @@ def score(
     training = model.training
     model.eval()
     try:
-        for chunk in itertools.islice(_groups(plan, batch), turn[0], None, turn[1]):
-            part = Score()
+        for chunk in itertools.islice(groups(plan, batch), turn[0], None, turn[1]):
             tokens = np.stack([stream.slice(w.start, w.start + w.length + 1) for w in chunk]).astype(np.int64)
-            losses, traces = _losses(model, chunk, tokens, share)
-            for row, window in enumerate(chunk):
-                nats = float(losses[row].sum())
-                if not math.isfinite(nats):
-                    raise BytegolfError(
-                        f"the loss is not finite in the window at token {window.start}: the weights are broken"
-                    )
-                scored = tokens[row, -window.scored - 1 :]
-                size = tokenizer.byte_counts(scored[1:], scored[:-1])
-                part += Score(nats, window.scored, int(size.sum()))
-                if observe:
-                    observe(window, tokens[row], traces, row)
-            scores.append(part)
-            total += part
+            scores.append(score_group(model, tokenizer, chunk, tokens, share, observe))
+            total += scores[-1]
             if progress:
                 progress(total)
     finally:
@@ -132,7 +119,7 @@ def score(
     return sum(collect(scores), Score()) if collect else total
 
 
-def _groups(plan: Iterator[Window], batch: int) -> Iterator[list[Window]]:
+def groups(plan: Iterator[Window], batch: int) -> Iterator[list[Window]]:
     """Windows in batches; those of a batch score as many targets each and follow each other by as much."""
     group: list[Window] = []
     for window in plan:
@@ -144,6 +131,36 @@ def _groups(plan: Iterator[Window], batch: int) -> Iterator[list[Window]]:
         group.append(window)
     if group:
         yield group
+
+
+def score_group(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    group: list[Window],
+    tokens: NDArray[np.int64],
+    share: bool = True,
+    observe: Observer | None = None,
+) -> Score:
+    """The score of windows that go together (see ``groups``), whose ``tokens`` are (B, L + 1).
+
+    Raises BytegolfError if a loss is not finite.
+    """
+    losses, traces = _losses(model, group, tokens, share)
+    total = Score()
+    for row, window in enumerate(group):
+        counted = window.scored - window.blank
+        nats = float(losses[row, :counted].sum())
+        if not math.isfinite(nats):
+            raise BytegolfError(
+                f"the loss is not finite in the window at token {window.start}: the weights are broken, or were moved "
+                "at test time by too high a learning rate"
+            )
+        scored = tokens[row, window.length - window.scored :][: counted + 1]
+        size = tokenizer.byte_counts(scored[1:], scored[:-1])
+        total += Score(nats, counted, int(size.sum()))
+        if observe:
+            observe(window, tokens[row], traces, row)
+    return total
 
 
 @torch.inference_mode()

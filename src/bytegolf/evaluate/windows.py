@@ -22,6 +22,8 @@ class Window:
     """tokens that it reads"""
     scored: int
     """how many of its targets are scored: the last ones"""
+    blank: int = 0
+    """how many of those lie behind the text's end: padding, which counts for nothing"""
 
 
 def windows(targets: int, seq_len: int, stride: int = 0, drop_tail: bool = False) -> Iterator[Window]:

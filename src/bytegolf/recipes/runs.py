@@ -24,11 +24,6 @@ from bytegolf.train.checkpoint import checkpoints
 
 _MAY_CHANGE = {
     "about",
-    "eval.batch",
-    "eval.capacity",
-    "eval.capacity_divisor",
-    "eval.limit",
-    "eval.stride",
     "train.max_seconds",
     "train.max_steps",
     "train.validate_every",
@@ -39,7 +34,7 @@ _MAY_CHANGE = {
     "train.device",
     "data.path",
 }
-"""What a resumed run may have otherwise than before: its budget, its housekeeping and how it is scored."""
+"""What a resumed run may have otherwise than before: its budget, its housekeeping, and all of how it is scored."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +97,7 @@ class RunFolder:
     def _check_same(self, config: Config) -> None:
         before, now = flatten(to_dict(self.read_config())), flatten(to_dict(config))
         for key in sorted(before.keys() | now.keys()):
-            if before.get(key) != now.get(key) and key not in _MAY_CHANGE:
+            if before.get(key) != now.get(key) and key not in _MAY_CHANGE and not key.startswith("eval."):
                 raise BytegolfError(
                     f"{self.path} was trained with {key} = {before.get(key)!r}, not {now.get(key)!r}: resume it with "
                     f"the same settings (`bytegolf train {self.config} --resume`), or choose another --out"

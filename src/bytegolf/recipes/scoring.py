@@ -14,11 +14,12 @@ from bytegolf.analyze.boundaries import BoundaryStats
 from bytegolf.analyze.segment import collector
 from bytegolf.analyze.truncation import TruncationStats
 from bytegolf.artifact.ledger import LIMIT, code_bytes
-from bytegolf.config import CapacityMode, levels
+from bytegolf.config import CapacityMode, TttConfig, levels, to_dict
 from bytegolf.data.manifest import validation_bytes
 from bytegolf.data.shards import TokenStream, open_split
 from bytegolf.errors import BytegolfError
-from bytegolf.evaluate.bpb import Score, score
+from bytegolf.evaluate.bpb import Observer, Score, score
+from bytegolf.evaluate.ttt import score_adapting
 from bytegolf.evaluate.windows import Window
 from bytegolf.model.lm import count_parameters
 from bytegolf.model.trace import LevelTrace
@@ -36,33 +37,45 @@ def evaluate(
     drop_tail: bool | None = None,
     capacity: CapacityMode | Literal[""] = "",
     capacity_divisor: float = 0.0,
+    ttt: TttConfig | None = None,
     reporter: Reporter | None = None,
 ) -> dict[str, Any]:
     """The score of ``opened`` over the validation split in ``data``, as plain data.
 
-    ``stride``, ``batch``, ``capacity``, ``capacity_divisor``: as configured by default. ``limit`` > 0 scores that many
-    tokens only (a window at least), which ``subset`` then says. Without overlap the tail that fills no window is left
-    out, as published (formats.md); with a stride every token counts.
+    ``stride``, ``batch``, ``capacity``, ``capacity_divisor``, ``ttt``: as configured by default. ``limit`` > 0 scores
+    that many tokens only (a window at least), which ``subset`` then says. Without overlap the tail that fills no window
+    is left out, as published (formats.md); with a stride or test-time training every token counts.
 
     Keys: bpb, val_loss (nats a token), tokens, bytes, seconds, bytes_per_second, subset, tokens_dropped, stride,
     seq_len, precision, artifact_bytes, code_bytes, total_bytes, limit_bytes, fits, params, artifact_sha256,
     bpb_original (over the bytes of the text before normalisation; null where it is not known), boundaries (null for
-    a flat model; else the keys of BoundaryStats), capacity (a list of the levels, see TruncationStats).
+    a flat model; else the keys of BoundaryStats), capacity (a list of the levels, see TruncationStats), ttt (null, or
+    the keys of TttConfig).
 
-    Raises BytegolfError for a divisor without a fixed capacity, besides what ``score`` raises.
+    Raises BytegolfError for a divisor without a fixed capacity, or a tail dropped in test-time training, besides what
+    ``score`` raises.
     """
     config, tokenizer = opened.config, opened.tokenizer
     stride = config.eval.stride if stride is None else stride
     length = config.train.seq_len
-    overlapping = 0 < stride < length
-    drop = (not overlapping) if drop_tail is None else drop_tail
+    ttt = config.eval.ttt if ttt is None else ttt
+    adapting, overlapping = ttt.mode != "off", 0 < stride < length
+    if adapting and drop_tail:
+        raise BytegolfError(
+            "test-time training reads every document to its end, so no tail can be dropped: leave it out"
+        )
+    drop = not (overlapping or adapting) if drop_tail is None else drop_tail
     stream = open_split(data, tokenizer.name, "val", tokenizer.vocab_size)
     stats = BoundaryStats()
-    collect = collector(stats, tokenizer)
 
-    def observe(window: Window, tokens: NDArray[np.int64], traces: list[LevelTrace], row: int) -> None:
-        collect(window, tokens, traces, row)
-        truncation.add(traces, row)
+    def observer() -> Observer:
+        collect = collector(stats, tokenizer)
+
+        def observe(window: Window, tokens: NDArray[np.int64], traces: list[LevelTrace], row: int) -> None:
+            collect(window, tokens, traces, row)
+            truncation.add(traces, row)
+
+        return observe
 
     targets = min(max(limit, length) if limit else len(stream), len(stream) - 1)
     started = time.perf_counter()
@@ -80,18 +93,24 @@ def evaluate(
         truncation = TruncationStats(opened.model)
         if capacity_divisor and not truncation.any_fixed:
             raise BytegolfError("a capacity divisor belongs to a fixed capacity, which no level has: choose fixed too")
-        total = score(
-            opened.model,
-            stream,
-            tokenizer,
-            length,
-            stride=stride,
-            drop_tail=drop,
-            batch=batch or config.eval.batch,
-            limit=limit,
-            observe=observe if levels(config.model.network) else None,
-            progress=show,
-        )
+        made = observer if levels(config.model.network) else None
+        if adapting:
+            total = score_adapting(
+                opened.model, stream, tokenizer, length, ttt, stride=stride, limit=limit, observer=made, progress=show
+            )
+        else:
+            total = score(
+                opened.model,
+                stream,
+                tokenizer,
+                length,
+                stride=stride,
+                drop_tail=drop,
+                batch=batch or config.eval.batch,
+                limit=limit,
+                observe=made() if made else None,
+                progress=show,
+            )
     seconds = time.perf_counter() - started
     model_bytes, source_bytes = opened.artifact.file_bytes, code_bytes(config.name)
     dropped = len(stream) - 1 - total.tokens
@@ -118,6 +137,7 @@ def evaluate(
         "artifact_sha256": opened.artifact.sha256,
         "boundaries": stats.to_dict() if stats.windows else None,
         "capacity": truncation.to_dicts(),
+        "ttt": to_dict(ttt) if adapting else None,
     }
 
 

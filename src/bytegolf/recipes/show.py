@@ -42,6 +42,8 @@ def score(console: Console, result: dict[str, Any]) -> None:
         "scored",
         f"{result['tokens']:,} tokens, {result['bytes']:,} bytes{dropped} in windows of {result['seq_len']}{overlap}",
     )
+    if result["ttt"]:
+        table.add_row("learned", _learned(result["ttt"], result["seq_len"]))
     table.add_row("speed", f"{result['bytes_per_second']:,} bytes/s, {result['seconds']:.1f} s")
     table.add_row("parameters", f"{result['params']:,}")
     verdict = "fits" if result["fits"] else "TOO LARGE"
@@ -53,6 +55,16 @@ def score(console: Console, result: dict[str, Any]) -> None:
     for row in (*_chunk_rows(result["boundaries"]), *_capacity_rows(result["capacity"])):
         table.add_row(*row)
     console.print(table)
+
+
+def _learned(ttt: dict[str, Any], seq_len: int) -> str:
+    """What test-time training did, in words."""
+    size = f"{ttt['chunk'] or seq_len:,} tokens"
+    how = f"LoRA of rank {ttt['rank']}, rate {ttt['lora_lr']:g}"
+    if ttt["mode"] == "sgd":
+        how = f"SGD, rate {ttt['sgd_lr']:g}"
+    reset = "afresh in each document" if ttt["reset"] == "document" else "carried on"
+    return f"{how}, from each {size} after their score, {reset}"
 
 
 def _chunk_rows(chunks: dict[str, Any] | None) -> Iterator[tuple[str, str]]:

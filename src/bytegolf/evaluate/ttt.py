@@ -1,0 +1,192 @@
+"""Test-time training, score first: the model is scored on a chunk of text, then learns from it, then reads on.
+
+A chunk's scores are booked under inference mode, with weights that have seen nothing but what was booked before; only
+then do its tokens become training data (rules.md). No token is scored twice, and nothing is drawn: the same text gives
+the same score.
+
+With a reset each document is read by itself, from its BOS on, and starts from the shipped weights. Several such
+documents can go through at once, each with adapters of its own; a document takes the first free row, which only
+documents before it decide. Without a reset the whole stream is one text.
+
+Where a text ends must not show in what was scored before: windows lie where they would lie in an endless text, and the
+last one is filled up with padding. So batches keep their shape, and a changed future moves no earlier score by a bit
+where the chunks have one room as well (``capacity``), windows share no work, and documents do not leave rows empty.
+Anywhere else products of other shapes may round in another way, as they may without learning.
+
+Legend: M documents at a time (rows), K windows to learn from, N = M·K, L tokens of a window.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bytegolf.config import TttConfig
+from bytegolf.data.shards import TokenStream
+from bytegolf.data.tokenizer import Tokenizer
+from bytegolf.errors import BytegolfError
+from bytegolf.evaluate.bpb import Observer, Score, groups, score_group
+from bytegolf.evaluate.learners import Learner, learner_of
+from bytegolf.evaluate.windows import Window, windows
+from bytegolf.model.embed import BOS
+from bytegolf.model.lm import LanguageModel
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How a text is read: windows of ``seq_len`` tokens that score ``stride`` each, learned from ``chunk`` by chunk."""
+
+    seq_len: int
+    stride: int
+    chunk: int
+
+    @staticmethod
+    def of(seq_len: int, stride: int, chunk: int) -> Pace:
+        """Chunks of 0 tokens are windows; without a stride a window scores a chunk, or all of itself."""
+        chunk = chunk or seq_len
+        stride = stride or min(chunk, seq_len)
+        if chunk < stride <= seq_len:
+            raise BytegolfError(
+                f"the model cannot learn every {chunk} tokens while windows score {stride} each: make the chunk as "
+                "long as the stride at least"
+            )
+        return Pace(seq_len, stride, chunk)
+
+    def chunks(self, start: int, end: int) -> Iterator[list[Window]]:
+        """The windows over the text from token ``start``, its first, to ``end``, its last target, chunk by chunk.
+
+        The first scores all of its targets, each later one the next ``stride``.
+        """
+        group: list[Window] = []
+        done, scored = start, self.seq_len
+        while done < end:
+            blank = max(0, done + scored - end)
+            group.append(Window(done + scored - self.seq_len, self.seq_len, scored, blank))
+            done, scored = done + scored, self.stride
+            if sum(window.scored for window in group) >= self.chunk:
+                yield group
+                group = []
+        if group:
+            yield group
+
+    @property
+    def lessons(self) -> int:
+        """How many windows, end to end, hold the targets of any chunk (K)."""
+        beyond = max(0, math.ceil((self.chunk - self.seq_len) / self.stride))  # windows behind the first one
+        most = max(self.seq_len + beyond * self.stride, math.ceil(self.chunk / self.stride) * self.stride)
+        return math.ceil(most / self.seq_len)
+
+
+@dataclass(frozen=True)
+class _Text:
+    """What is read in a row: a document, or the whole stream."""
+
+    start: int = 0
+    """first token"""
+    end: int = 0
+    """last target: the next document's BOS, which tells that this one is over"""
+    chunks: deque[list[Window]] = field(default_factory=deque)
+    """still to be read"""
+    observe: Observer | None = None
+
+    def tokens(self, stream: TokenStream, start: int, length: int) -> NDArray[np.int64]:
+        """So many tokens from ``start`` on, padded behind the text's end."""
+        found = np.zeros(length, np.int64)
+        part = stream.slice(start, min(start + length, self.end + 1))
+        found[: len(part)] = part
+        return found
+
+
+def score_adapting(
+    model: LanguageModel,
+    stream: TokenStream,
+    tokenizer: Tokenizer,
+    seq_len: int,
+    settings: TttConfig,
+    *,
+    stride: int = 0,
+    limit: int = 0,
+    share: bool = True,
+    observer: Callable[[], Observer] | None = None,
+    progress: Callable[[Score], None] | None = None,
+) -> Score:
+    """Score every target of ``stream`` once with ``model``, which learns as ``settings`` say and is itself again after.
+
+    ``stride``, ``limit`` and ``share`` are those of ``bpb.score``. ``observer`` makes an observer for each document,
+    whose windows come in order.
+
+    Raises BytegolfError if the stream is shorter than a window, a chunk than the stride, or the loss is not finite.
+    """
+    pace = Pace.of(seq_len, stride, settings.chunk)
+    targets = min(len(stream) - 1, max(seq_len, limit)) if limit else len(stream) - 1
+    windows(targets, seq_len, pace.stride)  # raises if they do not fit
+    edges = [0, targets]
+    if settings.reset == "document":
+        edges = [0, *(np.flatnonzero(stream.slice(1, targets) == BOS) + 1).tolist(), targets]
+    waiting = itertools.pairwise(edges)
+    total, training = Score(), model.training
+    model.eval()
+    try:
+        with learner_of(model, settings, len(edges) - 1) as learner:
+            rows = [_Text() for _ in range(learner.rows)]
+            while True:
+                for index, text in enumerate(rows):
+                    if not text.chunks and (span := next(waiting, None)):
+                        chunks = deque(pace.chunks(*span))
+                        rows[index] = _Text(*span, chunks, observer() if observer else None)
+                        learner.reset(index)
+                read = [text.chunks.popleft() if text.chunks else [] for text in rows]
+                if not any(read):
+                    return total
+                for index, (text, group) in enumerate(zip(rows, read, strict=True)):
+                    with learner.only(index):
+                        for part in groups(iter(group), max(1, len(group))):
+                            tokens = np.stack([text.tokens(stream, one.start, seq_len + 1) for one in part])
+                            total += score_group(model, tokenizer, part, tokens, share, text.observe)
+                if progress:
+                    progress(total)
+                _learn(learner, stream, rows, read, pace, settings.steps)
+    finally:
+        model.train(training)
+
+
+def _learn(
+    learner: Learner, stream: TokenStream, rows: list[_Text], read: list[list[Window]], pace: Pace, steps: int
+) -> None:
+    """Learn from the chunks that have just been ``read``, except where nothing comes behind them any more."""
+    chunks = [group if text.chunks else [] for text, group in zip(rows, read, strict=True)]
+    if any(chunks):
+        lessons = _lessons(stream, rows, chunks, pace)
+        for _ in range(steps):
+            learner.step(*lessons)
+
+
+def _lessons(
+    stream: TokenStream, rows: list[_Text], chunks: list[list[Window]], pace: Pace
+) -> tuple[Int[Tensor, "N L"], Int[Tensor, "N L"], Bool[Tensor, "N L"]]:
+    """Inputs, targets and which of these count, in K windows a row, blank where there are fewer.
+
+    They lie end to end, the last one ending with the chunk; what precedes the chunk in the first is context.
+    """
+    tokens = np.zeros((len(rows), pace.lessons, pace.seq_len + 1), np.int64)
+    counted = np.zeros((len(rows), pace.lessons, pace.seq_len), np.bool_)
+    for row, (text, group) in enumerate(zip(rows, chunks, strict=True)):
+        if not group:
+            continue
+        end = group[-1].start + pace.seq_len
+        first = group[0].start + pace.seq_len - group[0].scored
+        for number, stop in enumerate(range(end, first, -pace.seq_len)):
+            start = max(text.start, stop - pace.seq_len)
+            tokens[row, number, : stop - start + 1] = stream.slice(start, stop + 1)
+            counted[row, number, max(0, first - start) : stop - start] = True
+    ids = torch.from_numpy(tokens).flatten(0, 1)
+    return ids[:, :-1], ids[:, 1:], torch.from_numpy(counted).flatten(0, 1)
