@@ -2,6 +2,9 @@
 
 import io
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,13 +16,12 @@ from bytegolf.artifact.ledger import (
     LIMIT,
     Ledger,
     LedgerRow,
-    code_bytes,
-    code_files,
     group_of,
     measure,
     table,
 )
 from bytegolf.artifact.pack import write_artifact
+from bytegolf.artifact.sources import code_bytes, code_files
 from bytegolf.config import Config, ModelConfig, StageConfig, TrainConfig
 from bytegolf.errors import BytegolfError
 
@@ -74,7 +76,7 @@ def test_json(file: Path) -> None:
     plain = json.loads(json.dumps(measure(file).to_dict()))
     assert plain["total_bytes"] == plain["model_bytes"] + plain["code_bytes"]
     assert plain["fits"] is True
-    assert {"group", "tensors", "parameters", "raw_bytes", "packed_bytes"} == plain["rows"][0].keys()
+    assert {"group", "tensors", "parameters", "raw_bytes", "packed_bytes", "bits_per_weight"} == plain["rows"][0].keys()
 
 
 def test_code_counts_what_training_and_evaluation_need() -> None:
@@ -82,11 +84,24 @@ def test_code_counts_what_training_and_evaluation_need() -> None:
     package = Path(bytegolf.__file__).parent
     assert files["config/model.py"] == (package / "config" / "model.py").stat().st_size
     assert files["artifact/ledger.py"] == (package / "artifact" / "ledger.py").stat().st_size
-    assert all(name.endswith(".py") for name in files)
-    assert not any(name.startswith(("analyze/", "infer/", "study/")) for name in files)
+    assert files["model/kernels/tile.h"] == (package / "model" / "kernels" / "tile.h").stat().st_size
+    assert not any(name.startswith(("infer/", "study/")) for name in files)
+    assert not {"cli/look.py", "data/prepare.py", "artifact/fit.py"} & files.keys()
     assert code_bytes() == sum(files.values())
     assert code_files("no such preset") == files
     assert code_files("../config/run") == files
+
+
+def test_the_counted_code_is_what_running_it_imports() -> None:
+    """The modules of the verbs `train` and `eval`, imported in a fresh process without running anything, all count."""
+    script = (
+        "import sys, bytegolf.recipes.training, bytegolf.recipes.scoring, bytegolf.recipes.opening;"
+        "print(*sorted(name for name in sys.modules if name.startswith('bytegolf')))"
+    )
+    names = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    assert len(names) > 40
+    counted = {re.sub(r"(/__init__)?\.py$", "", path).replace("/", ".") for path in code_files()}
+    assert {name.removeprefix("bytegolf").lstrip(".") or "__init__" for name in names} <= counted
 
 
 def test_groups() -> None:

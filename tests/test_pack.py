@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bytegolf.artifact import container
 from bytegolf.artifact.pack import read_artifact, write_artifact
+from bytegolf.artifact.payload import open_artifact
 from bytegolf.artifact.plan import plan_of
 from bytegolf.artifact.quantize import ROW_BITS, Storage, dequantize, quantize
 from bytegolf.config import Config, ExportConfig, ModelConfig, StageConfig, TrainConfig
@@ -188,8 +188,8 @@ def test_not_an_artifact(file: Path, tmp_path: Path) -> None:
     assert "not a bytegolf artifact" in refused(b"", tmp_path / "empty")
     assert "not a bytegolf artifact" in refused(b"PK\3\4" + bytes(100), tmp_path / "zip")
     content = bytearray(file.read_bytes())
-    content[8:12] = struct.pack("<I", 2)
-    assert "format version 2" in refused(bytes(content), tmp_path / "newer")
+    content[8:12] = struct.pack("<I", 3)
+    assert "format version 3" in refused(bytes(content), tmp_path / "newer")
     with pytest.raises(BytegolfError, match="no such file"):
         read_artifact(tmp_path / "missing")
     with pytest.raises(BytegolfError, match="folder"):
@@ -200,11 +200,11 @@ def test_not_an_artifact(file: Path, tmp_path: Path) -> None:
 
 def forge(file: Path, change: Callable[[dict[str, Any]], Any], payload: bytes | None = None) -> bytes:
     """The file with its header (and payload) changed, and every length and hash made right again."""
-    box = container.read(file)
-    header = box.header
+    opened = open_artifact(file)
+    header = opened.box.header
     change(header)
     text = json.dumps(header).encode()
-    raw = box.payload if payload is None else payload
+    raw = opened.payload if payload is None else payload
     body = struct.pack("<8sII", b"BYTEGOLF", 1, len(text)) + text + zlib.compress(raw)
     return body + hashlib.sha256(body).digest()
 
@@ -299,9 +299,9 @@ def test_a_bomb_is_not_unpacked(file: Path, tmp_path: Path) -> None:
 
 
 def test_infinite_weights_in_a_file(file: Path, tmp_path: Path) -> None:
-    box = container.read(file)
-    row = next(row for row in box.header["tensors"] if row["name"] == "temperature")
-    payload = bytearray(box.payload)
+    opened = open_artifact(file)
+    row = next(row for row in opened.box.header["tensors"] if row["name"] == "temperature")
+    payload = bytearray(opened.payload)
     payload[row["offset"] : row["offset"] + 4] = struct.pack("<f", float("inf"))
     assert "temperature holds NaN" in refused(forge(file, lambda header: None, bytes(payload)), tmp_path / "inf")
 

@@ -1,4 +1,4 @@
-"""The file around an artifact: a JSON header and a compressed payload, hashed, safe to read from a stranger.
+"""The file around an artifact: a JSON header and a packed payload, hashed, safe to read from a stranger.
 
 The layout is specified in docs/artifact.md, precisely enough to write another reader. Nothing in a file is
 executed, and every size it declares is checked against a limit before memory is taken for it.
@@ -10,7 +10,6 @@ import hashlib
 import json
 import stat
 import struct
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,9 @@ from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors
 
 MAGIC = b"BYTEGOLF"
-VERSION = 1
+VERSIONS = (1, 2)
+"""Those that can be read; 1 has zlib and rows only."""
+
 MAX_HEADER_BYTES = 1 << 24
 MAX_PAYLOAD_BYTES = 1 << 30
 MAX_FILE_BYTES = MAX_HEADER_BYTES + MAX_PAYLOAD_BYTES
@@ -36,40 +37,30 @@ class Container:
 
     Attributes:
         header: the parsed JSON object.
-        payload: the decompressed payload.
-        header_bytes, payload_bytes, file_bytes: sizes *in the file*; the payload's is the compressed one.
+        version: of the format.
+        packed: the payload as it lies in the file.
+        header_bytes, file_bytes: sizes in the file.
         sha256: of the whole file, in hexadecimal, as ``sha256sum`` prints it.
     """
 
     header: dict[str, Any]
-    payload: bytes
+    version: int
+    packed: memoryview
     header_bytes: int
-    payload_bytes: int
     file_bytes: int
     sha256: str
 
 
-def compress(payload: bytes) -> bytes:
-    """zlib at level 9, tuned for noise: weights repeat no strings, so only long matches pay (``Z_FILTERED``).
+def encode(header: Mapping[str, Any], packed: bytes, payload_bytes: int, version: int) -> bytes:
+    """The bytes of a file, whose packed payload has ``payload_bytes`` once it is decompressed.
 
-    That and the larger block (``memLevel`` 9) save 0.3 % on normal and 0.7 % on heavy-tailed int8 weights
-    over ``zlib.compress(payload, 9)``, and any zlib reads it.
-    """
-    stream = zlib.compressobj(9, zlib.DEFLATED, zlib.MAX_WBITS, 9, zlib.Z_FILTERED)
-    return stream.compress(payload) + stream.flush()
-
-
-def encode(header: Mapping[str, Any], payload: bytes) -> bytes:
-    """The bytes of a file; ``compression`` and ``payload_bytes`` are added to the header.
-
-    Equal input gives equal bytes (with one version of zlib): JSON keys are sorted and no date is written.
+    Equal input gives equal bytes: JSON keys are sorted and no date is written.
 
     Raises:
         BytegolfError: the header is not plain JSON (a NaN, a tensor), or a part exceeds the format's limits.
     """
-    full = {**header, "compression": "zlib", "payload_bytes": len(payload)}
     try:
-        text = json.dumps(full, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))
+        text = json.dumps(dict(header), ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))
         encoded = text.encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise BytegolfError(
@@ -77,13 +68,13 @@ def encode(header: Mapping[str, Any], payload: bytes) -> bytes:
         ) from error
     for what, size, limit in (
         ("header", len(encoded), MAX_HEADER_BYTES),
-        ("payload", len(payload), MAX_PAYLOAD_BYTES),
+        ("payload", max(payload_bytes, len(packed)), MAX_PAYLOAD_BYTES),
     ):
         if size > limit:
             raise BytegolfError(
                 f"the artifact's {what} has {size:,} bytes, over the format's {limit:,}: export a smaller one"
             )
-    body = _PRELUDE.pack(MAGIC, VERSION, len(encoded)) + encoded + compress(payload)
+    body = _PRELUDE.pack(MAGIC, version, len(encoded)) + encoded + packed
     return body + hashlib.sha256(body).digest()
 
 
@@ -115,9 +106,9 @@ def decode(data: bytes, where: str) -> Container:
     if len(data) < PRELUDE_BYTES + DIGEST_BYTES:
         raise damaged(where, f"it ends after {len(data)} bytes")
     _, version, header_bytes = _PRELUDE.unpack_from(data)
-    if version != VERSION:
+    if version not in VERSIONS:
         raise BytegolfError(
-            f"the artifact {where} has format version {version} and this bytegolf reads version {VERSION}: "
+            f"the artifact {where} has format version {version} and this bytegolf reads versions up to {VERSIONS[-1]}: "
             "use the bytegolf that wrote it, or export it again"
         )
     payload_at, payload_end = PRELUDE_BYTES + header_bytes, len(data) - DIGEST_BYTES
@@ -127,10 +118,8 @@ def decode(data: bytes, where: str) -> Container:
     if hashlib.sha256(view[:payload_end]).digest() != data[payload_end:]:
         raise damaged(where, "its hash does not match its contents")
     header = _header(data[PRELUDE_BYTES:payload_at], where)
-    payload = _decompress(view[payload_at:payload_end], header, where)
-    return Container(
-        header, payload, header_bytes, payload_end - payload_at, len(data), hashlib.sha256(data).hexdigest()
-    )
+    packed = view[payload_at:payload_end]
+    return Container(header, version, packed, header_bytes, len(data), hashlib.sha256(data).hexdigest())
 
 
 def damaged(where: str, why: str) -> BytegolfError:
@@ -151,20 +140,3 @@ def _header(text: bytes, where: str) -> dict[str, Any]:
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON number")
-
-
-def _decompress(compressed: memoryview, header: dict[str, Any], where: str) -> bytes:
-    if header.get("compression") != "zlib":
-        raise damaged(where, f"its compression {str(header.get('compression'))[:40]!r} is unknown")
-    size = header.get("payload_bytes")
-    if type(size) is not int or not 0 <= size <= MAX_PAYLOAD_BYTES:
-        raise damaged(where, "its header declares no valid payload size")
-    stream = zlib.decompressobj()
-    try:
-        # One byte more than declared: a stream that is too long shows, and a limit of 0 would mean none.
-        payload = stream.decompress(compressed, size + 1)
-    except zlib.error as error:
-        raise damaged(where, f"its payload does not decompress: {error}") from error
-    if len(payload) != size or not stream.eof or stream.unused_data:
-        raise damaged(where, f"its payload is not the declared {size:,} bytes")
-    return payload

@@ -1,45 +1,40 @@
 """Where every byte of a submission goes, against Parameter Golf's limit of 16,000,000.
 
 The rules count the compressed model and all code of one's own that training and evaluation need, as it is
-shipped; public libraries are free. Code is therefore counted raw: the bytes of this package's ``.py``
-files, except the stages that come after evaluation (``NOT_COUNTED``), and of the preset that the model's
-configuration is named after.
+shipped; public libraries are free. Which code that is, ``artifact.sources`` says.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib import resources
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.table import Table
 
-from bytegolf.artifact import container
-from bytegolf.artifact.layout import TensorEntry, read_entries
+from bytegolf.artifact import coders
+from bytegolf.artifact.layout import TensorEntry
+from bytegolf.artifact.payload import Opened, open_artifact
+from bytegolf.artifact.sources import code_bytes
 
 LIMIT = 16_000_000
 """Bytes of code and model together; decimal, not 16 MiB (the rules of Parameter Golf)."""
 
-NOT_COUNTED = frozenset({"infer", "analyze", "study"})
-"""Stages that neither training nor evaluation imports, and that a submission therefore leaves out."""
-
 
 @dataclass(frozen=True)
 class LedgerRow:
-    """One group of bytes.
+    """One group of bytes, or one tensor.
 
     Attributes:
-        group: what they are: tensors that belong together, the header, the code.
+        group: what they are: tensors that belong together, a tensor's name and scheme, the header, the code.
         tensors, parameters: how many of each; 0 for what is no weight.
         raw_bytes: size before compression.
-        packed_bytes: its part of the total. For tensors this is a share of the compressed payload, in
-        proportion to
-            what each group compresses to on its own, so that the rows add up to the total exactly.
+        packed_bytes: its part of the total. For tensors this is a share of the packed payload, so that the rows add up
+            to the total exactly: in proportion to the bits that each was coded with (``range``), or, of one stream, to
+            what each tensor compresses to on its own.
     """
 
     group: str
@@ -47,6 +42,15 @@ class LedgerRow:
     parameters: int
     raw_bytes: int
     packed_bytes: int
+
+    @property
+    def bits_per_weight(self) -> float | None:
+        """Of the packed bytes; None for what is no weight."""
+        return 8 * self.packed_bytes / self.parameters if self.parameters else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON data: the attributes and bits_per_weight."""
+        return {**asdict(self), "bits_per_weight": self.bits_per_weight}
 
 
 @dataclass(frozen=True)
@@ -76,53 +80,42 @@ class Ledger:
             "total_bytes": self.total_bytes,
             "limit": self.limit,
             "fits": self.fits,
-            "rows": [asdict(row) for row in self.rows],
+            "rows": [row.to_dict() for row in self.rows],
         }
 
 
-def measure(path: Path) -> Ledger:
-    """The ledger of the artifact at ``path``, as it lies on the disk.
+def measure(path: Path, every: bool = False) -> Ledger:
+    """The ledger of the artifact at ``path``, as it lies on the disk; one row a tensor if ``every``, else one a group.
 
     Raises:
         BytegolfError: the file is missing, no artifact or damaged.
     """
-    opened = container.read(path)
-    groups: dict[str, list[TensorEntry]] = {}
-    for entry in read_entries(opened.header.get("tensors"), len(opened.payload), str(path)):
-        groups.setdefault(group_of(entry.name), []).append(entry)
-    raw = [b"".join(entry.raw(opened.payload) for entry in entries) for entries in groups.values()]
-    shares = _apportion(opened.payload_bytes, [len(container.compress(data)) for data in raw])
-    rows = [
-        LedgerRow(group, len(entries), sum(entry.numel for entry in entries), len(data), share)
-        for (group, entries), data, share in zip(groups.items(), raw, shares, strict=True)
-    ]
-    overhead = opened.file_bytes - (opened.payload_bytes if rows else 0)
-    rows.append(LedgerRow("header and hash", 0, 0, overhead, overhead))
-    config = opened.header.get("config")
+    opened = open_artifact(path)
+    box = opened.box
+    label: Callable[[TensorEntry], str] = _tensor_label if every else lambda entry: group_of(entry.name)
+    rows: dict[str, LedgerRow] = {}
+    for entry, share in zip(opened.entries, _apportion(len(box.packed), _weights(opened)), strict=True):
+        group = label(entry)
+        old = rows.get(group, LedgerRow(group, 0, 0, 0, 0))
+        raw, packed = old.raw_bytes + entry.size + entry.scale_size, old.packed_bytes + share
+        rows[group] = LedgerRow(group, old.tensors + 1, old.parameters + entry.numel, raw, packed)
+    overhead = box.file_bytes - (len(box.packed) if rows else 0)
+    config = box.header.get("config")
     name = config.get("name") if isinstance(config, dict) else None
     code = code_bytes(name if isinstance(name, str) else None)
-    rows.append(LedgerRow("code", 0, 0, code, code))
-    return Ledger(tuple(rows), opened.file_bytes, code)
+    others = [LedgerRow("header and hash", 0, 0, overhead, overhead), LedgerRow("code", 0, 0, code, code)]
+    return Ledger((*rows.values(), *others), box.file_bytes, code)
 
 
-def code_files(preset: str | None = None) -> dict[str, int]:
-    """The counted files, by path inside the package, with their sizes in bytes.
-
-    Args:
-        preset: a preset whose TOML counts too, if one of that name comes with the package.
-    """
-    package = resources.files("bytegolf")
-    files = {name: len(file.read_bytes()) for name, file in _sources(package, "")}
-    # looked up among the names there are, as the name may come out of a stranger's file
-    for file in (package / "presets").iterdir() if (package / "presets").is_dir() else ():
-        if file.name == f"{preset}.toml":
-            files[f"presets/{file.name}"] = len(file.read_bytes())
-    return files
+def _weights(opened: Opened) -> list[int]:
+    """What the tensors' shares of the packed payload are in proportion to; positive."""
+    if opened.bits is not None:
+        return [1 + round(bits) for bits in opened.bits]
+    return [len(coders.compress("zlib", entry.raw(opened.payload))) for entry in opened.entries]
 
 
-def code_bytes(preset: str | None = None) -> int:
-    """The size of the code that counts (``code_files``), in bytes."""
-    return sum(code_files(preset).values())
+def _tensor_label(entry: TensorEntry) -> str:
+    return f"{entry.name} ({entry.scheme})"
 
 
 def group_of(name: str) -> str:
@@ -152,23 +145,16 @@ def table(ledger: Ledger) -> Table:
     drawn.add_column("parameters", justify="right", footer=f"{sum(row.parameters for row in ledger.rows):,}")
     drawn.add_column("raw", justify="right", footer=f"{sum(row.raw_bytes for row in ledger.rows):,}")
     drawn.add_column("packed", justify="right", footer=f"{ledger.total_bytes:,}")
+    drawn.add_column("bits each", justify="right")
     drawn.add_column("of limit", justify="right", footer=f"{ledger.total_bytes / ledger.limit:.2%}")
     for row in ledger.rows:
         parameters = f"{row.parameters:,}" if row.tensors else ""
+        bits = "" if row.bits_per_weight is None else f"{row.bits_per_weight:.2f}"
         share = f"{row.packed_bytes / ledger.limit:.2%}"
-        drawn.add_row(row.group, parameters, f"{row.raw_bytes:,}", f"{row.packed_bytes:,}", share)
+        drawn.add_row(row.group, parameters, f"{row.raw_bytes:,}", f"{row.packed_bytes:,}", bits, share)
     drawn.caption = f"limit {ledger.limit:,}: {verdict}"
     drawn.caption_justify = "left"
     return drawn
-
-
-def _sources(folder: Traversable, prefix: str) -> Iterator[tuple[str, Traversable]]:
-    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
-        if entry.is_dir():
-            if prefix or entry.name not in NOT_COUNTED:
-                yield from _sources(entry, f"{prefix}{entry.name}/")
-        elif entry.name.endswith(".py"):
-            yield f"{prefix}{entry.name}", entry
 
 
 def _apportion(total: int, weights: list[int]) -> list[int]:

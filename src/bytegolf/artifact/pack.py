@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from bytegolf import __version__
-from bytegolf.artifact import container, layout
+from bytegolf.artifact import container, layout, payload
+from bytegolf.artifact.coders import CoderName
 from bytegolf.artifact.plan import Plan, plan_of
 from bytegolf.artifact.quantize import QuantizedTensor, dequantize, quantize
 from bytegolf.config import Config, from_dict, to_dict
@@ -72,6 +73,7 @@ def write_artifact(
     tokenizer: Mapping[str, Any],
     info: Mapping[str, Any] | None = None,
     plan: Plan | None = None,
+    coder: CoderName = "zlib",
 ) -> Summary:
     """Quantise ``state`` and write it atomically to ``path``; equal arguments give equal bytes.
 
@@ -83,6 +85,7 @@ def write_artifact(
         tokenizer: plain JSON that identifies the tokenizer.
         info: further plain JSON for people, such as steps and seconds.
         plan: how each tensor is stored; by default as ``config.export`` says.
+        coder: what the payload is compressed with.
 
     Raises:
         BytegolfError: a weight cannot be exported, a name or value cannot be stored, or writing failed.
@@ -97,15 +100,13 @@ def write_artifact(
         weight if isinstance(weight, QuantizedTensor) else quantize(name, weight, plan[name])
         for name, weight in sorted(state.items())
     ]
-    listed, payload = layout.lay_out(stored)
     header = {
         "bytegolf": __version__,
         "config": to_dict(config),
         "tokenizer": dict(tokenizer),
         "info": dict(info or {}),
-        "tensors": listed,
     }
-    data = container.encode(header, payload)
+    data = payload.encode(header, stored, coder)
     write_bytes(path, data)
     parameters = sum(math.prod(tensor.shape) for tensor in stored)
     return Summary(path, len(data), hashlib.sha256(data).hexdigest(), parameters)
@@ -121,7 +122,8 @@ def read_artifact(path: Path) -> Artifact:
         BytegolfError: the file is missing, no artifact, damaged, or its configuration is unknown to this
         version.
     """
-    box, where = container.read(path), str(path)
+    opened, where = payload.open_artifact(path), str(path)
+    box = opened.box
     tables: dict[str, dict[str, Any]] = {}
     for key in ("config", "tokenizer", "info"):
         table = box.header.get(key)
@@ -139,8 +141,8 @@ def read_artifact(path: Path) -> Artifact:
             f"use bytegolf {version[:40]}, which wrote it"
         ) from error
     state: dict[str, Tensor] = {}
-    for entry in layout.read_entries(box.header.get("tensors"), len(box.payload), where):
-        weight = dequantize(layout.load(entry, box.payload, where))
+    for entry in opened.entries:
+        weight = dequantize(layout.load(entry, opened.payload, where))
         if not bool(torch.isfinite(weight).all()):
             raise container.damaged(where, f"its tensor {entry.name} holds NaN or infinite values")
         state[entry.name] = weight

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from bytegolf.analyze.boundaries import BoundaryStats
 from bytegolf.analyze.segment import collector
 from bytegolf.analyze.truncation import TruncationStats
-from bytegolf.artifact.ledger import LIMIT, code_bytes
+from bytegolf.artifact.ledger import LIMIT
+from bytegolf.artifact.sources import code_bytes
 from bytegolf.config import CapacityMode, TttConfig, levels, to_dict
 from bytegolf.data.manifest import validation_bytes
 from bytegolf.data.shards import TokenStream, open_split

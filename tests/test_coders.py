@@ -1,0 +1,294 @@
+"""The coders of an artifact's payload: exact round trips, a second reader, and streams from strangers."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from range_reference import Reader
+from test_pack import CONFIG, TOKENIZER, weights
+
+from bytegolf.artifact import container, layout, payload
+from bytegolf.artifact.coders import CODERS, BadStreamError, CoderName, compress, decompress
+from bytegolf.artifact.codes import WeightCoder
+from bytegolf.artifact.pack import read_artifact, write_artifact
+from bytegolf.artifact.quantize import ROW_BITS, QuantizedTensor, Storage, levels
+from bytegolf.artifact.rans import TOTAL, BrokenStreamError, Decoder, Encoder
+from bytegolf.errors import BytegolfError
+
+STREAMS = tuple(coder for coder in CODERS if coder != "range")
+few = settings(deadline=None, derandomize=True, max_examples=30)
+
+
+def need(coder: CoderName) -> None:
+    if coder == "brotli":
+        pytest.importorskip("brotli")
+
+
+@st.composite
+def matrices(draw: st.DrawFn) -> tuple[np.ndarray, int]:
+    """Codes of some width and their largest: empty, single, constant, of rows and columns of all sizes, extreme."""
+    top = levels(draw(st.sampled_from(sorted(ROW_BITS.values()))))
+    rows, length = draw(st.sampled_from([(0, 3), (3, 0), (1, 1), (1, 40), (33, 5), (300, 4), (48, 30)]))
+    rng = np.random.default_rng(draw(st.integers(0, 1 << 20)))
+    kind = draw(st.sampled_from(["constant", "extreme", "even", "rows", "columns"]))
+    if kind == "constant":
+        codes = np.full((rows, length), draw(st.sampled_from([0, top, -top])))
+    elif kind == "extreme":
+        codes = rng.choice([-top, 0, top], (rows, length))
+    elif kind == "even":
+        codes = rng.integers(-top, top + 1, (rows, length))
+    else:
+        spread = np.exp(rng.normal(0, 2, (rows, 1) if kind == "rows" else (1, length)))
+        codes = np.clip(np.rint(rng.normal(0, 1, (rows, length)) * spread), -top, top)
+    return codes.astype(np.int8), top
+
+
+def code(items: list[tuple[np.ndarray, int]], lanes: int) -> tuple[bytes, list[np.ndarray], float]:
+    """The stream of some matrices, each with scales of groups of rows before it; and the scales."""
+    encoder = Encoder(lanes)
+    weights, scales = WeightCoder(encoder, lanes), []
+    for codes, top in items:
+        groups = len(codes) // 3 if len(codes) % 3 == 0 else len(codes)
+        scale = (np.arange(groups) % 5).astype("<f2")
+        weights.values(scale.view(np.uint8).reshape(-1, 2), decode=False)
+        weights.matrix(codes, top, scale.view("<u2").astype(np.int64), decode=False)
+        scales.append(scale)
+    return encoder.finish(), scales, encoder.bits
+
+
+@few
+@given(st.lists(matrices(), max_size=3), st.sampled_from([1, 2, 7, 64]))
+def test_codes_come_back(items: list[tuple[np.ndarray, int]], lanes: int) -> None:
+    stream, scales, bits = code(items, lanes)
+    assert bits / 8 <= len(stream) <= bits / 8 + 8 * lanes + 4
+    decoder = Decoder(stream, lanes)
+    weights = WeightCoder(decoder, lanes)
+    for (codes, top), scale in zip(items, scales, strict=True):
+        values, found = np.zeros((len(scale), 2), np.uint8), np.zeros_like(codes)
+        weights.values(values, decode=True)
+        weights.matrix(found, top, scale.view("<u2").astype(np.int64), decode=True)
+        assert values.tobytes() == scale.tobytes()
+        assert np.array_equal(found, codes)
+    decoder.close()
+    assert decoder.bits == pytest.approx(bits)
+
+
+@settings(deadline=None, derandomize=True, max_examples=12)
+@given(st.lists(matrices(), min_size=1, max_size=2), st.sampled_from([1, 5, 16]))
+def test_a_second_reader_reads_the_same(items: list[tuple[np.ndarray, int]], lanes: int) -> None:
+    stream, scales, _ = code(items, lanes)
+    reader = Reader(stream, lanes)
+    for (codes, top), scale in zip(items, scales, strict=True):
+        assert reader.values(len(scale), 2) == scale.tobytes()
+        assert reader.matrix(*codes.shape, top, scale.tobytes()) == codes.tolist()
+    assert reader.lanes.ended()
+
+
+def test_it_learns_rows_columns_and_zeros() -> None:
+    rng = np.random.default_rng(0)
+    size = np.exp(rng.normal(0, 1, (512, 1))) * np.exp(rng.normal(0, 1, (1, 128))) * 4
+    codes = np.clip(np.rint(rng.normal(0, 1, size.shape) * size), -127, 127).astype(np.int8)
+    own = len(code([(codes, 127)], 4)[0])
+    ideal = np.log2(np.maximum(size, 0.3) * 4.13).sum() / 8  # of a normal distribution whose σ is known
+    assert own < 1.1 * ideal
+    assert own < 0.9 * len(compress("zlib", codes.tobytes()))
+    assert len(code([(np.zeros((512, 128), np.int8), 127)], 4)[0]) < 1600
+
+
+@pytest.mark.parametrize("coder", STREAMS)
+@pytest.mark.parametrize("size", [0, 1, 5000, 3_000_000])
+def test_streams_come_back_and_nothing_else_does(coder: CoderName, size: int) -> None:
+    need(coder)
+    data = bytes(size) if size > 10_000 else np.random.default_rng(0).bytes(size)
+    packed = compress(coder, data)
+    assert decompress(coder, memoryview(packed), size) == data
+    for wrong, declared in ((packed[:-1], size), (packed + b"x", size), (packed, size + 1), (b"", size + 1)):
+        if size:  # a file's own hash says whether it is whole; here it is only that nothing crashes or swells
+            with pytest.raises(BadStreamError):
+                decompress(coder, memoryview(wrong), declared)
+    with pytest.raises(BadStreamError):
+        decompress(coder, memoryview(packed), size - 1)
+
+
+@few
+@given(st.binary(max_size=200), st.sampled_from(layout.LAYOUTS), st.sampled_from([1, 2, 4]), st.integers(1, 5))
+def test_layouts_come_back(data: bytes, way: layout.Layout, width: int, rows: int) -> None:
+    data = data[: len(data) // (rows * width) * rows * width]
+    laid = layout.arrange(data, way, rows, width)
+    assert len(laid) == len(data)
+    assert layout.restore(laid, way, rows, width) == data
+
+
+def test_layouts_that_pay_are_taken() -> None:
+    rising = torch.arange(0, 40_000, 2, dtype=torch.float32).view(100, 200)
+    columns = (torch.arange(300)[None] % 17 * torch.ones(300, 1)).to(torch.int8)
+    noise = torch.randint(-127, 128, (300, 300), generator=torch.Generator().manual_seed(0), dtype=torch.int8)
+    stored = [
+        QuantizedTensor("rising", "fp32", (100, 200), rising),
+        QuantizedTensor("columns", "int8_row", (300, 300), columns, torch.ones(300, dtype=torch.float16)),
+        QuantizedTensor("noise", "int8_row", (300, 300), noise, torch.ones(300, dtype=torch.float16)),
+    ]
+    listed, data = layout.lay_out(stored, lambda part: len(compress("zlib", part)))
+    ways = {row["name"]: row.get("layout", "rows") for row in listed}
+    assert ways["rising"] in ("planes", "delta")
+    assert ways["columns"] != "rows"
+    assert ways["noise"] == "rows"
+    for entry in layout.read_entries(listed, len(data), "here"):
+        back = layout.load(entry, data, "here")
+        assert torch.equal(back.data, next(tensor for tensor in stored if tensor.name == entry.name).data)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[CoderName, Path]:
+    """The same weights by every coder, with all schemes and shared scales among them."""
+    folder = tmp_path_factory.mktemp("coders")
+    rng = torch.Generator().manual_seed(0)
+    state = {f"b{bits}.weight": torch.randn(80, 6, generator=rng) * bits for bits in range(3, 9)}
+    state |= {"half": torch.randn(20, 8, generator=rng), "wide": torch.randn(30, generator=rng)}
+    state |= {"none": torch.ones(0, 8), "one": torch.tensor(0.1), "zero.weight": torch.zeros(80, 6)}
+    plan = {name: Storage("fp32" if weight.ndim < 2 else "fp16") for name, weight in state.items()}
+    plan |= {f"b{bits}.weight": Storage(scheme, group=4) for scheme, bits in ROW_BITS.items()}
+    plan["zero.weight"] = Storage("int6_row")
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setattr(payload, "LANE_BYTES", 512)  # several lanes for a small file
+    made: dict[CoderName, Path] = {}
+    for coder in CODERS:
+        if coder != "brotli" or pytest.importorskip("brotli"):
+            made[coder] = folder / coder
+            write_artifact(made[coder], state, CONFIG, TOKENIZER, plan=plan, coder=coder)
+    monkeypatch.undo()
+    return made
+
+
+def test_every_coder_holds_the_same_weights(files: dict[CoderName, Path]) -> None:
+    first = read_artifact(files["zlib"]).state
+    for coder, path in files.items():
+        state = read_artifact(path).state
+        assert all(torch.equal(state[name], weight) for name, weight in first.items()), coder
+        assert struct.unpack_from("<I", path.read_bytes(), 8)[0] == (1 if coder == "zlib" else 2)
+
+
+def test_the_second_reader_reads_a_file(files: dict[CoderName, Path]) -> None:
+    data = files["range"].read_bytes()
+    size = struct.unpack_from("<I", data, 12)[0]
+    header = json.loads(data[16 : 16 + size])
+    reader = Reader(data[16 + size : -32], header["lanes"])
+    state = read_artifact(files["range"]).state
+    for row in header["tensors"]:
+        shape, numel = row["shape"], int(np.prod(row["shape"]))
+        width = {"fp16": 2, "fp32": 4}.get(row["scheme"])
+        if width:
+            found = np.frombuffer(reader.values(numel, width), f"<f{width}").astype(np.float32).reshape(shape)
+        else:
+            scales = reader.values(row.get("scales", shape[0]), 2)
+            codes = reader.matrix(shape[0], numel // shape[0], levels(int(row["scheme"][3])), scales)
+            scale = np.frombuffer(scales, "<f2").astype(np.float32)
+            found = np.array(codes, np.float32) * scale.repeat(shape[0] // len(scale))[:, None]
+        assert np.array_equal(found.reshape(shape), state[row["name"]].numpy()), row["name"]
+    assert reader.lanes.ended()
+
+
+def forged(path: Path, change: dict[str, Any], tensor: dict[str, Any] | None = None, cut: int = 0) -> bytes:
+    """The file with its header changed and its packed payload cut, and lengths and hash made right again."""
+    box = container.read(path)
+    header = {**box.header, **change}
+    header["tensors"] = [{**header["tensors"][0], **(tensor or {})}, *header["tensors"][1:]]
+    text = json.dumps(header).encode()
+    packed = bytes(box.packed)[: len(box.packed) - cut] if cut >= 0 else bytes(box.packed) + bytes(-cut)
+    body = struct.pack("<8sII", b"BYTEGOLF", box.version, len(text)) + text + packed
+    return body + hashlib.sha256(body).digest()
+
+
+def refused(data: bytes, path: Path) -> str:
+    path.write_bytes(data)
+    with pytest.raises(BytegolfError) as caught:
+        read_artifact(path)
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("coder", [coder for coder in CODERS if coder != "zlib"])
+def test_forgeries_are_answered(coder: CoderName, files: dict[CoderName, Path], tmp_path: Path) -> None:
+    path, copy = files[coder], tmp_path / "forged"
+    assert "no valid payload size" in refused(forged(path, {"payload_bytes": 1 << 31}), copy)
+    assert "damaged" in refused(forged(path, {"payload_bytes": 5}), copy)
+    assert "unknown" in refused(forged(path, {"compression": "gzip"}), copy)
+    assert "unknown" in refused(forged(path, {"compression": ["zlib"]}), copy)
+    assert "unknown layout" in refused(forged(path, {}, {"layout": "spiral"}), copy)
+    assert "unknown layout" in refused(forged(path, {}, {"scale_layout": 3}), copy)
+    for cut in (4, 1, 4000, -4, -400):
+        assert "damaged" in refused(forged(path, {}, cut=cut), copy)
+    for other in CODERS:
+        if other != coder:
+            assert "damaged" in refused(forged(path, {"compression": other, "lanes": 1}), copy)
+
+
+def test_forgeries_of_our_coder(files: dict[CoderName, Path], tmp_path: Path) -> None:
+    path, copy = files["range"], tmp_path / "forged"
+    lanes = container.read(path).header["lanes"]
+    assert lanes > 1
+    for wrong in (0, -1, 257, True, None, "4"):
+        assert "number of lanes" in refused(forged(path, {"lanes": wrong}), copy)
+    for other in (1, lanes + 1):
+        assert "damaged" in refused(forged(path, {"lanes": other}), copy)
+    assert "layout" in refused(forged(path, {}, {"layout": "columns"}), copy)
+    rows = {"name": "a", "scheme": "int3_row", "shape": [1, 1 << 28], "offset": 0, "bytes": 1 << 28}
+    bomb = {"tensors": [{**rows, "scale_offset": 1 << 28}], "payload_bytes": (1 << 28) + 2}
+    assert "too many steps" in refused(forged(path, bomb), copy)
+
+
+@settings(deadline=None, derandomize=True, max_examples=40)
+@given(st.data())
+def test_an_altered_stream_ends_in_words(files: dict[CoderName, Path], data: st.DataObject) -> None:
+    """With the file's own hash made right, so that the coders themselves have to notice, or give other weights."""
+    coder = data.draw(st.sampled_from(sorted(files)))
+    whole = bytearray(files[coder].read_bytes()[:-32])
+    start = 16 + struct.unpack_from("<I", whole, 12)[0]
+    for _ in range(data.draw(st.integers(1, 3))):
+        whole[data.draw(st.integers(start, len(whole) - 1))] ^= data.draw(st.integers(1, 255))
+    path = files[coder].with_name("altered")
+    path.write_bytes(bytes(whole) + hashlib.sha256(whole).digest())
+    with contextlib.suppress(BytegolfError):
+        state = read_artifact(path).state
+        assert all(bool(torch.isfinite(weight).all()) for weight in state.values())
+
+
+def test_states_that_no_encoder_leaves() -> None:
+    for stream in (b"", bytes(8), b"\xff" * 8, bytes(7)):
+        with pytest.raises(BrokenStreamError):
+            Decoder(stream, 1)
+    encoder = Encoder(1)
+    slots = np.array([[0, 1, TOTAL]])
+    for _ in range(20):
+        encoder.code(slots, np.zeros(1, np.int64), np.zeros(1, np.int64))
+    stream = encoder.finish()
+    assert encoder.bits == 20 * 18
+    decoder = Decoder(stream[:-4], 1)
+    lane = np.zeros(1, np.int64)
+    with pytest.raises(BrokenStreamError, match="too early"):
+        [decoder.code(slots, lane) for _ in range(20)]
+    with pytest.raises(BrokenStreamError, match="does not end"):
+        Decoder(stream, 1).close()
+
+
+def test_a_model_that_would_take_forever_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(payload, "MAX_STEPS", 10)
+    with pytest.raises(BytegolfError, match="use zstd"):
+        write_artifact(tmp_path / "model", weights(), CONFIG, TOKENIZER, coder="range")
+    assert not (tmp_path / "model").exists()
+
+
+def test_without_brotli_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "brotli", None)
+    with pytest.raises(BytegolfError, match="brotli is not installed"):
+        write_artifact(tmp_path / "model", weights(), CONFIG, TOKENIZER, coder="brotli")
