@@ -24,7 +24,7 @@ def export(
 
     JSON keys: artifact, checkpoint, sha256, params, model_bytes, code_bytes,
     total_bytes, limit, fits, rows (group, tensors, parameters, raw_bytes,
-    packed_bytes).
+    packed_bytes, bits_per_weight).
     """
     from bytegolf.artifact import ledger
     from bytegolf.recipes import training
