@@ -21,7 +21,11 @@ PARAMETERS = {
     "cpu-30min": 14_755_116,
     "cpu-demo": 9_931_284,
     "cpu-gpt": 10_194_712,
+    "cpu-soft": 1_123_025,
+    "cpu-soft-sp1024": 1_269_713,
     "hnet-2stage": 5_414_118,
+    "soft-sp1024": 17_059_912 + 263_681,  # S1, published: "about 263 K" on top of S0
+    "soft-wide": 17_059_912 + 525_313,
     "study1-byte": 17_455_176,  # S2, published
     "study1-sp1024": 17_846_344,  # S2, published
     "study2-byte": 22_966_880,  # S3, published

@@ -9,18 +9,22 @@ from typing import Any
 import pytest
 import test_extend
 import torch
+from commands import SUBWORDS
 from conftest import scatter, tiny_network
 from test_step import ids  # noqa: F401  (a fixture)
 from tiny_run import make_trainer, rows, tiny_config
 from torch import Tensor
 
 from bytegolf.config import ModelConfig, OptimConfig, SoftConfig, load
+from bytegolf.data.shards import open_split
+from bytegolf.data.tokenizer import load_tokenizer
 from bytegolf.evaluate.sliding import last_losses
 from bytegolf.model.embed import BOS
 from bytegolf.model.lm import LanguageModel, count_parameters, outline
 from bytegolf.model.router_loss import ratio_loss, surprisal_loss
 from bytegolf.model.soft_chunk import SoftChunker
 from bytegolf.train.optim import Optimizer
+from bytegolf.train.soft_edges import edges_of, fit_edges
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "as published": {},
@@ -195,6 +199,34 @@ def test_parameters_are_as_published() -> None:
     for layers, inner, extra in ((1, 0, 263_681), (2, 0, 527_362), (1, 256, 262_656 + 1024 * 256 + 256 + 257)):
         changes = [f"model.soft.layers={layers}", f"model.soft.inner={inner}"]
         assert count_parameters(outline(load("baseline-sp1024", changes).model)) == bare + extra
+
+
+@pytest.mark.parametrize("subwords", [False, True])
+def test_boundaries_begin_as_edges(subwords: bool, tiny_data: Path) -> None:
+    """init=edges: each layer's b says where tokens start, better than any constant; nothing else is touched."""
+    name = SUBWORDS if subwords else "byte260"
+    tokenizer = load_tokenizer(name, tiny_data)
+    sample = open_split(tiny_data, name, "train", tokenizer.vocab_size).slice(0, 6000)
+    config = config_of("wide" if subwords else "as published", edges_vocab=400)
+    models = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        models.append(LanguageModel(ModelConfig(tiny_network("flat"), tokenizer.vocab_size, soft=config)))
+    model, before = models
+    assert model.soft is not None
+    shares = fit_edges(model, tokenizer, sample)
+    text = sample[:1024].astype("int64")
+    wanted = torch.from_numpy(edges_of(tokenizer, text, sample, 400))[1:]
+    constant = max(float(wanted.float().mean()), 1 - float(wanted.float().mean()))
+    assert constant < 0.85
+    assert all(share > constant + 0.05 for share in shares)
+    with torch.no_grad():
+        for trace in model.soft(model.look_up(torch.from_numpy(text).unsqueeze(0)))[1]:
+            assert float(((trace.b[0, 1:] >= 0.5) == wanted).float().mean()) > constant + 0.03
+            assert 0.05 < float(trace.b.mean()) < 0.9
+    old = before.state_dict()
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(tensor, old[key]) == ("boundary_" not in key), key
 
 
 def test_without_layers_nothing_is_drawn_and_the_input_is_normalised() -> None:

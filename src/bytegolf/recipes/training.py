@@ -27,6 +27,7 @@ from bytegolf.train import checkpoint as store
 from bytegolf.train.distributed import join, pick_precision
 from bytegolf.train.loop import Progress, Trainer
 from bytegolf.train.report import Reporter
+from bytegolf.train.soft_edges import fit_edges
 
 ROUTER_TOKENS = 1 << 22
 """How much of the training split a router that is made from it may see."""
@@ -93,6 +94,8 @@ def initial_model(config: Config, tokenizer: Tokenizer, stream: TokenStream) -> 
     sample = stream.slice(0, min(len(stream), ROUTER_TOKENS))
     for level in model.levels():
         level.router.prepare(Material(tokenizer, sample, Path(config.data.path)))
+    if model.soft and config.model.soft.init == "edges":
+        fit_edges(model, tokenizer, sample)
     return model
 
 
