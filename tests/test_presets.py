@@ -29,6 +29,7 @@ PARAMETERS = {
     "study1-byte": 17_455_176,  # S2, published
     "study1-sp1024": 17_846_344,  # S2, published
     "study2-byte": 22_966_880,  # S3, published
+    "study2-sp1024": 23_358_048,  # S3: the same with the larger embedding
 }
 every_preset = pytest.mark.parametrize("name", sorted(PARAMETERS))
 
@@ -98,7 +99,12 @@ def test_what_tells_the_studies_apart() -> None:
     capacities = [[level.router.capacity for level in levels(config.model.network)] for config in (one, two)]
     assert capacities == [["exact"], ["fixed"]]
     assert levels(two.model.network)[0].router.capacity_divisor == 4.0
+    assert levels(load("study2-sp1024").model.network)[0].router.capacity_divisor == 2.0
     assert load("study1-sp1024").train == one.train
+    assert load("study2-sp1024").train == two.train
+    assert load("study2-sp1024").export == two.export
+    assert (two.export.bits, two.export.gptq, two.export.prune, two.train.qat_from) == (6, True, 0.03, 0.85)
+    assert two.eval.stride == 64
     assert len(levels(load("hnet-2stage").model.network)) == 2
     assert not levels(load("cpu-gpt").model.network)
 
@@ -150,7 +156,8 @@ def test_the_verb_lists_each_on_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {row["name"]: row["params"] for row in rows} == PARAMETERS
     for row in rows:
         assert row["about"] == load(row["name"]).about
-        assert row["params"] <= row["artifact_estimate_bytes"] <= 1.3 * row["params"]
+        bits = load(row["name"]).export.bits
+        assert row["params"] <= row["artifact_estimate_bytes"] * 8 / bits <= 1.3 * row["params"]
 
 
 def test_an_outline_is_quick_and_has_the_models_own_shapes() -> None:

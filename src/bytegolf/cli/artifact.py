@@ -14,25 +14,34 @@ from bytegolf.cli.common import Json, app, finish, screen
 def export(
     run: Annotated[Path, Parameter(help="A run's folder.")],
     /,
-    *,
+    *overrides: Annotated[str, Parameter(help="Changes of export.… or eval.…, as section.key=value.")],
     out: Annotated[Path | None, Parameter(help="The artifact to write; by default the run's own.")] = None,
     json: Json = False,
 ) -> None:
     """Quantise a run's latest checkpoint; account for every byte.
 
-    Example: bytegolf export runs/cpu-demo --out model.bgolf
+    With export.gptq=true it reads the run's training data.
 
-    JSON keys: artifact, checkpoint, sha256, params, model_bytes, code_bytes,
+    Example: bytegolf export runs/cpu-demo export.bits=6 --out model.bgolf
+
+    JSON keys: artifact, checkpoint, gptq_seconds, sha256, params, model_bytes, code_bytes,
     total_bytes, limit, fits, rows (group, tensors, parameters, raw_bytes,
     packed_bytes, bits_per_weight).
     """
     from bytegolf.artifact import ledger
-    from bytegolf.recipes import training
+    from bytegolf.recipes import exporting
 
-    summary, checkpoint = training.export(run, out)
+    exported, checkpoint = exporting.export(run, out, overrides)
+    summary = exported.summary
     account = ledger.measure(summary.path)
     console = screen()
     console.print(ledger.table(account))
     console.print(f"wrote {summary.path} from {checkpoint}", soft_wrap=True)
-    result = {"artifact": str(summary.path), "checkpoint": str(checkpoint), "sha256": summary.sha256}
-    finish(json, {**result, "params": summary.parameters, **account.to_dict()})
+    result = {
+        "artifact": str(summary.path),
+        "checkpoint": str(checkpoint),
+        "gptq_seconds": round(exported.gptq_seconds, 2),
+        "sha256": summary.sha256,
+        "params": summary.parameters,
+    }
+    finish(json, {**result, **account.to_dict()})

@@ -29,9 +29,11 @@ def train(
     Example: bytegolf train cpu-demo train.max_seconds=60 --out runs/quick
 
     JSON keys, as in the run's summary.json: those of `bytegolf eval`, and name,
-    seed, steps, train_seconds, train_tokens, train_bytes, train_bytes_per_second,
-    validation_bpb_unquantised_sample, stopped_early, chunks_before and
-    chunks_after (byte offsets in two standard sentences), artifact.
+    seed, steps, train_seconds (with gptq_seconds), train_tokens, train_bytes,
+    train_bytes_per_second, bpb_unquantised (null unless eval.unquantised),
+    validation_bpb_unquantised_sample and validation_bpb_sample (the weights before
+    and after quantisation, on train.validate_tokens), stopped_early, chunks_before
+    and chunks_after (byte offsets in two standard sentences), artifact.
     """
     from bytegolf.config import load
     from bytegolf.recipes import show, training

@@ -110,9 +110,15 @@ class ExportConfig(Ranged):
     """How the weights are quantised: in the artifact, and in training from ``train.qat_from`` on."""
 
     bits: int = doc("bits of a weight's code in a large matrix; each row has a scale of its own", 8, least=3, most=8)
-    embedding_bits: int = doc("the same of the tied embedding; 0 = bits", 0, least=0, most=8)
+    embedding_bits: int = doc(
+        "the same of the tied embedding, which is small and whose errors are seen twice; 0 = bits", 8, least=0, most=8
+    )
     ngram_bits: int = doc("the same of the n-gram tables; 0 = bits", 0, least=0, most=8)
     prune: float = doc("share of each matrix row's weights, the smallest, that become 0", 0.0, least=0, below=1)
+    gptq: bool = doc("choose the codes of linear maps by what their inputs look like in training text (GPTQ)", False)
+    gptq_tokens: int = doc("how much of that text it looks at; this takes training time", 65_536, least=1)
+    gptq_damping: float = doc("what it adds to the diagonal of its second moments, times their mean", 0.01, above=0)
+    gptq_seconds: float = doc("seconds of train.max_seconds that are kept for it", 0.0, least=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -153,6 +159,7 @@ class EvalConfig(Ranged):
     )
     capacity_divisor: float = doc("router.capacity_divisor then, 1 or more; 0 = as trained", 0.0, least=0)
     ttt: TttConfig = doc("test-time training", TttConfig())
+    unquantised: bool = doc("`train` scores the weights before quantisation as well, which doubles its time", False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -176,3 +183,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.eval.capacity == "fixed":
             check_fixed_capacity(self.model, "eval.capacity")
+        if self.export.gptq and 0 < self.train.max_seconds <= self.export.gptq_seconds:
+            raise BytegolfError(
+                f"export.gptq_seconds = {self.export.gptq_seconds:g} leaves nothing of train.max_seconds = "
+                f"{self.train.max_seconds:g} to train in: lower it"
+            )

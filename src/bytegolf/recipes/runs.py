@@ -7,6 +7,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -24,6 +25,10 @@ from bytegolf.train.checkpoint import checkpoints
 
 _MAY_CHANGE = {
     "about",
+    "export.gptq",
+    "export.gptq_damping",
+    "export.gptq_seconds",
+    "export.gptq_tokens",
     "train.max_seconds",
     "train.max_steps",
     "train.validate_every",
@@ -68,13 +73,13 @@ class RunFolder:
         """The folder of checkpoints."""
         return self.path / "checkpoints"
 
-    def read_config(self) -> Config:
-        """The saved configuration; an error in words if ``path`` is no run."""
+    def read_config(self, overrides: Iterable[str] = ()) -> Config:
+        """The saved configuration, with ``overrides``; an error in words if ``path`` is no run."""
         if not self.config.exists():
             raise BytegolfError(
                 f"{self.path} is no run folder (it has no {self.config.name}): train one with `bytegolf train`"
             )
-        return load(self.config)
+        return load(self.config, overrides)
 
     def prepare(self, config: Config, tokenizer: Tokenizer, command: list[str], resume: bool) -> None:
         """Make the folder ready for a new run, or check that it holds the run that is to be resumed.

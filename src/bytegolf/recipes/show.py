@@ -139,11 +139,25 @@ def outcome(console: Console, result: Outcome) -> None:
         + (", stopped early" if summary["stopped_early"] else "")
     )
     score(console, summary)
+    console.print(_quantisation_line(summary))
     for title, found in (("untrained", result.before), ("trained", result.after)):
         if found:
             console.print(f"{title}, {len(found.offsets())} chunks:", style="bold")
             segmentation(console, found)
     console.print(f"artifact: {summary['artifact']}", soft_wrap=True)
+
+
+def _quantisation_line(summary: dict[str, Any]) -> str:
+    """What quantising cost: on the whole split if that was scored before it too, else on training's sample."""
+    pairs = (
+        ("over what is scored", summary["bpb_unquantised"], summary["bpb"]),
+        ("on training's sample", summary["validation_bpb_unquantised_sample"], summary["validation_bpb_sample"]),
+    )
+    for where, before, after in pairs:
+        if before is not None and after is not None:
+            spent = f"; GPTQ took {summary['gptq_seconds']:.1f} s" if summary["gptq_seconds"] else ""
+            return f"quantisation: {before:.4f} → {after:.4f} bits per byte {where} ({after - before:+.4f}){spent}"
+    return "quantisation: what it cost was not measured (train.validate_tokens = 0)"
 
 
 def preset_rows() -> list[dict[str, Any]]:

@@ -11,19 +11,19 @@ import torch
 
 from bytegolf.analyze.render import STANDARD_TEXT
 from bytegolf.analyze.segment import Segmentation, segment
-from bytegolf.artifact.pack import Summary, write_artifact
 from bytegolf.config import Config, levels
 from bytegolf.data.shards import TokenStream, open_split
-from bytegolf.data.tokenizer import SentencePieceTokenizer, Tokenizer, load_tokenizer
+from bytegolf.data.tokenizer import Tokenizer, load_tokenizer
 from bytegolf.errors import BytegolfError
+from bytegolf.evaluate.bpb import score
 from bytegolf.files import write_json
 from bytegolf.model import native
 from bytegolf.model.lm import LanguageModel
 from bytegolf.model.router import Material
+from bytegolf.recipes.exporting import export_weights
 from bytegolf.recipes.opening import Opened, build, open_model
 from bytegolf.recipes.runs import RunFolder
 from bytegolf.recipes.scoring import evaluate
-from bytegolf.train import checkpoint as store
 from bytegolf.train.distributed import join, pick_precision
 from bytegolf.train.loop import Progress, Trainer
 from bytegolf.train.report import Reporter
@@ -65,8 +65,10 @@ def train(config: Config, out: Path, *, resume: bool = False, quiet: bool = Fals
         progress = trainer.fit(resume)
         if not world.leads:
             return None
-        export_weights(run, config, tokenizer, trainer.export_state(), progress)
-        return conclude(run, data, streams[0], progress, trainer.stopped_early, reporter)
+        state = trainer.export_state()
+        exported = export_weights(run.artifact, config, tokenizer, state, progress, world.device)
+        _check_reserve(config, progress.seconds, exported.gptq_seconds, reporter)
+        return conclude(run, data, streams, state, progress, exported.gptq_seconds, trainer.stopped_early, reporter)
 
 
 def check_tokenizer(config: Config, tokenizer: Tokenizer) -> None:
@@ -99,48 +101,47 @@ def initial_model(config: Config, tokenizer: Tokenizer, stream: TokenStream) -> 
     return model
 
 
-def export_weights(
-    run: RunFolder,
-    config: Config,
-    tokenizer: Tokenizer,
-    state: dict[str, torch.Tensor],
-    progress: Progress,
-    out: Path | None = None,
-) -> Summary:
-    """Write the artifact of ``state`` to ``out`` (by default into the run's folder)."""
-    info = {"steps": progress.step, "train_seconds": round(progress.seconds, 1), "train_bytes": progress.bytes}
-    return write_artifact(out or run.artifact, state, config, tokenizer.identity(), info)
-
-
-def export(source: Path, out: Path | None = None) -> tuple[Summary, Path]:
-    """Export the latest checkpoint of the run ``source``: its averaged weights, where it has some."""
-    run = RunFolder(source)
-    config = run.read_config()
-    found = store.checkpoints(run.checkpoints)
-    if not found:
-        raise BytegolfError(f"the run {source} has no checkpoint yet: train it first")
-    saved = store.load(found[-1])
-    state = {name: saved.averaged.get(name, tensor) for name, tensor in saved.model.items()}
-    build(config, state, str(found[-1]))
-    progress = Progress.of(saved.progress)
-    if run.tokenizer.exists():
-        tokenizer: Tokenizer = SentencePieceTokenizer(run.tokenizer, config.data.tokenizer)
-    else:
-        tokenizer = load_tokenizer(config.data.tokenizer, Path(config.data.path))
-    return export_weights(run, config, tokenizer, state, progress, out), found[-1]
+def _check_reserve(config: Config, trained: float, spent: float, reporter: Reporter) -> None:
+    """Warn if GPTQ, whose time is training time, went over the budget."""
+    limit, reserved = config.train.max_seconds, config.export.gptq_seconds
+    if limit and trained + spent > limit and spent > reserved:
+        reporter.warn(
+            f"GPTQ took {spent:.1f} s, and training with it {trained + spent:.1f} of train.max_seconds = {limit:g}: "
+            f"raise export.gptq_seconds, which reserves {reserved:g} s, or lower export.gptq_tokens"
+        )
 
 
 def conclude(
-    run: RunFolder, data: Path, stream: TokenStream, progress: Progress, stopped_early: bool, reporter: Reporter
+    run: RunFolder,
+    data: Path,
+    streams: list[TokenStream],
+    state: dict[str, torch.Tensor],
+    progress: Progress,
+    gptq_seconds: float,
+    stopped_early: bool,
+    reporter: Reporter,
 ) -> Outcome:
-    """Score the artifact as it lies on the disk, segment the standard text, write summary.json."""
+    """Score the artifact as it lies on the disk, segment the standard text, write summary.json.
+
+    ``streams`` are the training and validation splits; ``state`` is what the artifact was made of.
+    """
     opened = open_model(run.path, data, run.read_config().train.device)
+    config = opened.config
     with reporter:
-        result = evaluate(opened, data, limit=opened.config.eval.limit, reporter=reporter)
+        result = evaluate(opened, data, limit=config.eval.limit, reporter=reporter)
+        unquantised = None
+        if config.eval.unquantised:
+            unquantised = evaluate(_holding(opened, state), data, limit=config.eval.limit, reporter=reporter)["bpb"]
+    sample = None
+    if progress.validation_bpb is not None:  # what training scored last, with the weights before quantisation
+        limit = config.train.validate_tokens
+        sample = score(
+            opened.model, streams[1], opened.tokenizer, config.train.seq_len, batch=config.eval.batch, limit=limit
+        ).bpb
     before = after = None
     if levels(opened.config.model.network):
         after = _standard(opened)
-        untrained = initial_model(opened.config, opened.tokenizer, stream)
+        untrained = initial_model(opened.config, opened.tokenizer, streams[0])
         untrained.set_capacity(opened.config.eval.capacity, opened.config.eval.capacity_divisor)
         before = _standard(dataclasses.replace(opened, model=untrained.eval()))
     summary = {
@@ -148,11 +149,14 @@ def conclude(
         "seed": opened.config.train.seed,
         **result,
         "steps": progress.step,
-        "train_seconds": round(progress.seconds, 2),
+        "train_seconds": round(progress.seconds + gptq_seconds, 2),
+        "gptq_seconds": round(gptq_seconds, 2),
         "train_tokens": progress.tokens,
         "train_bytes": progress.bytes,
         "train_bytes_per_second": round(progress.bytes / progress.seconds) if progress.seconds else None,
+        "bpb_unquantised": unquantised,
         "validation_bpb_unquantised_sample": progress.validation_bpb,
+        "validation_bpb_sample": sample,
         "stopped_early": stopped_early,
         "chunks_before": before.offsets() if before else None,
         "chunks_after": after.offsets() if after else None,
@@ -160,6 +164,14 @@ def conclude(
     }
     write_json(run.summary, summary)
     return Outcome(summary, before, after)
+
+
+def _holding(opened: Opened, state: dict[str, torch.Tensor]) -> Opened:
+    """The opened artifact with the weights ``state`` in place of its own."""
+    model = build(opened.config, state, "the run").to(opened.model.embedding.weight.device)
+    model.precision = opened.model.precision
+    model.set_capacity(opened.config.eval.capacity, opened.config.eval.capacity_divisor)
+    return dataclasses.replace(opened, model=model.eval())
 
 
 def _standard(opened: Opened) -> Segmentation:

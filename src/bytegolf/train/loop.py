@@ -33,7 +33,7 @@ from bytegolf.train.distributed import World
 from bytegolf.train.optim import Optimizer
 from bytegolf.train.qat import QuantizedTraining
 from bytegolf.train.report import Metrics, Reporter, RouterWatch, clock
-from bytegolf.train.schedule import learning_rate, quantises, remaining
+from bytegolf.train.schedule import learning_rate, quantises, remaining, training_budget
 from bytegolf.train.window import Window
 
 
@@ -84,6 +84,7 @@ class Trainer:
         self.parallel = world.wrap(model)
         self.optimizer = Optimizer(model, config.optim, world)
         self.average = WeightAverage(model, settings.ema_decay) if settings.ema_decay else None
+        self._budget = training_budget(config)
         self._qat: QuantizedTraining | None = None
         self.progress = Progress()
         self.stopped_early = False
@@ -105,7 +106,7 @@ class Trainer:
         if step >= 0:
             path = store.path_of(folder, step)
             self._restore(store.load(path), path)
-        if remaining(self.config.train, self.progress.step, self.progress.seconds) > 0:
+        if remaining(self._budget, self.progress.step, self.progress.seconds) > 0:
             if self.world.leads:
                 self._open_metrics(step if step >= 0 else None)
             self._warm_up()
@@ -118,14 +119,14 @@ class Trainer:
         validated = saved = progress.seconds
         self._mark = self._now()
         while True:
-            factor = learning_rate(settings, progress.step, progress.seconds)
+            factor = learning_rate(self._budget, progress.step, progress.seconds)
             self._step(factor)
             progress.step += 1
             logs = progress.step % settings.log_every == 0
             if logs:  # losses are fetched, so the device's queue is empty: the clock is honest here
                 self._settle()
             stop = self._take_time()
-            done = remaining(settings, progress.step, progress.seconds) <= 0
+            done = remaining(self._budget, progress.step, progress.seconds) <= 0
             if logs:
                 self._log(factor)
                 self._window = Window()
@@ -188,7 +189,7 @@ class Trainer:
 
     def _quantized(self) -> contextlib.AbstractContextManager[None]:
         """What a step's gradients are taken in: late in training, the weights as the artifact would hold them."""
-        if not quantises(self.config.train, self.progress.step, self.progress.seconds):
+        if not quantises(self._budget, self.progress.step, self.progress.seconds):
             return contextlib.nullcontext()
         if self._qat is None:
             self._qat = QuantizedTraining(self.model, self.config.export)
@@ -335,7 +336,7 @@ class Trainer:
 
     def _line(self, bpb: float, rates: list[float], factor: float, pace: float) -> str:
         progress = self.progress
-        share = remaining(self.config.train, progress.step, progress.seconds)
+        share = remaining(self._budget, progress.step, progress.seconds)
         left = progress.seconds * share / (1 - share) if share < 1 else 0.0
         parts = [
             f"step {progress.step}",

@@ -6,7 +6,9 @@ Progress is measured in time under a wall-clock budget and in steps otherwise; w
 
 from __future__ import annotations
 
-from bytegolf.config import TrainConfig
+import dataclasses
+
+from bytegolf.config import Config, TrainConfig
 
 
 def _budgets(config: TrainConfig, step: int, seconds: float) -> list[tuple[float, float]]:
@@ -21,6 +23,14 @@ def _budgets(config: TrainConfig, step: int, seconds: float) -> list[tuple[float
             decay = config.decay_steps * (seconds / step) / config.max_seconds if step > 0 else 0.0
         found.append((1 - seconds / config.max_seconds, decay))
     return found
+
+
+def training_budget(config: Config) -> TrainConfig:
+    """The settings of training, its wall-clock budget less what is kept for GPTQ, whose time counts as training's."""
+    settings = config.train
+    if not (config.export.gptq and settings.max_seconds):
+        return settings
+    return dataclasses.replace(settings, max_seconds=settings.max_seconds - config.export.gptq_seconds)
 
 
 def remaining(config: TrainConfig, step: int, seconds: float) -> float:

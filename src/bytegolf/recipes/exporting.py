@@ -1,0 +1,97 @@
+"""From weights to an artifact: calibrate if GPTQ is asked for, quantise, pack, write."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from bytegolf.artifact.calibration import second_moments
+from bytegolf.artifact.gptq import quantize_state
+from bytegolf.artifact.pack import Summary, write_artifact
+from bytegolf.artifact.plan import plan_of
+from bytegolf.artifact.quantize import ROW_BITS, QuantizedTensor
+from bytegolf.config import Config
+from bytegolf.data.shards import open_split
+from bytegolf.data.tokenizer import SentencePieceTokenizer, Tokenizer, load_tokenizer
+from bytegolf.errors import BytegolfError
+from bytegolf.recipes.opening import build
+from bytegolf.recipes.runs import RunFolder
+from bytegolf.train import checkpoint as store
+from bytegolf.train.distributed import pick_device, pick_precision, prepare_device
+from bytegolf.train.loop import Progress
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote."""
+
+    summary: Summary
+    gptq_seconds: float
+    """training time that GPTQ took, as it looks at training data; 0 without it"""
+
+
+def export(source: Path, out: Path | None = None, overrides: Sequence[str] = ()) -> tuple[Exported, Path]:
+    """Export the latest checkpoint of the run ``source``: its averaged weights, where it has some.
+
+    ``overrides`` change the run's configuration for the artifact: how it is quantised, and how it is scored. Returns
+    what was written and the checkpoint. Raises BytegolfError for overrides of anything else, besides what reading and
+    writing raise.
+    """
+    run = RunFolder(source)
+    for override in overrides:
+        if not override.startswith(("export.", "eval.")):
+            raise BytegolfError(
+                f"{override.partition('=')[0]} cannot be changed after training: give overrides of export.… or eval.…"
+            )
+    config = run.read_config(overrides)
+    found = store.checkpoints(run.checkpoints)
+    if not found:
+        raise BytegolfError(f"the run {source} has no checkpoint yet: train it first")
+    saved = store.load(found[-1])
+    state = {name: saved.averaged.get(name, tensor) for name, tensor in saved.model.items()}
+    build(config, state, str(found[-1]))
+    progress = Progress.of(saved.progress)
+    if run.tokenizer.exists():
+        tokenizer: Tokenizer = SentencePieceTokenizer(run.tokenizer, config.data.tokenizer)
+    else:
+        tokenizer = load_tokenizer(config.data.tokenizer, Path(config.data.path))
+    device = prepare_device(pick_device(config.train.device))
+    return export_weights(out or run.artifact, config, tokenizer, state, progress, device), found[-1]
+
+
+def export_weights(
+    path: Path,
+    config: Config,
+    tokenizer: Tokenizer,
+    state: dict[str, torch.Tensor],
+    progress: Progress,
+    device: torch.device,
+) -> Exported:
+    """Write the artifact of ``state`` to ``path``; the forward passes that GPTQ needs run on ``device``."""
+    started = time.perf_counter()
+    stored = solved(config, tokenizer, state, device) if config.export.gptq else state
+    spent = time.perf_counter() - started if config.export.gptq else 0.0
+    info = {
+        "steps": progress.step,
+        "train_seconds": round(progress.seconds + spent, 1),
+        "train_bytes": progress.bytes,
+        **({"gptq_seconds": round(spent, 1)} if config.export.gptq else {}),
+    }
+    return Exported(write_artifact(path, stored, config, tokenizer.identity(), info), spent)
+
+
+def solved(
+    config: Config, tokenizer: Tokenizer, state: dict[str, torch.Tensor], device: torch.device
+) -> dict[str, torch.Tensor | QuantizedTensor]:
+    """``state`` with its linear maps quantised by GPTQ, which looks at the run's training split and at nothing else."""
+    plan = plan_of(state, config.export)
+    names = {name for name, storage in plan.items() if storage.scheme in ROW_BITS}
+    train = open_split(Path(config.data.path), tokenizer.name, "train", tokenizer.vocab_size)
+    model = build(config, state, "the run").to(device).eval()
+    model.precision = pick_precision(config.train.precision, device)
+    moments = second_moments(model, train, config.train.seq_len, config.export.gptq_tokens, names)
+    return quantize_state(state, plan, moments, config.export.gptq_damping)
