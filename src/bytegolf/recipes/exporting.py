@@ -72,9 +72,10 @@ def export_weights(
     device: torch.device,
 ) -> Exported:
     """Write the artifact of ``state`` to ``path``; the forward passes that GPTQ needs run on ``device``."""
-    started = time.perf_counter()
+    now = time.process_time if config.train.clock == "processor" else time.perf_counter
+    started = now()
     stored = solved(config, tokenizer, state, device) if config.export.gptq else state
-    spent = time.perf_counter() - started if config.export.gptq else 0.0
+    spent = now() - started if config.export.gptq else 0.0
     info = {
         "steps": progress.step,
         "train_seconds": round(progress.seconds + spent, 1),
