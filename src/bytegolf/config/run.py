@@ -115,6 +115,9 @@ class ExportConfig(Ranged):
     )
     ngram_bits: int = doc("the same of the n-gram tables; 0 = bits", 0, least=0, most=8)
     prune: float = doc("share of each matrix row's weights, the smallest, that become 0", 0.0, least=0, below=1)
+    coder: Literal["zlib", "zstd", "brotli", "lzma", "range"] = doc(
+        "what compresses the artifact, each at its smallest; range is our own coder of quantised weights", "zlib"
+    )
     gptq: bool = doc("choose the codes of linear maps by what their inputs look like in training text (GPTQ)", False)
     gptq_tokens: int = doc("how much of that text it looks at; this takes training time", 65_536, least=1)
     gptq_damping: float = doc("what it adds to the diagonal of its second moments, times their mean", 0.01, above=0)

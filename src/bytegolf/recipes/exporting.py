@@ -82,7 +82,8 @@ def export_weights(
         "train_bytes": progress.bytes,
         **({"gptq_seconds": round(spent, 1)} if config.export.gptq else {}),
     }
-    return Exported(write_artifact(path, stored, config, tokenizer.identity(), info), spent)
+    written = write_artifact(path, stored, config, tokenizer.identity(), info, coder=config.export.coder)
+    return Exported(written, spent)
 
 
 def solved(

@@ -25,6 +25,7 @@ from bytegolf.train.checkpoint import checkpoints
 
 _MAY_CHANGE = {
     "about",
+    "export.coder",
     "export.gptq",
     "export.gptq_damping",
     "export.gptq_seconds",
