@@ -18,7 +18,19 @@ from commands import Ran, TinyRun, cli, good, refused
 
 from bytegolf.infer.sample import as_text
 
-VERBS = ("prepare", "train", "eval", "export", "segment", "sample", "compress", "decompress", "study", "presets")
+VERBS = (
+    "prepare",
+    "train",
+    "eval",
+    "export",
+    "segment",
+    "probe",
+    "sample",
+    "compress",
+    "decompress",
+    "study",
+    "presets",
+)
 GROUPS = {"study": ("run", "show", "list")}
 COMMANDS = [
     (verb, *part) for verb in VERBS for part in ([(name,) for name in GROUPS[verb]] if verb in GROUPS else [()])

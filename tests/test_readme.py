@@ -13,7 +13,19 @@ from bytegolf.config import preset_names
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-VERBS = {"prepare", "train", "eval", "export", "segment", "sample", "compress", "decompress", "study", "presets"}
+VERBS = {
+    "prepare",
+    "train",
+    "eval",
+    "export",
+    "segment",
+    "probe",
+    "sample",
+    "compress",
+    "decompress",
+    "study",
+    "presets",
+}
 
 if not README.exists():
     pytest.skip("there is no README.md", allow_module_level=True)

@@ -281,9 +281,9 @@ def test_forced_boundaries(ids: Tensor) -> None:  # noqa: F811
     layer, x = model.soft.stack[0], model.look_up(ids)
     with torch.no_grad():
         before = model.embed(ids)
-        with model.soft.forced(torch.ones_like):
+        with model.soft.forced(lambda b, first: torch.ones_like(b)):
             torch.testing.assert_close(model.embed(ids), layer.mix(x))
-        with model.soft.forced(torch.zeros_like):
+        with model.soft.forced(lambda b, first: torch.zeros_like(b)):
             found = model.embed(ids)
             torch.testing.assert_close(found[:, 1:], layer.mix(x[:, :-1]))
             torch.testing.assert_close(found[:, 0], layer.mix(x)[:, 0])

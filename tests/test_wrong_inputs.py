@@ -146,6 +146,8 @@ def _other_tokenizer(folder: Path) -> bytes:
         (["export"], "RUN is missing"),
         (["export", "nowhere"], "nowhere"),
         (["segment", "nowhere"], "nowhere"),
+        (["probe", "nowhere"], "nowhere"),
+        (["probe", "nowhere", "--limit", "-1"], "--limit"),
         (["segment", "nowhere", "a", "--file", "b"], "--file"),
         (["segment", "nowhere", "--level", "-1"], "--level"),
         (["sample", "nowhere", "--bytes", "-1"], "--bytes"),

@@ -99,9 +99,9 @@ class LanguageModel(nn.Module):
 
     def embed(self, ids: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
         """The network's input for ``ids``, before which there is nothing."""
-        return self._embed(ids)[0]
+        return self.embed_traced(ids)[0]
 
-    def _embed(self, ids: Int[Tensor, "B L"]) -> tuple[Float[Tensor, "B L D"], list[SoftTrace]]:
+    def embed_traced(self, ids: Int[Tensor, "B L"]) -> tuple[Float[Tensor, "B L D"], list[SoftTrace]]:
         """``embed``, and what soft chunking did."""
         x = self.look_up(ids)
         if self.soft is None:
@@ -134,7 +134,7 @@ class LanguageModel(nn.Module):
         if not ids.numel():
             raise BytegolfError(f"a batch of {ids.shape[0]} sequences of {ids.shape[1]} tokens is empty: give some")
         documents = (ids == BOS).cumsum(1) if self.config.reset_at_bos else None
-        x, soft = self._embed(ids)
+        x, soft = self.embed_traced(ids)
         traces: list[LevelTrace] = []
         x = self.network(x, documents, None, traces, ids)
         return Forward(self.project(x), traces, soft)

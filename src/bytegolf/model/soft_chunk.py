@@ -34,8 +34,8 @@ from bytegolf.model.router import THRESHOLD
 from bytegolf.model.router_loss import ratio_loss, surprisal_loss
 from bytegolf.model.trace import SoftTrace
 
-Override = Callable[[Float[Tensor, "B L"]], Float[Tensor, "B L"]]
-"""What takes the place of b, for a layer's b."""
+Override = Callable[[Float[Tensor, "B L"], Bool[Tensor, "B L"]], Float[Tensor, "B L"]]
+"""What takes the place of b, given a layer's b and where documents begin (b stays 1 there)."""
 
 
 @dataclass
@@ -114,7 +114,7 @@ class SoftLayer(nn.Module):
         p = torch.where(first, 1.0, torch.sigmoid(self.logits(x, nothing)))
         b = self.choose(p)
         if override:
-            b = torch.where(first, 1.0, override(b))
+            b = torch.where(first, 1.0, override(b, first))
         if self.config.blend == "previous":
             blended = torch.lerp(F.pad(x[:, :-1], (0, 0, 1, 0)), x, b.unsqueeze(-1).to(x.dtype))
         else:
@@ -189,7 +189,7 @@ class SoftChunker(nn.Module):
 
     @contextlib.contextmanager
     def forced(self, override: Override | None) -> Iterator[None]:
-        """For as long as the context lasts, ``forward`` uses ``override(b)`` in place of each layer's b."""
+        """For as long as the context lasts, ``forward`` uses ``override`` in place of each layer's b."""
         self._override = override
         try:
             yield

@@ -1,0 +1,69 @@
+"""Probe the soft chunking of an artifact: over validation text, and over its run's training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from bytegolf.analyze import soft
+from bytegolf.data.shards import open_split
+from bytegolf.recipes.opening import Opened
+from bytegolf.train.report import Reporter, read_metrics
+
+HISTORY = 20
+"""Rows of a run's history that are told."""
+
+
+def probe(opened: Opened, data: Path, source: Path, limit: int, reporter: Reporter) -> dict[str, Any]:
+    """What ``analyze.soft.probe`` finds, and ``history``: rows of the run ``source``'s metrics.jsonl, spread evenly."""
+    tokenizer = opened.tokenizer
+    stream = open_split(data, tokenizer.name, "val", tokenizer.vocab_size)
+    result = soft.probe(
+        opened.model,
+        stream,
+        tokenizer,
+        opened.config.train.seq_len,
+        limit=limit,
+        progress=lambda name, total: reporter.progress(f"{name} · {total.tokens:,} tokens · bpb {total.bpb:.4f}"),
+    )
+    rows = [row for row in read_metrics(source / "metrics.jsonl") if "soft" in row] if source.is_dir() else []
+    count = min(HISTORY, len(rows))
+    picked = [rows[round(index * (len(rows) - 1) / max(1, count - 1))] for index in range(count)]
+    return {**result, "history": [{"step": row["step"], "layers": row["soft"]} for row in picked]}
+
+
+def show(console: Console, result: dict[str, Any]) -> None:
+    """The probe as tables: the scores, then each layer."""
+    bpb = result["bpb"]
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row("bits per byte", f"{bpb['as_is']:.4f} over {result['tokens']:,} tokens, {result['bytes']:,} bytes")
+    for name, what in (("open", "b = 1 everywhere"), ("closed", "b = 0 everywhere"), ("shuffled", "b shuffled")):
+        table.add_row("", f"{bpb[name]:.4f} ({bpb[name] - bpb['as_is']:+.4f}) with {what}")
+    for number, layer in enumerate(result["layers"]):
+        quantiles, white, chunks = layer["quantiles"], layer["whitespace"], layer["boundaries"]
+        table.add_row(
+            f"layer {number}: b",
+            f"mean {layer['mean']:.3f}, standard deviation {layer['std']:.3f}; {layer['below_half']:.1%} below ½",
+        )
+        table.add_row("", "quantiles " + ", ".join(f"{at} %: {value:.3f}" for at, value in quantiles.items()))
+        table.add_row("from identity", f"{layer['from_identity']:.4f} of ‖W·x‖")
+        table.add_row(
+            "at whitespace",
+            f"{white['highest']:.1%} of the highest tenth of b, {white['lowest']:.1%} of the lowest, "
+            f"{white['all']:.1%} of all positions",
+        )
+        mean = chunks["mean_chunk_bytes"]
+        if mean is not None:
+            table.add_row("b ≥ ½", f"{chunks['rate']:.1%} of positions, chunks of {mean:.2f} bytes")
+    for title, row in zip(("first row", "last row"), (result["history"][:1], result["history"][-1:]), strict=True):
+        for told in row:
+            layers = "; ".join(
+                f"b {one['b']:.3f} ± {one['std']:.3f}, gradient {one['gradient']:.2e}" for one in told["layers"]
+            )
+            table.add_row(f"{title} of training", f"step {told['step']}: {layers}")
+    console.print(table)
