@@ -310,7 +310,7 @@ def test_inner_levels_see_no_tokens(kind: RouterKind) -> None:
 
 
 def test_inner_levels_have_no_surprisal() -> None:
-    with pytest.raises(BytegolfError, match=r"main.router.surprisal_weight is 0.1, but only tokens have a surprisal"):
+    with pytest.raises(BytegolfError, match=r"main.router.surprisal_weight is 0.1, but only tokens have a loss"):
         level(settings("cosine"), settings("cosine", surprisal_weight=0.1))
 
 

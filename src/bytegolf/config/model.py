@@ -80,6 +80,46 @@ class RouterConfig(Ranged):
     edges_room: int = doc("edges: room for these pieces, in bytes with one more each", 16_384, least=16, most=1 << 20)
     order: int = doc("entropy: from how many tokens the next one is predicted", 4, least=1, most=16)
     order_bits: int = doc("entropy: contexts of each length share 2^bits entries", 16, least=4, most=22)
+    start_target: float = doc(
+        "cosine: N at the start of training, from where it goes to target evenly; 0 = target throughout", 0.0, least=0
+    )
+    target_ramp: float = doc("cosine: the share of the budget that this takes", 0.5, above=0, most=1)
+    ratio: Literal["two-sided", "one-sided"] = doc(
+        "cosine: the ratio loss; two-sided = S2's, one-sided = a hinge that only counts chunks beyond the target rate",
+        "two-sided",
+    )
+    init: Literal["identity", "random", "calibrated"] = doc(
+        "cosine: the maps at the start; random = the second one is a random rotation; calibrated = the identity, and a "
+        "learned offset that gives the target rate on the first training text",
+        "identity",
+    )
+    sharpness: float = doc("cosine: factor on the log odds of a boundary; 1 = off, more is surer", 1.0, above=0)
+    noise: float = doc(
+        "cosine: scale of the logistic noise on the log odds when boundaries are chosen in training; 0 = none, 1 = a "
+        "boundary is drawn with its probability",
+        0.0,
+        least=0,
+    )
+    policy_weight: float = doc(
+        "cosine: weight of the policy gradient, for boundaries drawn with noise = 1; 0 = off (outermost level only)",
+        0.0,
+        least=0,
+    )
+    policy_discount: float = doc(
+        "cosine: what a loss counts for the boundary before it, less by this factor each token", 0.9, least=0, below=1
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.policy_weight and self.noise != 1:
+            raise BytegolfError(
+                f"policy_weight is {self.policy_weight}, but with noise = {self.noise} boundaries are not drawn with "
+                "their probability: set noise to 1, or policy_weight to 0"
+            )
+        if 0 < self.start_target <= 1:
+            raise BytegolfError(
+                f"start_target is {self.start_target}: give a number above 1, or 0 for the target throughout"
+            )
 
 
 @dataclass(frozen=True)
@@ -118,11 +158,12 @@ def check_inner_router(router: RouterConfig) -> None:
             f"main.router.kind is {router.kind!r}, but an inner level sees chunks and no tokens: choose 'cosine' or "
             "'stride' there"
         )
-    if router.surprisal_weight > 0:
-        raise BytegolfError(
-            f"main.router.surprisal_weight is {router.surprisal_weight}, but only tokens have a surprisal, and an "
-            "inner level sees chunks: set it to 0 there"
-        )
+    for key in ("surprisal_weight", "policy_weight"):
+        if getattr(router, key) > 0:
+            raise BytegolfError(
+                f"main.router.{key} is {getattr(router, key)}, but only tokens have a loss, and an inner level sees "
+                "chunks: set it to 0 there"
+            )
 
 
 NetworkConfig = StageConfig | LevelConfig

@@ -23,7 +23,7 @@ from bytegolf.model.cache import Rows, StageState
 from bytegolf.model.capacity import Capacity
 from bytegolf.model.chunk import Chunks, smooth_on
 from bytegolf.model.layers import Linear
-from bytegolf.model.router_loss import ratio_loss
+from bytegolf.model.router_loss import hinge_loss, ratio_loss
 from bytegolf.model.routers import build_router
 from bytegolf.model.stage import Stage
 from bytegolf.model.trace import LevelTrace, StepTrace
@@ -61,6 +61,8 @@ class Level(nn.Module):
         self.config = config
         self.capacity = Capacity.of(config.router)
         """the room for chunks, which may be changed at any time"""
+        self.target = config.router.start_target or config.router.target
+        """N as the ratio loss wants it now: training moves it"""
         self.encoder = Stage(config.encoder)
         self.router = build_router(config.router, dim, vocab_size)
         self.main = build_network(config.main)
@@ -103,7 +105,8 @@ class Level(nn.Module):
             proposed = proposed & valid
         loss = p.new_zeros(())
         if self.router.learned:
-            loss = settings.loss_weight * ratio_loss(p, proposed, valid, settings.target)
+            measure = ratio_loss if settings.ratio == "two-sided" else hinge_loss
+            loss = settings.loss_weight * measure(p, proposed, valid, self.target)
         chunks = Chunks.of(proposed, self.capacity)
         traces.append(LevelTrace(p, chunks.boundary, proposed, valid, loss))
 

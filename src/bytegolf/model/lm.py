@@ -25,13 +25,17 @@ from bytegolf.model.cache import Rows, StageState
 from bytegolf.model.embed import BOS, NOTHING, NgramEmbedding
 from bytegolf.model.functions import wide
 from bytegolf.model.hnet import Level, LevelState, build_network
-from bytegolf.model.router_loss import surprisal_loss
+from bytegolf.model.router import CosineRouter, Material
+from bytegolf.model.router_loss import policy_loss, surprisal_loss
 from bytegolf.model.soft_chunk import SoftChunker, SoftState
 from bytegolf.model.stage import Stage
 from bytegolf.model.trace import LevelTrace, SoftTrace, StepTrace
 
 EVERYTHING = 1 << 40
 """A ``lookback`` beyond any length."""
+
+CALIBRATION_LENGTH, CALIBRATION_ROWS = 1024, 8
+"""The sequences of training text, and how many, on which a calibrated router is set to its target rate."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +157,11 @@ class LanguageModel(nn.Module):
             settings = self.network.config.router
             if settings.surprisal_weight > 0:
                 total = total + settings.surprisal_weight * surprisal_loss(out.traces[0].p, losses)
+            if settings.policy_weight > 0:
+                trace = out.traces[0]
+                total = total + settings.policy_weight * policy_loss(
+                    trace.p, trace.proposed, losses, settings.policy_discount
+                )
         return total
 
     def cap(self, logits: Float[Tensor, "*B V"]) -> Float[Tensor, "*B V"]:
@@ -164,6 +173,23 @@ class LanguageModel(nn.Module):
     def levels(self) -> list[Level]:
         """The chunking levels, outermost first; empty for a flat model."""
         return [module for module in self.modules() if isinstance(module, Level)]
+
+    @torch.no_grad()
+    def prepare_routers(self, material: Material) -> None:
+        """Have each router make what it needs before training, the outermost first. Raises BytegolfError if one cannot.
+
+        A calibrated router sees a few sequences of the text.
+        """
+        length = min(CALIBRATION_LENGTH, len(material.tokens))
+        rows = material.tokens[: len(material.tokens) // max(length, 1) * length].reshape(-1, max(length, 1))
+        for depth, level in enumerate(self.levels()):
+            router = level.router
+            router.prepare(material)
+            if isinstance(router, CosineRouter) and router.offset is not None and len(rows):
+                ids = torch.from_numpy(rows[:CALIBRATION_ROWS].astype(np.int64)).to(self.embedding.weight.device)
+                trace = self(ids).traces[depth]
+                seen = trace.p < 1
+                router.calibrate(trace.p[seen if trace.valid is None else seen & trace.valid], level.target)
 
     def set_capacity(self, mode: CapacityMode | Literal[""] = "", divisor: float = 0.0) -> None:
         """Give every level another ``router.capacity`` and ``capacity_divisor`` from now on; "" and 0 leave them.

@@ -28,6 +28,9 @@ from bytegolf.model.layers import Linear
 
 THRESHOLD = 0.5
 
+ODDS_FLOOR = 1e-6
+"""Probabilities are kept so far from 0 and 1 where their log odds are taken."""
+
 
 def boundary_probability(q: Float[Tensor, "B L D"], k: Float[Tensor, "B L D"]) -> Float[Tensor, "B L"]:
     """½(1 − cos(q_t, k_{t−1})) at each position t, in at least fp32; 1 at the first."""
@@ -107,6 +110,9 @@ class CosineRouter(Router):
 
     Both maps start as the identity, so that an untrained router marks where neighbouring vectors point apart. The
     memory is W_k x of the position before.
+
+    Departures from S2, each by a field of its own: the log odds of p may be scaled (``sharpness``), shifted by a
+    learned offset (``init`` = calibrated), and in training disturbed when the boundaries are chosen (``noise``).
     """
 
     learned = True
@@ -117,6 +123,9 @@ class CosineRouter(Router):
         self.k_proj = Linear(dim, dim)
         for proj in (self.q_proj, self.k_proj):
             nn.init.zeros_(proj.weight).detach().fill_diagonal_(1)
+        if config.init == "random":
+            nn.init.orthogonal_(self.k_proj.weight)
+        self.offset = nn.Parameter(torch.zeros(())) if config.init == "calibrated" else None
 
     def forward(
         self,
@@ -124,10 +133,32 @@ class CosineRouter(Router):
         first: Bool[Tensor, "B L"] | None = None,
         tokens: Int[Tensor, "B L"] | None = None,
     ) -> tuple[Float[Tensor, "B L"], Bool[Tensor, "B L"]]:
-        p = boundary_probability(self.q_proj(x), self.k_proj(x))
+        p = self._shaped(boundary_probability(self.q_proj(x), self.k_proj(x)))
         if first is not None:
             p = torch.where(first, torch.ones_like(p), p)
+        if self.training and self.config.noise > 0:
+            return p, self._drawn(p)
         return p, p >= THRESHOLD
+
+    def _shaped(self, p: Float[Tensor, "B L"]) -> Float[Tensor, "B L"]:
+        """σ(sharpness·logit p + offset); what is certain, as the first position is, stays so."""
+        if self.config.sharpness == 1 and self.offset is None:
+            return p
+        odds = self.config.sharpness * torch.logit(p, ODDS_FLOOR)
+        if self.offset is not None:
+            odds = odds + self.offset
+        return torch.where(p < 1, torch.sigmoid(odds), p)
+
+    def _drawn(self, p: Float[Tensor, "B L"]) -> Bool[Tensor, "B L"]:
+        """The boundaries for p with logistic noise on its log odds."""
+        noise = torch.logit(torch.rand_like(p), ODDS_FLOOR)
+        return (torch.logit(p.detach(), ODDS_FLOOR) + self.config.noise * noise >= 0) | (p >= 1)
+
+    @torch.no_grad()
+    def calibrate(self, p: Float[Tensor, " X"], target: float) -> None:
+        """Shift the offset so that of positions whose probabilities are ``p`` now, one in ``target`` opens a chunk."""
+        if self.offset is not None:
+            self.offset.sub_(torch.logit(torch.quantile(p.float(), 1 - 1 / target), ODDS_FLOOR))
 
     def start(self, batch: int, device: torch.device, dtype: torch.dtype) -> Tensor:
         return torch.zeros(batch, self.k_proj.weight.shape[0], device=device, dtype=dtype)
@@ -140,6 +171,6 @@ class CosineRouter(Router):
         tokens: Int[Tensor, "R L"] | None = None,
     ) -> tuple[Float[Tensor, "R L"], Bool[Tensor, "R L"], Tensor]:
         keys = self.k_proj(x)
-        p = _probability(self.q_proj(x), torch.cat((memory.unsqueeze(1), keys[:, :-1]), 1))
+        p = self._shaped(_probability(self.q_proj(x), torch.cat((memory.unsqueeze(1), keys[:, :-1]), 1)))
         p[:, 0].masked_fill_(first, 1)
         return p, p >= THRESHOLD, keys

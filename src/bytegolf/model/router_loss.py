@@ -5,8 +5,18 @@ Legend: B batch, L positions.
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+from bytegolf.model.functions import wide
+
+_HORIZON = 128
+"""Tokens after which a return no longer counts losses; 0.95^128 is 0.001."""
+
+_LEAST = 1e-4
+"""The probability below which the log of a choice is not followed further."""
 
 
 def surprisal_loss(p: Float[Tensor, "B L"], losses: Float[Tensor, "B L"]) -> Float[Tensor, ""]:
@@ -20,6 +30,29 @@ def surprisal_loss(p: Float[Tensor, "B L"], losses: Float[Tensor, "B L"]) -> Flo
     return -(p[:, 1:] * surprisal).mean()
 
 
+def policy_loss(
+    p: Float[Tensor, "B L"], boundary: Bool[Tensor, "B L"], losses: Float[Tensor, "B L"], discount: float
+) -> Float[Tensor, ""]:
+    """−mean(A_t·log π(b_t)): boundaries that were followed by smaller losses than usual become likelier (REINFORCE).
+
+    ``boundary`` was drawn with probability ``p``; π(b) is p or 1 − p. The return of b_t is minus the mean of the losses
+    from t on, which it may have helped, each weighing ``discount`` times the one before; the advantage A is the return
+    standardised over the batch, whose mean is the baseline (time discounting and batch-relative advantages as in arXiv
+    2602.13940; its rewards are also relative to an early exit of the model, ours are not). p_0, which is forced, is
+    left out.
+    """
+    with torch.no_grad():
+        reach = min(losses.shape[1], _HORIZON if discount else 1)
+        weights = discount ** torch.arange(reach, device=losses.device, dtype=wide(losses.dtype))
+        ahead = F.pad(losses.to(weights.dtype), (0, reach - 1)).unsqueeze(1)
+        # near the end of a sequence fewer losses follow
+        count = F.conv1d(F.pad(torch.ones_like(ahead[..., : losses.shape[1]]), (0, reach - 1)), weights.view(1, 1, -1))
+        returns = -(F.conv1d(ahead, weights.view(1, 1, -1)) / count).squeeze(1)[:, 1:]
+        advantage = (returns - returns.mean()) / (returns.std() + 1e-6)
+    chosen = torch.where(boundary, p, 1 - p)[:, 1:].clamp(min=_LEAST)
+    return -(advantage * chosen.log()).mean()
+
+
 def ratio_loss(
     p: Float[Tensor, "B L"], boundary: Bool[Tensor, "B L"], valid: Bool[Tensor, "B L"] | None, target: float
 ) -> Float[Tensor, ""]:
@@ -28,9 +61,25 @@ def ratio_loss(
     F is the share of boundaries and G the mean probability among the valid positions of an example. At F = G = 1/N
     the loss is 1, its minimum along F = G.
     """
-    if valid is None:
-        share, mean = boundary.to(p.dtype).mean(1), p.mean(1)
-    else:
-        count = valid.sum(1).clamp(min=1)
-        share, mean = (boundary & valid).sum(1).to(p.dtype) / count, (p * valid).sum(1) / count
+    share, mean = _rates(p, boundary, valid)
     return (target / (target - 1) * ((target - 1) * share * mean + (1 - share) * (1 - mean))).mean()
+
+
+def hinge_loss(
+    p: Float[Tensor, "B L"], boundary: Bool[Tensor, "B L"], valid: Bool[Tensor, "B L"] | None, target: float
+) -> Float[Tensor, ""]:
+    """Mean over the batch of max(0, N·F − 1), with the gradient of N·G: only too many chunks cost (after FLEXITOKENS,
+    arXiv 2507.12720). Scaled so that at F = G = 1 it pushes as hard as the ratio loss.
+    """
+    share, mean = _rates(p, boundary, valid)
+    return torch.relu(target * (share + mean - mean.detach()) - 1).mean()
+
+
+def _rates(
+    p: Float[Tensor, "B L"], boundary: Bool[Tensor, "B L"], valid: Bool[Tensor, "B L"] | None
+) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+    """F and G: the share of boundaries, and the mean of p, among the valid positions of each example."""
+    if valid is None:
+        return boundary.to(p.dtype).mean(1), p.mean(1)
+    count = valid.sum(1).clamp(min=1)
+    return (boundary & valid).sum(1).to(p.dtype) / count, (p * valid).sum(1) / count

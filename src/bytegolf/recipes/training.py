@@ -94,10 +94,9 @@ def initial_model(config: Config, tokenizer: Tokenizer, stream: TokenStream) -> 
     torch.manual_seed(config.train.seed)
     model = LanguageModel(config.model)
     sample = stream.slice(0, min(len(stream), ROUTER_TOKENS))
-    for level in model.levels():
-        level.router.prepare(Material(tokenizer, sample, Path(config.data.path)))
     if model.soft and config.model.soft.init == "edges":
         fit_edges(model, tokenizer, sample)
+    model.prepare_routers(Material(tokenizer, sample, Path(config.data.path)))
     return model
 
 

@@ -33,7 +33,7 @@ from bytegolf.train.distributed import World
 from bytegolf.train.optim import Optimizer
 from bytegolf.train.qat import QuantizedTraining
 from bytegolf.train.report import Metrics, Reporter, RouterWatch, clock
-from bytegolf.train.schedule import learning_rate, quantises, remaining, training_budget
+from bytegolf.train.schedule import chunk_target, learning_rate, quantises, remaining, training_budget
 from bytegolf.train.window import Window
 
 
@@ -120,6 +120,7 @@ class Trainer:
         self._mark = self._now()
         while True:
             factor = learning_rate(self._budget, progress.step, progress.seconds)
+            self._set_routers()
             self._step(factor)
             progress.step += 1
             logs = progress.step % settings.log_every == 0
@@ -186,6 +187,19 @@ class Trainer:
         self.optimizer.zero_grad()
         if self.average:
             self.average.update()
+
+    def _set_routers(self) -> None:
+        """What routers are asked for in the next step, which follows from where the run stands, however it came there.
+
+        So do their draws: they come from torch's own generator, which nothing else uses in training.
+        """
+        progress = self.progress
+        done = 1 - remaining(self._budget, progress.step, progress.seconds)
+        for level in self.model.levels():
+            level.target = chunk_target(level.config.router, done)
+        if any(level.config.router.noise for level in self.model.levels()):
+            draw = (self.config.train.seed * 1_000_003 + progress.step) * self.world.size + self.world.rank
+            torch.manual_seed(draw % (1 << 63))
 
     def _quantized(self) -> contextlib.AbstractContextManager[None]:
         """What a step's gradients are taken in: late in training, the weights as the artifact would hold them."""

@@ -1,5 +1,5 @@
-"""The learning rate as a share of its peak: linear warm-up, constant, linear decay to 0; when QAT starts and training
-ends.
+"""The learning rate as a share of its peak: linear warm-up, constant, linear decay to 0; how long routers' chunks are
+to be; when QAT starts and training ends.
 
 Progress is measured in time under a wall-clock budget and in steps otherwise; whichever budget ends first counts.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from bytegolf.config import Config, TrainConfig
+from bytegolf.config import Config, RouterConfig, TrainConfig
 
 
 def _budgets(config: TrainConfig, step: int, seconds: float) -> list[tuple[float, float]]:
@@ -63,3 +63,14 @@ def learning_rate(config: TrainConfig, step: int, seconds: float) -> float:
 def quantises(config: TrainConfig, step: int, seconds: float) -> bool:
     """Whether ``step`` computes with quantised weights: a function of the progress, so that a resumed run agrees."""
     return config.qat_from > 0 and decay_left(config, step, seconds) <= 1 - config.qat_from
+
+
+def chunk_target(router: RouterConfig, done: float) -> float:
+    """N of the ratio loss once the share ``done`` of the budget is used: from ``start_target`` evenly to ``target``.
+
+    Chunks that grow with training are the low-to-high curriculum of arXiv 2605.30080.
+    """
+    if not router.start_target:
+        return router.target
+    way = min(1.0, max(0.0, done) / router.target_ramp)
+    return router.start_target + way * (router.target - router.start_target)
