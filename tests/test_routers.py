@@ -14,7 +14,9 @@ from conftest import scatter, shapes_unchecked, tiny_network
 from torch import Tensor
 
 from bytegolf.artifact.pack import read_artifact
-from bytegolf.config import LevelConfig, ModelConfig, RouterConfig, RouterKind, StageConfig
+from bytegolf.artifact.plan import plan_of
+from bytegolf.artifact.quantize import dequantize, quantize
+from bytegolf.config import ExportConfig, LevelConfig, ModelConfig, RouterConfig, RouterKind, StageConfig
 from bytegolf.data.shards import open_split
 from bytegolf.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, load_tokenizer
 from bytegolf.errors import BytegolfError
@@ -293,6 +295,22 @@ def test_a_run_is_exported_reloaded_scored_and_segmented(kind: RouterKind, mater
     text = "The great nation of peace."
     answer = good("segment", run, text, "--json").json
     assert "".join(answer["chunks"]) == text
+
+
+@pytest.mark.parametrize("bits", [3, 8])
+def test_few_bits_and_pruning_leave_tables_as_they_are(bits: int, material: Material) -> None:
+    """Large enough to be stored as rows of codes; marks are those of the router as it was made."""
+    model = model_of("entropy", material, order=5, order_bits=14)
+    state, export = model.state_dict(), ExportConfig(bits=bits, prune=0.9)
+    stored = {name: quantize(name, state[name], storage) for name, storage in plan_of(state, export).items()}
+    assert stored["network.router.verdicts"].scheme == "int3_row"
+    shipped = model_of("entropy", material, order=5, order_bits=14)
+    shipped.load_state_dict({name: dequantize(tensor) for name, tensor in stored.items()})
+    ids, first = batch(), torch.zeros(3, 96, dtype=torch.bool)
+    found, wanted = (other.levels()[0].router for other in (shipped, model))
+    assert isinstance(found, FixedRouter)
+    assert isinstance(wanted, FixedRouter)
+    assert torch.equal(found.mark(ids, first), wanted.mark(ids, first))
 
 
 # ---------------------------------------------------------------------------------------------- what is refused

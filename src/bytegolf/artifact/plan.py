@@ -25,6 +25,9 @@ CONTROL_SUFFIXES = ("_scale", "_mix", "_gain", "skip_weights")
 EMBEDDING, TABLES = "embedding.weight", "ngrams.table"
 """The tied embedding and the n-gram tables, which may have bits of their own."""
 
+VERDICTS = "router.verdicts"
+"""How the name of an entropy router's table ends: −1, 0 or 1, which any bits hold and no pruning may touch."""
+
 TABLE_GROUP = 64
 """So many rows of a table share a scale below 8 bits: its rows are as narrow as 16 numbers, and at one fp16 scale each
 the scales of a 4-bit table would take a fifth of it. A larger group costs less than fewer bits do (LOG.md)."""
@@ -43,6 +46,8 @@ def storage_of(name: str, shape: tuple[int, ...], export: ExportConfig) -> Stora
         return Storage("fp32")
     if math.prod(shape) <= SMALL_NUMEL:
         return Storage("fp16")
+    if name.endswith(VERDICTS):
+        return Storage("int3_row")
     if name == TABLES:  # whose rows are too narrow for a share of them to mean anything
         bits = export.ngram_bits or export.bits
         return Storage(_SCHEMES[bits], group=math.gcd(TABLE_GROUP, shape[0]) if bits < 8 else 1)
