@@ -212,7 +212,9 @@ class SoftConfig(Ranged):
     )
     edges_vocab: int = doc("edges, over bytes: pieces of the BPE tokenizer", 1024, least=300, most=1 << 16)
     lr_mult: float = doc(
-        "learning-rate multiplier of the boundary predictor; 0 = it stays as it was initialised", 1.0, least=0
+        "learning-rate multiplier of the boundary predictor; 0 = its weights stay (b still moves with the embedding)",
+        1.0,
+        least=0,
     )
     regulariser: float = doc("weight of the mean of b in the loss: S1's boundary regulariser", 0.0, least=0)
     target: float = doc("N: wanted positions per boundary, for ratio_weight", 6.0, above=1)
