@@ -1,9 +1,9 @@
-"""How fast a model is scored: windows without overlap, and sliding windows with and without shared work.
+"""How fast a model is scored: windows without overlap, and sliding windows one by one, in batches, with shared work.
 
     python benchmarks/scoring.py cpu-demo
     python benchmarks/scoring.py runs/demo --data data/default --stride 64 --tokens 8192
 
-A preset is measured with random weights, 1/N of the positions opening a chunk, on random bytes. The three ways take
+A preset is measured with random weights, 1/N of the positions opening a chunk, on random bytes. The four ways take
 turns for `--rounds`, and each shows its median. Ends with one line of JSON.
 """
 
@@ -49,31 +49,33 @@ def main() -> None:
             stream = TokenStream(writer.paths, config.model.vocab_size)
         # the first window is scored whole whatever the stride: it is timed by itself and taken off
         ways = {
-            "first window": (length, 0, True),
-            "no overlap": (8 * arguments.tokens, 0, True),
-            "full windows": (length + arguments.tokens, arguments.stride, False),
-            "shared work": (length + arguments.tokens, arguments.stride, True),
+            "first window": (length, 0, True, arguments.batch),
+            "no overlap": (8 * arguments.tokens, 0, True, arguments.batch),
+            "one window at a time": (length + arguments.tokens, arguments.stride, False, 1),
+            "full windows": (length + arguments.tokens, arguments.stride, False, arguments.batch),
+            "shared work": (length + arguments.tokens, arguments.stride, True, arguments.batch),
         }
         seconds: dict[str, list[float]] = {name: [] for name in ways}
         scores: dict[str, Score] = {}
         for turn in range(arguments.rounds + 1):
-            for name, (limit, stride, share) in ways.items():
+            for name, (limit, stride, share, batch) in ways.items():
                 limit = min(limit, 2 * length if turn == 0 else limit)  # the first turn only warms up
                 started = time.perf_counter()
                 scores[name] = score(
-                    model, stream, tokenizer, length, stride=stride, limit=limit, batch=arguments.batch, share=share
+                    model, stream, tokenizer, length, stride=stride, limit=limit, batch=batch, share=share
                 )
                 seconds[name].append(time.perf_counter() - started)
     median = {name: statistics.median(times[1:]) for name, times in seconds.items()}
     first, start = scores["first window"], median["first window"]
     speed = {"no overlap": scores["no overlap"].bytes / median["no overlap"]}
-    for name in ("full windows", "shared work"):
+    for name in ("one window at a time", "full windows", "shared work"):
         speed[name] = (scores[name].bytes - first.bytes) / (median[name] - start)
     result = {
         "model": arguments.model,
         "precision": str(model.precision).removeprefix("torch."),
         "stride": arguments.stride,
         "bytes_per_second": {name: round(value, 1) for name, value in speed.items()},
+        "shared_over_single": round(speed["shared work"] / speed["one window at a time"], 2),
         "shared_over_full": round(speed["shared work"] / speed["full windows"], 2),
         "bpb_difference": scores["shared work"].bpb - scores["full windows"].bpb,
         "machine": machine(),
