@@ -143,7 +143,7 @@ class TttConfig(Ranged):
         "document = each one starts with the shipped weights, and is read by itself; never = carried on", "document"
     )
     matrices: Literal["all", "attention", "mlp"] = doc("which maps learn; a router's never do", "all")
-    lora_lr: float = doc("learning rate of the adapters", 0.001, least=0)
+    lora_lr: float = doc("learning rate of the adapters", 0.003, least=0)
     rank: int = doc("rank of the adapters", 8, least=1)
     documents: int = doc("lora: how many documents go through at once", 1, least=1)
     sgd_lr: float = doc("learning rate of SGD on the matrices, down the sum of a chunk's losses", 3e-4, least=0)
