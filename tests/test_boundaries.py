@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from bytegolf.analyze.boundaries import (
     BoundaryStats,
+    is_continuation,
     is_whitespace,
     token_boundaries_to_bytes,
     touching_whitespace,
@@ -75,6 +76,7 @@ def test_all_ascii_whitespace_and_no_other() -> None:
     every = np.arange(256, dtype=np.uint8)
     assert np.flatnonzero(is_whitespace(every)).tolist() == [9, 10, 11, 12, 13, 32]
     assert np.flatnonzero(touching_whitespace(every)).tolist() == [9, 10, 11, 12, 13, 14, 32, 33]
+    assert np.flatnonzero(is_continuation(every)).tolist() == list(range(128, 192))
 
 
 def test_utf8_splits() -> None:
@@ -183,3 +185,13 @@ def test_the_random_baseline_is_what_random_boundaries_score() -> None:
     stats = BoundaryStats()
     stats.add(text, rng.random(len(text)) < 0.2)
     assert stats.whitespace_agreement == pytest.approx(stats.random_agreement, abs=0.01)
+
+
+def test_behind_and_at_whitespace_are_told_apart() -> None:
+    stats = BoundaryStats()
+    stats.add(window(b"the cat  sat"), at(12, 3, 4, 8, 10))  # at; behind; both, between two spaces; neither
+    found = stats.to_dict()
+    assert (found["whitespace_at"], found["whitespace_behind"]) == (2 / 4, 2 / 4)
+    assert found["whitespace_agreement"] == 3 / 4
+    assert (found["random_at"], found["random_behind"]) == (3 / 11, 3 / 11)
+    assert found["random_utf8_splits"] == 0

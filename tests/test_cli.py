@@ -25,6 +25,7 @@ VERBS = (
     "export",
     "segment",
     "probe",
+    "analyze",
     "sample",
     "compress",
     "decompress",
@@ -120,6 +121,7 @@ def results(run: TinyRun, out: Path) -> Iterator[tuple[str, Ran]]:
     yield "eval", good("eval", run.folder, "--json")
     yield "export", good("export", run.folder, "--out", out / "x.bgolf", "--json")
     yield "segment", good("segment", run.folder, "--json")
+    yield "analyze", good("analyze", run.folder, "--history", "--limit", 3000, "--data", run.data, "--json")
     yield "sample", good("sample", run.folder, "--bytes", 4, "--json")
     (out / "b.txt").write_text("One sentence.")
     yield "compress", good("compress", run.folder, out / "b.txt", out / "b.bgz", "--json")

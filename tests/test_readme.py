@@ -20,6 +20,7 @@ VERBS = {
     "export",
     "segment",
     "probe",
+    "analyze",
     "sample",
     "compress",
     "decompress",

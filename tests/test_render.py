@@ -1,22 +1,16 @@
 """Chunks on paper: nothing is lost, nothing is garbled."""
 
-import io
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rich.console import Console
 
-from bytegolf.analyze.boundaries import BoundaryStats
 from bytegolf.analyze.render import (
     COLORS,
     STANDARD_TEXT,
-    before_after,
     brackets,
     chunks,
     colored,
-    stats_table,
     visible,
 )
 
@@ -75,51 +69,3 @@ def test_colors_alternate_and_line_ends_break_lines() -> None:
 def test_wrong_number_of_boundaries() -> None:
     with pytest.raises(ValueError, match="3 bytes and 2 boundaries"):
         chunks(b"abc", [True, False])
-
-
-def printed(text: object, terminal: bool) -> str:
-    out = io.StringIO()
-    console = Console(
-        file=out,
-        force_terminal=terminal,
-        width=80,
-        color_system="truecolor" if terminal else "auto",
-        _environ={"TERM": "xterm"},
-    )
-    console.print(text, soft_wrap=True)
-    return out.getvalue()
-
-
-def test_before_after_in_a_pipe_is_plain_and_unbroken() -> None:
-    out = printed(before_after([True] * 118, word_starts(STANDARD_TEXT), color=False), terminal=False)
-    lines = out.splitlines()
-    assert lines[0] == "before training: 118 chunks, 1.0 bytes each"
-    assert lines[1].startswith("[T][h][e][ ][q]")
-    assert len(lines[1]) == 3 * 118
-    assert lines[2] == "after training: 19 chunks, 6.2 bytes each"
-    assert lines[3].endswith("[recent ][years.]")
-    assert len(lines) == 4
-
-
-def test_before_after_on_a_terminal_is_colored() -> None:
-    out = printed(before_after([True] * 118, word_starts(STANDARD_TEXT), color=True), terminal=True)
-    assert "\x1b[30;48;2;183;212;234mThe \x1b[0m" in out
-    assert "\x1b[30;48;2;246;211;169mquick \x1b[0m" in out
-
-
-def test_before_after_of_nothing() -> None:
-    assert "0 chunks" in before_after([], [], color=False, data=b"").plain
-    assert "1 chunk," in before_after([False], [True], color=True, data=b"a").plain
-
-
-def test_stats_table() -> None:
-    stats = BoundaryStats()
-    text = np.frombuffer(STANDARD_TEXT, np.uint8)
-    stats.add(text, np.array(word_starts(STANDARD_TEXT), np.bool_), whole=True)
-    out = printed(stats_table({"[untrained]": BoundaryStats(), "trained": stats}), terminal=False)
-    assert "[untrained]" in out
-    rows = {line[:22].strip(): line[22:].split() for line in out.splitlines()}
-    assert rows["touch whitespace"] == ["–", "100.0%"]
-    assert rows["mean chunk, bytes"] == ["–", "6.21"]
-    assert rows["in bytes"] == ["0", "118"]
-    assert "\x1b" not in out

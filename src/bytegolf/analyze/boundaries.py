@@ -6,8 +6,11 @@ The convention, on which every figure here rests:
 - Position 0 of a window is a boundary by architecture (p_0 = 1, S2). It starts a chunk, but nobody chose it,
   so it is not counted; nor is it among the positions where a boundary could have been.
 - Whitespace is ASCII: space, \\t, \\n, \\r, \\v, \\f.
-- A boundary *touches* whitespace if byte t-1 or byte t is whitespace. So a model that starts chunks with
-  the space and one that starts them after it are scored alike.
+- A boundary lies *behind* whitespace if byte t-1 is whitespace (a word with its trailing space is a chunk),
+  *at* whitespace if byte t is (with its leading space), and *touches* it if it does either, so that both
+  styles are scored alike. Between two spaces it does both.
+- Chance, for each of these, is the share of the positions that have the property: what boundaries placed at
+  random would show, whatever their rate.
 
 S2 (PR #1104) reports the same quantities: boundaries per 256, whitespace agreement and the CV of chunk sizes.
 """
@@ -15,8 +18,9 @@ S2 (PR #1104) reports the same quantities: boundaries per 256, whitespace agreem
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -36,24 +40,26 @@ class BoundaryStats:
         bytes: bytes in them.
         positions: bytes at which a boundary could have been chosen; a window's first byte is none of them.
         boundaries: how many of them were chosen.
-        touching: how many chosen boundaries touch whitespace.
-        touching_positions: how many positions touch whitespace.
+        behind, at, touching: how many chosen boundaries lie behind, at or touch whitespace.
+        behind_positions, at_positions, touching_positions: how many positions do.
         splitting: how many chosen boundaries fall inside a UTF-8 character (byte t is a continuation byte).
-        chunks: complete chunks (see :meth:`add`).
-        chunk_bytes: the sum of their lengths.
-        chunk_bytes_squared: the sum of the squares of their lengths.
+        splitting_positions: how many positions do.
+        lengths: how many complete chunks (see :meth:`add`) there are of each length in bytes.
     """
 
     windows: int = 0
     bytes: int = 0
     positions: int = 0
     boundaries: int = 0
+    behind: int = 0
+    behind_positions: int = 0
+    at: int = 0
+    at_positions: int = 0
     touching: int = 0
     touching_positions: int = 0
     splitting: int = 0
-    chunks: int = 0
-    chunk_bytes: int = 0
-    chunk_bytes_squared: int = 0
+    splitting_positions: int = 0
+    lengths: Counter[int] = field(default_factory=Counter)
 
     def add(self, window: Bytes, boundaries: Mask, *, candidates: Mask | None = None, whole: bool = False) -> None:
         """Count one window.
@@ -61,15 +67,12 @@ class BoundaryStats:
         Args:
             window: n bytes, uint8.
             boundaries: n booleans; true where a byte starts a chunk. The first one's value is ignored.
-            candidates: n booleans; true where a boundary could be chosen. Left out: everywhere. It is
-            narrower for
-                a model over subwords (the starts of tokens) and where the architecture forces a boundary
-                (after BOS). A boundary elsewhere still ends a chunk, but is not counted.
-            whole: the window is a text from its beginning to its end, so that its first and its last chunk
-            are
-                complete. Otherwise both are cut by the window's edges, at least as far as anyone can tell,
-                and
-                left out of the chunk lengths: what counts is what lies between two boundaries.
+            candidates: n booleans; true where a boundary could be chosen. Left out: everywhere. It is narrower for
+                a model over subwords (the starts of tokens) and where the architecture forces a boundary. One that
+                lies elsewhere still ends a chunk, but is not counted.
+            whole: the window is a text from its beginning to its end, so that its first and its last chunk are
+                complete. Otherwise both are cut by the window's edges, at least as far as anyone can tell, and left
+                out of the chunk lengths: what counts is what lies between two boundaries.
 
         Raises:
             TypeError: an array has another dtype.
@@ -82,21 +85,36 @@ class BoundaryStats:
         free = candidates.copy()
         free[0] = False
         chosen = boundaries & free
-        touches = touching_whitespace(window)
+        white = is_whitespace(window)
+        follows = np.concatenate(([False], white[:-1]))
         self.windows += 1
         self.bytes += len(window)
         self.positions += int(free.sum())
         self.boundaries += int(chosen.sum())
+        self.behind += int((chosen & follows).sum())
+        self.behind_positions += int((free & follows).sum())
+        self.at += int((chosen & white).sum())
+        self.at_positions += int((free & white).sum())
+        touches = touching_whitespace(window)
         self.touching += int((chosen & touches).sum())
         self.touching_positions += int((free & touches).sum())
-        self.splitting += int((chosen & ((window & 0xC0) == 0x80)).sum())
+        inside = is_continuation(window)
+        self.splitting += int((chosen & inside).sum())
+        self.splitting_positions += int((free & inside).sum())
         edges = np.flatnonzero(boundaries[1:]) + 1
         if whole:
             edges = np.concatenate([[0], edges, [len(window)]])
-        lengths = np.diff(edges).astype(np.int64)
-        self.chunks += len(lengths)
-        self.chunk_bytes += int(lengths.sum())
-        self.chunk_bytes_squared += int((lengths**2).sum())
+        self.lengths.update(np.diff(edges).tolist())
+
+    @property
+    def chunks(self) -> int:
+        """Complete chunks."""
+        return self.lengths.total()
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes in them."""
+        return sum(length * count for length, count in self.lengths.items())
 
     @property
     def rate(self) -> float:
@@ -140,7 +158,8 @@ class BoundaryStats:
         0 for a fixed stride, near 1 for boundaries placed at random.
         """
         # integers until the root, so that nothing cancels
-        spread = self.chunks * self.chunk_bytes_squared - self.chunk_bytes**2
+        squares = sum(length**2 * count for length, count in self.lengths.items())
+        spread = self.chunks * squares - self.chunk_bytes**2
         return _ratio(math.sqrt(spread), self.chunk_bytes)
 
     def to_dict(self) -> dict[str, int | float | None]:
@@ -150,9 +169,14 @@ class BoundaryStats:
             "boundaries_per_256": self.boundaries_per_256,
             "whitespace_agreement": self.whitespace_agreement,
             "random_agreement": self.random_agreement,
+            "whitespace_behind": _ratio(self.behind, self.boundaries),
+            "random_behind": _ratio(self.behind_positions, self.positions),
+            "whitespace_at": _ratio(self.at, self.boundaries),
+            "random_at": _ratio(self.at_positions, self.positions),
             "mean_chunk_bytes": self.mean_chunk_bytes,
             "cv": self.cv,
             "utf8_splits": self.utf8_splits,
+            "random_utf8_splits": _ratio(self.splitting_positions, self.positions),
         }
         plain = {name: None if math.isnan(value) else value for name, value in ratios.items()}
         return {
@@ -175,6 +199,12 @@ def touching_whitespace(window: Bytes) -> Mask:
     touches = white.copy()
     touches[1:] |= white[:-1]
     return touches
+
+
+def is_continuation(window: Bytes) -> Mask:
+    """Which bytes are a later byte of a UTF-8 character."""
+    inside: Mask = (window & 0xC0) == 0x80
+    return inside
 
 
 def token_boundaries_to_bytes(

@@ -8,16 +8,11 @@ cut in two), is written as the bytes it is made of: ``\\xNN``.
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from rich import box
-from rich.table import Table
 from rich.text import Text
-
-from bytegolf.analyze.boundaries import BoundaryStats
 
 STANDARD_TEXT = (
     b"The quick brown fox jumps over the lazy dog. "
@@ -83,60 +78,3 @@ def colored(pieces: Sequence[bytes]) -> Text:
             text.append(visible(line) + ("\\n" if ended else ""), style=COLORS[index % 2])
             text.append("\n" if ended else "")
     return text
-
-
-def before_after(
-    before: Sequence[bool] | npt.NDArray[np.bool_],
-    after: Sequence[bool] | npt.NDArray[np.bool_],
-    *,
-    color: bool,
-    data: bytes = STANDARD_TEXT,
-) -> Text:
-    """The segmentation of ``data`` by the untrained and by the trained model, each with its number of chunks.
-
-    Args:
-        before: one boolean for each byte of ``data``, from the model before training.
-        after: the same, from the model after it.
-        color: colours for a terminal, else brackets for a pipe.
-        data: the text.
-
-    Returns:
-        a headline and the chunks, twice; print it with ``console.print(text, soft_wrap=True)``, or rich cuts
-        long lines.
-    """
-    text = Text(no_wrap=True, overflow="ignore")
-    for label, boundaries in (("before training", before), ("after training", after)):
-        pieces = chunks(data, boundaries)
-        plural = "" if len(pieces) == 1 else "s"
-        mean = f", {len(data) / len(pieces):.1f} bytes each" if pieces else ""
-        text.append("\n" if text else "")
-        text.append(f"{label}: {len(pieces)} chunk{plural}{mean}\n", style="bold")
-        text.append_text(colored(pieces) if color else Text(brackets(pieces)))
-    return text
-
-
-def stats_table(columns: Mapping[str, BoundaryStats]) -> Table:
-    """The figures of :class:`BoundaryStats` side by side, a column for each label (a model, or before and
-    after)."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("boundaries")
-    for label in columns:
-        table.add_column(Text(label), justify="right")
-    stats = list(columns.values())
-    table.add_row("touch whitespace", *(_percent(one.whitespace_agreement) for one in stats))
-    table.add_row("  if placed at random", *(_percent(one.random_agreement) for one in stats))
-    table.add_row("per 256 positions", *(_decimal(one.boundaries_per_256, 1) for one in stats))
-    table.add_row("mean chunk, bytes", *(_decimal(one.mean_chunk_bytes, 2) for one in stats))
-    table.add_row("CV of chunk sizes", *(_decimal(one.cv, 2) for one in stats))
-    table.add_row("split a character", *(_percent(one.utf8_splits) for one in stats))
-    table.add_row("counted", *(f"{one.boundaries:,}" for one in stats))
-    table.add_row("in bytes", *(f"{one.bytes:,}" for one in stats))
-    return table
-
-
-def _percent(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.1%}"
-
-
-def _decimal(value: float, digits: int) -> str:
-    return "–" if math.isnan(value) else f"{value:.{digits}f}"

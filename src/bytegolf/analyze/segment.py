@@ -1,19 +1,15 @@
-"""Chunk boundaries that a model places in a text, and their statistics over a whole split.
-
-Legend: L tokens of a window.
-"""
+"""Chunk boundaries that a model places in a text, and their statistics over a whole split."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from bytegolf.analyze.boundaries import BoundaryStats, token_boundaries_to_bytes
-from bytegolf.data.tokenizer import ByteTokenizer, Tokenizer
-from bytegolf.errors import BytegolfError
+from bytegolf.analyze.reading import check_level, free_tokens, read_text, token_levels
+from bytegolf.data.tokenizer import Tokenizer
 from bytegolf.evaluate.bpb import Observer
 from bytegolf.evaluate.windows import Window
 from bytegolf.model.lm import LanguageModel
@@ -29,7 +25,7 @@ class Segmentation:
     boundaries: NDArray[np.bool_]
     """for each byte, whether it starts a chunk; the first one always does"""
     candidates: NDArray[np.bool_]
-    """for each byte, whether it starts a token, so that a chunk could start there"""
+    """for each byte, whether the router could choose it: it starts a token, or for an inner level an outer chunk"""
 
     def offsets(self) -> list[int]:
         """The byte offsets at which chunks start."""
@@ -44,20 +40,6 @@ class Segmentation:
         return stats
 
 
-def encode(tokenizer: Tokenizer, data: bytes, where: str) -> NDArray[np.uint16]:
-    """The tokens of ``data``; byte tokenizers take any bytes, others need UTF-8 (``where`` is named in the error)."""
-    if isinstance(tokenizer, ByteTokenizer):
-        return tokenizer.encode_bytes(data)
-    try:
-        return tokenizer.encode(data.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise BytegolfError(
-            f"{where} is not UTF-8 (byte {error.start}): {tokenizer.name} reads text only; convert it, or use a "
-            "byte-level model"
-        ) from error
-
-
-@torch.inference_mode()
 def segment(
     model: LanguageModel, tokenizer: Tokenizer, data: bytes, seq_len: int, where: str = "the text", level: int = 0
 ) -> Segmentation:
@@ -67,36 +49,9 @@ def segment(
 
     Raises BytegolfError for an empty text, a flat model, or a level that the model does not have.
     """
-    if not data:
-        raise BytegolfError(f"{where} is empty: give some text to segment")
-    ids = np.concatenate(([tokenizer.BOS], encode(tokenizer, data, where))).astype(np.int64)
-    found: list[NDArray[np.bool_]] = []
-    for start in range(0, len(ids), seq_len):
-        window = torch.from_numpy(ids[start : start + seq_len]).to(model.embedding.weight.device)
-        found.append(_byte_level(model(window.unsqueeze(0)).traces, 0, level))
-    sizes = tokenizer.byte_counts(ids[1:], ids[:-1])
-    chosen = np.concatenate(found)[1:]
-    boundaries = token_boundaries_to_bytes(sizes, chosen)
-    boundaries[:1] = True
-    candidates = token_boundaries_to_bytes(sizes, np.ones(len(sizes), np.bool_))
-    return Segmentation(tokenizer.decode(ids[1:]), boundaries, candidates)
-
-
-def _byte_level(traces: list[LevelTrace], row: int, level: int) -> NDArray[np.bool_]:
-    """The boundaries of ``level`` as positions of the outermost sequence: an inner chunk starts where the outer
-    chunk that it starts with does.
-    """
-    if not traces:
-        raise BytegolfError("this is a flat model: it has no router, so there are no chunks to show")
-    if not 0 <= level < len(traces):
-        raise BytegolfError(f"this model has chunking levels 0 to {len(traces) - 1}, not {level}")
-    mask: NDArray[np.bool_] = traces[0].boundary[row].cpu().numpy()
-    for trace in traces[1 : level + 1]:
-        starts = np.flatnonzero(mask)
-        inner = trace.boundary[row].cpu().numpy()[: len(starts)]
-        mask = np.zeros_like(mask)
-        mask[starts[inner]] = True
-    return mask
+    reading = read_text(model, tokenizer, data, seq_len, where)
+    found = reading.level(level)
+    return Segmentation(reading.data, found.boundary, found.candidates)
 
 
 def collector(stats: BoundaryStats, tokenizer: Tokenizer, level: int = 0) -> Observer:
@@ -111,7 +66,8 @@ def collector(stats: BoundaryStats, tokenizer: Tokenizer, level: int = 0) -> Obs
         if window.start < covered:
             return
         covered = window.start + window.length
-        mask = _byte_level(traces, row, level)
+        check_level(len(traces), level)
+        p, mask = token_levels(traces, row)[level]
         # the window's first token has no byte before it here: its leading space, if any, belongs to it all the same
         previous = np.concatenate(([tokenizer.BOS], tokens[: window.length - 1]))
         inputs = tokens[: window.length]
@@ -120,7 +76,7 @@ def collector(stats: BoundaryStats, tokenizer: Tokenizer, level: int = 0) -> Obs
         stats.add(
             np.frombuffer(data, np.uint8),
             token_boundaries_to_bytes(sizes, mask),
-            candidates=token_boundaries_to_bytes(sizes, np.ones(len(sizes), np.bool_)),
+            candidates=token_boundaries_to_bytes(sizes, free_tokens(sizes) & np.isfinite(p)),
         )
 
     return observe

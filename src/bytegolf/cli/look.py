@@ -12,6 +12,7 @@ from typing import Annotated
 from cyclopts import Parameter, validators
 
 from bytegolf.cli.common import COUNT, Data, Json, Model, app, finish, screen, text_of
+from bytegolf.errors import BytegolfError
 
 
 @app.command(sort_key=40)
@@ -49,6 +50,78 @@ def segment(
     keys = ("mean_chunk_bytes", "cv", "whitespace_agreement", "bytes")
     pieces = [piece.decode("utf-8", errors="backslashreplace") for piece in render.chunks(found.data, found.boundaries)]
     finish(json, {"boundaries": found.offsets(), "chunks": pieces, **{key: stats[key] for key in keys}, "level": level})
+
+
+@app.command(sort_key=46)
+def analyze(
+    *models: Annotated[Path, Parameter(help="Runs' folders or artifact files, to be set side by side.")],
+    data: Data = None,
+    file: Annotated[
+        tuple[Path, ...], Parameter(help="Read this text instead of the validation split; may be repeated.")
+    ] = (),
+    limit: Annotated[
+        int, Parameter(help="Read this many tokens of the split, or bytes of each file; 0 = all.", validator=COUNT)
+    ] = 262144,
+    history: Annotated[
+        bool, Parameter(help="From the untrained weights through a run's checkpoints.", show_default=False)
+    ] = False,
+    edges: Annotated[
+        str, Parameter(help="SentencePiece tokenizer to compare with: a .model file or a name in the data folder.")
+    ] = "",
+    html: Annotated[Path | None, Parameter(help="Write a page for a browser, in one file.")] = None,
+    show: Annotated[int, Parameter(help="Bytes of text on that page.", validator=validators.Number(gte=1))] = 20000,
+    plots: Annotated[Path | None, Parameter(help="Draw PNG files into this folder; needs matplotlib.")] = None,
+    json: Json = False,
+) -> None:
+    """Say where models begin chunks, and what that has to do with words.
+
+    Boundaries against whitespace, the token starts of a SentencePiece tokenizer
+    and surprisal, each beside what chance would give; words cut inside; chunk
+    lengths; a row for each file and each writing system. With several models,
+    side by side.
+
+    Example: bytegolf analyze runs/cpu-demo --history --html chunks.html
+    Example: bytegolf analyze runs/cpu-demo --file de.txt --file zh.txt
+
+    JSON keys: texts (name, bytes), edges (the tokenizer compared with, or null),
+    note, models. Each model: model, name, tokenizer, params, bpb, bytes, texts
+    (text) and scripts (script) with a row each (bytes, characters, bpb,
+    mean_chunk_characters, and a level's first figures), levels (outermost
+    first; none for a flat model), history (null, or points: what, step, bpb,
+    whitespace_agreement, mean_chunk_bytes, cv, boundaries_per_256_bytes,
+    enrichment, chunks: byte offsets in the standard text).
+
+    A level, where random_… is what chance would give: windows, bytes,
+    boundaries, chunks, rate, boundaries_per_256, boundaries_per_256_bytes,
+    whitespace_agreement, random_agreement, whitespace_behind, random_behind,
+    whitespace_at, random_at, mean_chunk_bytes, cv, utf8_splits,
+    random_utf8_splits, lengths (pairs: bytes, chunks), edges (precision, recall,
+    f1, random_precision, random_recall, random_f1), surprisal (enrichment,
+    bits_at_boundaries, bits_elsewhere, rate_by_decile, bits_in_chunk), words
+    (rows: from, to, words, mean_bytes, cut, random_cut, opened, random_opened,
+    pieces), frequent (distinct, top: chunk, count).
+    """
+    from bytegolf.analyze.figures import figures, save_png
+    from bytegolf.analyze.page import page
+    from bytegolf.files import write_bytes
+    from bytegolf.recipes import analysis
+    from bytegolf.recipes import show as showing
+    from bytegolf.train.report import Reporter
+
+    if not models:
+        raise BytegolfError("name a model to analyse: a run's folder or an artifact file")
+    reporter = Reporter()
+    with reporter:
+        found = analysis.analyze(models, data, file, limit=limit, edges=edges, history=history, reporter=reporter)
+    console = screen()
+    showing.analysis(console, found)
+    if html:
+        write_bytes(html, page(found.result, found.readings, show).encode())
+        console.print(f"wrote {html}", soft_wrap=True, markup=False)
+    if plots:
+        for path in save_png(list(figures(found.result)), plots):
+            console.print(f"wrote {path}", soft_wrap=True, markup=False)
+    finish(json, found.result)
 
 
 @app.command(sort_key=50)

@@ -113,8 +113,9 @@ def evaluate(
     --limit left something out), tokens_dropped, stride, seq_len, precision,
     artifact_bytes, code_bytes, total_bytes, limit_bytes, fits, params,
     artifact_sha256, boundaries (windows, bytes, boundaries, chunks, rate,
-    whitespace_agreement, random_agreement, boundaries_per_256,
-    mean_chunk_bytes, cv, utf8_splits; null for a flat model), capacity (a list of
+    boundaries_per_256, whitespace_agreement and random_agreement (what chance
+    would give), whitespace_behind, random_behind, whitespace_at, random_at,
+    mean_chunk_bytes, cv, utf8_splits, random_utf8_splits; null for a flat model), capacity (a list of
     the chunking levels: capacity, divisor, windows, truncated_boundaries,
     truncated_windows), ttt (the settings of test-time training; null without).
     """

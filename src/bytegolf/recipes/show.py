@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from bytegolf.analyze import render
+from bytegolf.analyze import render, tables
 from bytegolf.analyze.segment import Segmentation
 from bytegolf.artifact.plan import plan_of
 from bytegolf.artifact.quantize import ROW_BITS
 from bytegolf.config import load, preset_names
 from bytegolf.model.lm import count_parameters, outline
+from bytegolf.recipes.analysis import Analysis
 from bytegolf.recipes.training import Outcome
 
 _STORED_BITS = {**ROW_BITS, "fp16": 16, "fp32": 32}
@@ -26,6 +29,31 @@ def segmentation(console: Console, found: Segmentation) -> None:
         console.print(render.colored(pieces), soft_wrap=True)
     else:
         console.print(render.brackets(pieces), soft_wrap=True, markup=False)
+
+
+def titled(console: Console, title: str, found: Segmentation) -> None:
+    """The chunks below a headline with their number."""
+    console.print(f"{title}, {len(found.offsets())} chunks:", style="bold", markup=False, soft_wrap=True)
+    segmentation(console, found)
+
+
+def analysis(console: Console, result: Analysis) -> None:
+    """The tables of an analysis, then the standard text in chunks."""
+    for grid in tables.grids(result.result):
+        if not grid.wide:
+            console.print(_grid(grid))
+    console.print(result.result["note"], markup=False, soft_wrap=True)
+    for title, found in result.standard:
+        titled(console, title, found)
+
+
+def _grid(grid: tables.Grid) -> Table:
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=Text(grid.title, style="bold"), title_justify="left")
+    for place, heading in enumerate(grid.head):
+        drawn.add_column(Text(heading), justify="right" if place else "left", overflow="fold")
+    for row in grid.rows:
+        drawn.add_row(*map(Text, row))
+    return drawn
 
 
 def score(console: Console, result: dict[str, Any]) -> None:
@@ -142,8 +170,7 @@ def outcome(console: Console, result: Outcome) -> None:
     console.print(_quantisation_line(summary))
     for title, found in (("untrained", result.before), ("trained", result.after)):
         if found:
-            console.print(f"{title}, {len(found.offsets())} chunks:", style="bold")
-            segmentation(console, found)
+            titled(console, title, found)
     console.print(f"artifact: {summary['artifact']}", soft_wrap=True)
 
 

@@ -1,0 +1,221 @@
+"""A text as a model reads it: where it begins chunks, level by level, and how many bits each byte costs it.
+
+Legend: N bytes of a text, T tokens, W windows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float32, Int, Integer
+from numpy.typing import NDArray
+
+from bytegolf.analyze.boundaries import BoundaryStats, token_boundaries_to_bytes
+from bytegolf.data.tokenizer import ByteTokenizer, Tokenizer
+from bytegolf.errors import BytegolfError
+from bytegolf.evaluate.bpb import bits_per_byte, windows_at_once
+from bytegolf.model.lm import LanguageModel
+from bytegolf.model.trace import LevelTrace
+
+
+@dataclass(frozen=True)
+class LevelReading:
+    """What one level of chunking made of a text."""
+
+    p: Float32[np.ndarray, " N"]
+    """probability of a boundary; NaN where the level has no position (inside a token, inside an outer chunk)"""
+    boundary: Bool[np.ndarray, " N"]
+    """whether the byte starts a chunk"""
+    candidates: Bool[np.ndarray, " N"]
+    """whether the router had a choice: not at a window's or document's first byte, nor where it has no position"""
+
+    @property
+    def chosen(self) -> Bool[np.ndarray, " N"]:
+        """The boundaries that the router chose."""
+        chosen: NDArray[np.bool_] = self.boundary & self.candidates
+        return chosen
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a model made of a text."""
+
+    data: bytes
+    """what the tokens stand for: the text, as far as the tokenizer keeps it"""
+    bits: Float32[np.ndarray, " N"]
+    """surprisal; a token's bits are shared out evenly among its bytes; NaN where nothing predicted it"""
+    windows: Int[np.ndarray, " W"]
+    """the byte at which each window of the model begins"""
+    levels: list[LevelReading]
+    """outermost first; empty for a flat model"""
+    nats: float
+    """the loss of all tokens, special ones too"""
+
+    @property
+    def bpb(self) -> float:
+        """Bits per byte of the text, in windows that do not overlap."""
+        return bits_per_byte(self.nats, int(np.isfinite(self.bits).sum()))
+
+    def level(self, level: int) -> LevelReading:
+        """One level; raises BytegolfError where there is none."""
+        check_level(len(self.levels), level)
+        return self.levels[level]
+
+    def stats(self, level: int) -> BoundaryStats:
+        """The metrics of a level, window by window as ``eval`` counts them."""
+        stats, found = BoundaryStats(), self.level(level)
+        text = np.frombuffer(self.data, np.uint8)
+        for part in self.parts():
+            stats.add(text[part], found.boundary[part], candidates=found.candidates[part])
+        return stats
+
+    def parts(self) -> list[slice]:
+        """The windows as slices of the bytes."""
+        ends = [*self.windows[1:].tolist(), len(self.data)]
+        return [slice(start, end) for start, end in zip(self.windows.tolist(), ends, strict=True) if start < end]
+
+    def head(self, size: int) -> Reading:
+        """The first ``size`` bytes; ``nats`` stays what it was and so means nothing more."""
+        levels = [LevelReading(one.p[:size], one.boundary[:size], one.candidates[:size]) for one in self.levels]
+        return Reading(self.data[:size], self.bits[:size], self.windows[self.windows < size], levels, self.nats)
+
+
+def join(readings: Sequence[Reading]) -> Reading:
+    """Several texts as one; a text's first byte is a window's too."""
+    offsets = np.cumsum([0, *(len(one.data) for one in readings[:-1])])
+    return Reading(
+        b"".join(one.data for one in readings),
+        np.concatenate([one.bits for one in readings]),
+        np.concatenate([one.windows + offset for one, offset in zip(readings, offsets, strict=True)]),
+        [
+            LevelReading(
+                *(np.concatenate([getattr(one, key) for one in level]) for key in ("p", "boundary", "candidates"))
+            )
+            for level in zip(*(one.levels for one in readings), strict=True)
+        ],
+        sum(one.nats for one in readings),
+    )
+
+
+def encode(tokenizer: Tokenizer, data: bytes, where: str) -> NDArray[np.uint16]:
+    """The tokens of ``data``; byte tokenizers take any bytes, others need UTF-8 (``where`` is named in the error)."""
+    if isinstance(tokenizer, ByteTokenizer):
+        return tokenizer.encode_bytes(data)
+    try:
+        return tokenizer.encode(data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise BytegolfError(
+            f"{where} is not UTF-8 (byte {error.start}): {tokenizer.name} reads text only; convert it, or use a "
+            "byte-level model"
+        ) from error
+
+
+def read_text(
+    model: LanguageModel, tokenizer: Tokenizer, data: bytes, seq_len: int, where: str = "the text"
+) -> Reading:
+    """``read`` a text as one document behind a BOS. Raises BytegolfError for an empty one."""
+    if not data:
+        raise BytegolfError(f"{where} is empty: give some text")
+    ids = np.concatenate(([tokenizer.BOS], encode(tokenizer, data, where))).astype(np.int64)
+    return read(model, tokenizer, ids, seq_len)
+
+
+@torch.inference_mode()
+def read(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    ids: Integer[np.ndarray, " T"],
+    seq_len: int,
+    progress: Callable[[float], None] | None = None,
+) -> Reading:
+    """Read a stream of tokens in windows of ``seq_len`` that do not overlap, as ``eval`` does by default.
+
+    The first token is only read; every other is also predicted, from its window. ``progress`` is told the share done.
+    """
+    ids = ids.astype(np.int64)
+    ahead = np.append(ids[1:], ids[-1:])  # the last one's loss is not used
+    device = model.embedding.weight.device
+    nats = np.full(len(ids), np.nan)
+    found: list[list[tuple[NDArray[np.float32], NDArray[np.bool_]]]] = []
+    batch, full = windows_at_once(model, seq_len), len(ids) // seq_len
+    groups = [range(start, min(start + batch, full)) for start in range(0, full, batch)]
+    for group in [*groups, range(full, full + (len(ids) % seq_len > 0))]:
+        if not group:
+            continue
+        first, last = group[0] * seq_len, min((group[-1] + 1) * seq_len, len(ids))
+        window = torch.from_numpy(ids[first:last]).to(device).view(len(group), -1)
+        targets = ahead[first:last]
+        out = model(window)
+        losses = model.losses(out, torch.from_numpy(targets).to(device).view(window.shape)).double().cpu().numpy()
+        reach = min(last + 1, len(ids))
+        nats[first + 1 : reach] = losses.ravel()[: reach - first - 1]
+        found += [token_levels(out.traces, row) for row in range(len(group))]
+        if progress:
+            progress(last / len(ids))
+    return _in_bytes(tokenizer, ids, seq_len, nats, found)
+
+
+def _in_bytes(
+    tokenizer: Tokenizer,
+    ids: NDArray[np.int64],
+    seq_len: int,
+    nats: NDArray[np.float64],
+    found: list[list[tuple[NDArray[np.float32], NDArray[np.bool_]]]],
+) -> Reading:
+    """From tokens to bytes: ``nats`` (T,) and what each window's levels did (``token_levels``)."""
+    sizes = tokenizer.byte_counts(ids, np.append(tokenizer.BOS, ids[:-1]))
+    starts = np.cumsum(sizes) - sizes
+    total = int(sizes.sum())
+    free = free_tokens(sizes)
+    free[::seq_len] = False
+    shared = np.repeat(nats / math.log(2) / np.maximum(sizes, 1), sizes).astype(np.float32)
+    levels = []
+    for windows in zip(*found, strict=True):
+        p = np.concatenate([one for one, _ in windows])
+        mask = np.concatenate([one for _, one in windows])
+        spread = np.full(total, np.nan, np.float32)
+        spread[starts[sizes > 0]] = p[sizes > 0]
+        boundary = token_boundaries_to_bytes(sizes, mask)
+        boundary[:1] = True
+        levels.append(LevelReading(spread, boundary, token_boundaries_to_bytes(sizes, free & np.isfinite(p))))
+    return Reading(tokenizer.decode(ids), shared, np.unique(starts[::seq_len]), levels, float(np.nansum(nats)))
+
+
+def free_tokens(sizes: Integer[np.ndarray, " T"]) -> Bool[np.ndarray, " T"]:
+    """At which tokens of a window a router can choose to cut its bytes, given each token's number of bytes.
+
+    Not at the first, nor behind a token of no bytes (BOS), where a text begins in any case.
+    """
+    free: NDArray[np.bool_] = sizes > 0
+    free[1:] &= sizes[:-1] > 0
+    free[:1] = False
+    return free
+
+
+def token_levels(traces: list[LevelTrace], row: int) -> list[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
+    """Of each level, p and the boundaries as positions of the outermost sequence, for a row of a batch.
+
+    An inner chunk starts where the outer chunk that it starts with does; elsewhere an inner level's p is NaN.
+    """
+    found: list[tuple[NDArray[np.float32], NDArray[np.bool_]]] = []
+    places = np.arange(traces[0].boundary.shape[1]) if traces else np.zeros(0, np.int64)
+    length = len(places)
+    for trace in traces:
+        p, mask = np.full(length, np.nan, np.float32), np.zeros(length, np.bool_)
+        p[places] = trace.p[row].float().cpu().numpy()[: len(places)]
+        mask[places] = trace.boundary[row].cpu().numpy()[: len(places)]
+        found.append((p, mask))
+        places = np.flatnonzero(mask)
+    return found
+
+
+def check_level(levels: int, level: int) -> None:
+    """Raise BytegolfError unless a model with that many chunking levels has this one."""
+    if not levels:
+        raise BytegolfError("this is a flat model: it has no router, so there are no chunks to show")
+    if not 0 <= level < levels:
+        raise BytegolfError(f"this model has chunking levels 0 to {levels - 1}, not {level}")

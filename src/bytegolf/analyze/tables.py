@@ -1,0 +1,171 @@
+"""The tables of an analysis, for a terminal and for a page alike: made from its JSON data and from nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table: the first column says what a row is."""
+
+    title: str
+    head: list[str]
+    rows: list[list[str]]
+    wide: bool = False
+    """too many columns for a terminal"""
+
+
+def grids(analysis: dict[str, Any]) -> Iterator[Grid]:
+    """The tables of ``recipes.analysis``'s result, the most important one first."""
+    models = analysis["models"]
+    columns = [(f"{name}{suffix}", level) for name, suffix, level in _levels(models)]
+    yield _scores(models)
+    if columns:
+        yield _boundaries([name for name, _ in columns], [level for _, level in columns])
+    for name, level in columns:
+        if level["words"]:
+            yield _words(name, level["words"])
+    for name, level in columns:
+        yield _frequent(name, level["frequent"])
+    for model in models:
+        if len(model["texts"]) > 1:
+            yield _parts(f"by text: {model['name']}", "text", "text", model["texts"])
+        if len(model["scripts"]) > 1 or len(model["texts"]) > 1:
+            yield _parts(f"by script: {model['name']}", "script", "script", model["scripts"])
+        if model["history"]:
+            yield _history(model)
+
+
+def _levels(models: list[dict[str, Any]]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for model in models:
+        for number, level in enumerate(model["levels"]):
+            yield model["name"], f" · level {number}" if len(model["levels"]) > 1 else "", level
+
+
+def _scores(models: list[dict[str, Any]]) -> Grid:
+    rows = [
+        ["bits per byte", *(number(model["bpb"], 4) for model in models)],
+        ["bytes", *(f"{model['bytes']:,}" for model in models)],
+        ["parameters", *(f"{model['params']:,}" for model in models)],
+        ["chunking levels", *(str(len(model["levels"])) if model["levels"] else "none: flat" for model in models)],
+    ]
+    return Grid("model", ["", *(model["name"] for model in models)], rows)
+
+
+def _boundaries(names: list[str], levels: list[dict[str, Any]]) -> Grid:
+    """A figure a row; "a (b)" is a figure and, in brackets, what chance would give."""
+
+    def row(what: str, key: str, chance: str = "", digits: int | None = None) -> list[str]:
+        return [what, *(_with_chance(level, key, chance, digits) for level in levels)]
+
+    rows = [
+        row("touch whitespace", "whitespace_agreement", "random_agreement"),
+        row("· behind it", "whitespace_behind", "random_behind"),
+        row("· at it", "whitespace_at", "random_at"),
+        row("per 256 bytes", "boundaries_per_256_bytes", digits=1),
+        row("mean chunk, bytes", "mean_chunk_bytes", digits=2),
+        row("CV of chunk lengths", "cv", digits=2),
+        row("split a character", "utf8_splits", "random_utf8_splits"),
+    ]
+    if any(level["edges"] for level in levels):
+        for what, key in (("at BPE edges", "precision"), ("BPE edges met", "recall"), ("· F1", "f1")):
+            rows.append([what, *(_with_chance(level["edges"] or {}, key, f"random_{key}", None) for level in levels)])
+    surprisal = [level["surprisal"] for level in levels]
+    rows += [
+        ["in the most surprising tenth", *(_times(one["enrichment"]) for one in surprisal)],
+        ["bits a byte at boundaries", *(number(one["bits_at_boundaries"], 2) for one in surprisal)],
+        ["bits a byte elsewhere", *(number(one["bits_elsewhere"], 2) for one in surprisal)],
+        ["boundaries", *(f"{level['boundaries']:,}" for level in levels)],
+    ]
+    return Grid("boundaries, and in brackets what chance would give", ["", *names], rows)
+
+
+def _words(name: str, classes: list[dict[str, Any]]) -> Grid:
+    rows = [
+        [
+            _occurrences(one),
+            f"{one['words']:,}",
+            number(one["mean_bytes"], 1),
+            _with_chance(one, "cut", "random_cut", None),
+            _with_chance(one, "opened", "random_opened", None),
+            number(one["pieces"], 2),
+        ]
+        for one in classes
+    ]
+    return Grid(f"words: {name}", ["word occurs", "words", "bytes", "cut inside", "opened", "pieces"], rows)
+
+
+def _occurrences(one: dict[str, Any]) -> str:
+    if one["to"] is None:
+        return f"{one['from']}× or more"
+    return "once" if one["to"] == 1 else f"{one['from']}–{one['to']}×"
+
+
+def _frequent(name: str, found: dict[str, Any]) -> Grid:
+    """Two rows, so that spaces at a chunk's ends can be seen: they are written ␣."""
+    top = found["top"]
+    chunks = [one["chunk"].replace(" ", "␣") for one in top]
+    return Grid(
+        f"most frequent chunks of {found['distinct']:,} different ones: {name}",
+        ["", *(str(rank) for rank in range(1, len(top) + 1))],
+        [["chunk", *chunks], ["count", *(f"{one['count']:,}" for one in top)]],
+        wide=True,
+    )
+
+
+def _parts(title: str, first: str, key: str, parts: list[dict[str, Any]]) -> Grid:
+    chunked = any("cv" in part for part in parts)
+    head = [first, "bytes", "bits per byte"]
+    head += ["touch whitespace", "mean chunk", "in characters", "CV", "split a character"] if chunked else []
+    rows = []
+    for part in parts:
+        row = [part[key], f"{part['bytes']:,}", number(part["bpb"], 3)]
+        if chunked:
+            row += [
+                _with_chance(part, "whitespace_agreement", "random_agreement", None),
+                number(part["mean_chunk_bytes"], 2),
+                number(part["mean_chunk_characters"], 2),
+                number(part["cv"], 2),
+                _with_chance(part, "utf8_splits", "random_utf8_splits", None),
+            ]
+        rows.append(row)
+    return Grid(title, head, rows)
+
+
+def _history(model: dict[str, Any]) -> Grid:
+    rows = [
+        [
+            point["what"],
+            f"{point['step']:,}",
+            number(point["bpb"], 3),
+            percent(point["whitespace_agreement"]),
+            number(point["mean_chunk_bytes"], 2),
+            number(point["cv"], 2),
+            number(point["boundaries_per_256_bytes"], 1),
+            _times(point["enrichment"]),
+        ]
+        for point in model["history"]
+    ]
+    head = ["weights", "step", "bits per byte", "touch whitespace", "mean chunk", "CV", "per 256 bytes", "enrichment"]
+    return Grid(f"over training: {model['name']}", head, rows)
+
+
+def _with_chance(figures: dict[str, Any], key: str, chance: str, digits: int | None) -> str:
+    write = percent if digits is None else lambda value: number(value, digits)
+    value = write(figures.get(key))
+    return f"{value} ({write(figures.get(chance))})" if chance and value != "–" else value
+
+
+def _times(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}×"
+
+
+def percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"
+
+
+def number(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"

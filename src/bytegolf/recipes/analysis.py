@@ -1,0 +1,260 @@
+"""Analyse where models begin chunks: read texts with each of them, and describe what they did."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bytegolf.analyze.metrics import describe
+from bytegolf.analyze.reading import Reading, encode, join, read
+from bytegolf.analyze.render import STANDARD_TEXT
+from bytegolf.analyze.scripts import by_script
+from bytegolf.analyze.segment import Segmentation, segment
+from bytegolf.config import levels
+from bytegolf.data.edges import token_starts
+from bytegolf.data.manifest import MANIFEST, data_summary
+from bytegolf.data.shards import TokenStream, open_split
+from bytegolf.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
+from bytegolf.errors import BytegolfError
+from bytegolf.files import disk_errors
+from bytegolf.model.lm import count_parameters
+from bytegolf.recipes.opening import Opened, build, open_model
+from bytegolf.recipes.runs import RunFolder
+from bytegolf.recipes.training import initial_model
+from bytegolf.train import checkpoint as store
+from bytegolf.train.report import Reporter
+
+HISTORY_BYTES = 65536
+"""How much of the first text each checkpoint reads."""
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What came of it."""
+
+    result: dict[str, Any]
+    """plain data, see ``analyze``"""
+    readings: list[list[Reading]]
+    """[model][text]"""
+    standard: list[tuple[str, Segmentation]]
+    """the standard text, a title for each segmentation"""
+
+
+def analyze(
+    sources: Sequence[Path],
+    data: Path | None,
+    files: Sequence[Path],
+    *,
+    limit: int = 0,
+    edges: str = "",
+    history: bool = False,
+    reporter: Reporter,
+) -> Analysis:
+    """Read ``files``, or else the validation split, with the models of ``sources``.
+
+    ``limit`` > 0: that many tokens of a split, or bytes of a file. ``edges``: the SentencePiece tokenizer to compare
+    boundaries with, a file or a name in the data folder; "" takes the folder's first one, if any. ``history`` adds a
+    run's untrained weights and its checkpoints.
+
+    Keys of the result: texts (name, bytes), edges (that tokenizer's name or None), note, models: a list of model
+    (path), name, tokenizer, params, bpb, bytes, texts (a row each, as scripts), scripts (``scripts.by_script``), levels
+    (``metrics.describe``, outermost first; empty for a flat model), history (None, or for each point: what, step, bpb,
+    whitespace_agreement, mean_chunk_bytes, cv, boundaries_per_256_bytes, enrichment, chunks: byte offsets of chunk
+    starts in the standard text).
+    """
+    opened = [open_model(source, data) for source in sources]
+    names = _names(sources)
+    folder = data or Path(opened[0].config.data.path)
+    reference = _reference(edges, folder, [one.tokenizer for one in opened])
+    texts = [file.name for file in files] or [f"the validation split of {folder.name}"]
+    readings: list[list[Reading]] = []
+    models, standard = [], []
+    for source, name, one in zip(sources, names, opened, strict=True):
+        found = [
+            _read(one, ids, f"{name}: reading {text}", reporter)
+            for ids, text in zip(_ids(one, data, files, limit), texts, strict=True)
+        ]
+        readings.append(found)
+        described, pictures = _describe(source, name, one, found, texts, reference)
+        if history:
+            described["history"], pictures = _history(source, one, data, found[0], name, reporter)
+        models.append(described)
+        standard += pictures
+    result = {
+        "texts": [{"name": text, "bytes": len(one.data)} for text, one in zip(texts, readings[0], strict=True)],
+        "edges": reference.name if reference else None,
+        "note": _note(opened, reference),
+        "models": models,
+    }
+    return Analysis(result, readings, standard)
+
+
+def _names(sources: Sequence[Path]) -> list[str]:
+    """The last part of each path; all of it where that is not enough."""
+    short = [source.resolve().name for source in sources]
+    return short if len(set(short)) == len(short) else [str(source) for source in sources]
+
+
+def _note(opened: list[Opened], reference: SentencePieceTokenizer | None) -> str:
+    """What the reader of the figures has to know."""
+    lengths = sorted({one.config.train.seq_len for one in opened})
+    said = f"Read in windows of {', '.join(f'{length:,}' for length in lengths)} tokens that do not overlap."
+    if any(not levels(one.config.model.network) for one in opened):
+        said += " A flat model has no router: there is only its surprisal to show."
+    if reference:
+        said += f" BPE edges are the starts of {reference.name}'s tokens."
+    return said
+
+
+def _reference(edges: str, folder: Path, tokenizers: list[Tokenizer]) -> SentencePieceTokenizer | None:
+    """The tokenizer whose tokens' starts boundaries are compared with."""
+    if edges and Path(edges).is_file():
+        return SentencePieceTokenizer(Path(edges))
+    names = [edges] if edges else list(data_summary(folder)) if (folder / MANIFEST).exists() else []
+    for name in names:
+        found = load_tokenizer(name, folder)
+        if isinstance(found, SentencePieceTokenizer):
+            return found
+    if edges:
+        raise BytegolfError(
+            f"the tokenizer {edges} is made of bytes, so every byte is an edge: name a SentencePiece one"
+        )
+    return next((one for one in tokenizers if isinstance(one, SentencePieceTokenizer)), None)
+
+
+def _ids(opened: Opened, data: Path | None, files: Sequence[Path], limit: int) -> Iterator[NDArray[np.int64]]:
+    """The tokens of each text, a BOS first."""
+    tokenizer = opened.tokenizer
+    for file in files:
+        with disk_errors(file, "read"):
+            content = file.read_bytes()
+        content = content[:limit] if limit else content
+        if limit and not isinstance(tokenizer, ByteTokenizer):  # the cut may have gone through a character
+            content = content.decode("utf-8", "ignore").encode() if _cut(content) else content
+        if not content:
+            raise BytegolfError(f"{file} is empty: give some text")
+        yield np.concatenate(([tokenizer.BOS], encode(tokenizer, content, str(file)))).astype(np.int64)
+    if not files:
+        stream = open_split(data or Path(opened.config.data.path), tokenizer.name, "val", tokenizer.vocab_size)
+        yield stream.slice(0, min(limit or len(stream), len(stream))).astype(np.int64)
+
+
+def _cut(content: bytes) -> bool:
+    """Whether nothing is wrong with the UTF-8 of ``content`` but its end."""
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return error.reason == "unexpected end of data"
+    return False
+
+
+def _read(opened: Opened, ids: NDArray[np.int64], what: str, reporter: Reporter) -> Reading:
+    def show(share: float) -> None:
+        reporter.progress(f"{what} · {share:.0%}")
+
+    return read(opened.model, opened.tokenizer, ids, opened.config.train.seq_len, show)
+
+
+def _describe(
+    source: Path,
+    name: str,
+    opened: Opened,
+    found: list[Reading],
+    texts: list[str],
+    reference: SentencePieceTokenizer | None,
+) -> tuple[dict[str, Any], list[tuple[str, Segmentation]]]:
+    """A model's part of the result, and the standard text as it cuts it."""
+    whole = join(found)
+    depth = len(whole.levels)
+    edges = np.concatenate([token_starts(reference, one.data) for one in found]) if reference and depth else None
+    outermost = 0 if depth else None
+    described = {
+        "model": str(source),
+        "name": name,
+        "tokenizer": opened.tokenizer.name,
+        "params": count_parameters(opened.model),
+        "bpb": whole.bpb,
+        "bytes": len(whole.data),
+        "texts": [{"text": text, **_row(one, outermost)} for text, one in zip(texts, found, strict=True)],
+        "scripts": by_script(whole, outermost),
+        "levels": [describe(whole, level, edges) for level in range(depth)],
+        "history": None,
+    }
+    return described, [(name, _standard(opened))] if depth else []
+
+
+def _row(reading: Reading, level: int | None) -> dict[str, Any]:
+    """A text's own figures."""
+    characters = sum((byte & 0xC0) != 0x80 for byte in reading.data)
+    row: dict[str, Any] = {"bytes": len(reading.data), "characters": characters, "bpb": reading.bpb}
+    if level is None:
+        return row
+    stats = reading.stats(level).to_dict()
+    mean = stats["mean_chunk_bytes"]
+    return {**stats, **row, "mean_chunk_characters": None if mean is None else mean * characters / len(reading.data)}
+
+
+def _standard(opened: Opened) -> Segmentation:
+    return segment(opened.model, opened.tokenizer, STANDARD_TEXT, opened.config.train.seq_len)
+
+
+def _history(
+    source: Path, opened: Opened, data: Path | None, reading: Reading, name: str, reporter: Reporter
+) -> tuple[list[dict[str, Any]], list[tuple[str, Segmentation]]]:
+    """A run's untrained weights (made again from its seed), its checkpoints and its artifact, on the first text."""
+    if not source.is_dir():
+        raise BytegolfError(
+            f"{source} is an artifact, which knows only its last weights: --history needs a run's folder"
+        )
+    if not reading.levels:
+        return [], []
+    config, tokenizer = opened.config, opened.tokenizer
+    train = open_split(data or Path(config.data.path), tokenizer.name, "train", tokenizer.vocab_size)
+    text = reading.data[:HISTORY_BYTES].decode("utf-8", "ignore").encode() or reading.data[:HISTORY_BYTES]
+    ids = np.concatenate(([tokenizer.BOS], encode(tokenizer, text, "the text"))).astype(np.int64)
+    points, pictures = [], []
+    for what, step, one in _moments(source, opened, train):
+        found = _read(one, ids, f"{name}: {what}", reporter)
+        figures = describe(found, 0)
+        standard = _standard(one)
+        pictures.append((f"{name}, {what}", standard))
+        keys = ("whitespace_agreement", "mean_chunk_bytes", "cv", "boundaries_per_256_bytes")
+        points.append(
+            {
+                "what": what,
+                "step": step,
+                "bpb": found.bpb,
+                **{key: figures[key] for key in keys},
+                "enrichment": figures["surprisal"]["enrichment"],
+                "chunks": standard.offsets(),
+            }
+        )
+    return points, [pictures[0], pictures[-1]]
+
+
+def _moments(source: Path, opened: Opened, train: TokenStream) -> Iterator[tuple[str, int, Opened]]:
+    """What to call the weights, their step, and a model with them."""
+    untrained = initial_model(opened.config, opened.tokenizer, train)
+    yield "untrained", 0, _with(opened, untrained.state_dict(), source)
+    step = 0
+    for path in store.checkpoints(RunFolder(source).checkpoints):
+        saved = store.load(path)
+        step = store.step_of(path)
+        state = {key: saved.averaged.get(key, tensor) for key, tensor in saved.model.items()}
+        yield f"step {step:,}", step, _with(opened, state, path)
+    yield "artifact", int(opened.artifact.info.get("steps", step)), opened
+
+
+def _with(opened: Opened, state: dict[str, Tensor], where: Path) -> Opened:
+    """The same model with other weights."""
+    model = build(opened.config, state, str(where)).to(opened.model.embedding.weight.device).eval()
+    model.precision = opened.model.precision
+    model.set_capacity(opened.config.eval.capacity, opened.config.eval.capacity_divisor)
+    return dataclasses.replace(opened, model=model)
