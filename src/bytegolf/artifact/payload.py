@@ -141,3 +141,13 @@ def _walk(
             weights.values(data.reshape(-1, layout.DTYPES[entry.scheme].itemsize), decode)
         bits.append(coder.bits - before)
     return bits
+
+
+def coded_bits(stored: list[QuantizedTensor]) -> list[float]:
+    """What ``range`` makes of each tensor, in bits, without writing a stream."""
+    listed, payload = layout.lay_out(stored)
+    entries = layout.read_entries(listed, len(payload), "the new artifact")
+    encoder = Encoder(MAX_LANES)
+    bits = _walk(encoder, MAX_LANES, entries, np.frombuffer(payload, np.uint8), decode=False)
+    by_name = dict(zip((entry.name for entry in entries), bits, strict=True))
+    return [by_name[tensor.name] for tensor in stored]

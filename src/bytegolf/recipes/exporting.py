@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -34,12 +35,25 @@ class Exported:
     """training time that GPTQ took, as it looks at training data; 0 without it"""
 
 
-def export(source: Path, out: Path | None = None, overrides: Sequence[str] = ()) -> tuple[Exported, Path]:
-    """Export the latest checkpoint of the run ``source``: its averaged weights, where it has some.
+@dataclass(frozen=True)
+class Latest:
+    """A run's latest checkpoint, as its artifact is made of it."""
 
-    ``overrides`` change the run's configuration for the artifact: how it is quantised, and how it is scored. Returns
-    what was written and the checkpoint. Raises BytegolfError for overrides of anything else, besides what reading and
-    writing raise.
+    run: RunFolder
+    config: Config
+    """with what the export changes"""
+    tokenizer: Tokenizer
+    state: dict[str, torch.Tensor]
+    """the averaged weights, where it has some"""
+    progress: Progress
+    checkpoint: Path
+
+
+def latest(source: Path, overrides: Sequence[str] = ()) -> Latest:
+    """Open the latest checkpoint of the run ``source``.
+
+    ``overrides`` change the run's configuration for the artifact: how it is quantised, and how it is scored. Raises
+    BytegolfError for overrides of anything else, and where there is no checkpoint.
     """
     run = RunFolder(source)
     for override in overrides:
@@ -54,13 +68,20 @@ def export(source: Path, out: Path | None = None, overrides: Sequence[str] = ())
     saved = store.load(found[-1])
     state = {name: saved.averaged.get(name, tensor) for name, tensor in saved.model.items()}
     build(config, state, str(found[-1]))
-    progress = Progress.of(saved.progress)
     if run.tokenizer.exists():
         tokenizer: Tokenizer = SentencePieceTokenizer(run.tokenizer, config.data.tokenizer)
     else:
         tokenizer = load_tokenizer(config.data.tokenizer, Path(config.data.path))
-    device = prepare_device(pick_device(config.train.device))
-    return export_weights(out or run.artifact, config, tokenizer, state, progress, device), found[-1]
+    return Latest(run, config, tokenizer, state, Progress.of(saved.progress), found[-1])
+
+
+def export(source: Path, out: Path | None = None, overrides: Sequence[str] = ()) -> tuple[Exported, Path]:
+    """Export the latest checkpoint of a run (see ``latest``): what was written, and the checkpoint."""
+    saved = latest(source, overrides)
+    device = prepare_device(pick_device(saved.config.train.device))
+    path = out or saved.run.artifact
+    done = export_weights(path, saved.config, saved.tokenizer, saved.state, saved.progress, device)
+    return done, saved.checkpoint
 
 
 def export_weights(
@@ -76,14 +97,14 @@ def export_weights(
     started = now()
     stored = solved(config, tokenizer, state, device) if config.export.gptq else state
     spent = now() - started if config.export.gptq else 0.0
-    info = {
-        "steps": progress.step,
-        "train_seconds": round(progress.seconds + spent, 1),
-        "train_bytes": progress.bytes,
-        **({"gptq_seconds": round(spent, 1)} if config.export.gptq else {}),
-    }
-    written = write_artifact(path, stored, config, tokenizer.identity(), info, coder=config.export.coder)
-    return Exported(written, spent)
+    told = info(progress, spent) | ({"gptq_seconds": round(spent, 1)} if config.export.gptq else {})
+    return Exported(write_artifact(path, stored, config, tokenizer.identity(), told, coder=config.export.coder), spent)
+
+
+def info(progress: Progress, more_seconds: float = 0.0) -> dict[str, Any]:
+    """What an artifact tells of its training."""
+    seconds = round(progress.seconds + more_seconds, 1)
+    return {"steps": progress.step, "train_seconds": seconds, "train_bytes": progress.bytes}
 
 
 def solved(

@@ -1,0 +1,68 @@
+"""The frontier of an export, bytes against bits per byte: as a table and as a picture, from its JSON rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from bytegolf.errors import BytegolfError
+from bytegolf.files import write_atomically
+
+
+def table(rows: list[dict[str, Any]], limit: int) -> Table:
+    """One line a point, the largest first; what does not fit is marked."""
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("total bytes", "model", "bpb", "loss of the sample"):
+        drawn.add_column(heading, justify="right")
+    drawn.add_column("bits")
+    for row in rows:
+        total = f"{row['total_bytes']:,}" + (" " if row["total_bytes"] <= limit else "!")
+        figures = (f"{row['model_bytes']:,}", f"{row['bpb']:.4f}", f"{row['sample_loss']:.4f}")
+        drawn.add_row(total, *figures, widths(row["widths"]))
+    scored = f"{rows[0]['tokens']:,}" if rows else "no"
+    drawn.caption = f"bpb: of the first {scored} validation tokens; !: over {limit:,} bytes"
+    drawn.caption_justify = "left"
+    return drawn
+
+
+def widths(labels: dict[str, str]) -> str:
+    """Groups by their width, the widest first: ``8: embedding · 5: attn, mlp``."""
+    found: dict[str, list[str]] = {}
+    for group, label in labels.items():
+        found.setdefault(label, []).append(group.removeprefix("network."))
+    return " · ".join(f"{label}: {', '.join(found[label])}" for label in sorted(found, reverse=True))
+
+
+def draw(rows: list[dict[str, Any]], limit: int, path: Path) -> None:
+    """Draw the points into a PNG file.
+
+    Raises BytegolfError where matplotlib is missing or the file cannot be written.
+    """
+    canvas = _matplotlib()(figsize=(7, 4.5), dpi=120, layout="constrained")
+    axes = canvas.add_subplot()
+    axes.plot([row["total_bytes"] / 1e6 for row in rows], [row["bpb"] for row in rows], "o-", color="#2a5db0")
+    axes.axvline(limit / 1e6, color="#b03a2a", linestyle="--", linewidth=1, label=f"{limit / 1e6:g} MB")
+    axes.set_xlabel("code and model, millions of bytes")
+    axes.set_ylabel("bits per byte")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    write_atomically(path, lambda file: canvas.savefig(file, format="png", metadata={"Software": None}))
+
+
+def check() -> None:
+    """Raise BytegolfError, before any work is done, where matplotlib is missing."""
+    _matplotlib()
+
+
+def _matplotlib() -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise BytegolfError(
+            "drawing the frontier needs matplotlib: install it with `pip install 'bytegolf[plots]'`, or leave out "
+            "--frontier"
+        ) from error
+    return Figure
