@@ -22,6 +22,7 @@ VERBS = (
     "prepare",
     "train",
     "eval",
+    "prove",
     "export",
     "segment",
     "probe",
@@ -119,6 +120,7 @@ def results(run: TinyRun, out: Path) -> Iterator[tuple[str, Ran]]:
     yield "prepare", good("prepare", out / "a.txt", "--out", out / "data", "--cut", 200, "--val", "first:2", "--json")
     yield "train", run.ran
     yield "eval", good("eval", run.folder, "--json")
+    yield "prove", good("prove", run.folder, "--json")
     yield "export", good("export", run.folder, "--out", out / "x.bgolf", "--json")
     yield "segment", good("segment", run.folder, "--json")
     yield "analyze", good("analyze", run.folder, "--history", "--limit", 3000, "--data", run.data, "--json")

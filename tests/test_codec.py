@@ -169,7 +169,7 @@ def test_streams_that_begin_as_they_would_go_on_cost_nothing(make_model: ModelMa
 def test_as_many_streams_as_pay(make_model: ModelMaker, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model("one-level")
     assert lockstep.streams_for(model, Mode(WINDOW), 0) == 1
-    assert lockstep.streams_for(model, Mode(WINDOW), WINDOW * 4 * 10) == 10
+    assert lockstep.streams_for(model, Mode(WINDOW), WINDOW * 8 * 10) == 10
     assert lockstep.streams_for(model, Mode(WINDOW, 4), WINDOW * 32 * 10) == 10
     assert lockstep.streams_for(model, Mode(WINDOW), 10**9) == lockstep.MOST_STREAMS
     monkeypatch.setattr(lockstep, "STATE_BYTES", 3 * lockstep.state_bytes(model, WINDOW))

@@ -17,6 +17,7 @@ VERBS = {
     "prepare",
     "train",
     "eval",
+    "prove",
     "export",
     "segment",
     "probe",

@@ -111,7 +111,7 @@ def streams_for(model: LanguageModel, mode: Mode, size: int) -> int:
 
     A stream begins without a past. That costs little where windows share none either, and more where they do.
     """
-    least = mode.window * (32 if mode.stride else 4)
+    least = mode.window * (32 if mode.stride else 8)
     return max(1, min(MOST_STREAMS, STATE_BYTES // state_bytes(model, mode.window), size // least))
 
 

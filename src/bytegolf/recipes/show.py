@@ -15,6 +15,7 @@ from bytegolf.analyze.segment import Segmentation
 from bytegolf.artifact.plan import plan_of
 from bytegolf.artifact.quantize import ROW_BITS
 from bytegolf.config import load, preset_names
+from bytegolf.evaluate.proofs import Check
 from bytegolf.model.lm import count_parameters, outline
 from bytegolf.recipes.analysis import Analysis
 from bytegolf.recipes.training import Outcome
@@ -139,6 +140,12 @@ def compression(console: Console, result: dict[str, Any]) -> None:
         table.add_row("stored", f"{result['stored_blocks']} blocks, which the model cannot shrink")
     table.add_row("speed", f"{result['bytes_per_second']:,.0f} bytes/s, {result['seconds']:.1f} s")
     console.print(table)
+
+
+def verdict(check: Check) -> Text:
+    """A check in a line: green or red on a terminal."""
+    said = Text.assemble(("pass" if check.passed else "FAIL", "bold green" if check.passed else "bold red"))
+    return said.append(f"  {check.name}: {check.evidence}", style="not bold")
 
 
 def rows(found: list[dict[str, Any]]) -> Table:

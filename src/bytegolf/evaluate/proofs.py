@@ -1,0 +1,290 @@
+"""What a score in bits per byte claims without saying so, put to the test by experiment.
+
+- Causality: whatever is done to the tokens behind a position, the distributions up to it stay the same, bit for bit.
+  Each distribution is compared whole: a model that looks one token ahead shows even where it changes no earlier loss.
+- Normalisation: the probabilities that the losses stand for sum to 1 over all tokens.
+- Counting: each target is scored once, and the bytes are those of the text.
+
+All of it watches ``bpb.score`` itself: the logits are those that its losses are made of, the windows those it reads.
+
+Bit for bit needs sums in one order, and that depends on shapes. How many chunks a text has is a shape, unless there is
+room for as many as positions: a fixed capacity with divisor 1, which truncates nothing. There, and under a real fixed
+capacity, equality is exact. Under the exact and bucketed capacities the same sums are taken in shapes that depend on
+the text, so there they are only compared up to rounding.
+
+Legend: T targets, V alphabet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bytegolf.config import TttConfig
+from bytegolf.data.shards import TokenStream
+from bytegolf.data.tokenizer import Tokenizer
+from bytegolf.errors import BytegolfError
+from bytegolf.evaluate.bpb import Score, score
+from bytegolf.evaluate.ttt import score_adapting
+from bytegolf.evaluate.windows import Window
+from bytegolf.model.capacity import Capacity
+from bytegolf.model.lm import Forward, LanguageModel
+from bytegolf.model.trace import LevelTrace
+
+ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.5}
+"""How far a logit may move where shapes depend on the text, by the compute dtype."""
+
+NORMALISED = 1e-4
+"""How far the sum of all probabilities may lie from 1: a softmax in fp32 is within 1e-5."""
+
+
+LEARNING: tuple[Literal["lora", "sgd"], ...] = ("lora", "sgd")
+
+
+@dataclass(frozen=True)
+class Check:
+    """The outcome of one experiment."""
+
+    name: str
+    passed: bool
+    evidence: str
+
+
+class Memory(TokenStream):
+    """A stream of tokens that are in memory."""
+
+    def __init__(self, tokens: Int[np.ndarray, " N"]) -> None:
+        self._tokens = tokens
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def slice(self, start: int, stop: int) -> NDArray[np.uint16]:
+        """Tokens ``start`` to ``stop`` (exclusive)."""
+        return self._tokens[start:stop].astype(np.uint16)
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to score: what ``eval`` calls a mode."""
+
+    name: str
+    seq_len: int
+    stride: int = 0
+    capacity: Capacity | None = None
+    """the room for chunks at every level; None: as the model is set"""
+    exact: bool = True
+    """whether shapes do not depend on the text, so that equality is bit for bit"""
+    ttt: TttConfig = TttConfig()
+    """test-time training; of one text, without resets"""
+
+    def score(self, model: LanguageModel, tokens: Int[np.ndarray, " N"], tokenizer: Tokenizer) -> Score:
+        """The score of ``tokens``, a window at a time."""
+        with _room(model, self.capacity):
+            if self.ttt.mode != "off":
+                return score_adapting(model, Memory(tokens), tokenizer, self.seq_len, self.ttt, stride=self.stride)
+            return score(model, Memory(tokens), tokenizer, self.seq_len, stride=self.stride, batch=1)
+
+    def logits(self, model: LanguageModel, tokens: Int[np.ndarray, " N"], tokenizer: Tokenizer) -> Float[Tensor, "T V"]:
+        """The logits of each target of ``tokens``, whose windows must come out even, as the score's losses use them."""
+        seen: list[Tensor] = []
+        with _watched(model, lambda out: seen.append(model.cap(out.logits).flatten(0, 1).cpu())):
+            self.score(model, tokens, tokenizer)
+        return torch.cat(seen)
+
+    def fitting(self, most: int, windows: int = 3) -> int:
+        """How many of ``most`` tokens to take, so that up to ``windows`` of them come out even."""
+        step = self.stride or self.seq_len
+        return self.seq_len + 1 + step * max(0, min(windows - 1, (most - 1 - self.seq_len) // step))
+
+
+def ways(model: LanguageModel, seq_len: int, stride: int = 0) -> list[Way]:
+    """Every way to score ``model``: without overlap and with (``stride`` tokens a window, or a quarter of one), in each
+    capacity that it can have, and with test-time training.
+    """
+    overlap = stride if 0 < stride < seq_len else max(1, seq_len // 4)
+    sliding = f"sliding, stride {overlap}"
+    every = Capacity("fixed", 1.0)
+    adapting = [
+        Way(
+            f"learning from what was scored ({mode}), stride {overlap}",
+            seq_len,
+            overlap,
+            every,
+            ttt=TttConfig(mode=mode, chunk=overlap, reset="never"),
+        )
+        for mode in LEARNING
+    ]
+    if not model.levels():
+        return [Way("plain", seq_len), Way(sliding, seq_len, overlap), *adapting]
+    configured = model.levels()[0].capacity
+    found = [
+        Way("plain, room for all chunks", seq_len, 0, every),
+        Way(f"{sliding}, room for all chunks", seq_len, overlap, every),
+        Way("plain, exact capacity", seq_len, 0, configured.changed("exact", 0), exact=False),
+        Way("plain, bucketed capacity", seq_len, 0, configured.changed("bucketed", 0), exact=False),
+        Way(f"{sliding}, exact capacity", seq_len, overlap, configured.changed("exact", 0), exact=False),
+    ]
+    if not model.config.reset_at_bos:
+        fixed = configured.changed("fixed", 0)
+        found.append(Way(f"plain, fixed capacity 1/{fixed.divisor:g}", seq_len, 0, fixed))
+        found.append(Way(f"{sliding}, fixed capacity 1/{fixed.divisor:g}", seq_len, overlap, fixed))
+    return found + adapting
+
+
+@contextlib.contextmanager
+def _room(model: LanguageModel, capacity: Capacity | None) -> Iterator[None]:
+    with model.capacity():
+        for level in model.levels() if capacity else ():
+            assert capacity is not None
+            level.capacity = capacity
+        yield
+
+
+@contextlib.contextmanager
+def _watched(model: LanguageModel, see: Callable[[Forward], None]) -> Iterator[None]:
+    """Within the context ``see`` gets what ``model.losses`` is asked about, except while the model learns."""
+    losses = model.losses
+
+    def watching(out: Forward, targets: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            see(out)
+        return losses(out, targets)
+
+    model.losses = watching  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del model.losses  # the class has it still
+
+
+# ------------------------------------------------------------------------------------------------------ causality
+
+
+def causality(model: LanguageModel, tokenizer: Tokenizer, tokens: Int[np.ndarray, " N"], way: Way, cuts: int) -> Check:
+    """Replace, delete from and shuffle what lies behind each of some places: no distribution before may change.
+
+    ``cuts`` places at random, half of them at odd tokens, and the two at the end of the first window.
+    """
+    tokens = tokens[: way.fitting(len(tokens))]
+    chance = np.random.Generator(np.random.PCG64(len(tokens)))
+    last = len(tokens) - 2
+    border = [way.seq_len - 1, way.seq_len]
+    drawn = 2 * chance.integers(0, max(1, last // 2), cuts) + np.arange(cuts) % 2
+    places = sorted({int(at) for at in (*drawn, *border) if 0 <= at < last})
+    before = way.logits(model, tokens, tokenizer)
+    worst, changed, where = 0.0, 0, ""
+    for at in places:
+        for name, future in _futures(tokens[at + 1 :], model.config.vocab_size, chance):
+            after = way.logits(model, np.concatenate((tokens[: at + 1], future)), tokenizer)
+            moved = _difference(before[: at + 1], after[: at + 1])
+            if moved > worst:
+                worst, where = moved, f"{name} behind token {at}"
+            changed += bool((before[at + 1 :] != after[at + 1 :]).any())
+    tried = 3 * len(places)
+    limit = 0.0 if way.exact else ROUNDING[model.precision]
+    # a model that reads nothing would pass: the future's own distributions must have changed, but for shuffled repeats
+    alive = changed > tried // 2
+    how = "bit for bit" if not worst else f"up to {worst:.2g} (largest: {where})"
+    evidence = f"{tried} futures changed, {3 * (sum(places) + len(places)):,} earlier distributions the same {how}"
+    if moved_too_far := worst > limit:
+        evidence = f"the future moves earlier distributions by up to {worst:.2g}, most when it is {where}"
+    if not alive:
+        evidence = f"only {changed} of {tried} changes of the future changed anything at all"
+    return Check(f"causal: {way.name}", alive and not moved_too_far, evidence)
+
+
+def _futures(
+    future: Int[np.ndarray, " N"], vocab_size: int, chance: np.random.Generator
+) -> Iterator[tuple[str, Int[np.ndarray, " N"]]]:
+    """Other tokens in the place of ``future``, as many."""
+    # another token at every place: the first one's neighbour in the alphabet above all
+    yield "replaced", (future + chance.integers(1, vocab_size, len(future))) % vocab_size
+    cut = min(len(future), 1 + int(chance.integers(0, 3)))
+    yield "deleted", np.concatenate((future[cut:], chance.integers(0, vocab_size, cut)))
+    yield "shuffled", chance.permutation(future)
+
+
+def _difference(a: Tensor, b: Tensor) -> float:
+    """The largest difference; 0 only if the two are the same bits, and infinite where one is not a number."""
+    if torch.equal(a, b):
+        return 0.0
+    return float((a.double() - b.double()).abs().nan_to_num(nan=float("inf")).max()) or 1e-300
+
+
+# -------------------------------------------------------------------------------------------------- normalisation
+
+
+def normalisation(
+    model: LanguageModel, tokenizer: Tokenizer, tokens: Int[np.ndarray, " N"], way: Way, places: int
+) -> Check:
+    """The model's own loss is asked for every token of the alphabet at some places: Σ exp(−loss) must be 1."""
+    seen: list[Forward] = []
+    with _watched(model, seen.append):
+        way.score(model, tokens[: way.seq_len + 1], tokenizer)
+    logits = seen[0].logits
+    at = torch.linspace(0, logits.shape[1] - 1, min(places, logits.shape[1])).long()
+    out, total = Forward(logits[:1, at], []), torch.zeros(len(at), dtype=torch.float64)
+    with torch.inference_mode():
+        for token in range(model.config.vocab_size):
+            targets = torch.full((1, len(at)), token, device=logits.device)
+            total += torch.exp(-model.losses(out, targets)[0].double()).cpu()
+    worst = _difference(total, torch.ones_like(total))
+    return Check(
+        "normalised",
+        worst <= NORMALISED,
+        f"Σp over all {model.config.vocab_size} tokens at {len(at)} places is 1 ± {worst:.1g}",
+    )
+
+
+# ------------------------------------------------------------------------------------------------------- counting
+
+
+class Counting:
+    """Watches ``bpb.score`` for which targets it scores."""
+
+    def __init__(self, stream: TokenStream, tokenizer: Tokenizer) -> None:
+        self._stream, self._tokenizer = stream, tokenizer
+        self._times = np.zeros(len(stream) - 1, np.int64)
+        self._bytes = 0
+
+    def observe(self, window: Window, tokens: NDArray[np.int64], traces: list[LevelTrace], row: int) -> None:
+        """An ``Observer``."""
+        start = window.start + window.length - window.scored
+        self._times[start : start + window.scored] += 1
+        self._bytes += len(self._tokenizer.decode(tokens[-window.scored :], int(tokens[-window.scored - 1])))
+        if (tokens != self._stream.slice(window.start, window.start + len(tokens))).any():
+            raise BytegolfError("the score read other tokens than its windows say")
+
+    def check(self, total: Score, original: int | None) -> Check:
+        """Whether ``total`` counts what was seen, each target once, and the split's bytes are ``original``'s (known for
+        byte tokens, which do not normalise).
+        """
+        scored = int((self._times > 0).sum())
+        ends = int(np.flatnonzero(self._times)[-1]) + 1 if scored else 0
+        wrong = []
+        if self._times.max(initial=0) > 1:
+            wrong.append(f"{int((self._times > 1).sum()):,} targets are scored more than once")
+        if scored < ends:
+            wrong.append(f"{ends - scored:,} targets before the last are left out")
+        if total.tokens != self._times.sum():
+            wrong.append(f"{total.tokens:,} tokens are claimed")
+        if total.bytes != self._bytes:
+            wrong.append(f"{total.bytes:,} bytes are claimed, and the scored tokens decode to {self._bytes:,}")
+        whole = self._stream.slice(0, len(self._stream))
+        counted = int(self._tokenizer.byte_counts(whole[1:], whole[:-1]).sum())
+        decoded = len(self._tokenizer.decode(whole[1:], int(whole[0])))
+        if counted != decoded:
+            wrong.append(f"{counted:,} bytes are counted in the split, which decodes to {decoded:,}")
+        if original is not None and self._tokenizer.kind == "byte" and decoded != original:
+            wrong.append(f"the split decodes to {decoded:,} bytes, and its documents have {original:,}")
+        seen = f"{scored:,} targets scored once each, {self._bytes:,} bytes; {len(self._times) - scored:,} not scored"
+        return Check("counted once", not wrong, f"{seen}; " + "; ".join(wrong) if wrong else seen)
