@@ -15,6 +15,7 @@ from bytegolf.data import default_corpus
 from bytegolf.data.prepare import prepare
 from bytegolf.data.split import Split
 from bytegolf.errors import BytegolfError
+from bytegolf.files import cache_folder
 
 MESSAGES = {
     "1825-Adams-1": "Fellow citizens — of the Senate",
@@ -70,9 +71,9 @@ def test_a_wrong_wheel_is_refused(cache: Path) -> None:
 def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("BYTEGOLF_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_corpus.cache_folder() == tmp_path / "bytegolf"
+    assert cache_folder() == tmp_path / "bytegolf"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert default_corpus.cache_folder() == Path.home() / ".cache" / "bytegolf"
+    assert cache_folder() == Path.home() / ".cache" / "bytegolf"
 
 
 @pytest.mark.parametrize(

