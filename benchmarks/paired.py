@@ -10,15 +10,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-import statistics
 from pathlib import Path
 from typing import Any
 
 from measuring import trained
 
-T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-"""Student's t at 97.5 % by degrees of freedom."""
+from bytegolf.study.statistics import paired, spread
 
 
 def run(preset: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -27,9 +24,10 @@ def run(preset: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]
     return trained(preset, seed, arguments.overrides, arguments.data, out)
 
 
-def spread(values: list[float]) -> str:
+def shown(values: list[float]) -> str:
     """mean ± standard deviation over seeds."""
-    return f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}"
+    mean, deviation = spread(values)
+    return f"{mean:.4f} ± {deviation or 0.0:.4f}"
 
 
 def main() -> None:
@@ -42,8 +40,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data/default"))
     parser.add_argument("--out", type=Path, default=Path("runs/paired"))
     arguments = parser.parse_intermixed_args()
-    if not 2 <= len(arguments.seeds) <= 10:
-        parser.error("give 2 to 10 seeds")
+    if len(arguments.seeds) < 2:
+        parser.error("give 2 seeds or more")
 
     presets = (arguments.control, arguments.candidate)
     runs = [[run(preset, seed, arguments) for preset in presets] for seed in arguments.seeds]
@@ -58,11 +56,10 @@ def main() -> None:
                 f"{row['train_seconds']:.0f} | {agreement} | {row['artifact_bytes']:,} |"
             )
     control, candidate = ([pair[index]["bpb"] for pair in runs] for index in (0, 1))
-    differences = [b - a for a, b in zip(control, candidate, strict=True)]
-    mean = statistics.mean(differences)
-    half = T_95[len(differences) - 1] * statistics.stdev(differences) / math.sqrt(len(differences))
-    verdict = "tells them apart" if abs(mean) > half else "within noise"
-    print(f"\n{presets[0]}: {spread(control)}; {presets[1]}: {spread(candidate)}; n = {len(runs)}")
+    gap = paired(control, candidate)
+    mean, half = gap.mean, gap.half or 0.0
+    verdict = "tells them apart" if gap.told_apart else "within noise"
+    print(f"\n{presets[0]}: {shown(control)}; {presets[1]}: {shown(candidate)}; n = {len(runs)}")
     print(f"paired difference {mean:+.4f}, 95 % interval [{mean - half:+.4f}, {mean + half:+.4f}]: {verdict}")
     print(json.dumps({"control": control, "candidate": candidate, "difference": mean, "half_interval": half}))
 
