@@ -187,3 +187,9 @@ def subword_run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Ti
     """A one-level H-Net over SentencePiece tokens, after ten steps."""
     changes = (f"data.tokenizer={SUBWORDS}", f"model.vocab_size={SUBWORDS[2:]}")
     return _train(tiny_data, tmp_path_factory.mktemp("runs") / "subwords", "study1-sp1024", *changes)
+
+
+@pytest.fixture(scope="session")
+def soft_run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    """A flat GPT over bytes with soft chunking before it, after ten steps."""
+    return _train(tiny_data, tmp_path_factory.mktemp("runs") / "soft", "cpu-soft")

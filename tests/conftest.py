@@ -16,7 +16,7 @@ import hypothesis
 import jaxtyping
 import pytest
 import torch
-from commands import flat_run, subword_run, tiny_data, tiny_run, two_level_run  # noqa: F401  (fixtures for all)
+from commands import flat_run, soft_run, subword_run, tiny_data, tiny_run, two_level_run  # noqa: F401  (fixtures for all)
 
 if TYPE_CHECKING:
     from bytegolf.config import ModelConfig, NetworkConfig

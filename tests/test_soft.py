@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import TinyRun, good, refused, small
+from commands import TinyRun, good, refused
 from conftest import tiny_network
 
 from bytegolf.analyze.soft import BINS, probe, shuffled
@@ -103,9 +103,8 @@ def test_shuffling_moves_within_a_window() -> None:
     assert torch.equal(shuffled()(b, forced), one)
 
 
-def test_the_verb(tiny_data: Path, tmp_path: Path, flat_run: TinyRun) -> None:
-    run = tmp_path / "run"
-    good("train", "cpu-soft", *small("cpu-soft"), "--data", tiny_data, "--out", run)
+def test_the_verb(tiny_data: Path, soft_run: TinyRun, flat_run: TinyRun) -> None:
+    run = soft_run.folder
     ran = good("probe", run, "--data", tiny_data, "--limit", "1000", "--json")
     assert ran.json.keys() == {"tokens", "bytes", "bpb", "layers", "history"}
     assert [row["step"] for row in ran.json["history"]] == [2, 4, 6, 8, 10]
