@@ -193,9 +193,15 @@ def test_half_a_row_is_left_behind(here: Path) -> None:
 # ---------------------------------------------------------------------------------------------- killed
 
 
+def heed_ctrl_c() -> None:
+    """A shell starts what runs in the background deaf to Ctrl-C, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def process(*arguments: object) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "bytegolf", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen(command, **quiet, start_new_session=True, preexec_fn=heed_ctrl_c)
 
 
 def until(what: Callable[[], bool]) -> None:

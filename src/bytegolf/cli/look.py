@@ -105,7 +105,6 @@ def analyze(
     from bytegolf.analyze.page import page
     from bytegolf.files import write_bytes
     from bytegolf.recipes import analysis
-    from bytegolf.recipes import show as showing
     from bytegolf.train.report import Reporter
 
     if not models:
@@ -114,7 +113,7 @@ def analyze(
     with reporter:
         found = analysis.analyze(models, data, file, limit=limit, edges=edges, history=history, reporter=reporter)
     console = screen()
-    showing.analysis(console, found)
+    analysis.show(console, found)
     if html:
         write_bytes(html, page(found.result, found.readings, show).encode())
         console.print(f"wrote {html}", soft_wrap=True, markup=False)

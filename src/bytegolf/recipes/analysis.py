@@ -10,8 +10,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
+from bytegolf.analyze import tables
 from bytegolf.analyze.metrics import describe
 from bytegolf.analyze.reading import Reading, encode, join, read
 from bytegolf.analyze.render import STANDARD_TEXT
@@ -27,6 +32,7 @@ from bytegolf.files import disk_errors
 from bytegolf.model.lm import count_parameters
 from bytegolf.recipes.opening import Opened, build, open_model
 from bytegolf.recipes.runs import RunFolder
+from bytegolf.recipes.show import titled
 from bytegolf.recipes.training import initial_model
 from bytegolf.train import checkpoint as store
 from bytegolf.train.report import Reporter
@@ -258,3 +264,22 @@ def _with(opened: Opened, state: dict[str, Tensor], where: Path) -> Opened:
     model.precision = opened.model.precision
     model.set_capacity(opened.config.eval.capacity, opened.config.eval.capacity_divisor)
     return dataclasses.replace(opened, model=model)
+
+
+def show(console: Console, result: Analysis) -> None:
+    """The tables of an analysis, then the standard text in chunks."""
+    for grid in tables.grids(result.result):
+        if not grid.wide:
+            console.print(_grid(grid))
+    console.print(result.result["note"], markup=False, soft_wrap=True)
+    for title, found in result.standard:
+        titled(console, title, found)
+
+
+def _grid(grid: tables.Grid) -> Table:
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=Text(grid.title, style="bold"), title_justify="left")
+    for place, heading in enumerate(grid.head):
+        drawn.add_column(Text(heading), justify="right" if place else "left", overflow="fold")
+    for row in grid.rows:
+        drawn.add_row(*map(Text, row))
+    return drawn

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Int, UInt16
+from rich.text import Text
 
 from bytegolf.data.manifest import validation_bytes
 from bytegolf.data.shards import TokenStream, open_split
@@ -195,3 +196,9 @@ def _recomputed(opened: Opened, data: Path, total: Score, limit: int) -> Check:
         f"{found['bpb']:.6f} over {found['tokens']:,} tokens from the artifact alone in a new process, "
         f"{total.bpb:.6f} over {total.tokens:,} here",
     )
+
+
+def verdict(check: Check) -> Text:
+    """A check in a line: green or red on a terminal."""
+    said = Text.assemble(("pass" if check.passed else "FAIL", "bold green" if check.passed else "bold red"))
+    return said.append(f"  {check.name}: {check.evidence}", style="not bold")

@@ -5,19 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
-from bytegolf.analyze import render, tables
+from bytegolf.analyze import render
 from bytegolf.analyze.segment import Segmentation
 from bytegolf.artifact.plan import plan_of
 from bytegolf.artifact.quantize import ROW_BITS
 from bytegolf.config import load, preset_names
-from bytegolf.evaluate.proofs import Check
 from bytegolf.model.lm import count_parameters, outline
-from bytegolf.recipes.analysis import Analysis
 from bytegolf.recipes.training import Outcome
 
 _STORED_BITS = {**ROW_BITS, "fp16": 16, "fp32": 32}
@@ -36,25 +32,6 @@ def titled(console: Console, title: str, found: Segmentation) -> None:
     """The chunks below a headline with their number."""
     console.print(f"{title}, {len(found.offsets())} chunks:", style="bold", markup=False, soft_wrap=True)
     segmentation(console, found)
-
-
-def analysis(console: Console, result: Analysis) -> None:
-    """The tables of an analysis, then the standard text in chunks."""
-    for grid in tables.grids(result.result):
-        if not grid.wide:
-            console.print(_grid(grid))
-    console.print(result.result["note"], markup=False, soft_wrap=True)
-    for title, found in result.standard:
-        titled(console, title, found)
-
-
-def _grid(grid: tables.Grid) -> Table:
-    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=Text(grid.title, style="bold"), title_justify="left")
-    for place, heading in enumerate(grid.head):
-        drawn.add_column(Text(heading), justify="right" if place else "left", overflow="fold")
-    for row in grid.rows:
-        drawn.add_row(*map(Text, row))
-    return drawn
 
 
 def score(console: Console, result: dict[str, Any]) -> None:
@@ -140,12 +117,6 @@ def compression(console: Console, result: dict[str, Any]) -> None:
         table.add_row("stored", f"{result['stored_blocks']} blocks, which the model cannot shrink")
     table.add_row("speed", f"{result['bytes_per_second']:,.0f} bytes/s, {result['seconds']:.1f} s")
     console.print(table)
-
-
-def verdict(check: Check) -> Text:
-    """A check in a line: green or red on a terminal."""
-    said = Text.assemble(("pass" if check.passed else "FAIL", "bold green" if check.passed else "bold red"))
-    return said.append(f"  {check.name}: {check.evidence}", style="not bold")
 
 
 def rows(found: list[dict[str, Any]]) -> Table:

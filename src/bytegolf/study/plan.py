@@ -80,7 +80,7 @@ def jobs(study: Study, only: Iterable[str] = (), *, without_data: bool = False) 
             config = _base(study, variant)
             place = (variant.data, config.data.tokenizer)
             if place not in hashes:
-                hashes[place] = "" if without_data and not variant.data.is_dir() else data_hash(*place)
+                hashes[place] = _hash_if_there(*place) if without_data else data_hash(*place)
             bases.append((variant, config, hashes[place]))
         except BytegolfError as error:
             raise BytegolfError(f"{study.path}, variant {variant.name!r}: {error}") from error
@@ -93,6 +93,13 @@ def jobs(study: Study, only: Iterable[str] = (), *, without_data: bool = False) 
             seeded = _seeded(config, study, variant, seed) if data else config
             found.append(Job(variant, seed, seeded, definition, data, folder))
     return found
+
+
+def _hash_if_there(data: Path, tokenizer: str) -> str:
+    try:
+        return data_hash(data, tokenizer)
+    except BytegolfError:
+        return ""
 
 
 def _base(study: Study, variant: Variant) -> Config:
