@@ -231,7 +231,7 @@ def test_forgeries_are_answered(coder: CoderName, files: dict[CoderName, Path], 
     for cut in (4, 1, 4000, -4, -400):
         assert "damaged" in refused(forged(path, {}, cut=cut), copy)
     for other in CODERS:
-        if other != coder:
+        if other != coder and (other != "brotli" or importlib.util.find_spec("brotli")):
             assert "damaged" in refused(forged(path, {"compression": other, "lanes": 1}), copy)
 
 

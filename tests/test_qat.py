@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -181,6 +182,7 @@ def test_one_graph_serves_steps_with_and_without_it() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif("BYTEGOLF_SLOW_TESTS" not in os.environ, reason="half a minute: set BYTEGOLF_SLOW_TESTS=1")
 @pytest.mark.skipif(obstacle(torch.device("cpu")) is not None, reason="torch.compile cannot work here")
 def test_one_compiled_graph_serves_them_too() -> None:
     check_compiled("inductor")
