@@ -21,6 +21,23 @@ if TYPE_CHECKING:
 SUBWORDS = "sp400"
 """The second tokenizer of the tiny corpus: a SentencePiece model of 400 pieces, trained on it."""
 
+VERBS = (
+    "prepare",
+    "train",
+    "eval",
+    "prove",
+    "export",
+    "segment",
+    "probe",
+    "analyze",
+    "sample",
+    "compress",
+    "decompress",
+    "study",
+    "presets",
+)
+"""Every verb, in the order of the data's way."""
+
 _WORDS = (
     "the of people and government congress states public great present united country law peace nation year war power "
     "time treaty revenue commerce citizens justice duty café future naïve"

@@ -14,25 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import Ran, TinyRun, cli, good, refused
+from commands import VERBS, Ran, TinyRun, cli, good, refused
 
 from bytegolf.infer.sample import as_text
 
-VERBS = (
-    "prepare",
-    "train",
-    "eval",
-    "prove",
-    "export",
-    "segment",
-    "probe",
-    "analyze",
-    "sample",
-    "compress",
-    "decompress",
-    "study",
-    "presets",
-)
 GROUPS = {"study": ("run", "show", "list")}
 COMMANDS = [
     (verb, *part) for verb in VERBS for part in ([(name,) for name in GROUPS[verb]] if verb in GROUPS else [()])

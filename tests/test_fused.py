@@ -66,8 +66,11 @@ def test_native_is_plain_for_any_shape(rows: int, width: int, dtype: torch.dtype
             plain = results(function, inputs)
         for got, wanted in zip(ours, plain, strict=True):
             assert got.dtype == wanted.dtype
-            # a scale's gradient sums rounded terms, which may cancel: twice the tolerance of its size
-            near = 2 * TOLERANCE[dtype] * max(1.0, float(wanted.abs().max()))
+            near = TOLERANCE[dtype] * max(1.0, float(wanted.abs().max()))
+            if (
+                function is joined and got.ndim < 3
+            ):  # a scale's gradient sums rounded terms over all rows; they may cancel
+                near *= 2
             torch.testing.assert_close(got, wanted, rtol=0, atol=near)
 
 

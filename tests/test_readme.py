@@ -7,27 +7,12 @@ import shlex
 from pathlib import Path
 
 import pytest
-from commands import good, small, text
+from commands import VERBS, good, small, text
 
 from bytegolf.config import preset_names
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-VERBS = {
-    "prepare",
-    "train",
-    "eval",
-    "prove",
-    "export",
-    "segment",
-    "probe",
-    "analyze",
-    "sample",
-    "compress",
-    "decompress",
-    "study",
-    "presets",
-}
 
 if not README.exists():
     pytest.skip("there is no README.md", allow_module_level=True)
@@ -105,8 +90,8 @@ def _sources(arguments: list[str]) -> list[str]:
 def test_every_verb_is_shown_and_told() -> None:
     from bytegolf.cli import app
 
-    assert {name for name in app if not name.startswith("-")} == VERBS
-    assert {arguments[0] for arguments in commands()} == VERBS
+    assert {name for name in app if not name.startswith("-")} == set(VERBS)
+    assert {arguments[0] for arguments in commands()} == set(VERBS)
     told = [cell for cell, *_ in table("verb")]
     ordered = sorted(VERBS, key=lambda name: app[name].sort_key)
     assert [name.strip("`") for name in told] == ordered, "in the order of the data"
