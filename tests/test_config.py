@@ -21,10 +21,12 @@ from bytegolf.config import (
     levels,
     load,
     outer_dim,
+    preset_chain,
     preset_names,
     to_dict,
 )
 from bytegolf.config.fields import doc
+from bytegolf.config.reading import DEPTH
 from bytegolf.errors import BytegolfError
 
 
@@ -215,6 +217,53 @@ def test_the_union_of_networks_is_told_apart_at_every_depth() -> None:
         assert outer_dim(network) == 8
     assert [level.router.target for level in levels(LevelConfig(stage, RouterConfig(3.0), inner, stage))] == [3.0, 2.0]
     assert levels(stage) == []
+
+
+# ---------------------------------------------------------------------------------------------- one extends another
+
+
+def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_a_file_extends_a_preset_key_by_key(tmp_path: Path) -> None:
+    text = 'extends = "cpu-demo"\nname = "mine"\n[train]\nseed = 3\n[model.network.main]\nlayers = 1\n'
+    file = write(tmp_path / "mine.toml", text)
+    changes = ["name=mine", "train.seed=3", "model.network.main.layers=1"]
+    assert load(file) == load("cpu-demo", changes)
+    assert load(file, ["train.seed=4"]).train.seed == 4, "overrides come last"
+
+
+def test_a_file_extends_a_file_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "base.toml", 'extends = "cpu-gpt"\n[train]\nseed = 1\nlog_every = 7\n')
+    middle = write(tmp_path / "inner" / "middle.toml", 'extends = "../base.toml"\n[train]\nseed = 2\n')
+    top = write(tmp_path / "top.toml", 'extends = "inner/middle.toml"\nname = "top"\n')
+    monkeypatch.chdir(tmp_path / "inner")
+    assert load(top) == load("cpu-gpt", ["name=top", "train.seed=2", "train.log_every=7"])
+    assert preset_chain("middle.toml") == ["middle.toml", "../base.toml", "cpu-gpt"]
+    assert load(middle).name == "cpu-gpt"
+
+
+def test_what_cannot_be_extended_is_said_in_a_sentence(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.toml", tmp_path / "two.toml"
+    write(one, 'extends = "two.toml"\n')
+    write(two, 'extends = "one.toml"\n')
+    assert error(source=one) == f"{two} extends {one}, which extends it: take one `extends` out"
+    write(one, 'extends = "one.toml"\n')
+    assert error(source=one) == f"{one} extends {one}, which extends it: take one `extends` out"
+    write(one, "extends = 3\n")
+    assert error(source=one) == f"extends is 3 in {one}: give the name of one preset or TOML file"
+    write(one, 'extends = "cpu-dem"\n')
+    assert "did you mean cpu-demo?" in error(source=one)
+    write(one, 'extends = "gone.toml"\n')
+    assert f"cannot read the configuration {tmp_path / 'gone.toml'}: no such file" in error(source=one)
+    for number in range(DEPTH):
+        write(tmp_path / f"{number}.toml", f'extends = "{number + 1}.toml"\n')
+    write(tmp_path / f"{DEPTH}.toml", 'extends = "cpu-demo"\n')
+    assert f"extends more than {DEPTH - 1} others" in error(source=tmp_path / "0.toml")
+    assert load(tmp_path / "2.toml") == load("cpu-demo")
 
 
 # ---------------------------------------------------------------------------------------------- lists and tables

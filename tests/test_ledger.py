@@ -90,6 +90,10 @@ def test_code_counts_what_training_and_evaluation_need() -> None:
     assert code_bytes() == sum(files.values())
     assert code_files("no such preset") == files
     assert code_files("../config/run") == files
+    assert code_files("study1-byte-4h").keys() - files.keys() == {
+        "presets/study1-byte-4h.toml",
+        "presets/study1-byte.toml",
+    }
 
 
 def test_the_counted_code_is_what_running_it_imports() -> None:

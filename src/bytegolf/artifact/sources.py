@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from importlib import resources
 from importlib.resources.abc import Traversable
 
+from bytegolf.config import preset_chain, preset_names
+
 ROOTS = ("bytegolf.__main__", "bytegolf.cli.train", "bytegolf.cli.score")
 """Where it starts."""
 
@@ -26,13 +28,13 @@ def code_files(preset: str | None = None) -> dict[str, int]:
     """The counted files, by path inside the package, with their sizes in bytes.
 
     Args:
-        preset: a preset whose TOML counts too, if one of that name comes with the package.
+        preset: a preset whose TOML counts too, with what it extends, if one of that name comes with the package.
     """
     files = dict(_code())
     # looked up among the names there are, as the name may come out of a stranger's file
-    folder = resources.files("bytegolf") / "presets"
-    for file in folder.iterdir() if folder.is_dir() else ():
-        if file.name == f"{preset}.toml":
+    if preset in preset_names():
+        for name in preset_chain(preset):
+            file = resources.files("bytegolf") / "presets" / f"{name}.toml"
             files[f"presets/{file.name}"] = len(file.read_bytes())
     return files
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -47,14 +48,32 @@ def train(
 
 
 @app.command(sort_key=90)
-def presets(*, json: Json = False) -> None:
+def presets(
+    name: Annotated[str | None, Parameter(help="Print all settings of this preset or TOML file.")] = None,
+    /,
+    *overrides: Annotated[str, Parameter(help="Changes, as section.key=value.")],
+    json: Json = False,
+) -> None:
     """List the presets: what each is, and how large.
 
+    With a name, all that this one's file and those that it extends say, and the
+    defaults: a TOML file to change and train.
+
     Example: bytegolf presets
+    Example: bytegolf presets study1-byte-4h train.seed=2 > mine.toml
 
     JSON keys: presets, a list of name, about, tokenizer, params,
-    artifact_estimate_bytes (before compression).
+    artifact_estimate_bytes (before compression); with a name, config.
     """
+    if name is not None:
+        import tomli_w
+
+        from bytegolf.config import load, to_dict
+
+        settings = to_dict(load(name, overrides))
+        sys.stdout.write(tomli_w.dumps(settings))
+        finish(json, {"config": settings})
+        return
     from bytegolf.recipes import show
 
     rows = show.preset_rows()

@@ -20,7 +20,7 @@ from bytegolf.config.model import (
     levels,
     outer_dim,
 )
-from bytegolf.config.reading import flatten, from_dict, load, preset_names, read_toml, to_dict
+from bytegolf.config.reading import flatten, from_dict, load, preset_chain, preset_names, read_toml, to_dict
 from bytegolf.config.run import Config, DataConfig, EvalConfig, ExportConfig, OptimConfig, TrainConfig, TttConfig
 
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
     "levels",
     "load",
     "outer_dim",
+    "preset_chain",
     "preset_names",
     "read_toml",
     "to_dict",

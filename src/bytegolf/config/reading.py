@@ -1,9 +1,13 @@
-"""Reading a configuration: a preset or a TOML file, with dotted overrides; unknown keys and wrong types are errors."""
+"""Reading a configuration: a preset or a TOML file, with dotted overrides; unknown keys and wrong types are errors.
+
+``extends = "NAME"`` at the top of a file takes over another one, a preset or a file, and the keys beside it change it.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import tomllib
 import types
 import typing
@@ -19,6 +23,9 @@ from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors
 
 T = TypeVar("T")
+
+DEPTH = 8
+"""How many files may extend one another: more are hardly meant, and nobody would see what holds."""
 
 
 def from_dict(cls: type[T], raw: Any, where: str = "") -> T:
@@ -98,10 +105,17 @@ def preset_names() -> list[str]:
 
 def load(source: str | Path, overrides: Iterable[str] = ()) -> Config:
     """The configuration of a preset's name or a TOML file, with ``section.key=value`` overrides applied in order."""
-    raw = _tables(str(source))
+    raw: dict[str, Any] = {}
+    for _, tables in reversed(_chain(str(source))):
+        _merge(raw, tables)
     for override in overrides:
         _override(raw, override)
     return from_dict(Config, raw)
+
+
+def preset_chain(name: str) -> list[str]:
+    """The preset ``name`` and those that it extends, in this order."""
+    return [each for each, _ in _chain(name)]
 
 
 def read_toml(path: Path, what: str) -> dict[str, Any]:
@@ -122,8 +136,42 @@ def _parsed(text: str, name: str) -> dict[str, Any]:
         raise BytegolfError(f"{name} is not valid TOML: {error}") from error
 
 
+def _chain(source: str) -> list[tuple[str, dict[str, Any]]]:
+    """A preset or file and all that it extends, each with its own tables; paths are relative to the file they are in.
+
+    Raises BytegolfError for a file that comes again, and for more than ``DEPTH`` of them.
+    """
+    chain: list[tuple[str, dict[str, Any]]] = []
+    while True:
+        names = [name for name, _ in chain]
+        if source in names:
+            raise BytegolfError(f"{names[-1]} extends {source}, which extends it: take one `extends` out")
+        if len(chain) == DEPTH:
+            raise BytegolfError(
+                f"{names[0]} extends more than {DEPTH - 1} others, one behind the other: use fewer files"
+            )
+        tables = _tables(source)
+        chain.append((source, tables))
+        if "extends" not in tables:
+            return chain
+        base = tables.pop("extends")
+        if not isinstance(base, str):
+            raise BytegolfError(f"extends is {base!r} in {source}: give the name of one preset or TOML file")
+        is_path = base.endswith(".toml") or "/" in base
+        source = os.path.normpath(Path(source).parent / base) if is_path else base
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> None:
+    """Lay the tables ``above`` over those ``below``, key by key."""
+    for key, value in above.items():
+        if isinstance(value, dict) and isinstance(below.get(key), dict):
+            _merge(below[key], value)
+        else:
+            below[key] = value
+
+
 def _tables(name: str) -> dict[str, Any]:
-    """What a preset's name or a TOML file says, before any override."""
+    """What a preset's name or a TOML file says itself."""
     if name in preset_names():
         text = (resources.files("bytegolf") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
         return _parsed(text, name)
