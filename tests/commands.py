@@ -27,6 +27,7 @@ VERBS = (
     "eval",
     "prove",
     "export",
+    "submit",
     "segment",
     "probe",
     "analyze",

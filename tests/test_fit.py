@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from bytegolf.artifact.fit import Way, descend, fill
 from bytegolf.artifact.quantize import Storage
-from bytegolf.artifact.sources import code_bytes
 
 pytest.importorskip("matplotlib")
 
@@ -82,7 +81,6 @@ def export(run: TinyRun, out: Path, *arguments: object) -> dict[str, Any]:
 def test_a_fit_hits_the_limit_and_scores_what_it_says(tiny_run: TinyRun, tmp_path: Path) -> None:
     out, picture = tmp_path / "model", tmp_path / "frontier.png"
     full = export(tiny_run, out, "export.coder=range")
-    code = code_bytes("cpu-demo")
     limits = [full["total_bytes"] - share * full["model_bytes"] // 100 for share in (15, 40)]
     found = [export(tiny_run, out, "--fit", limits[0], "--points", 2, "--frontier", picture)]
     assert picture.read_bytes().startswith(b"\x89PNG")
@@ -92,7 +90,7 @@ def test_a_fit_hits_the_limit_and_scores_what_it_says(tiny_run: TinyRun, tmp_pat
     assert found[1]["frontier"] == []
     for limit, result in zip(limits, found, strict=True):
         assert result["total_bytes"] <= limit == result["fit_bytes"]
-        assert result["total_bytes"] == result["model_bytes"] + code
+        assert result["total_bytes"] == result["model_bytes"] + full["code_bytes"]
         assert result["coders"][result["coder"]] == min(result["coders"].values())
     assert found[1]["model_bytes"] == out.stat().st_size < found[0]["model_bytes"]
     scored = good("eval", out, "--data", tiny_run.data, "--json").json

@@ -14,6 +14,7 @@ STAGES = (
     ("errors",),
     ("files",),
     ("config",),
+    ("bundle",),
     ("data",),
     ("model",),
     ("evaluate",),
@@ -23,6 +24,7 @@ STAGES = (
     ("analyze",),
     ("study",),
     ("recipes",),
+    ("submission",),
     ("cli",),
 )
 RANK = {name: rank for rank, names in enumerate(STAGES) for name in names}

@@ -2,16 +2,12 @@
 
 import io
 import json
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
 
-import bytegolf
 from bytegolf.artifact.ledger import (
     LIMIT,
     Ledger,
@@ -21,7 +17,7 @@ from bytegolf.artifact.ledger import (
     table,
 )
 from bytegolf.artifact.pack import write_artifact
-from bytegolf.artifact.sources import code_bytes, code_files
+from bytegolf.bundle.script import code_bytes
 from bytegolf.config import Config, ModelConfig, StageConfig, TrainConfig
 from bytegolf.errors import BytegolfError
 
@@ -53,7 +49,7 @@ def test_rows_add_up_to_the_file_and_the_code(file: Path) -> None:
     ledger = measure(file)
     assert ledger.model_bytes == file.stat().st_size
     assert sum(row.packed_bytes for row in ledger.rows) == ledger.total_bytes
-    assert ledger.total_bytes == ledger.model_bytes + code_bytes()
+    assert ledger.total_bytes == ledger.model_bytes + code_bytes(CONFIG)
     rows = {row.group: row for row in ledger.rows}
     mlp = rows["network.encoder mlp"]
     assert (mlp.tensors, mlp.parameters) == (2, 2 * 300 * 256)
@@ -77,35 +73,6 @@ def test_json(file: Path) -> None:
     assert plain["total_bytes"] == plain["model_bytes"] + plain["code_bytes"]
     assert plain["fits"] is True
     assert {"group", "tensors", "parameters", "raw_bytes", "packed_bytes", "bits_per_weight"} == plain["rows"][0].keys()
-
-
-def test_code_counts_what_training_and_evaluation_need() -> None:
-    files = code_files()
-    package = Path(bytegolf.__file__).parent
-    assert files["config/model.py"] == (package / "config" / "model.py").stat().st_size
-    assert files["artifact/ledger.py"] == (package / "artifact" / "ledger.py").stat().st_size
-    assert files["model/kernels/tile.h"] == (package / "model" / "kernels" / "tile.h").stat().st_size
-    assert not any(name.startswith(("infer/", "study/")) for name in files)
-    assert not {"cli/look.py", "data/prepare.py", "artifact/fit.py"} & files.keys()
-    assert code_bytes() == sum(files.values())
-    assert code_files("no such preset") == files
-    assert code_files("../config/run") == files
-    assert code_files("study1-byte-4h").keys() - files.keys() == {
-        "presets/study1-byte-4h.toml",
-        "presets/study1-byte.toml",
-    }
-
-
-def test_the_counted_code_is_what_running_it_imports() -> None:
-    """The modules of the verbs `train` and `eval`, imported in a fresh process without running anything, all count."""
-    script = (
-        "import sys, bytegolf.recipes.training, bytegolf.recipes.scoring, bytegolf.recipes.opening;"
-        "print(*sorted(name for name in sys.modules if name.startswith('bytegolf')))"
-    )
-    names = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
-    assert len(names) > 40
-    counted = {re.sub(r"(/__init__)?\.py$", "", path).replace("/", ".") for path in code_files()}
-    assert {name.removeprefix("bytegolf").lstrip(".") or "__init__" for name in names} <= counted
 
 
 def test_groups() -> None:

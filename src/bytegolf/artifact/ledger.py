@@ -1,7 +1,7 @@
 """Where every byte of a submission goes, against Parameter Golf's limit of 16,000,000.
 
 The rules count the compressed model and all code of one's own that training and evaluation need, as it is
-shipped; public libraries are free. Which code that is, ``artifact.sources`` says.
+shipped; public libraries are free. That code is the one script that ``bundle.script`` makes for a submission.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from rich.table import Table
 
 from bytegolf.artifact import coders
 from bytegolf.artifact.layout import TensorEntry
+from bytegolf.artifact.pack import config_of
 from bytegolf.artifact.payload import Opened, open_artifact
-from bytegolf.artifact.sources import code_bytes
+from bytegolf.bundle.script import code_bytes
 
 LIMIT = 16_000_000
 """Bytes of code and model together; decimal, not 16 MiB (the rules of Parameter Golf)."""
@@ -88,7 +89,7 @@ def measure(path: Path, every: bool = False) -> Ledger:
     """The ledger of the artifact at ``path``, as it lies on the disk; one row a tensor if ``every``, else one a group.
 
     Raises:
-        BytegolfError: the file is missing, no artifact or damaged.
+        BytegolfError: the file is missing, no artifact, damaged, or of an unknown configuration.
     """
     opened = open_artifact(path)
     box = opened.box
@@ -100,9 +101,8 @@ def measure(path: Path, every: bool = False) -> Ledger:
         raw, packed = old.raw_bytes + entry.size + entry.scale_size, old.packed_bytes + share
         rows[group] = LedgerRow(group, old.tensors + 1, old.parameters + entry.numel, raw, packed)
     overhead = box.file_bytes - (len(box.packed) if rows else 0)
-    config = box.header.get("config")
-    name = config.get("name") if isinstance(config, dict) else None
-    code = code_bytes(name if isinstance(name, str) else None)
+    config, version = box.header.get("config"), str(box.header.get("bytegolf"))
+    code = code_bytes(config_of(config if isinstance(config, dict) else {}, version, str(path)))
     others = [LedgerRow("header and hash", 0, 0, overhead, overhead), LedgerRow("code", 0, 0, code, code)]
     return Ledger((*rows.values(), *others), box.file_bytes, code)
 

@@ -112,6 +112,21 @@ def write_artifact(
     return Summary(path, len(data), hashlib.sha256(data).hexdigest(), parameters)
 
 
+def config_of(table: dict[str, Any], version: str, where: str) -> Config:
+    """The configuration in the header of the artifact ``where``, written by the bytegolf ``version``.
+
+    Raises:
+        BytegolfError: this version does not know it.
+    """
+    try:
+        return from_dict(Config, table)
+    except (BytegolfError, RecursionError, OverflowError) as error:
+        raise BytegolfError(
+            f"the configuration in the artifact {where} is not one this bytegolf knows ({str(error)[:300]}): "
+            f"use bytegolf {version[:40]}, which wrote it"
+        ) from error
+
+
 def read_artifact(path: Path) -> Artifact:
     """Read the artifact at ``path``; the file may come from anywhere.
 
@@ -133,13 +148,7 @@ def read_artifact(path: Path) -> Artifact:
     version = box.header.get("bytegolf")
     if not isinstance(version, str):
         raise container.damaged(where, "its header names no bytegolf version")
-    try:
-        config = from_dict(Config, tables["config"])
-    except (BytegolfError, RecursionError, OverflowError) as error:
-        raise BytegolfError(
-            f"the configuration in the artifact {where} is not one this bytegolf knows ({str(error)[:300]}): "
-            f"use bytegolf {version[:40]}, which wrote it"
-        ) from error
+    config = config_of(tables["config"], version, where)
     state: dict[str, Tensor] = {}
     for entry in opened.entries:
         weight = dequantize(layout.load(entry, opened.payload, where))

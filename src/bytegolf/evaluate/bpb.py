@@ -63,6 +63,9 @@ def bits_per_byte(nats: float, size: int) -> float:
 Observer = Callable[[Window, NDArray[np.int64], list[LevelTrace], int], None]
 """Called with a window, its tokens (L + 1,), what the routers did in its batch, and the window's row there."""
 
+Book = Callable[[Window, NDArray[np.float64], NDArray[np.int64]], None]
+"""Called with a window, and the nats and bytes of each of its scored targets (scored − blank,), once they are final."""
+
 
 def score(
     model: LanguageModel,
@@ -76,6 +79,7 @@ def score(
     limit: int = 0,
     share: bool = True,
     observe: Observer | None = None,
+    book: Book | None = None,
     progress: Callable[[Score], None] | None = None,
     collect: Callable[[list[Score]], list[Score]] | None = None,
     turn: tuple[int, int] = (0, 1),
@@ -110,7 +114,7 @@ def score(
     try:
         for chunk in itertools.islice(groups(plan, batch), turn[0], None, turn[1]):
             tokens = np.stack([stream.slice(w.start, w.start + w.length + 1) for w in chunk]).astype(np.int64)
-            scores.append(score_group(model, tokenizer, chunk, tokens, share, observe))
+            scores.append(score_group(model, tokenizer, chunk, tokens, share, observe, book))
             total += scores[-1]
             if progress:
                 progress(total)
@@ -140,6 +144,7 @@ def score_group(
     tokens: NDArray[np.int64],
     share: bool = True,
     observe: Observer | None = None,
+    book: Book | None = None,
 ) -> Score:
     """The score of windows that go together (see ``groups``), whose ``tokens`` are (B, L + 1).
 
@@ -160,6 +165,8 @@ def score_group(
         total += Score(nats, counted, int(size.sum()))
         if observe:
             observe(window, tokens[row], traces, row)
+        if book:
+            book(window, losses[row, :counted], size)
     return total
 
 

@@ -34,7 +34,7 @@ from bytegolf.config import TttConfig
 from bytegolf.data.shards import TokenStream
 from bytegolf.data.tokenizer import Tokenizer
 from bytegolf.errors import BytegolfError
-from bytegolf.evaluate.bpb import Observer, Score, groups, score_group
+from bytegolf.evaluate.bpb import Book, Observer, Score, groups, score_group
 from bytegolf.evaluate.learners import Learner, learner_of
 from bytegolf.evaluate.windows import Window, windows
 from bytegolf.model.embed import BOS
@@ -117,6 +117,7 @@ def score_adapting(
     limit: int = 0,
     share: bool = True,
     observer: Callable[[], Observer] | None = None,
+    book: Book | None = None,
     progress: Callable[[Score], None] | None = None,
 ) -> Score:
     """Score every target of ``stream`` once with ``model``, which learns as ``settings`` say and is itself again after.
@@ -151,7 +152,7 @@ def score_adapting(
                     with learner.only(index):
                         for part in groups(iter(group), max(1, len(group))):
                             tokens = np.stack([text.tokens(stream, one.start, seq_len + 1) for one in part])
-                            total += score_group(model, tokenizer, part, tokens, share, text.observe)
+                            total += score_group(model, tokenizer, part, tokens, share, text.observe, book)
                 if progress:
                     progress(total)
                 _learn(learner, stream, rows, read, pace, settings.steps)

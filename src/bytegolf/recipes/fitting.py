@@ -18,7 +18,7 @@ from bytegolf.artifact.fit import Point, descend, fill, mean_loss, measure_ways,
 from bytegolf.artifact.gptq import quantize_state
 from bytegolf.artifact.pack import Summary, read_artifact, write_artifact
 from bytegolf.artifact.quantize import ROW_BITS, QuantizedTensor
-from bytegolf.artifact.sources import code_bytes
+from bytegolf.bundle.script import code_bytes
 from bytegolf.data.shards import TokenStream, open_split
 from bytegolf.errors import BytegolfError
 from bytegolf.evaluate.bpb import score
@@ -76,7 +76,7 @@ def fit(
     """
     job = _Fit(source, data, overrides, tokens, reporter)
     path = out or job.saved.run.artifact
-    room = limit - code_bytes(job.saved.config.name)
+    room = limit - code_bytes(job.saved.config)
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder) / "artifact"
         chosen = job.choose(scratch, room)
@@ -198,7 +198,7 @@ class _Fit:
         found = score(self.model, self._stream("val"), self.saved.tokenizer, length, limit=self.tokens, drop_tail=True)
         return {
             "model_bytes": written.file_bytes,
-            "total_bytes": written.file_bytes + code_bytes(self.saved.config.name),
+            "total_bytes": written.file_bytes + code_bytes(self.saved.config),
             "sample_loss": sample_loss,
             "added_loss_expected": point.loss if math.isfinite(point.loss) else None,
             "bpb": found.bpb,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,14 @@ def build(config: Config, state: dict[str, torch.Tensor], where: str) -> Languag
         )
     model.load_state_dict(state, assign=True)
     return model
+
+
+def holding(opened: Opened, state: dict[str, torch.Tensor]) -> Opened:
+    """The opened artifact with the weights ``state`` in place of its own."""
+    model = build(opened.config, state, "the run").to(opened.model.embedding.weight.device)
+    model.precision = opened.model.precision
+    model.set_capacity(opened.config.eval.capacity, opened.config.eval.capacity_divisor)
+    return dataclasses.replace(opened, model=model.eval())
 
 
 def _find_tokenizer(identity: dict[str, Any], artifact: Path, data: Path | None, config: Config) -> Tokenizer:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,12 +16,12 @@ from bytegolf.analyze.boundaries import BoundaryStats
 from bytegolf.analyze.segment import collector
 from bytegolf.analyze.truncation import TruncationStats
 from bytegolf.artifact.ledger import LIMIT
-from bytegolf.artifact.sources import code_bytes
-from bytegolf.config import CapacityMode, TttConfig, levels, to_dict
+from bytegolf.bundle.script import code_bytes
+from bytegolf.config import CapacityMode, EvalConfig, TttConfig, levels, to_dict
 from bytegolf.data.manifest import validation_bytes
 from bytegolf.data.shards import TokenStream, open_split
 from bytegolf.errors import BytegolfError
-from bytegolf.evaluate.bpb import Observer, Score, score
+from bytegolf.evaluate.bpb import Book, Observer, Score, score
 from bytegolf.evaluate.ttt import score_adapting
 from bytegolf.evaluate.windows import Window
 from bytegolf.model.lm import count_parameters
@@ -60,12 +62,12 @@ def evaluate(
     stride = config.eval.stride if stride is None else stride
     length = config.train.seq_len
     ttt = config.eval.ttt if ttt is None else ttt
-    adapting, overlapping = ttt.mode != "off", 0 < stride < length
+    adapting = ttt.mode != "off"
     if adapting and drop_tail:
         raise BytegolfError(
             "test-time training reads every document to its end, so no tail can be dropped: leave it out"
         )
-    drop = not (overlapping or adapting) if drop_tail is None else drop_tail
+    drop = drops_tail(stride, length, ttt) if drop_tail is None else drop_tail
     stream = open_split(data, tokenizer.name, "val", tokenizer.vocab_size)
     stats = BoundaryStats()
 
@@ -95,25 +97,10 @@ def evaluate(
         if capacity_divisor and not truncation.any_fixed:
             raise BytegolfError("a capacity divisor belongs to a fixed capacity, which no level has: choose fixed too")
         made = observer if levels(config.model.network) else None
-        if adapting:
-            total = score_adapting(
-                opened.model, stream, tokenizer, length, ttt, stride=stride, limit=limit, observer=made, progress=show
-            )
-        else:
-            total = score(
-                opened.model,
-                stream,
-                tokenizer,
-                length,
-                stride=stride,
-                drop_tail=drop,
-                batch=batch or config.eval.batch,
-                limit=limit,
-                observe=made() if made else None,
-                progress=show,
-            )
+        settings = dataclasses.replace(config.eval, stride=stride, batch=batch or config.eval.batch, ttt=ttt)
+        total = score_as(settings, opened, stream, drop_tail=drop, limit=limit, observer=made, progress=show)
     seconds = time.perf_counter() - started
-    model_bytes, source_bytes = opened.artifact.file_bytes, code_bytes(config.name)
+    model_bytes, source_bytes = opened.artifact.file_bytes, code_bytes(config)
     dropped = len(stream) - 1 - total.tokens
     tail = (len(stream) - 1 - length) % (stride or length) if drop else 0
     return {
@@ -140,6 +127,54 @@ def evaluate(
         "capacity": truncation.to_dicts(),
         "ttt": to_dict(ttt) if adapting else None,
     }
+
+
+def drops_tail(stride: int, seq_len: int, ttt: TttConfig) -> bool:
+    """Whether what fills no window is left out, as published: where windows do not overlap and nothing is learned."""
+    return ttt.mode == "off" and not 0 < stride < seq_len
+
+
+def score_as(
+    settings: EvalConfig,
+    opened: Opened,
+    stream: TokenStream,
+    *,
+    drop_tail: bool,
+    limit: int = 0,
+    observer: Callable[[], Observer] | None = None,
+    book: Book | None = None,
+    progress: Callable[[Score], None] | None = None,
+) -> Score:
+    """The score of ``stream`` in windows of ``train.seq_len``, with the stride, batch and test-time training of
+    ``settings``; the rest as in ``bpb.score``.
+    """
+    model, tokenizer, length = opened.model, opened.tokenizer, opened.config.train.seq_len
+    if settings.ttt.mode != "off":
+        return score_adapting(
+            model,
+            stream,
+            tokenizer,
+            length,
+            settings.ttt,
+            stride=settings.stride,
+            limit=limit,
+            observer=observer,
+            book=book,
+            progress=progress,
+        )
+    return score(
+        model,
+        stream,
+        tokenizer,
+        length,
+        stride=settings.stride,
+        drop_tail=drop_tail,
+        batch=settings.batch,
+        limit=limit,
+        observe=observer() if observer else None,
+        book=book,
+        progress=progress,
+    )
 
 
 def _original(opened: Opened, data: Path, stream: TokenStream, total: Score, unscored: int) -> float | None:

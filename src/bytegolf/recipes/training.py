@@ -21,10 +21,10 @@ from bytegolf.model import native
 from bytegolf.model.lm import LanguageModel
 from bytegolf.model.router import Material
 from bytegolf.recipes.exporting import export_weights
-from bytegolf.recipes.opening import Opened, build, open_model
+from bytegolf.recipes.opening import Opened, holding, open_model
 from bytegolf.recipes.runs import RunFolder
 from bytegolf.recipes.scoring import evaluate
-from bytegolf.train.distributed import join, pick_precision
+from bytegolf.train.distributed import World, join, pick_precision
 from bytegolf.train.loop import Progress, Trainer
 from bytegolf.train.report import Reporter
 from bytegolf.train.soft_edges import fit_edges
@@ -57,18 +57,32 @@ def train(config: Config, out: Path, *, resume: bool = False, quiet: bool = Fals
             run.prepare(config, tokenizer, sys.argv, resume)
         world.wait()
         reporter = Reporter(quiet=quiet or not world.leads)
-        if world.device.type == "cpu" and (reason := native.why_not()):  # builds the kernels, if need be
-            reporter.warn(reason)
-        model = initial_model(config, tokenizer, streams[0]).to(world.device)
-        model.precision = pick_precision(config.train.precision, world.device)
-        trainer = Trainer(config, model, streams[0], streams[1], tokenizer, run.path, world, reporter)
-        progress = trainer.fit(resume)
+        trainer = fit(config, tokenizer, streams, run.path, world, reporter, resume)
         if not world.leads:
             return None
-        state = trainer.export_state()
+        state, progress = trainer.export_state(), trainer.progress
         exported = export_weights(run.artifact, config, tokenizer, state, progress, world.device)
         _check_reserve(config, progress.seconds, exported.gptq_seconds, reporter)
         return conclude(run, data, streams, state, progress, exported.gptq_seconds, trainer.stopped_early, reporter)
+
+
+def fit(
+    config: Config,
+    tokenizer: Tokenizer,
+    streams: list[TokenStream],
+    folder: Path,
+    world: World,
+    reporter: Reporter,
+    resume: bool = False,
+) -> Trainer:
+    """A trainer that has used up the budget, on ``streams``: the training and the validation split."""
+    if world.device.type == "cpu" and (reason := native.why_not()):  # builds the kernels, if need be
+        reporter.warn(reason)
+    model = initial_model(config, tokenizer, streams[0]).to(world.device)
+    model.precision = pick_precision(config.train.precision, world.device)
+    trainer = Trainer(config, model, streams[0], streams[1], tokenizer, folder, world, reporter)
+    trainer.fit(resume)
+    return trainer
 
 
 def check_tokenizer(config: Config, tokenizer: Tokenizer) -> None:
@@ -130,7 +144,7 @@ def conclude(
         result = evaluate(opened, data, limit=config.eval.limit, reporter=reporter)
         unquantised = None
         if config.eval.unquantised:
-            unquantised = evaluate(_holding(opened, state), data, limit=config.eval.limit, reporter=reporter)["bpb"]
+            unquantised = evaluate(holding(opened, state), data, limit=config.eval.limit, reporter=reporter)["bpb"]
     sample = None
     if progress.validation_bpb is not None:  # what training scored last, with the weights before quantisation
         limit = config.train.validate_tokens
@@ -163,14 +177,6 @@ def conclude(
     }
     write_json(run.summary, summary)
     return Outcome(summary, before, after)
-
-
-def _holding(opened: Opened, state: dict[str, torch.Tensor]) -> Opened:
-    """The opened artifact with the weights ``state`` in place of its own."""
-    model = build(opened.config, state, "the run").to(opened.model.embedding.weight.device)
-    model.precision = opened.model.precision
-    model.set_capacity(opened.config.eval.capacity, opened.config.eval.capacity_divisor)
-    return dataclasses.replace(opened, model=model.eval())
 
 
 def _standard(opened: Opened) -> Segmentation:

@@ -1,0 +1,52 @@
+"""The verb that makes a submission; what it needs is no part of one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from bytegolf.cli.common import Data, Json, app, finish, screen
+
+
+@app.command(sort_key=32)
+def submit(
+    run: Annotated[Path, Parameter(help="A run's folder.")],
+    /,
+    *,
+    out: Annotated[Path, Parameter(help="The submission's folder, which must not be there yet.")],
+    data: Data = None,
+    author: Annotated[str, Parameter(help="Who made it.")] = "",
+    github_id: Annotated[str, Parameter(help="Their account.")] = "",
+    name: Annotated[str, Parameter(help="What it is called; by default as its configuration.")] = "",
+    blurb: Annotated[str, Parameter(help="What it is, in a sentence; by default as its configuration says.")] = "",
+    track: Annotated[str, Parameter(help="The leaderboard's track.")] = "non-record-unlimited-compute-16mb",
+    json: Json = False,
+) -> None:
+    """Make a submission of a run: one script, the artifact, the log, the claims.
+
+    The script is made of bytegolf's own modules and runs without bytegolf, on
+    torch, numpy and public libraries: `train` trains the same configuration,
+    `eval` scores the artifact. What is claimed is what it says of the artifact
+    over the whole validation split. More than 16,000,000 bytes are refused.
+
+    Example: bytegolf submit runs/cpu-demo --out submission --author "A. Name"
+
+    JSON keys: folder, and the fields of submission.json (author, github_id,
+    name, blurb, date, track, val_loss, val_bpb, pre_quant_val_bpb, step_stop,
+    wallclock_seconds, bytes_total, bytes_model_int8_zlib, bytes_code).
+    """
+    from bytegolf.submission import folder
+    from bytegolf.train.report import Reporter
+
+    reporter = Reporter()
+    with reporter:
+        claims = folder.submit(run, out, data, folder.By(author, github_id, name, blurb, track), reporter)
+    console = screen()
+    model, code, total = (claims[f"bytes_{kind}"] for kind in ("model_int8_zlib", "code", "total"))
+    console.print(f"wrote {out}: {model:,} model + {code:,} code = {total:,} bytes", soft_wrap=True)
+    console.print(f"{claims['val_bpb']:.6f} bits per byte, says its script (`bytegolf audit {out}`)", soft_wrap=True)
+    if missing := [key for key in ("author", "github_id") if not claims[key]]:
+        console.print(f"fill in {' and '.join(missing)} in {out / folder.CLAIMS}", soft_wrap=True)
+    finish(json, {"folder": str(out), **claims})
