@@ -18,6 +18,7 @@ import jaxtyping
 import pytest
 import torch
 from commands import flat_run, soft_run, subword_run, tiny_data, tiny_run, two_level_run  # noqa: F401  (fixtures for all)
+from mirror import mirror, published, server  # noqa: F401
 
 if TYPE_CHECKING:
     from bytegolf.config import ModelConfig, NetworkConfig

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -101,3 +102,28 @@ def sha256(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
     with disk_errors(path, "read"), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def lock_file(path: Path) -> int | None:
+    """A descriptor that holds the lock until it and its copies in child processes are closed; None if it is taken."""
+    make_folder(path.parent)
+    with disk_errors(path):
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
+
+
+@contextlib.contextmanager
+def only_one(path: Path, sentence: str) -> Iterator[None]:
+    """Hold the lock ``path`` in the context; raise ``sentence`` if another process has it."""
+    handle = lock_file(path)
+    if handle is None:
+        raise BytegolfError(sentence)
+    try:
+        yield
+    finally:
+        os.close(handle)

@@ -1,13 +1,85 @@
-"""Verbs that make data."""
+"""Verbs that fetch and make data."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import Parameter
+from cyclopts import Parameter, validators
 
 from bytegolf.cli.common import COUNT, Json, app, finish, screen
+
+
+@app.command(sort_key=-1)
+def fetch(
+    *,
+    out: Annotated[Path, Parameter(help="The data folder to fill.")],
+    variant: Annotated[str, Parameter(help="Data sets by their short names, with commas between.")] = "sp1024",
+    train_shards: Annotated[
+        int | None,
+        Parameter(help="Training shards, the first ones; by default 80, or all.", validator=COUNT),
+    ] = None,
+    with_docs: Annotated[bool, Parameter(help="The documents too, with their sidecar.")] = False,
+    export: Annotated[
+        bool, Parameter(help="Make variants that are not published (byte260) from the documents, with `prepare`.")
+    ] = False,
+    mirror: Annotated[
+        str | None, Parameter(help="A folder or an http(s) address with the published layout; by default the hub.")
+    ] = None,
+    repo: Annotated[str | None, Parameter(help="A dataset repository on the hub.")] = None,
+    root: Annotated[
+        str | None, Parameter(help="The folder with manifest.json; by default `datasets` on the hub, none in a mirror.")
+    ] = None,
+    jobs: Annotated[int, Parameter(help="Files at once.", validator=validators.Number(gte=1, lte=64))] = 8,
+    verify: Annotated[bool, Parameter(help="Read again what was checked before; replace what has changed.")] = False,
+    dry_run: Annotated[bool, Parameter(help="Only say what would be fetched, and what room it needs.")] = False,
+    json: Json = False,
+) -> None:
+    """Fetch published data: FineWeb as token shards, tokenizers, documents.
+
+    The manifest first, then the validation split and the first training shards.
+    What room that needs is told before anything is fetched, and refused where it
+    is not there. It can be killed and run again: what is there is not fetched
+    again, and a file appears only once its size, hash, header and ids are right.
+
+    byte260 is not published: --export fetches the documents and makes it here.
+
+    Example: bytegolf fetch --train-shards 1 --out data/fineweb
+    Example: bytegolf fetch --variant sp1024,byte260 --export --out data/fineweb
+    Example: bytegolf fetch --mirror https://example.org/fineweb --out data/fineweb
+
+    JSON keys: out, source, files, files_fetched, bytes_present, bytes_resumed,
+    bytes_fetched, replaced (paths that were not as published), exported
+    (variants), dry_run, seconds, datasets (by tokenizer, as `prepare` has them).
+    """
+    from bytegolf.data import hub
+    from bytegolf.errors import BytegolfError
+    from bytegolf.recipes import fetching
+
+    if mirror is not None and repo is not None:
+        raise BytegolfError("both --mirror and --repo are given: leave one out")
+    variants = [name.strip() for name in variant.split(",") if name.strip()]
+    if not variants:
+        raise BytegolfError("--variant names nothing: give sp1024, byte260 or another data set")
+    console = screen()
+    result = fetching.run(
+        out,
+        list(dict.fromkeys(variants)),
+        mirror=mirror,
+        repository=repo or hub.REPOSITORY,
+        root=root,
+        train_shards=train_shards,
+        documents=with_docs,
+        export=export,
+        verify=verify,
+        dry_run=dry_run,
+        workers=jobs,
+        tell=lambda said: console.print(said, soft_wrap=True, markup=False),
+    )
+    if not dry_run:
+        said = f"{result['bytes_fetched']:,} bytes fetched" if result["files_fetched"] else "nothing to fetch"
+        console.print(f"{out} is complete: {said}, {result['seconds']:.1f} s", soft_wrap=True, markup=False)
+    finish(json, result)
 
 
 @app.command(sort_key=0)
@@ -67,6 +139,8 @@ def prepare(
     summary = data_summary(out)
     console = screen()
     for name, stats in summary.items():
+        if "docs_train" not in stats:  # fetched, and not all of it
+            continue
         console.print(
             f"{name}: {stats['tokens_train']:,} training and {stats['tokens_val']:,} validation tokens from "
             f"{stats['docs_train']:,} + {stats['docs_val']:,} documents in {out}",

@@ -17,30 +17,39 @@ MANIFEST = "manifest.json"
 UNFINISHED = "prepare.unfinished"
 """A file that `prepare` writes first and removes last: it names the data sets, a line each, that may be half there."""
 
+FETCHING = "fetch.unfinished"
+"""The same for `fetch`."""
+
 DATASET_PREFIX = "fineweb10B_"
 
 
 def check_data_folder(folder: Path) -> None:
-    """Raise unless ``folder`` exists and a `prepare` has finished in it, if one has begun."""
+    """Raise unless ``folder`` exists and a `prepare` or `fetch` has finished in it, if one has begun."""
     if not folder.is_dir():
         raise BytegolfError(
             f"there is no data folder {folder}: make one with `bytegolf prepare --out {folder}`, or name another"
         )
-    if not (folder / MANIFEST).exists() and unfinished(folder):
-        raise _unfinished_error(folder)
+    if not (folder / MANIFEST).exists():
+        _check_finished(folder, None)
 
 
-def unfinished(folder: Path) -> list[str]:
-    """The names of the data sets that a `prepare` has begun to write in ``folder`` and not finished."""
-    path = folder / UNFINISHED
+def unfinished(folder: Path, marker: str = UNFINISHED) -> list[str]:
+    """The names of the data sets that a `prepare` (or `fetch`) has begun to write in ``folder`` and not finished."""
+    path = folder / marker
     if not path.exists():
         return []
     with disk_errors(path, "read"):
         return path.read_text(encoding="utf-8").split()
 
 
-def _unfinished_error(folder: Path) -> BytegolfError:
-    return BytegolfError(f"{folder} holds an unfinished export: run the same `bytegolf prepare … --out {folder}` again")
+def _check_finished(folder: Path, dataset: str | None) -> None:
+    """Raise if a data set, or None: any, is half there."""
+    for marker, what, verb in ((UNFINISHED, "export", "prepare"), (FETCHING, "download", "fetch")):
+        half = unfinished(folder, marker)
+        if dataset in half or (dataset is None and half):
+            raise BytegolfError(
+                f"{folder} holds an unfinished {what}: run the same `bytegolf {verb} … --out {folder}` again"
+            )
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
@@ -75,8 +84,7 @@ def dataset_entry(folder: str | Path, tokenizer_name: str) -> dict[str, Any] | N
     named = [entry for entry in entries if entry.get("name") == DATASET_PREFIX + tokenizer_name]
     named += [entry for entry in entries if entry.get("tokenizer_name", entry.get("tokenizer")) == tokenizer_name]
     if named:
-        if named[0].get("name") in unfinished(folder):
-            raise _unfinished_error(folder)
+        _check_finished(folder, str(named[0].get("name")))
         return dict(named[0])
     names = ", ".join(str(entry.get("name", "?")).removeprefix(DATASET_PREFIX) for entry in entries) or "none"
     raise BytegolfError(

@@ -1,7 +1,8 @@
 """Further texts by name, for what the default corpus cannot tell: no spaces, program text, DNA, an encyclopedia.
 
-Each comes from a package registry, pinned by name, version and hash (``registries``), or is on this machine already; which
-files are read, what a document is and what is held out is fixed here, so that scores compare. ``prepare corpus:NAME``.
+Each comes from a package registry, pinned by name, version and hash (``registries``), or is on this machine already;
+which files are read, what a document is and what is held out is fixed here, so that scores compare. ``prepare
+corpus:NAME``.
 """
 
 from __future__ import annotations

@@ -19,6 +19,10 @@ class ProgressBar:
     def __init__(self, quiet: bool = False) -> None:
         self._console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
 
+    def say(self, sentence: str) -> None:
+        """A line of its own, above the bar."""
+        self._console.print(sentence, markup=False)
+
     @contextlib.contextmanager
     def task(self, name: str, total: int | None) -> Iterator[Callable[[int], None]]:
         """A context in which the task ``name`` of ``total`` bytes (None: unknown) runs; call what it gives with the

@@ -8,19 +8,17 @@ lets go when the process ends, however it ends: a run that outlives the command 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import importlib
 import os
 import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from bytegolf.errors import BytegolfError
-from bytegolf.files import disk_errors, make_folder, write_bytes
+from bytegolf.files import lock_file, make_folder, write_bytes
 from bytegolf.study.definition import Study
 from bytegolf.study.plan import Job, as_toml
 from bytegolf.study.results import EXIT, LOG
@@ -66,44 +64,19 @@ class Launcher(Protocol):
         """Run the script in a run's folder."""
 
 
-@contextlib.contextmanager
-def only_one(path: Path, sentence: str) -> Iterator[None]:
-    """Hold the lock ``path`` in the context; raise ``sentence`` if another process has it."""
-    handle = _lock(path)
-    if handle is None:
-        raise BytegolfError(sentence)
-    try:
-        yield
-    finally:
-        os.close(handle)
-
-
 def busy(folder: Path) -> bool:
     """Whether some process is training in a run's folder."""
     if not (folder / LOCK).exists():
         return False
-    handle = _lock(folder / LOCK)
+    handle = lock_file(folder / LOCK)
     if handle is not None:
         os.close(handle)
     return handle is None
 
 
-def _lock(path: Path) -> int | None:
-    """A descriptor that holds the lock until it and its copies in child processes are closed; None if it is taken."""
-    make_folder(path.parent)
-    with disk_errors(path):
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
-        return None
-    return handle
-
-
 def start_script(folder: Path) -> subprocess.Popen[bytes]:
     """Start a run's script in a session of its own, so that Ctrl-C is not for it; the lock is the script's to hold."""
-    lock = _lock(folder / LOCK)
+    lock = lock_file(folder / LOCK)
     if lock is None:
         raise BytegolfError(f"another process trains in {folder}: wait for it, or end it")
     try:

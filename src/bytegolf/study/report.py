@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from bytegolf.errors import BytegolfError
-from bytegolf.files import write_bytes
+from bytegolf.files import only_one, write_bytes
 from bytegolf.study import run as running
 from bytegolf.study import slurm
 from bytegolf.study.definition import Study, read_study
-from bytegolf.study.launch import Launcher, Local, Ray, busy, only_one
+from bytegolf.study.launch import Launcher, Local, Ray, busy
 from bytegolf.study.overview import Overview, screen_table
 from bytegolf.study.plan import jobs
 from bytegolf.study.results import collect

@@ -1,0 +1,162 @@
+"""What a published manifest offers, and which files one needs of it: the layout of the public scripts.
+
+``manifest.json`` names data sets with how many shards they have, and tokenizers with their files; beside it lie
+``docs_selected.jsonl`` with its sidecar ``docs_selected.source_manifest.json``. It comes from elsewhere, so nothing in
+it is believed: paths in it must stay inside the data folder.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bytegolf.data.manifest import DATASET_PREFIX
+from bytegolf.data.shards import shard_path
+from bytegolf.errors import BytegolfError
+
+DOCUMENTS = "docs_selected.jsonl"
+DOCUMENTS_SIDECAR = "docs_selected.source_manifest.json"
+
+MOST_SHARDS = 1_000_000
+"""The number in a shard's name has six digits."""
+
+_FOLDERS = ("datasets", "tokenizers")
+_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class File:
+    """A file that a manifest names."""
+
+    path: str
+    sha256: str | None = None
+    vocab_size: int | None = None
+    """of a token shard"""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A data set that can be fetched, with its tokenizer."""
+
+    dataset: dict[str, Any]
+    tokenizer: dict[str, Any]
+    folder: str
+    """of the shards, relative to the manifest's"""
+    train_shards: int
+    val_shards: int
+    vocab_size: int
+
+    @property
+    def name(self) -> str:
+        """``fineweb10B_sp1024``."""
+        return str(self.dataset["name"])
+
+    def shards(self, split: str, count: int) -> list[File]:
+        """The first shards of a split."""
+        hashes = self.dataset.get("sha256")
+        paths = [shard_path(Path(self.folder), split, index) for index in range(count)]
+        known = hashes if isinstance(hashes, dict) else {}
+        return [File(path.as_posix(), _sha256(known.get(path.name)), self.vocab_size) for path in paths]
+
+    def tokenizer_files(self) -> Iterator[File]:
+        """The tokenizer's model, vocabulary or description."""
+        for key in ("model_path", "vocab_path", "path"):
+            if self.tokenizer.get(key) is not None:
+                hashed = _sha256(self.tokenizer.get("sha256")) if key == "model_path" else None
+                yield File(safe_path(self.tokenizer[key], f"the tokenizer {self.tokenizer.get('name')}"), hashed)
+
+
+def parse_manifest(data: bytes, where: str) -> dict[str, Any]:
+    """A published manifest; ``where`` it is from."""
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise BytegolfError(
+            f"the manifest.json of {where} is not valid JSON ({error}): choose another mirror"
+        ) from error
+    lists = [value.get(key) for key in ("datasets", "tokenizers")] if isinstance(value, dict) else [None]
+    if not all(isinstance(part, list) and all(isinstance(entry, dict) for entry in part) for part in lists):
+        raise BytegolfError(f"the manifest.json of {where} lists no datasets and tokenizers: choose another mirror")
+    assert isinstance(value, dict)
+    return value
+
+
+def offered(manifest: dict[str, Any]) -> list[str]:
+    """The short names of the data sets in a manifest: ``sp1024``."""
+    return [str(entry.get("name", "?")).removeprefix(DATASET_PREFIX) for entry in manifest["datasets"]]
+
+
+def find(manifest: dict[str, Any], variant: str, where: str) -> Published | None:
+    """The data set of a short name or of a tokenizer's name; None where the manifest has none."""
+    entries = [entry for entry in manifest["datasets"] if entry.get("name") == DATASET_PREFIX + variant]
+    entries += [entry for entry in manifest["datasets"] if entry.get("tokenizer_name") == variant]
+    if not entries:
+        return None
+    entry, what = entries[0], f"the data set {variant} of {where}"
+    if not _PART.fullmatch(str(entry.get("name"))):
+        raise BytegolfError(f"{what} is called {entry.get('name')!r}, which is no folder's name: choose another mirror")
+    tokenizers = [one for one in manifest["tokenizers"] if one.get("name") == entry.get("tokenizer_name")]
+    if not tokenizers:
+        raise BytegolfError(f"{what} has no tokenizer in its manifest.json: choose another mirror")
+    stats = entry.get("stats")
+    numbers = stats if isinstance(stats, dict) else {}
+    return Published(
+        entry,
+        tokenizers[0],
+        safe_path(entry.get("path") or f"datasets/{entry['name']}", what),
+        _count(numbers.get("files_train"), f"{what}: files_train"),
+        _count(numbers.get("files_val"), f"{what}: files_val", least=1),
+        _vocab_size(entry, tokenizers[0], what),
+    )
+
+
+def _vocab_size(entry: dict[str, Any], tokenizer: dict[str, Any], what: str) -> int:
+    size = entry.get("vocab_size", tokenizer.get("vocab_size", 1 << 16))
+    if type(size) is not int or not 0 < size <= 1 << 16:
+        raise BytegolfError(f"{what}: vocab_size is {size!r}, but shards hold ids below 65536: choose another mirror")
+    return size
+
+
+def _count(value: Any, what: str, least: int = 0) -> int:
+    if type(value) is not int or not least <= value <= MOST_SHARDS:
+        raise BytegolfError(f"{what} is {value!r}, not a number from {least} to {MOST_SHARDS}: choose another mirror")
+    return value
+
+
+def safe_path(value: Any, what: str) -> str:
+    """A path of a manifest, below ``datasets/`` or ``tokenizers/`` and of plain names: it can lead nowhere else."""
+    parts = value.split("/") if isinstance(value, str) else []
+    if len(parts) < 2 or parts[0] not in _FOLDERS or not all(_PART.fullmatch(part) for part in parts):
+        raise BytegolfError(
+            f"{what} names the path {value!r}, which is not one below datasets/ or tokenizers/: choose another mirror"
+        )
+    return "/".join(parts)
+
+
+def _sha256(value: Any) -> str | None:
+    return value if isinstance(value, str) and _SHA256.fullmatch(value) else None
+
+
+@dataclass(frozen=True)
+class Documents:
+    """What the sidecar says of the published documents."""
+
+    validation: int
+    """how many, from the first on, are held out"""
+    sha256: str | None
+
+
+def parse_sidecar(data: bytes, where: str) -> Documents:
+    """The sidecar of the documents; ``where`` it is from."""
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise BytegolfError(f"{where} is not valid JSON ({error}): choose another mirror") from error
+    if not isinstance(value, dict) or type(value.get("docs_val")) is not int or value["docs_val"] < 1:
+        raise BytegolfError(f"{where} says no docs_val, the number of validation documents: choose another mirror")
+    return Documents(value["docs_val"], _sha256(value.get("docs_sha256")))
