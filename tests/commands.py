@@ -22,6 +22,7 @@ SUBWORDS = "sp400"
 """The second tokenizer of the tiny corpus: a SentencePiece model of 400 pieces, trained on it."""
 
 VERBS = (
+    "fetch",
     "prepare",
     "train",
     "eval",

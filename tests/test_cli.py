@@ -78,7 +78,7 @@ def test_examples_parse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         examples = re.findall(r"Example: bytegolf (.*)", good(*words, "--help").out)
         assert examples
         for example in examples:
-            real = re.search("data/default|corpus:", example)  # that would prepare a corpus
+            real = re.search("^fetch|data/default|corpus:", example)  # that would fetch or prepare a corpus
             if words != ("presets",) and not real:
                 assert "--help" not in refused(*shlex.split(example)), example
 
@@ -100,9 +100,11 @@ variants.two.overrides.optim.muon_lr = 0.02
 """
 
 
-def results(run: TinyRun, soft: TinyRun, out: Path) -> Iterator[tuple[str, Ran]]:
+def results(run: TinyRun, soft: TinyRun, published: Path, out: Path) -> Iterator[tuple[str, Ran]]:
     """Each verb's answer to --json."""
     (out / "a.txt").write_text("One sentence, and another one.\n" * 40)
+    fetched = ("--mirror", published, "--variant", "byte260", "--export", "--out", out / "fetched")
+    yield "fetch", good("fetch", *fetched, "--json")
     yield "prepare", good("prepare", out / "a.txt", "--out", out / "data", "--cut", 200, "--val", "first:2", "--json")
     yield "train", run.ran
     yield "eval", good("eval", run.folder, "--json")
@@ -138,9 +140,9 @@ def keys(value: Any) -> Iterator[str]:
             yield from keys(inner)
 
 
-def test_json_is_one_documented_object(tiny_run: TinyRun, soft_run: TinyRun, tmp_path: Path) -> None:
+def test_json_is_one_documented_object(tiny_run: TinyRun, soft_run: TinyRun, published: Path, tmp_path: Path) -> None:
     seen = []
-    for verb, ran in results(tiny_run, soft_run, tmp_path):
+    for verb, ran in results(tiny_run, soft_run, published, tmp_path):
         seen.append(verb)
         line = ran.out.splitlines()[-1]
         value = json.loads(line, parse_constant=no_json)

@@ -648,7 +648,7 @@ def test_a_manifest_of_other_shards(mirror: Path, tmp_path: Path) -> None:
 
 
 def test_more_shards_than_there_are(published: Path, tmp_path: Path) -> None:
-    with pytest.raises(BytegolfError, match="has 5 training shards .* give --train-shards 5 or fewer, not 6"):
+    with pytest.raises(BytegolfError, match=r"has 5 training shards .* give --train-shards 5 or fewer, not 6"):
         run(published, tmp_path / "data", train_shards=6)
 
 

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from commands import VERBS, good, small, text
+from commands import SUBWORDS, VERBS, good, small, text
 
 from bytegolf.config import preset_names
 
@@ -49,11 +49,12 @@ def tree(root: str) -> list[str]:
     pytest.fail(f"the README has no tree of {root}")
 
 
-def test_every_command_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In order, in one folder; training and the default corpus are cut down, by nothing that a user cannot type."""
+def test_every_command_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, published: Path) -> None:
+    """In order, in one folder; training and the texts are cut down, by nothing that a user cannot type."""
     monkeypatch.chdir(tmp_path)
     Path("notes.txt").write_text("\n\n".join(text(2000, seed) for seed in range(60)))
     Path("letter.txt").write_text(text(130))
+    Path("mirror").symlink_to(published)
     Path("corpus").mkdir()
     for seed in range(100, 300):
         Path(f"corpus/{seed}.txt").write_text(text(600, seed))
@@ -74,6 +75,8 @@ def tiny(arguments: list[str]) -> list[str]:
         return [*arguments, *small(arguments[1], seq_len=512), "train.batch_tokens=512", "train.max_steps=3"]
     if arguments[0] == "prepare" and not _sources(arguments[1:]):
         return ["prepare", "corpus", *arguments[1:]]
+    if arguments[0] == "fetch":  # from a made-up mirror of fewer pieces
+        return [*(one.replace("sp1024", SUBWORDS) for one in arguments), "--mirror", "mirror"]
     return arguments
 
 

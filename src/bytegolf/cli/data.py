@@ -50,7 +50,8 @@ def fetch(
 
     JSON keys: out, source, files, files_fetched, bytes_present, bytes_resumed,
     bytes_fetched, replaced (paths that were not as published), exported
-    (variants), dry_run, seconds, datasets (by tokenizer, as `prepare` has them).
+    (variants), dry_run, seconds, datasets (by tokenizer: tokenizer, vocab_size,
+    and the counts that `prepare` has).
     """
     from bytegolf.data import hub
     from bytegolf.errors import BytegolfError
