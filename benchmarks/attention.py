@@ -17,12 +17,12 @@ import statistics
 import torch
 from measuring import machine, table
 from torch import Tensor
-from train_step import CLOCKS
 
 from bytegolf.config import StageConfig
 from bytegolf.model import native
 from bytegolf.model.attend import Heads, attend
 from bytegolf.model.attention import Attention
+from bytegolf.planning.measure import CLOCKS
 
 # name → sequences, length, query heads, key/value heads, head width, window
 SHAPES = {

@@ -23,65 +23,28 @@ import argparse
 import json
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from measuring import machine, peak_memory, table
 from torch import Tensor, nn
 
-from bytegolf.config import Config, LevelConfig, NetworkConfig, StageConfig, load, outer_dim
+from bytegolf.config import Config, LevelConfig, load, outer_dim
 from bytegolf.data.loader import Loader
 from bytegolf.data.shards import ShardWriter, TokenStream, open_split, shard_paths
 from bytegolf.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 from bytegolf.model.lm import LanguageModel, count_parameters
+from bytegolf.planning.measure import CLOCKS, matmul_peak, timed
+from bytegolf.planning.work import forward_flops
 from bytegolf.train.average import WeightAverage
 from bytegolf.train.compiling import compile_stages
 from bytegolf.train.distributed import World, pick_device, pick_precision, prepare_device
 from bytegolf.train.optim import Optimizer
 
 PARTS = ("data", "forward", "backward", "optimiser")
-
-
-def matmul_peak(device: torch.device, dtype: torch.dtype, clock: str) -> float:
-    """FLOP/s of the best of a few products of the shapes that models use."""
-    best = 0.0
-    for rows, inner, columns in ((8192, 512, 512), (8192, 512, 1024), (4096, 1024, 1024)):
-        a, b = (torch.randn(n, inner, device=device, dtype=dtype) for n in (rows, columns))
-        seconds = min(timed(lambda a=a, b=b: F.linear(a, b), device, clock) for _ in range(10))
-        best = max(best, 2 * rows * inner * columns / seconds)
-    return best
-
-
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-
-
-def timed(work: Callable[[], object], device: torch.device, clock: str = "wall") -> float:
-    """Seconds that ``work`` takes, its work on the device included."""
-    now = CLOCKS[clock]
-    started = now()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return now() - started
-
-
-def forward_flops(network: NetworkConfig, positions: float, length: float, rates: list[float]) -> float:
-    """FLOPs of a forward pass over ``positions`` positions in sequences of ``length``; ``rates``: of each level."""
-    if isinstance(network, StageConfig):
-        width = network.dim // network.heads
-        weights = network.dim * (2 * network.dim + 2 * network.kv_heads * width)
-        weights += 2 * network.dim * int(network.mlp_mult * network.dim)
-        seen = min(network.window, length / 2) if network.window else length / 2
-        return network.layers * positions * (2 * weights + 4 * network.dim * seen)
-    dim = outer_dim(network)
-    parts = (network.encoder, network.decoder)
-    outer = sum(forward_flops(part, positions, length, []) for part in parts) + positions * 2 * 3 * dim * dim
-    return outer + forward_flops(network.main, positions * rates[0], length * rates[0], rates[1:])
 
 
 def fix_rates(model: LanguageModel, rate: float | None) -> list[float]:

@@ -24,6 +24,7 @@ SUBWORDS = "sp400"
 VERBS = (
     "fetch",
     "prepare",
+    "plan",
     "train",
     "eval",
     "prove",

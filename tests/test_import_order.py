@@ -19,6 +19,7 @@ STAGES = (
     ("model",),
     ("evaluate",),
     ("artifact",),
+    ("planning",),
     ("train",),
     ("infer",),
     ("analyze",),

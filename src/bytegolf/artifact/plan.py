@@ -32,12 +32,21 @@ TABLE_GROUP = 64
 """So many rows of a table share a scale below 8 bits: its rows are as narrow as 16 numbers, and at one fp16 scale each
 the scales of a 4-bit table would take a fifth of it. A larger group costs less than fewer bits do (LOG.md)."""
 
+_STORED_BITS = {**ROW_BITS, "fp16": 16, "fp32": 32}
+
 _SCHEMES: dict[int, Scheme] = {bits: scheme for scheme, bits in ROW_BITS.items()}
 
 
 def plan_of(state: Mapping[str, Tensor | QuantizedTensor], export: ExportConfig) -> dict[str, Storage]:
     """How each tensor of a model is stored; only names, shapes and ``export`` count, so the meta device will do."""
     return {name: storage_of(name, tuple(tensor.shape), export) for name, tensor in state.items()}
+
+
+def estimated_bytes(state: Mapping[str, Tensor | QuantizedTensor], export: ExportConfig) -> int:
+    """An artifact's size before compression: codes barely compress before training has shaped them, and scales and
+    header are small beside them."""
+    bits = sum(math.prod(state[name].shape) * _STORED_BITS[how.scheme] for name, how in plan_of(state, export).items())
+    return bits // 8
 
 
 def storage_of(name: str, shape: tuple[int, ...], export: ExportConfig) -> Storage:

@@ -10,13 +10,10 @@ from rich.table import Table
 
 from bytegolf.analyze import render
 from bytegolf.analyze.segment import Segmentation
-from bytegolf.artifact.plan import plan_of
-from bytegolf.artifact.quantize import ROW_BITS
+from bytegolf.artifact.plan import estimated_bytes
 from bytegolf.config import load, preset_names
 from bytegolf.model.lm import count_parameters, outline
 from bytegolf.recipes.training import Outcome
-
-_STORED_BITS = {**ROW_BITS, "fp16": 16, "fp32": 32}
 
 
 def segmentation(console: Console, found: Segmentation) -> None:
@@ -171,18 +168,13 @@ def preset_rows() -> list[dict[str, Any]]:
     for name in preset_names():
         config = load(name)
         model = outline(config.model)
-        # codes barely compress before training has shaped them; scales and header are small beside them
-        state = model.state_dict()
-        bits = sum(
-            state[key].numel() * _STORED_BITS[storage.scheme] for key, storage in plan_of(state, config.export).items()
-        )
         rows.append(
             {
                 "name": name,
                 "about": config.about,
                 "tokenizer": config.data.tokenizer,
                 "params": count_parameters(model),
-                "artifact_estimate_bytes": bits // 8,
+                "artifact_estimate_bytes": estimated_bytes(model.state_dict(), config.export),
             }
         )
     return rows

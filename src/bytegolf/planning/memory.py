@@ -1,0 +1,70 @@
+"""What a rank must hold, and how many sequences fit at a time.
+
+Legend as in ``work``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bytegolf.config import Config, ModelConfig, NetworkConfig, StageConfig, outer_dim
+from bytegolf.planning.work import BF16, FP32
+
+SHARE = 0.85
+"""of a device's memory that a plan fills: allocators, libraries and communication have the rest"""
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """Bytes of one rank."""
+
+    weights: float
+    gradients: float
+    optimiser: float
+    activations: float
+
+    @property
+    def total(self) -> float:
+        """All of them together."""
+        return self.weights + self.gradients + self.optimiser + self.activations
+
+
+def memory_use(config: Config, parameters: int, sequences: int, ranks: int, rates: list[float]) -> MemoryUse:
+    """What training with ``sequences`` at a time takes: fp32 weights and gradients, one momentum (shared), Adam's two.
+
+    Of the parameters all but the embedding count as Muon's.
+    """
+    model = config.model
+    adam = model.vocab_size * outer_dim(model.network)
+    copies = 1 if config.train.ema_decay else 0
+    activations = sequences * config.train.seq_len * activation_bytes(model, rates)
+    momenta = FP32 * ((parameters - adam) / ranks + 2 * adam)
+    return MemoryUse(FP32 * parameters * (1 + copies), FP32 * parameters, momenta, activations)
+
+
+def activation_bytes(model: ModelConfig, rates: list[float]) -> float:
+    """What a position keeps for the backward pass. Logits are there in bf16 and, with their gradient, in fp32."""
+    dim = outer_dim(model.network)
+    ends = model.vocab_size * (BF16 + 2 * FP32) + 4 * dim * BF16
+    ngrams = (model.ngrams.longest - 1) * model.ngrams.dim * (BF16 + FP32)
+    return ends + ngrams + 4 * dim * BF16 * model.soft.layers + _kept(model.network, rates)
+
+
+def _kept(network: NetworkConfig, rates: list[float]) -> float:
+    if isinstance(network, StageConfig):
+        keys, hidden = network.kv_heads * (network.dim // network.heads), int(network.mlp_mult * network.dim)
+        # streams and norms before both branches, q, k, v before and after rotation, what attention and MLP give
+        return network.layers * (9 * network.dim + 3 * keys + 2 * hidden) * BF16
+    outer = _kept(network.encoder, []) + _kept(network.decoder, []) + 12 * network.encoder.dim * BF16
+    within = _kept(network.main, rates[1:]) + 6 * network.encoder.dim * FP32
+    return outer + rates[0] * within
+
+
+def fitting(config: Config, parameters: int, ranks: int, rates: list[float], memory: float) -> int:
+    """The most sequences at a time that fit in ``memory`` and divide a rank's share; 1 at least."""
+    share = config.train.batch_tokens // config.train.seq_len // ranks
+    for count in range(share, 1, -1):
+        fits = memory_use(config, parameters, count, ranks, rates).total <= SHARE * memory
+        if share % count == 0 and fits:
+            return count
+    return 1

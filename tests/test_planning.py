@@ -1,0 +1,146 @@
+"""Plans: counted work is the work that is done, and known step times and memory are met with few constants."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from commands import good, refused
+from torch.utils.flop_counter import FlopCounterMode
+
+from bytegolf.config import LevelConfig, ModelConfig, RouterConfig, StageConfig, load
+from bytegolf.model import native
+from bytegolf.model.lm import LanguageModel
+from bytegolf.planning import devices, work
+from bytegolf.planning.devices import DEVICES
+from bytegolf.planning.memory import SHARE, activation_bytes, fitting, memory_use
+from bytegolf.planning.published import STEP_TIMES
+from bytegolf.planning.roofline import part_times, seconds
+from bytegolf.planning.work import Code, Op, chunk_rates, forward_flops, step_work
+from bytegolf.recipes.planning import OURS, against_published, predict
+
+STAGE = StageConfig(layers=3, dim=32, heads=4, kv_heads=2)
+LEVEL = LevelConfig(STAGE, RouterConfig(4.0, capacity="fixed", capacity_divisor=4.0), STAGE, STAGE)
+
+
+@pytest.mark.parametrize("network", [STAGE, LEVEL], ids=["flat", "level"])
+def test_flops_are_those_of_the_products_that_a_model_runs(network: StageConfig | LevelConfig) -> None:
+    model, length = LanguageModel(ModelConfig(network)), 64
+    ids = torch.zeros(2, length, dtype=torch.long)
+    # the counter sees PyTorch's products only
+    with torch.no_grad(), native.disabled(), FlopCounterMode(display=False) as counter:
+        model(ids)
+    logits = 2 * ids.numel() * 32 * 260
+    # dense attention computes both halves of the square; the model's own FLOPs are those of the lower one
+    upper = 3 * ids.numel() * 4 * 32 * (length // 2)
+    if network is LEVEL:
+        chunks = length // 4
+        upper += upper + 3 * 2 * chunks * 4 * 32 * (chunks // 2)
+        logits += 2 * 2 * chunks * chunks * 32  # the smoothing, a product with a triangular matrix
+    assert counter.get_total_flops() == forward_flops(network, 128, length, [0.25]) + logits + upper
+
+
+@pytest.mark.parametrize("preset", ["baseline-sp1024", "study2-byte"])
+def test_a_steps_work_has_three_times_the_forward_products(preset: str) -> None:
+    config = load(preset)
+    rates = chunk_rates(config.model)
+    positions, length = config.train.batch_tokens / 8, config.train.seq_len
+    parts = [op for op in step_work(config, 8, Code(True, smoothing="scan"), rates) if op.part.startswith("network")]
+    ends = 2 * positions * 512 * config.model.vocab_size
+    # attention's backward pass takes 2.5 times its forward pass
+    products = sum(op.flops for op in parts if op.kind == "matmul") / 3
+    attention = sum(op.flops for op in parts if op.kind == "attention") / 3.5
+    assert products + attention == pytest.approx(forward_flops(config.model.network, positions, length, rates))
+    logits = [op for op in step_work(config, 8, Code(True), rates) if op.part == "logits" and op.kind == "matmul"]
+    assert logits[0].flops == 3 * ends
+
+
+def test_published_step_times_are_met_with_fewer_constants_than_there_are_figures() -> None:
+    """Within 30 %, as asked; the mean error says that no figure has a constant of its own."""
+    rows = against_published()
+    constants = (devices.LAUNCH, devices.MATMUL, devices.ATTENTION, devices.MEMORY, devices.SCAN, devices.SCATTER)
+    assert len(constants) + len((work.SPREAD, work._LOOP_KERNELS)) < len(rows)
+    assert {row["published_ms"] for row in rows} >= {43.54, 245.0, 93.2}
+    for row in rows:
+        assert abs(row["error"]) < 0.3, row
+        assert row["error"] == pytest.approx(row["predicted_ms"] / row["published_ms"] - 1, abs=1e-3)
+
+
+def test_published_memory_is_met() -> None:
+    known = [row for row in against_published() if row["published_bytes"]]
+    assert len(known) == 2
+    assert all(row["predicted_bytes"] == pytest.approx(row["published_bytes"], rel=0.15) for row in known)
+
+
+def test_each_constant_matters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What makes S3 slow is what the code does, not the sizes: with our own smoothing it would take half the time."""
+    known = next(time for time in STEP_TIMES if time.milliseconds == 93.2)
+    config = load(known.preset, known.overrides)
+    device, rates = DEVICES["h100"], chunk_rates(config.model)
+
+    def total(code: Code) -> float:
+        return sum(part.seconds for part in part_times(step_work(config, 8, code, rates), device))
+
+    theirs, ours = total(known.code), total(Code(compiled=True))
+    eager = total(dataclasses.replace(known.code, compiled=False))
+    assert ours < 0.6 * theirs < theirs < 0.8 * eager
+
+
+def test_an_operation_takes_as_long_as_its_slower_side() -> None:
+    device = DEVICES["h100"]
+    computing, moving = Op("a", "matmul", 1e12, 1.0), Op("a", "matmul", 1.0, 1e9)
+    assert seconds(computing, device) == 1e12 / (device.flops * devices.MATMUL)
+    assert seconds(moving, device) == 1e9 / (device.bandwidth * devices.MEMORY)
+    (part,) = part_times([dataclasses.replace(moving, kernels=1000.0)], device)
+    assert part.seconds == 1000 * device.launch, "tiny kernels wait to be started"
+
+
+def test_more_devices_take_less_time_and_send_more() -> None:
+    config = load("study2-byte-4h")
+    rates = chunk_rates(config.model)
+    found = [predict(config, DEVICES["h100"], count, rates, OURS) for count in (1, 2, 8)]
+    assert found[0].seconds > 1.8 * found[1].seconds > 5 * found[2].seconds
+    assert [one.sequences for one in found] == [256, 128, 32]
+    assert found[0].reduced == 0 < found[1].reduced < found[2].reduced
+
+
+def test_what_fits_divides_the_share_and_fills_no_more_than_it_may() -> None:
+    config = load("study2-byte-4h", ["train.micro_batch=0"])
+    rates, parameters = chunk_rates(config.model), 22_966_880
+    counts = [fitting(config, parameters, 2, rates, memory) for memory in (1e9, 8e9, 24e9, 80e9, 1e15)]
+    assert counts == sorted(counts)
+    assert counts[-1] == 128
+    assert all(128 % count == 0 for count in counts)
+    for memory, count in zip((8e9, 24e9, 80e9), counts[1:], strict=False):
+        assert memory_use(config, parameters, count, 2, rates).total <= SHARE * memory
+        assert count == 128 or memory_use(config, parameters, 2 * count, 2, rates).total > SHARE * memory
+    assert fitting(config, parameters, 2, rates, 0.0) == 1
+
+
+def test_activations_grow_with_what_there_is() -> None:
+    small = activation_bytes(load("study1-byte").model, [0.1])
+    assert small < activation_bytes(load("study1-byte").model, [0.2])
+    assert small < activation_bytes(load("study1-sp1024").model, [0.1]), "more logits"
+
+
+def test_the_verb_plans_and_checks_itself() -> None:
+    ran = good("plan", "study2-byte-10min", "--count", 8, "--json")
+    found = ran.json
+    assert (found["params"], found["sequences"], found["accumulation"]) == (22_966_880, 32, 1)
+    assert found["steps"] == int(555_000 / found["step_ms"]), "GPTQ has 45 of the 600 s"
+    assert found["train_tokens"] == found["steps"] * 524_288
+    assert found["memory_bytes"]["total"] == pytest.approx(sum(found["memory_bytes"].values()) / 2, abs=3)
+    assert "assumed: " in ran.out
+    assert good("plan", "cpu-gpt", "train.max_steps=7", "--json").json["steps"] == 7
+    published = good("plan")
+    assert "245.0 ms" in published.out
+    assert "Fitted" in published.out
+
+
+def test_a_bad_plan_is_refused_in_a_sentence() -> None:
+    assert "no device is called 'h1000': choose one of h100" in refused("plan", "cpu-gpt", "--device", "h1000")
+    said = refused("plan", "study1-byte", "--count", 7)
+    assert "a batch of 512 sequences does not split among 7 devices" in said
+    assert "'here' is one device" in refused("plan", "cpu-gpt", "--device", "here", "--count", 2)
+    assert "no preset is called 'nothing'" in refused("plan", "nothing")
