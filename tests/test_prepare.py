@@ -19,10 +19,11 @@ import numpy as np
 import pytest
 from test_shards import independent_read, independent_write
 
-from bytegolf.data import prepare as module
-from bytegolf.data.corpus import Advance, Document
+from bytegolf.data import blocks, corpus
+from bytegolf.data.corpus import Document
+from bytegolf.data.export import SIDECAR
 from bytegolf.data.manifest import MANIFEST, UNFINISHED, data_summary, dataset_entry, read_manifest, validation_bytes
-from bytegolf.data.prepare import SIDECAR, prepare
+from bytegolf.data.prepare import prepare
 from bytegolf.data.shards import open_split
 from bytegolf.data.split import Split
 from bytegolf.data.tokenizer import load_tokenizer
@@ -191,7 +192,7 @@ def test_the_same_files_again_elsewhere_and_with_any_number_of_workers(
     expected = files_of(everything)
     prepare([source], everything, specs, "first:9", shard_tokens=1000, quiet=True, workers=1)
     assert files_of(everything) == expected
-    monkeypatch.setattr(module, "BATCH_DOCUMENTS", 7)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 2000)
     prepare([source], tmp_path / "two", specs, "first:9", shard_tokens=1000, quiet=True, workers=2)
     assert files_of(tmp_path / "two") == expected
 
@@ -359,22 +360,26 @@ def test_stdin_cannot_train_a_tokenizer(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def break_after(monkeypatch: pytest.MonkeyPatch, count: int, error: BaseException) -> None:
-    whole = module.corpus.documents
+    whole = corpus.records
 
-    def documents(files: Any, reading: Any, advance: Advance) -> Iterator[Document]:
-        for number, document in enumerate(whole(files, reading, advance)):
-            if number == count:
+    read = 0
+
+    def records(*arguments: Any) -> Iterator[Document]:
+        nonlocal read
+        for document in whole(*arguments):
+            if read == count:
                 raise error
+            read += 1
             yield document
 
-    monkeypatch.setattr(module.corpus, "documents", documents)
+    monkeypatch.setattr(corpus, "records", records)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), BytegolfError("line 61 is broken")])
 def test_an_interruption_is_mended_by_running_again(
     source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    monkeypatch.setattr(module, "BATCH_DOCUMENTS", 10)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 2000)
     with monkeypatch.context() as broken:
         break_after(broken, 60, error)
         with pytest.raises(type(error)):
@@ -479,7 +484,7 @@ def test_groups_and_hashes_hold_out_what_the_rule_says(tmp_path: Path) -> None:
 
 
 def test_memory_does_not_grow_with_the_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BATCH_CHARACTERS", 100_000)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 100_000)
     text = "a few words " * 350
 
     def peak(count: int) -> int:

@@ -106,12 +106,17 @@ def test_without_normalization_the_text_survives(identity_style: SentencePieceTo
     assert identity_style.decode(ids, previous=300) == text.encode()
 
 
-def test_batches_and_threads_change_nothing(published_style: SentencePieceTokenizer) -> None:
-    texts = made_up_documents(7)
-    expected = [published_style.encode(text).tolist() for text in texts]
-    for threads in (1, 3):
-        published_style.threads = threads
-        assert [ids.tolist() for ids in published_style.encode_batch(texts)] == expected
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), max_size=5))
+@settings(deadline=None)
+def test_documents_are_encoded_one_by_one_behind_a_bos(
+    published_style: SentencePieceTokenizer, documents: list[str]
+) -> None:
+    for tokenizer in (published_style, ByteTokenizer()):
+        tokens, lengths = tokenizer.encode_documents([text.encode() for text in documents])
+        expected = [[Tokenizer.BOS, *tokenizer.encode(text).tolist()] for text in documents]
+        assert tokens.dtype == np.uint16
+        assert tokens.tolist() == [token for document in expected for token in document]
+        assert lengths.tolist() == [len(document) for document in expected]
 
 
 def test_training_is_deterministic_and_takes_long_documents(tmp_path: Path) -> None:

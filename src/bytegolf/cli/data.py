@@ -110,7 +110,8 @@ def prepare(
     ] = 0,
     field: Annotated[str, Parameter(help="Field or column that holds the text.")] = "text",
     group_field: Annotated[str | None, Parameter(help="Field or column that holds the group.")] = None,
-    workers: Annotated[int, Parameter(help="Threads of SentencePiece; 0 = one a core.", validator=COUNT)] = 0,
+    workers: Annotated[int, Parameter(help="Processes that encode; 0 = one a core.", validator=COUNT)] = 0,
+    ray: Annotated[bool, Parameter(help="Encode on a Ray cluster that sees the sources under these paths.")] = False,
     json: Json = False,
 ) -> None:
     """Turn documents into token shards, validation split included.
@@ -136,6 +137,7 @@ def prepare(
         group_field=group_field,
         cut=cut,
         workers=workers,
+        ray=ray,
     )
     summary = data_summary(out)
     console = screen()

@@ -6,12 +6,13 @@ piece at a time.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import json
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -127,25 +128,46 @@ def documents(files: Sequence[str], reading: Reading, advance: Advance = lambda 
     Raises BytegolfError, with file and line, for text that is not UTF-8, malformed JSON or a missing field.
     """
     for file in files:
-        for document in _of_file(file, reading, advance):
-            if document.text.strip():
-                yield document
+        yield from filter(has_text, _of_file(file, reading, advance))
+
+
+def has_text(document: Document) -> bool:
+    """Whether there is more in it than white space."""
+    return bool(document.text) and not document.text.isspace()
+
+
+def is_plain_lines(file: str) -> bool:
+    """Whether it is a file of JSON lines that can be read from anywhere: not compressed, no pipe."""
+    return file.lower().endswith((".jsonl", ".ndjson")) and Path(file).is_file()
+
+
+def is_lines(file: str) -> bool:
+    """Whether it holds JSON lines, in whatever form."""
+    return file == STDIN_LINES or file.lower().endswith(LINES_SUFFIXES)
+
+
+@contextlib.contextmanager
+def open_lines(file: str) -> Iterator[tuple[Bytes, Callable[[], int]]]:
+    """JSON lines as they come, decompressed, and how far they are read in the file."""
+    if file == STDIN_LINES:
+        yield sys.stdin.buffer, lambda: 0
+        return
+    with disk_errors(Path(file), "read"), Path(file).open("rb") as raw:
+        yield _decompressed(raw, file.lower()), raw.tell if raw.seekable() else lambda: 0
 
 
 def _of_file(file: str, reading: Reading, advance: Advance) -> Iterator[Document]:
-    if file == STDIN_TEXT:
+    if is_lines(file):
+        with open_lines(file) as (stream, position):
+            name = "stdin" if file == STDIN_LINES else file
+            yield from records(raw_lines(stream, name, position, advance), name, reading)
+    elif file == STDIN_TEXT:
         yield from _texts(sys.stdin.buffer, "stdin", reading.cut, advance)
-    elif file == STDIN_LINES:
-        yield from _lines(sys.stdin.buffer, "stdin", reading, lambda: 0, advance)
     elif file.lower().endswith(PARQUET_SUFFIXES):
         yield from _rows(Path(file), reading, advance)
     else:
         with disk_errors(Path(file), "read"), Path(file).open("rb") as raw:
-            if file.lower().endswith(LINES_SUFFIXES):
-                position = raw.tell if raw.seekable() else lambda: 0
-                yield from _lines(_decompressed(raw, file.lower()), file, reading, position, advance)
-            else:
-                yield from _texts(raw, file, reading.cut, advance)
+            yield from _texts(raw, file, reading.cut, advance)
 
 
 def _decompressed(raw: io.BufferedReader, file: str) -> Bytes:
@@ -188,22 +210,29 @@ class _Frames(io.RawIOBase):
         return count
 
 
-def _lines(
-    stream: Bytes, file: str, reading: Reading, position: Callable[[], int], advance: Advance
-) -> Iterator[Document]:
-    name = Path(file).name
+def raw_lines(
+    stream: Bytes, file: str, position: Callable[[], int] = lambda: 0, advance: Advance = lambda count: None
+) -> Iterator[bytes]:
+    """The lines of an open file, compressed or not; ``advance`` is told of what ``position`` has moved."""
     number = done = 0
     try:
         for line in stream:
             number += 1
-            where = f"{file}, line {number}"
-            if line.strip():
-                yield _record(_json(line, where), where, name, reading)
+            yield line
             if (now := position()) > done:
                 advance(now - done)
                 done = now
     except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
         raise BytegolfError(f"{file} breaks off or is damaged behind line {number} ({error}): get it again") from error
+
+
+def records(lines: Iterable[bytes], file: str, reading: Reading, first: int = 1) -> Iterator[Document]:
+    """The documents of JSON lines, the first of which is line ``first`` of ``file``."""
+    group = Path(file).name
+    for number, line in enumerate(lines, first):
+        if line.strip():
+            where = f"{file}, line {number}"
+            yield _record(_json(line, where), where, group, reading)
 
 
 def _json(line: bytes, where: str) -> Any:

@@ -7,18 +7,19 @@ of tokens in which every document is a BOS token followed by its own.
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bytegolf.data.manifest import dataset_folder
 from bytegolf.errors import BytegolfError
-from bytegolf.files import disk_errors, make_folder
+from bytegolf.files import disk_errors, make_folder, sha256
 
 MAGIC = 20240520
 VERSION = 1
@@ -52,6 +53,7 @@ class ShardWriter:
 
     Attributes:
         paths: the finished shards.
+        sha256: their hashes, by name.
         tokens: how many tokens have been written.
     """
 
@@ -62,8 +64,10 @@ class ShardWriter:
         self.split = split
         self.shard_tokens = shard_tokens
         self.paths: list[Path] = []
+        self.sha256: dict[str, str] = {}
         self.tokens = 0
-        self._file: IO[bytes] | None = None
+        self._file: io.FileIO | None = None
+        self._hash = hashlib.sha256()
         self._in_shard = 0
 
     def write(self, tokens: NDArray[np.uint16]) -> None:
@@ -72,16 +76,59 @@ class ShardWriter:
             raise TypeError(f"tokens must be uint16, not {tokens.dtype}")
         while len(tokens):
             part = tokens[: self.shard_tokens - self._in_shard]
-            with disk_errors(shard_path(self.folder, self.split, len(self.paths))):
+            data = np.ascontiguousarray(part, dtype="<u2").view(np.uint8).data
+            with disk_errors(self._path):
                 if self._file is None:
-                    self._file = self._temporary.open("wb", buffering=1 << 20)
-                    self._file.write(bytes(HEADER_BYTES))  # its place; the count is known at the end
-                self._file.write(part.astype("<u2", copy=False).tobytes())
+                    self._file = self._temporary.open("wb", buffering=0)
+                    # most shards will be full; the count of one that is not is put right at its end
+                    self._put(_header(self.shard_tokens))
+                self._put(data)
             self._in_shard += len(part)
             self.tokens += len(part)
             tokens = tokens[len(part) :]
             if self._in_shard == self.shard_tokens:
                 self._finish_shard()
+
+    def _put(self, data: bytes | memoryview) -> None:
+        assert self._file is not None
+        self._hash.update(data)
+        view = memoryview(data)
+        while len(view):  # a disk that is nearly full takes a part
+            view = view[self._file.write(view) :]
+
+    def sync(self) -> None:
+        """Return once everything written so far is on the disk, as far as the system can tell."""
+        if self._file is not None:
+            with disk_errors(self._path):
+                os.fsync(self._file.fileno())
+
+    def resume(self, tokens: int, sha256: dict[str, str]) -> bool:
+        """Go on behind the first ``tokens`` tokens, written and synced by an earlier writer of the same folder, whose
+        finished shards had the hashes ``sha256``; False, with nothing changed, if they are not there.
+        """
+        full, rest = divmod(tokens, self.shard_tokens)
+        finished = [shard_path(self.folder, self.split, index) for index in range(full)]
+        if any(not path.exists() or path.stat().st_size != _shard_bytes(self.shard_tokens) for path in finished):
+            return False
+        if not all(path.name in sha256 for path in finished):
+            return False
+        self.paths = finished
+        half = next((path for path in (self._temporary, self._path) if rest and path.exists()), None)
+        if rest and (half is None or half.stat().st_size < _shard_bytes(rest)):
+            self.paths = []
+            return False
+        self.sha256 = {path.name: sha256[path.name] for path in finished}
+        self.tokens, self._in_shard = tokens, rest
+        if half is not None:
+            with disk_errors(self._path):
+                half.replace(self._temporary)  # it may have been finished since
+                self._file = self._temporary.open("r+b", buffering=0)
+                self._file.truncate(_shard_bytes(rest))
+                self._file.write(_header(self.shard_tokens))
+                self._file.seek(0)
+                while piece := self._file.read(1 << 22):
+                    self._hash.update(piece)
+        return True
 
     def close(self) -> None:
         """Finish the last shard and remove those that an earlier export left behind, half-written ones too."""
@@ -106,38 +153,53 @@ class ShardWriter:
             self.abandon()
 
     @property
+    def _path(self) -> Path:
+        return shard_path(self.folder, self.split, len(self.paths))
+
+    @property
     def _temporary(self) -> Path:
-        path = shard_path(self.folder, self.split, len(self.paths))
-        return path.with_name(f".{path.name}.tmp")
+        return self._path.with_name(f".{self._path.name}.tmp")
 
     def _finish_shard(self) -> None:
         if self._file is None:
             return
-        path = shard_path(self.folder, self.split, len(self.paths))
-        header = np.zeros(HEADER_BYTES // 4, dtype="<i4")
-        header[:3] = MAGIC, VERSION, self._in_shard
+        path = self._path
         with disk_errors(path):
-            self._file.seek(0)
-            self._file.write(header.tobytes())
-            self._file.flush()
+            if self._in_shard < self.shard_tokens:
+                self._file.seek(0)
+                self._file.write(_header(self._in_shard))
             os.fsync(self._file.fileno())
             self._file.close()
             self._temporary.replace(path)
-        self._file = None
+        self.sha256[path.name] = self._hash.hexdigest() if self._in_shard == self.shard_tokens else sha256(path)
+        self._file, self._hash = None, hashlib.sha256()
         self._in_shard = 0
         self.paths.append(path)
 
-    def abandon(self) -> None:
-        """Remove the shard that is not complete, if there is one; the finished ones stay."""
+    def abandon(self, keep: bool = False) -> None:
+        """Close the shard that is not complete, if there is one, and remove it unless ``resume`` is to find it; the
+        finished ones stay.
+        """
         if self._file is None:
             return
         try:
             self._file.close()
-        except OSError:  # a full disk also refuses what was still buffered; the file goes anyway
+        except OSError:  # the file goes anyway
             pass
         finally:
             self._file = None
-            self._temporary.unlink(missing_ok=True)
+            if not keep:
+                self._temporary.unlink(missing_ok=True)
+
+
+def _header(tokens: int) -> bytes:
+    header = np.zeros(HEADER_BYTES // 4, dtype="<i4")
+    header[:3] = MAGIC, VERSION, tokens
+    return header.tobytes()
+
+
+def _shard_bytes(tokens: int) -> int:
+    return HEADER_BYTES + TOKEN_BYTES * tokens
 
 
 def read_shard(path: str | Path, vocab_size: int | None = None) -> NDArray[np.uint16]:
@@ -163,7 +225,7 @@ def read_shard(path: str | Path, vocab_size: int | None = None) -> NDArray[np.ui
         raise BytegolfError(
             f"{path} is a token shard of version {version}, but only version {VERSION} can be read: convert it"
         )
-    expected = HEADER_BYTES + TOKEN_BYTES * count
+    expected = _shard_bytes(count)
     if count < 0 or size != expected:
         raise BytegolfError(
             f"{path} announces {count} tokens and so {expected} bytes, but has {size}: it is cut off or "

@@ -36,7 +36,6 @@ class Tokenizer(ABC):
         name: the suffix of its data set, for instance ``byte260`` or ``sp1024``.
         kind: ``byte`` or ``sentencepiece``.
         vocab_size: number of ids.
-        threads: how many threads ``encode_batch`` may use.
     """
 
     PAD: ClassVar[int] = 0
@@ -47,15 +46,20 @@ class Tokenizer(ABC):
     name: str
     kind: TokenizerKind
     vocab_size: int
-    threads: int = 1
 
     @abstractmethod
     def encode(self, text: str) -> NDArray[np.uint16]:
         """The tokens of a text, uint16 of shape (tokens,); no BOS, no EOS."""
 
-    def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.uint16]]:
-        """``encode`` of every text, in order; the result does not depend on ``threads``."""
-        return [self.encode(text) for text in texts]
+    def encode_documents(self, documents: Sequence[bytes]) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
+        """Documents in UTF-8 as a stream, each behind a BOS; and how many tokens each is, its BOS included.
+
+        Returns uint16 of shape (tokens,) and int64 of shape (documents,).
+        """
+        bos = np.array([self.BOS], dtype=np.uint16)
+        parts = [part for document in documents for part in (bos, self.encode(document.decode("utf-8")))]
+        lengths = np.array([1 + len(part) for part in parts[1::2]], dtype=np.int64)
+        return np.concatenate(parts) if parts else bos[:0], lengths
 
     @abstractmethod
     def decode(self, ids: ArrayLike, previous: int = BOS) -> bytes:
@@ -127,6 +131,13 @@ class ByteTokenizer(Tokenizer):
         """The tokens of any bytes, UTF-8 or not: uint16 of shape (len(data),)."""
         return np.add(np.frombuffer(data, dtype=np.uint8), self.OFFSET, dtype=np.uint16)
 
+    def encode_documents(self, documents: Sequence[bytes]) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
+        # one pass over all of them: a zero byte keeps the place of each BOS
+        lengths = np.array([1 + len(document) for document in documents], dtype=np.int64)
+        tokens = self.encode_bytes(b"".join(part for document in documents for part in (b"\0", document)))
+        tokens[np.cumsum(lengths) - lengths] = self.BOS
+        return tokens, lengths
+
     def decode(self, ids: ArrayLike, previous: int = Tokenizer.BOS) -> bytes:
         array = self._ids(ids).reshape(-1)
         return (array[array >= self.OFFSET] - self.OFFSET).astype(np.uint8).tobytes()
@@ -171,11 +182,6 @@ class SentencePieceTokenizer(Tokenizer):
 
     def encode(self, text: str) -> NDArray[np.uint16]:
         return np.asarray(self._processor.encode(text, out_type=int), dtype=np.uint16)
-
-    def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.uint16]]:
-        # SentencePiece's own threads run outside Python's lock: no processes, no pickling, the same order
-        batch = self._processor.encode(list(texts), out_type=int, num_threads=self.threads)
-        return [np.asarray(ids, dtype=np.uint16) for ids in batch]
 
     def decode(self, ids: ArrayLike, previous: int = Tokenizer.BOS) -> bytes:
         parts = []
