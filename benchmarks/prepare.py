@@ -1,57 +1,137 @@
-"""How fast `bytegolf prepare` turns text into token shards, in MB of text a second.
+"""How fast `bytegolf prepare` turns documents into token shards, in how much memory, and whether always the same ones.
 
-    python benchmarks/prepare.py
-    python benchmarks/prepare.py --tokenizer sp1024 --megabytes 16
-    python benchmarks/prepare.py --source books/ --tokenizer byte260
+    python benchmarks/prepare.py --megabytes 1000 --kill
+    python benchmarks/prepare.py --megabytes 1000 --kill --tokenizer sp1024
+    python benchmarks/prepare.py --source docs_selected.jsonl --tokenizer byte260
 
-The corpus is made up (words of Zipf's frequencies, some not ASCII) unless `--source` names one; it is written as plain
-text and as JSON lines, in a temporary folder. A SentencePiece tokenizer is trained first and then used: the row "train
-and encode" has both, "encode" a second export with the model that the first left.
+The documents are made up unless `--source` names some: words of Zipf's frequencies, some not ASCII, in documents whose
+lengths scatter as FineWeb's do (mean 3,100 bytes), as JSON lines with the sidecar of published ones, from a fixed seed.
+Each row is a command of its own: MB of documents a second by the clock, and by the processors' time of all its
+processes (user + system), and the largest memory of them together (proportional set size, sampled). Every row must
+leave the same bytes; with `--kill`, one that is killed (SIGKILL) halfway and run again as well.
+
+A SentencePiece tokenizer is trained first, on 20 MB, and then used. All lies in a temporary folder, of about five times
+the size of the documents, which is deleted in the end; $TMPDIR says where.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import hashlib
 import json
-import random
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from measuring import machine, peak_memory, table
+import numpy as np
+from measuring import bytegolf, machine, run, table
 
-from bytegolf.data.prepare import prepare
-from bytegolf.data.specs import TokenizerSpec, parse_tokenizers
+from bytegolf.data.specs import parse_tokenizers
+from bytegolf.files import sha256
 
-DOCUMENT = 4_000
-"""Characters of a made-up document."""
+MEAN, SPREAD = 3_100, 0.9
+"""Bytes of a made-up document: lognormal, mean and sigma."""
 
 
-def made_up(size: int) -> list[str]:
-    """Documents of words whose frequencies fall as 1/rank, ``size`` bytes all told (or a little more)."""
-    chance = random.Random(0)
-    letters = "eeeettttaaaooiinnsshhrrddllccuummwwffggyyppbbvkxjqzéüß"
-    words = ["".join(chance.choices(letters, k=chance.randint(2, 11))) for _ in range(20_000)]
-    shares = [1 / rank for rank in range(1, len(words) + 1)]
-    documents, written = [], 0
+def made_up(size: int, seed: int = 0) -> Iterator[str]:
+    """Documents of words whose frequencies fall as 1/rank, ``size`` bytes all told or a little more."""
+    chance = np.random.default_rng(seed)
+    letters = np.array(list("eeeettttaaaooiinnsshhrrddllccuummwwffggyyppbbvkxjqzéüß"))
+    words = np.array(["".join(chance.choice(letters, count)) for count in chance.integers(2, 12, 20_000)], dtype=object)
+    shares = 1 / np.arange(1, len(words) + 1)
+    edges = np.cumsum(shares / shares.sum())
+    word = float((shares / shares.sum() * [len(word.encode()) + 1 for word in words]).sum())
+    written = 0
     while written < size:
-        text = " ".join(chance.choices(words, shares, k=DOCUMENT // 7)) + ".\n"
-        documents.append(text)
-        written += len(text.encode())
-    return documents
+        lengths = np.exp(chance.normal(np.log(MEAN) - SPREAD**2 / 2, SPREAD, 1000)) / word
+        counts = np.maximum(1, lengths.astype(int))
+        drawn = words[np.searchsorted(edges, chance.random(counts.sum()))]
+        for piece in np.split(drawn, np.cumsum(counts)[:-1]):
+            text = " ".join(piece) + ".\n"
+            written += len(text.encode())
+            yield text
+            if written >= size:
+                return
 
 
-def write(documents: list[str], folder: Path) -> dict[str, tuple[list[str], int]]:
-    """Sources by format: the paths to give to ``prepare`` and the size of their text in bytes."""
-    size = sum(len(text.encode()) for text in documents)
-    plain = folder / "text"
-    plain.mkdir()
-    for first in range(0, len(documents), 100):
-        (plain / f"{first:07d}.txt").write_text("".join(documents[first : first + 100]), encoding="utf-8")
-    lines = folder / "lines.jsonl"
-    lines.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents), encoding="utf-8")
-    return {"text": ([str(plain)], size), "JSON lines": ([str(lines)], size)}
+def write(path: Path, size: int) -> None:
+    """Made-up documents and their sidecar, as they are published."""
+    count, found = 0, hashlib.sha256()
+    with path.open("wb") as file:
+        for text in made_up(size):
+            line = json.dumps({"text": text}, ensure_ascii=False).encode() + b"\n"
+            file.write(line)
+            found.update(line)
+            count += 1
+    about = {"num_docs": count, "docs_val": min(50_000, count // 2), "docs_sha256": found.hexdigest()}
+    path.with_name(path.name.removesuffix(".jsonl") + ".source_manifest.json").write_text(json.dumps(about))
+
+
+def tree(pid: int) -> list[int]:
+    """A process and all that it has started."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return []
+    return [pid, *(process for child in children for process in tree(int(child)))]
+
+
+def memory(pid: int) -> int:
+    """Bytes that a process and all that it has started hold together; pages that they share count once."""
+    total = 0
+    for process in tree(pid):
+        try:
+            lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+        except OSError:  # ended since
+            continue
+        total += sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return total
+
+
+def export(command: list[str], kill_after: float | None = None) -> dict[str, Any]:
+    """Run `prepare`, and kill it after so many seconds; what it took."""
+    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    peak = 0
+    while process.poll() is None:
+        peak = max(peak, memory(process.pid))
+        if kill_after is not None and time.perf_counter() - started > kill_after:
+            os.kill(process.pid, signal.SIGKILL)
+            kill_after = None
+        time.sleep(0.1)
+    seconds = time.perf_counter() - started
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    _, said = process.communicate()
+    if process.returncode not in (0, -signal.SIGKILL):
+        sys.exit(f"{' '.join(command)} failed with exit code {process.returncode}:\n{said}")
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"seconds": seconds, "processor": used, "peak": peak, "killed": process.returncode != 0}
+
+
+def fingerprint(out: Path) -> str:
+    """One hash of all that is in a folder."""
+    files = sorted(path for path in out.rglob("*") if path.is_file())
+    return hashlib.sha256("".join(f"{path.relative_to(out)} {sha256(path)}\n" for path in files).encode()).hexdigest()
+
+
+def trained(tokenizer: str, folder: Path) -> str:
+    """A file of specs that takes a model over, trained here on made-up documents."""
+    documents = folder / "training.jsonl"
+    write(documents, 20_000_000)
+    run(bytegolf("prepare", str(documents), "--out", str(folder / "trained"), "--tokenizer", tokenizer))
+    (model,) = (folder / "trained" / "tokenizers").glob("*.model")
+    (spec,) = parse_tokenizers([tokenizer])
+    path = folder / "specs.json"
+    path.write_text(json.dumps([{**spec.to_json(), "reuse_model_path": str(model)}]))
+    return str(path)
 
 
 def main() -> None:
@@ -59,47 +139,53 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokenizer", default="byte260", help="byte260 or spN")
     parser.add_argument("--megabytes", type=float, default=64)
-    parser.add_argument("--source", type=Path, help="a file or folder that prepare reads, instead of made-up text")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--source", type=Path, help="a file that prepare reads, instead of made-up documents")
+    parser.add_argument("--workers", default="1,2", help="numbers of processes, a row each")
+    parser.add_argument("--kill", action="store_true", help="also kill one halfway, and run it again")
     arguments = parser.parse_args()
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
+    prints: set[str] = set()
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        if arguments.source:
-            files = [arguments.source] if arguments.source.is_file() else arguments.source.rglob("*")
-            size = sum(path.stat().st_size for path in files if path.is_file())
-            sources = {"given": ([str(arguments.source)], size)}
-        else:
-            sources = write(made_up(round(arguments.megabytes * 1e6)), folder)
-        spec: str | TokenizerSpec = arguments.tokenizer
+        folder, out = Path(scratch), Path(scratch) / "out"
+        source = arguments.source or folder / "docs_selected.jsonl"
+        if not arguments.source:
+            write(source, round(arguments.megabytes * 1e6))
+        size = source.stat().st_size
+        tokenizer = arguments.tokenizer
+        if tokenizer != "byte260":
+            tokenizer = trained(tokenizer, folder)
 
-        def export(form: str, what: str, out: Path) -> None:
-            paths, size = sources[form]
-            started = time.perf_counter()
-            prepare(paths, out, [spec], cut=100_000, quiet=True)
-            seconds = time.perf_counter() - started
+        def measure(workers: str, what: str, kill_after: float | None = None) -> float:
+            command = bytegolf(
+                "prepare", str(source), "--out", str(out), "--tokenizer", tokenizer, "--workers", workers
+            )
+            took = export(command, kill_after)
             rows.append(
                 {
                     "tokenizer": arguments.tokenizer,
-                    "source": form,
                     "what": what,
+                    "workers": int(workers),
                     "MB": round(size / 1e6, 1),
-                    "seconds": round(seconds, 2),
-                    "MB/s": round(size / 1e6 / seconds, 2),
-                    "peak MB": round(peak_memory() / 1e6),
+                    "seconds": round(took["seconds"], 2),
+                    "MB/s": None if took["killed"] else round(size / 1e6 / took["seconds"], 1),
+                    "processor s": round(took["processor"], 2),
+                    "MB/processor s": None if took["killed"] else round(size / 1e6 / took["processor"], 1),
+                    "peak MB": round(took["peak"] / 1e6),
                 }
             )
+            if not took["killed"]:
+                prints.add(fingerprint(out))
+                shutil.rmtree(out)
+            return float(took["seconds"])
 
-        if arguments.tokenizer != "byte260":
-            export(next(iter(sources)), "train and encode", folder / "trained")
-            (model,) = (folder / "trained" / "tokenizers").glob("*.model")
-            (trained,) = parse_tokenizers([arguments.tokenizer])
-            spec = dataclasses.replace(trained, reuse_model_path=str(model))
-        for round_ in range(arguments.repeats):
-            for form in sources:
-                export(form, "encode", folder / f"{form}{round_}")
+        for workers in arguments.workers.split(","):
+            seconds = measure(workers, "export")
+        if arguments.kill:
+            measure(workers, "killed", seconds / 2)
+            measure(workers, "gone on")
     print(machine(), end="\n\n")
     print(table(rows))
+    print("every export left the same bytes" if len(prints) == 1 else f"{len(prints)} DIFFERENT exports", end="\n\n")
     print(json.dumps(rows))
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import orjson
 import zstandard
 
 from bytegolf.errors import BytegolfError
@@ -232,16 +233,27 @@ def records(lines: Iterable[bytes], file: str, reading: Reading, first: int = 1)
     for number, line in enumerate(lines, first):
         if line.strip():
             where = f"{file}, line {number}"
-            yield _record(_json(line, where), where, group, reading)
+            yield _record(_json(line, where, reading), where, group, reading)
 
 
-def _json(line: bytes, where: str) -> Any:
+def _json(line: bytes, where: str, reading: Reading) -> Any:
+    # orjson is six times as fast, and stricter: what it refuses (NaN, for instance) the standard library may take or
+    # will explain. But it makes floats of integers beyond 64 bits, and a group may have such a number.
+    if reading.group_field is None:
+        with contextlib.suppress(orjson.JSONDecodeError):
+            return orjson.loads(line)
     try:
-        return json.loads(line)
+        value = json.loads(line)
     except UnicodeDecodeError as error:
         raise BytegolfError(f"{where} is not UTF-8 (at its byte {error.start}): convert the file") from error
     except (ValueError, RecursionError) as error:
         raise BytegolfError(f"{where} is not JSON ({error}): one object a line is expected") from error
+    text = value.get(reading.field) if isinstance(value, dict) else None
+    try:
+        str(text).encode("utf-8")
+    except UnicodeEncodeError as error:  # "\ud800" is valid JSON, but no text
+        raise BytegolfError(f"{where} holds half a surrogate pair, which is no Unicode text: mend that line") from error
+    return value
 
 
 def _record(value: Any, where: str, group: str, reading: Reading) -> Document:
@@ -251,12 +263,7 @@ def _record(value: Any, where: str, group: str, reading: Reading) -> Document:
         if reading.group_field not in value:
             raise BytegolfError(f"{where} has no {reading.group_field!r}: name the right field with --group-field")
         group = str(value[reading.group_field])
-    text: str = value[reading.field]
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:  # "\ud800" is valid JSON, but no text
-        raise BytegolfError(f"{where} holds half a surrogate pair, which is no Unicode text: mend that line") from error
-    return Document(text, group, where)
+    return Document(value[reading.field], group, where)
 
 
 def _rows(path: Path, reading: Reading, advance: Advance) -> Iterator[Document]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
+import itertools
 import multiprocessing
 import os
 import signal
@@ -13,12 +15,16 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
-from bytegolf.data.blocks import Block
+from bytegolf.data.blocks import BLOCK_BYTES, Block
 from bytegolf.data.encoding import Encoded, Encoder
+from bytegolf.data.shared_memory import SharedMemory
 from bytegolf.errors import BytegolfError
 
 AHEAD = 2
 """Blocks begun for each worker before the oldest of them is waited for."""
+
+SLOT_BYTES = 2 * (BLOCK_BYTES + (1 << 20))
+"""Room for a block's tokens of one tokenizer: a token a byte, and a long last document."""
 
 Handle = TypeVar("Handle")
 
@@ -29,15 +35,27 @@ def cores() -> int:
 
 
 def encode_all(encoder: Encoder, blocks: Iterable[Block], workers: int) -> Generator[Encoded]:
-    """The blocks, encoded, in their order, by ``workers`` processes; by this one if that is 1."""
+    """The blocks, encoded, in their order, by ``workers`` processes; by this one if that is 1.
+
+    The tokens of one stay as they are until the next is asked for.
+    """
     if workers == 1:
         yield from map(encoder, blocks)
         return
     # a forked child would inherit the locks of threads that it has not; a spawned one starts clean
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, _begin, (encoder,))
+    slots = itertools.cycle(range(AHEAD * workers))
+    memory = SharedMemory(AHEAD * workers, len(encoder.tokenizers) * SLOT_BYTES)
+    pool = ProcessPoolExecutor(workers, context, _begin, (encoder, memory))
+
+    def begin(block: Block) -> Future[_Parked]:
+        return pool.submit(_encode, block, next(slots))
+
+    def wait(future: Future[_Parked]) -> Encoded:
+        return future.result().fetched(memory)
+
     try:
-        yield from _in_order(blocks, lambda block: pool.submit(_encode, block), Future.result, AHEAD * workers)
+        yield from _in_order(blocks, begin, wait, AHEAD * workers)
     except BrokenProcessPool as error:
         raise BytegolfError(
             "a worker of prepare was ended from outside, by lack of memory perhaps: run the same command again, which "
@@ -45,6 +63,38 @@ def encode_all(encoder: Encoder, blocks: Iterable[Block], workers: int) -> Gener
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+        memory.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Parked:
+    """An encoded block whose tokens wait in shared memory, where they fit: a pipe would cost more than encoding."""
+
+    encoded: Encoded
+    slot: int
+    counts: list[int]
+    """how many tokens of each tokenizer wait there"""
+
+    @staticmethod
+    def park(encoded: Encoded, slot: int, memory: SharedMemory) -> _Parked:
+        counts = [len(tokens.ids) for tokens in encoded.tokens]
+        if 2 * sum(counts) > memory.slot_bytes:
+            return _Parked(encoded, slot, [])
+        start = 0
+        for tokens, count in zip(encoded.tokens, counts, strict=True):
+            memory.array(slot, start, count)[:] = tokens.ids
+            start += count
+        nothing = [dataclasses.replace(tokens, ids=tokens.ids[:0]) for tokens in encoded.tokens]
+        return _Parked(dataclasses.replace(encoded, tokens=nothing), slot, counts)
+
+    def fetched(self, memory: SharedMemory) -> Encoded:
+        if not self.counts:
+            return self.encoded
+        found, start = [], 0
+        for tokens, count in zip(self.encoded.tokens, self.counts, strict=True):
+            found.append(dataclasses.replace(tokens, ids=memory.array(self.slot, start, count)))
+            start += count
+        return dataclasses.replace(self.encoded, tokens=found)
 
 
 def _in_order(
@@ -60,11 +110,12 @@ def _in_order(
 
 
 _encoder: Encoder
+_memory: SharedMemory
 
 
-def _begin(encoder: Encoder) -> None:
-    global _encoder
-    _encoder = encoder
+def _begin(encoder: Encoder, memory: SharedMemory) -> None:
+    global _encoder, _memory
+    _encoder, _memory = encoder, memory
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that will end this one
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -77,8 +128,8 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _encode(block: Block) -> Encoded:
-    return _encoder(block)
+def _encode(block: Block, slot: int) -> _Parked:
+    return _Parked.park(_encoder(block), slot, _memory)
 
 
 def encode_all_on_ray(encoder: Encoder, blocks: Iterable[Block]) -> Generator[Encoded]:
