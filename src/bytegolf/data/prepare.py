@@ -105,8 +105,8 @@ def prepare(
             encoded = encode_all_on_ray(encoder, blocks) if ray else encode_all(encoder, blocks, workers)
             stack.enter_context(contextlib.closing(encoded))
             _write(encoded, split, exports, progress, None if source.once else out, advance)
-        _check(source, split, exports[0], progress)
-        check()
+            _check(source, split, exports[0], progress)
+            check()
         for export in exports:
             export.close()
         manifest = write_manifest(out, source, split, kept, exports, progress.digest)
