@@ -96,12 +96,15 @@ def test_the_manifest_says_where_a_data_set_lies(public: Path) -> None:
     write_manifest(public, moved)
     shards_in(public / "elsewhere" / "bytes")
     assert dataset_folder(public, "byte260") == public / "elsewhere" / "bytes"
-    moved["datasets"][1]["path"] = "/nowhere"
-    write_manifest(public, moved)
-    assert dataset_folder(public, "byte260") == public / "datasets" / "fineweb10B_byte260"
-    for path in (public / "datasets" / "fineweb10B_byte260").iterdir():
-        path.unlink()
-    with pytest.raises(BytegolfError, match=r"holds no token shards for 'byte260'.*/nowhere"):
+    for path in ("nowhere", "/nowhere", "../outside"):
+        moved["datasets"][1]["path"] = path
+        write_manifest(public, moved)
+        assert dataset_folder(public, "byte260") == public / "datasets" / "fineweb10B_byte260"
+    shards_in(public.parent / "outside")
+    assert dataset_folder(public, "byte260") == public / "datasets" / "fineweb10B_byte260", "nothing outside is read"
+    for shard in (public / "datasets" / "fineweb10B_byte260").iterdir():
+        shard.unlink()
+    with pytest.raises(BytegolfError, match=r"holds no token shards for 'byte260'"):
         dataset_folder(public, "byte260")
 
 

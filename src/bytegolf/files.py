@@ -44,6 +44,10 @@ def disk_errors(path: Path, doing: str = "write") -> Iterator[None]:
     except OSError as error:
         why = _DISK_WORDS.get(error.errno or 0, error.strerror or str(error))
         raise BytegolfError(f"cannot {doing} {path}: {why}") from error
+    except ValueError as error:
+        if "\0" not in str(path) and not isinstance(error, UnicodeEncodeError):
+            raise
+        raise BytegolfError(f"cannot {doing} {path}: no file can have such a name") from error
 
 
 def make_folder(path: Path) -> Path:
@@ -93,9 +97,25 @@ def read_json(path: Path, what: str) -> Any:
     with disk_errors(path, f"read the {what}"):
         data = path.read_bytes()
     try:
-        return json.loads(data)
+        return parse_json(data)
     except ValueError as error:
         raise BytegolfError(f"the {what} {path} is not valid JSON ({error}): restore or rewrite it") from error
+
+
+def read_json_object(path: Path, what: str) -> dict[str, Any]:
+    """``read_json`` where only an object will do."""
+    value = read_json(path, what)
+    if not isinstance(value, dict):
+        raise BytegolfError(f"the {what} {path} is no JSON object: restore or rewrite it")
+    return value
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text from anywhere; raises ValueError, also where it is nested too deeply to be read."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def sha256(path: Path) -> str:

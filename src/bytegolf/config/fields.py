@@ -33,13 +33,13 @@ def check_ranges(cls: type, values: dict[str, Any], dotted: str) -> None:
         value = values.get(field.name)
         if not isinstance(value, (int, float)):
             continue
-        bounds = {key: field.metadata[key] for key in _HOLDS if field.metadata[key] is not None}
+        bounds = {key: field.metadata[key] for key in _HOLDS if field.metadata.get(key) is not None}
         if math.isfinite(value) and all(_HOLDS[key][1](value, bound) for key, bound in bounds.items()):
             continue
         wanted = " and ".join(f"{_HOLDS[key][0]} {bound:g}" for key, bound in bounds.items())
         raise BytegolfError(
             f"{dotted}{field.name} is {value}: give a {f'number {wanted}' if wanted else 'finite number'} "
-            f"({field.metadata['doc']})"
+            f"({field.metadata.get('doc', 'a number')})"
         )
 
 

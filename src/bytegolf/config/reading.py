@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import os
 import tomllib
 import types
@@ -54,6 +55,8 @@ def from_dict(cls: type[T], raw: Any, where: str = "") -> T:
 
 
 def _value(kind: Any, raw: Any, where: str) -> Any:
+    if type(None) in typing.get_args(kind):  # float | None
+        return None if raw is None else _value(typing.get_args(kind)[0], raw, where)
     if typing.get_origin(kind) in (typing.Union, types.UnionType):  # StageConfig | LevelConfig
         own = {field.name for field in dataclasses.fields(LevelConfig)}
         kind = LevelConfig if isinstance(raw, dict) and own & raw.keys() else StageConfig
@@ -64,17 +67,21 @@ def _value(kind: Any, raw: Any, where: str) -> Any:
         if raw not in choices:
             raise BytegolfError(f"{where} is {raw!r}: choose one of {', '.join(map(repr, choices))}")
         return raw
-    if typing.get_origin(kind) is tuple:  # tuple[int, ...]
+    if (origin := typing.get_origin(kind)) in (tuple, list):  # tuple[int, ...]
         if not isinstance(raw, list):
             raise BytegolfError(f"{where} is {raw!r}: give a list")
-        return tuple(_value(typing.get_args(kind)[0], item, f"{where}[{n}]") for n, item in enumerate(raw))
+        items = [_value(typing.get_args(kind)[0], item, f"{where}[{n}]") for n, item in enumerate(raw)]
+        for number, item in enumerate(items):
+            if isinstance(item, float) and not math.isfinite(item):
+                raise BytegolfError(f"{where}[{number}] is {item}: give a finite number")
+        return origin(items)
     if typing.get_origin(kind) is dict:
         if not isinstance(raw, dict):
             raise BytegolfError(f"{where} is {raw!r}: give a table of keys")
         return {key: _value(typing.get_args(kind)[1], item, f"{where}.{key}") for key, item in raw.items()}
     if kind is Any:
         return raw
-    if kind is float and isinstance(raw, int) and not isinstance(raw, bool):
+    if kind is float and isinstance(raw, int) and not isinstance(raw, bool) and abs(raw) < 1 << 1023:
         return float(raw)
     if type(raw) is not kind:
         raise BytegolfError(f"{where} is {raw!r}, a {type(raw).__name__}: give a value of type {kind.__name__}")
@@ -132,8 +139,10 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
 def _parsed(text: str, name: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # TOMLDecodeError, and integers of more than 4,300 digits
         raise BytegolfError(f"{name} is not valid TOML: {error}") from error
+    except RecursionError as error:
+        raise BytegolfError(f"{name} is nested too deeply to be read: flatten it") from error
 
 
 def _chain(source: str) -> list[tuple[str, dict[str, Any]]]:
@@ -191,7 +200,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
         raise BytegolfError(f"{override!r} is no override: write section.key=value, for instance optim.muon_lr=0.02")
     try:
         parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         parsed = {}
     value = parsed["value"] if parsed.keys() == {"value"} else text
     *tables, key = path.split(".")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import gzip
 import io
-import json
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,7 +20,7 @@ import orjson
 import zstandard
 
 from bytegolf.errors import BytegolfError
-from bytegolf.files import disk_errors
+from bytegolf.files import disk_errors, parse_json
 
 PIECE_BYTES = 8 << 20
 """A plain text longer than this is cut into several documents: SentencePiece needs fifty bytes of memory for each byte
@@ -243,10 +242,10 @@ def _json(line: bytes, where: str, reading: Reading) -> Any:
         with contextlib.suppress(orjson.JSONDecodeError):
             return orjson.loads(line)
     try:
-        value = json.loads(line)
+        value = parse_json(line)
     except UnicodeDecodeError as error:
         raise BytegolfError(f"{where} is not UTF-8 (at its byte {error.start}): convert the file") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise BytegolfError(f"{where} is not JSON ({error}): one object a line is expected") from error
     text = value.get(reading.field) if isinstance(value, dict) else None
     try:

@@ -21,6 +21,7 @@ FETCHING = "fetch.unfinished"
 """The same for `fetch`."""
 
 DATASET_PREFIX = "fineweb10B_"
+_LISTS = ("datasets", "tokenizers")
 
 
 def check_data_folder(folder: Path) -> None:
@@ -62,11 +63,35 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
             f"{folder} has no {MANIFEST}: make the folder with `bytegolf prepare --out {folder}`, or name another"
         )
     manifest = read_json(path, "data manifest")
-    lists = [manifest.get(key) for key in ("datasets", "tokenizers")] if isinstance(manifest, dict) else [None]
+    lists: list[Any] = [manifest.get(key) for key in _LISTS] if isinstance(manifest, dict) else [None]
     if not all(isinstance(part, list) and all(isinstance(entry, dict) for entry in part) for part in lists):
         raise BytegolfError(f"{path} lists no datasets and tokenizers: it is no data manifest; run prepare again")
     assert isinstance(manifest, dict)
+    for part in lists:
+        for entry in part:
+            _check_entry(entry, path)
     return manifest
+
+
+def _check_entry(entry: dict[str, Any], path: Path) -> None:
+    """Raise unless what is used of an entry is of its type."""
+    for key in ("name", "tokenizer_name", "tokenizer", "kind", "path", "model_path"):
+        value = entry.get(key)
+        if value is not None and not isinstance(value, str):
+            raise BytegolfError(f"{path} has {value!r} as a {key}: it is no data manifest; run prepare again")
+    stats = entry.get("stats")
+    if not isinstance(stats, dict | None):
+        raise BytegolfError(f"{path} has {stats!r} as stats: it is no data manifest; run prepare again")
+    for key, value in (stats or {}).items():
+        if key.startswith(_COUNTS) and value is not None and not _is_count(value):
+            raise BytegolfError(f"{path} has {value!r} as {key}: run prepare again")
+
+
+_COUNTS = ("docs_", "tokens_", "files_", "bytes_", "original_bytes_")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
 
 
 def dataset_entry(folder: str | Path, tokenizer_name: str) -> dict[str, Any] | None:
@@ -77,6 +102,8 @@ def dataset_entry(folder: str | Path, tokenizer_name: str) -> dict[str, Any] | N
     there.
     """
     folder = Path(folder)
+    if set(tokenizer_name) & set("/\\\0") or len(tokenizer_name) > 200:  # it becomes part of file names
+        raise BytegolfError(f"{tokenizer_name!r} is no tokenizer's name: give one of those in {folder}")
     check_data_folder(folder)
     if not (folder / MANIFEST).exists():
         return None
@@ -101,8 +128,9 @@ def dataset_folder(folder: str | Path, tokenizer_name: str) -> Path:
     entry = dataset_entry(folder, tokenizer_name)
     name = DATASET_PREFIX + tokenizer_name
     places = [folder / "datasets" / name, folder / name, folder]
-    if entry is not None and "path" in entry:
-        places.insert(0, folder / str(entry["path"]))
+    named = path_in(folder, entry, "path")
+    if named is not None:
+        places.insert(0, named)
     for place in places:
         # a folder of shards that names another tokenizer is not what was asked for
         if place == folder and folder.name.startswith(DATASET_PREFIX) and folder.name != name:
@@ -113,6 +141,16 @@ def dataset_folder(folder: str | Path, tokenizer_name: str) -> Path:
         f"{folder} holds no token shards for {tokenizer_name!r} (neither in {places[0]} "
         f"nor in itself): run `bytegolf prepare --out {folder} --tokenizer {tokenizer_name}`"
     )
+
+
+def path_in(folder: Path, entry: dict[str, Any] | None, key: str) -> Path | None:
+    """The path under ``key`` of a manifest's entry; None where there is none, or where it leads out of the folder, as
+    another machine's does, and a stranger's may. Links are followed: who owns the folder made them.
+    """
+    name = (entry or {}).get(key)
+    if not name or "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
+        return None
+    return folder / str(name)
 
 
 def tokenizer_entry(folder: str | Path, tokenizer_name: str) -> dict[str, Any] | None:

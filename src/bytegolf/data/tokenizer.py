@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bytegolf.data.manifest import tokenizer_entry
+from bytegolf.data.manifest import path_in, tokenizer_entry
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors
 
@@ -247,12 +247,10 @@ def load_tokenizer(name: str, folder: str | Path | None = None) -> Tokenizer:
         raise BytegolfError(f"the tokenizer {name!r} comes with its data: name the data folder too")
     folder = Path(folder)
     entry = tokenizer_entry(folder, name)
-    if entry is None:
-        path = _find_model(folder, name)
-    elif entry.get("kind") in ("byte", "pure_byte"):
+    if entry is not None and entry.get("kind") in ("byte", "pure_byte"):
         return ByteTokenizer(name)
-    elif "model_path" in entry:
-        path = folder / str(entry["model_path"])
+    if entry is None or "model_path" in entry:
+        path = path_in(folder, entry, "model_path") or _find_model(folder, name)
     else:
         raise BytegolfError(
             f"the manifest of {folder} gives {name!r} the kind {entry.get('kind')!r} and no model_path: "

@@ -72,7 +72,7 @@ def latest(source: Path, overrides: Sequence[str] = ()) -> Latest:
         tokenizer: Tokenizer = SentencePieceTokenizer(run.tokenizer, config.data.tokenizer)
     else:
         tokenizer = load_tokenizer(config.data.tokenizer, Path(config.data.path))
-    return Latest(run, config, tokenizer, state, Progress.of(saved.progress), found[-1])
+    return Latest(run, config, tokenizer, state, Progress.of(saved, found[-1]), found[-1])
 
 
 def export(source: Path, out: Path | None = None, overrides: Sequence[str] = ()) -> tuple[Exported, Path]:

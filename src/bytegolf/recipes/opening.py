@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from bytegolf.artifact.pack import Artifact, read_artifact
-from bytegolf.config import Config
+from bytegolf.config import Config, NetworkConfig, StageConfig
 from bytegolf.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.model.lm import LanguageModel, outline
@@ -67,17 +67,23 @@ def artifact_path(source: Path) -> Path:
 def build(config: Config, state: dict[str, torch.Tensor], where: str) -> LanguageModel:
     """The model of ``config`` with the weights ``state``; an error naming ``where`` if they do not fit.
 
-    Shapes are compared on the meta device first, so that a hostile configuration allocates nothing.
+    Shapes are compared on the meta device first, so that a hostile configuration allocates nothing; and the number of
+    blocks before that, as even an outline of a billion of them would.
     """
-    model = outline(config.model)
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    try:
+        if _blocks(config.model.network) > len(found):
+            raise _misfit(where, "more blocks than tensors")
+        model = outline(config.model)
+    except (RuntimeError, OverflowError) as error:  # a width beyond what torch can address
+        raise _misfit(where, "no such shapes") from error
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if expected != found:
-        name = min(set(expected.items()) ^ set(found.items()))[0]
-        raise BytegolfError(
-            f"the weights in {where} do not fit its configuration (tensor {name}): it was damaged or edited; "
-            "export it again"
-        )
+        raise _misfit(where, f"tensor {min(set(expected.items()) ^ set(found.items()))[0]}")
+    if not all(
+        tensor.is_floating_point() == model.state_dict()[name].is_floating_point() for name, tensor in state.items()
+    ):
+        raise _misfit(where, "integers")
     model.load_state_dict(state, assign=True)
     return model
 
@@ -88,6 +94,19 @@ def holding(opened: Opened, state: dict[str, torch.Tensor]) -> Opened:
     model.precision = opened.model.precision
     model.set_capacity(opened.config.eval.capacity, opened.config.eval.capacity_divisor)
     return dataclasses.replace(opened, model=model.eval())
+
+
+def _misfit(where: str, what: str) -> BytegolfError:
+    return BytegolfError(
+        f"the weights in {where} do not fit its configuration ({what}): it was damaged or edited; export it again"
+    )
+
+
+def _blocks(network: NetworkConfig) -> int:
+    """The number of blocks in a network."""
+    if isinstance(network, StageConfig):
+        return network.layers
+    return network.encoder.layers + _blocks(network.main) + network.decoder.layers
 
 
 def _find_tokenizer(identity: dict[str, Any], artifact: Path, data: Path | None, config: Config) -> Tokenizer:

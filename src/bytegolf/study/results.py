@@ -12,9 +12,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from bytegolf.files import disk_errors, make_folder, read_json
+from bytegolf.files import disk_errors, make_folder, parse_json, read_json_object
 from bytegolf.study.definition import Study
 from bytegolf.study.plan import Job
+from bytegolf.study.rows import check_row
 
 Row = dict[str, Any]
 """study, variant, seed, definition and data (what identifies the run), status (done or failed), error (a sentence, of
@@ -25,20 +26,20 @@ EXIT, LOG = "exit", "log.txt"
 
 
 def read_rows(study: Study) -> list[Row]:
-    """All rows, oldest first; a line that a crash cut short is left out."""
+    """All rows, oldest first; a line that a crash cut short is left out. BytegolfError for one that is no row."""
     path = study.folder / "results.jsonl"
     if not path.exists():
         return []
     with disk_errors(path, "read the results"):
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     rows = []
-    for line in lines:
+    for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError:
             continue
         if isinstance(row, dict) and {"definition", "seed", "data", "status"} <= row.keys():
-            rows.append(row)
+            rows.append(check_row(row, f"{path}, line {number},"))
     return rows
 
 
@@ -92,14 +93,18 @@ def finished(study: Study, job: Job) -> Row | None:
     path = job.folder / "summary.json"
     if not path.exists():
         return None
-    summary = read_json(path, "summary")
+    summary = read_json_object(path, "summary")
     if summary.get("stopped_early"):  # somebody interrupted it: it goes on
         return None
     summary.pop("artifact", None)
-    made = read_json(job.folder / "environment.json", "environment of a run")
-    versions = {"bytegolf": made["bytegolf"], "python": made["python"], **made["packages"]}
+    made = read_json_object(job.folder / "environment.json", "environment of a run")
+    packages = made.get("packages")
+    versions = {key: made.get(key) for key in ("bytegolf", "python")}
+    versions |= packages if isinstance(packages, dict) else {}
+    row = {**_about(study, job), "status": "done", "summary": summary, "git": made.get("git"), "versions": versions}
+    check_row(row, str(job.folder))
     shutil.rmtree(job.folder / "checkpoints", ignore_errors=True)
-    return {**_about(study, job), "status": "done", "summary": summary, "git": made["git"], "versions": versions}
+    return row
 
 
 def failed(study: Study, job: Job) -> Row:

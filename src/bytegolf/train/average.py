@@ -47,9 +47,13 @@ class WeightAverage:
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Take over what ``state`` gave (or plain weights, from which the average then starts)."""
-        missing = [name for name in self._names if name not in tensors]
-        if missing:
-            raise BytegolfError(f"the checkpoint's averaged weights have no {missing[0]}: delete the checkpoint")
+        for name, average in zip(self._names, self._average, strict=True):
+            if name not in tensors or tensors[name].shape != average.shape:
+                raise BytegolfError(f"the checkpoint's averaged weights do not fit at {name}: delete the checkpoint")
+        if (updates := tensors.get("updates", torch.tensor(0))).numel() != 1 or not 0 <= int(updates) < 1 << 62:
+            raise BytegolfError(
+                "the checkpoint's averaged weights have no valid number of updates: delete the checkpoint"
+            )
         for name, average in zip(self._names, self._average, strict=True):
             average.copy_(tensors[name])
-        self.updates = int(tensors.get("updates", torch.tensor(0)))
+        self.updates = int(updates)

@@ -7,18 +7,21 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors
 import safetensors.torch
 from torch import Tensor
 
+from bytegolf.config import from_dict
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors, make_folder, read_json, write_bytes, write_json
 
 _NAME = re.compile(r"step_(\d{8,})")
 _PARTS = ("model", "optimizer", "averaged")
 _OPTIONAL = ("averaged",)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -100,11 +103,20 @@ def checkpoints(folder: Path) -> list[Path]:
 def load(path: Path) -> Checkpoint:
     """Read a checkpoint; a file that is missing or damaged is named in the error."""
     progress = read_json(path / "progress.json", "checkpoint's progress")
-    if not isinstance(progress, dict) or not isinstance(progress.get("step"), int):
+    if not isinstance(progress, dict) or type(progress.get("step")) is not int or progress["step"] != step_of(path):
         raise BytegolfError(
-            f"the checkpoint {path} has no step in progress.json: delete it to go on from the one before"
+            f"the checkpoint {path} has no step in progress.json, or another than its own: delete it to go on from the "
+            "one before"
         )
     return Checkpoint(progress, **{part: _tensors(path / f"{part}.safetensors", part in _OPTIONAL) for part in _PARTS})
+
+
+def described(kind: type[T], raw: Any, path: Path) -> T:
+    """Part of the progress of the checkpoint ``path`` as the dataclass ``kind``; an error names it if it is none."""
+    try:
+        return from_dict(kind, raw)
+    except BytegolfError as error:
+        raise BytegolfError(f"the progress of the checkpoint {path} is damaged ({error}): delete its folder") from error
 
 
 def _tensors(path: Path, optional: bool) -> dict[str, Tensor]:

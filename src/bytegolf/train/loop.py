@@ -50,9 +50,10 @@ class Progress:
     """of the last validation, on its sample"""
 
     @staticmethod
-    def of(saved: dict[str, Any]) -> Progress:
-        """What a checkpoint's progress says of these fields; it holds more besides."""
-        return Progress(**{field.name: saved[field.name] for field in fields(Progress) if field.name in saved})
+    def of(saved: store.Checkpoint, path: Path) -> Progress:
+        """What the checkpoint ``path`` says of these fields; its progress holds more besides."""
+        told = saved.progress
+        return store.described(Progress, {f.name: told[f.name] for f in fields(Progress) if f.name in told}, path)
 
 
 class Trainer:
@@ -346,7 +347,7 @@ class Trainer:
         """The warnings that a row of training gives rise to."""
         step = row["step"]
         truncation = self._watch.see_truncation(row.get("truncated", []), row.get("truncated_sequences", []), step)
-        return self._watch.see(row["rates"], step) + truncation
+        return self._watch.see(row.get("rates", []), step) + truncation
 
     def _line(self, bpb: float, rates: list[float], factor: float, pace: float) -> str:
         progress = self.progress
@@ -427,8 +428,9 @@ class Trainer:
         self.optimizer.load_state(saved.optimizer)
         if self.average:
             self.average.load_state(saved.averaged or saved.model)
-        self.progress = Progress.of(saved.progress)
-        self._window = Window.of(saved.progress.get("window", {}))
+        self.progress = Progress.of(saved, path)
+        soft = self.config.model.soft.layers
+        self._window = Window.of(saved.progress.get("window", {}), self._levels, soft, path)
 
     # ------------------------------------------------------------------------------------------ the rest
 

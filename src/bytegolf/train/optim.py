@@ -98,10 +98,12 @@ class Optimizer:
         """Take over what ``state`` gave for the same model; an error in words if it does not fit."""
         stepped = any(name.startswith("step.") for name in tensors)  # before its first step Adam has no state
         expected = {f"momentum.{name}": m for name, m in zip(self._muon_names, self.muon.parameters, strict=True)}
+        moments: dict[str, Tensor]
         moments = {f"{key}.{name}": p for name, p in self._adam.items() for key in ("exp_avg", "exp_avg_sq")}
+        moments |= {f"step.{name}": torch.zeros(()) for name in self._adam}
         expected |= self.rows.state() | (moments if stepped else {})
         for name, like in expected.items():
-            if name not in tensors or tensors[name].shape != like.shape:
+            if name not in tensors or (tensors[name].shape, tensors[name].dtype) != (like.shape, like.dtype):
                 raise BytegolfError(
                     f"the checkpoint's optimiser state does not fit at {name}: resume the run with its own config"
                 )

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from bytegolf.files import disk_errors, make_folder, write_bytes
+from bytegolf.errors import BytegolfError
+from bytegolf.files import disk_errors, make_folder, parse_json, write_bytes
 
 PLAIN_LINE_EVERY = 15.0
 """Seconds between progress lines where there is no terminal to rewrite one on."""
@@ -45,18 +46,34 @@ class Metrics:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; a last line cut short by a crash is left out."""
+    """The rows of a metrics.jsonl; a last line cut short by a crash is left out.
+
+    Raises BytegolfError for a line that is JSON, but no row.
+    """
     if not path.exists():
         return []
     with disk_errors(path, "read the metrics"):
         text = path.read_text(encoding="utf-8", errors="replace")
     rows = []
-    for line in text.splitlines():
+    for number, line in enumerate(text.splitlines(), start=1):
         try:
-            rows.append(json.loads(line))
+            row = parse_json(line)
         except ValueError:
             break
+        if not _is_row(row):
+            raise BytegolfError(f"{path}, line {number} is no row of metrics: delete that line")
+        rows.append(row)
     return rows
+
+
+def _is_row(row: Any) -> bool:
+    """Whether a row has what is looked at again when a run is resumed."""
+    if not isinstance(row, dict) or not isinstance(row.get("kind"), str) or type(row.get("step")) is not int:
+        return False
+    lists = [row.get(key, []) for key in ("rates", "truncated", "truncated_sequences")]
+    if not all(isinstance(values, list) and all(type(value) in (int, float) for value in values) for values in lists):
+        return False
+    return len(lists[1]) == len(lists[2])
 
 
 class RouterWatch:

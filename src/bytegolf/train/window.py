@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bytegolf.errors import BytegolfError
+from bytegolf.train.checkpoint import described
 from bytegolf.train.distributed import World
 
 
@@ -91,9 +94,20 @@ class Window:
         return {key: value for key, value in vars(self).items() if not key.startswith("_")}
 
     @staticmethod
-    def of(state: dict[str, Any]) -> Window:
-        """The window that ``state`` described."""
-        return Window(**state)
+    def of(state: Any, levels: int, soft_layers: int, path: Path) -> Window:
+        """The window that ``state`` described in the checkpoint ``path`` of a model with so many levels and layers.
+
+        Raises BytegolfError if it did not.
+        """
+        window = described(Window, state, path)
+        steps = len(window.losses)
+        for rows, width in (
+            *((kind, levels) for kind in (window.rates, window.truncated, window.truncated_sequences)),
+            (window.soft, 3 * soft_layers),
+        ):
+            if len(rows) != steps or any(len(row) != width for row in rows):
+                raise BytegolfError(f"the window in the checkpoint {path} does not fit the model: delete its folder")
+        return window
 
 
 def _means(steps: list[list[float]]) -> list[float]:
