@@ -133,7 +133,7 @@ def test_what_is_not_published_is_made_from_the_documents_in_one_command(server:
     out = tmp_path / "data"
     command = ("fetch", "--mirror", server.address, "--variant", f"{SUBWORDS},byte260", "--out", out)
     said = refused(*command)
-    assert f"no shards of byte260 (only of: {SUBWORDS}): add --export" in said
+    assert f"no shards of byte260, only of {SUBWORDS}: add --export" in said
     ran = good(*command, "--export", "--json")
     assert ran.json["exported"] == ["byte260"]
     assert "byte260 will be made here from the documents" in ran.out
@@ -577,6 +577,94 @@ def test_addresses_that_are_none(tmp_path: Path, mirror: str, said: str) -> None
     with pytest.raises(BytegolfError, match=said) as caught:
         run(mirror, tmp_path / "data")
     assert "secret" not in str(caught.value)
+
+
+# ---------------------------------------------------------------------------------------------- the hub
+
+
+class Hub(types.ModuleType):
+    """What is used of huggingface_hub, over a repository whose files lie on a server."""
+
+    def __init__(self, server: Server) -> None:
+        super().__init__("huggingface_hub")
+        self.server = server
+        self.utils = types.SimpleNamespace(build_hf_headers=lambda: {"authorization": "Bearer secret"})
+
+    def HfApi(self) -> Hub:  # noqa: N802
+        return self
+
+    def repo_info(self, repository: str, repo_type: str) -> types.SimpleNamespace:
+        class RepositoryNotFoundError(Exception):
+            pass
+
+        if repository != "someone/golf":
+            raise RepositoryNotFoundError("404: no such repository")
+        return types.SimpleNamespace(sha="c0ffee" * 6)
+
+    def get_paths_info(self, repository: str, paths: list[str], repo_type: str, revision: str) -> list[Any]:
+        assert (repository, repo_type, revision) == ("someone/golf", "dataset", "c0ffee" * 6)
+        files = [(path, self.server.root / path.removeprefix("datasets/")) for path in paths]
+        return [
+            types.SimpleNamespace(
+                path=path,
+                size=130,
+                lfs=types.SimpleNamespace(size=file.stat().st_size, sha256=digest(file)),
+            )
+            for path, file in files
+            if file.is_file()
+        ]
+
+    def hf_hub_url(self, repository: str, file: str, repo_type: str, revision: str) -> str:
+        return f"{self.server.address}/{file.removeprefix('datasets/')}"
+
+
+@pytest.fixture
+def hub(server: Server, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    module = Hub(server)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", module)
+    return module
+
+
+def from_hub(out: Path, repository: str = "someone/golf", **options: Any) -> dict[str, Any]:
+    return fetching.run(out, [SUBWORDS], repository=repository, quiet=True, **options)
+
+
+def test_the_hub_at_one_commit_with_its_hashes(hub: Hub, tmp_path: Path) -> None:
+    said: list[str] = []
+    done = from_hub(tmp_path / "data", tell=said.append)
+    assert done["source"] == "hf://datasets/someone/golf@c0ffeec0ffee/datasets"
+    assert as_published(hub.server.root, tmp_path / "data", [*TRAIN, VAL, MODEL])
+    assert not any("no hash is published" in one for one in said)
+    assert all(headers["Authorization"] == "Bearer secret" for headers in hub.server.headers)
+    hub.server.faults = [of_shard(0, corrupted(9))]
+    with pytest.raises(BytegolfError, match="has the SHA-256"):
+        from_hub(tmp_path / "other")
+
+
+def test_a_token_is_shown_to_the_hub_alone(hub: Hub, tmp_path: Path) -> None:
+    with serving(hub.server.root) as elsewhere:
+
+        def away(request: Handler, file: Path, before: int) -> bool:
+            return code(302, Location=f"{elsewhere.address}/{request.path.lstrip('/')}")(request, file, 0)
+
+        hub.server.faults = [of_shard(0, away)]
+        from_hub(tmp_path / "data", train_shards=1)
+        assert elsewhere.whole() == [TRAIN[0]]
+        assert not any("Authorization" in headers for headers in elsewhere.headers)
+
+
+def test_a_hub_that_is_not_there(hub: Hub, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BytegolfError, match=r"gives no dataset someone/else .*: check --repo"):
+        from_hub(tmp_path / "data", "someone/else")
+    (server.root / TRAIN[1]).unlink()
+    with pytest.raises(BytegolfError, match=r"has no file .*train_000001\.bin: check --repo and --root"):
+        from_hub(tmp_path / "data")
+    monkeypatch.setattr(hub, "repo_info", lambda *what, **more: 1 / 0)
+    with pytest.raises(BytegolfError, match=r"the hub does not answer .*, 6 times in a row"):
+        from_hub(tmp_path / "data")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(BytegolfError, match=r"pip install 'bytegolf\[hub\]'.*--mirror"):
+        from_hub(tmp_path / "data")
 
 
 # ---------------------------------------------------------------------------------------------- manifests

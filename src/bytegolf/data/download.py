@@ -80,6 +80,11 @@ class Attempts:
                 self.stop.wait(delay)
 
 
+def part_path(target: Path) -> Path:
+    """Where a file grows until it is whole."""
+    return target.with_name(f".{target.name}.part")
+
+
 class Part:
     """What has been received of a file, ``.NAME.part`` beside its target, with a note of it in ``.NAME.part.json``.
 
@@ -87,18 +92,20 @@ class Part:
         received: bytes, all of them checked or received by this object.
     """
 
-    def __init__(self, target: Path, remote: Remote) -> None:
-        """Take over what an earlier process received of this very file, if that is still what it was."""
+    def __init__(self, target: Path, remote: Remote, advance: Advance = lambda count: None) -> None:
+        """Take over what an earlier process received of this very file, if that is still what it was; ``advance`` is
+        told how many bytes were read for that.
+        """
         self.target, self.remote = target, remote
-        self.path = target.with_name(f".{target.name}.part")
+        self.path = part_path(target)
         self._note = target.with_name(f".{target.name}.part.json")
         self.received, self._hash = 0, hashlib.sha256()
         self._file: IO[bytes] | None = None
         self._noted_at, self._noted = time.monotonic(), 0
         with disk_errors(self.path, "read"):
-            self._take_over()
+            self._take_over(advance)
 
-    def _take_over(self) -> None:
+    def _take_over(self, advance: Advance) -> None:
         if not self._note.is_file() or not self.path.is_file():
             return
         try:
@@ -113,6 +120,7 @@ class Part:
         with self.path.open("rb") as file:
             while left and (block := file.read(min(left, 1 << 20))):
                 found.update(block)
+                advance(len(block))
                 left -= len(block)
         if found.hexdigest() == digest:
             self.received, self._hash, self._noted = received, found, received

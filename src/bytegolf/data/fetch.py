@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bytegolf.data.download import Attempts, Part, Wanted, download
+from bytegolf.data.download import Attempts, Part, Wanted, download, part_path
 from bytegolf.data.fetched import Record, check, write_manifest
 from bytegolf.data.manifest import FETCHING, MANIFEST, read_manifest, unfinished
 from bytegolf.data.mirrors import PIECE, Mirror, PassingError, Remote
@@ -33,6 +33,7 @@ from bytegolf.data.published import (
     parse_manifest,
     parse_sidecar,
 )
+from bytegolf.data.specs import parse_tokenizers
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors, make_folder, write_bytes
 
@@ -51,7 +52,6 @@ class Offer:
     """What a mirror has of what is wanted."""
 
     mirror: Mirror
-    manifest: dict[str, Any]
     variants: dict[str, Published | None]
     """the data sets by their short names; None for those that are not published as shards"""
     train_shards: int | None
@@ -68,11 +68,6 @@ class Offer:
     def missing(self) -> list[str]:
         """The names of those that are not."""
         return [name for name, one in self.variants.items() if one is None]
-
-    def refusal(self) -> str:
-        """What to say where only shards will do and some are not published."""
-        there = ", ".join(offered(self.manifest)) or "none"
-        return f"{self.mirror.name} publishes no shards of {', '.join(self.missing)} (only of: {there})"
 
     def wanted_shards(self, one: Published) -> int:
         """How many training shards of a data set are wanted."""
@@ -100,12 +95,13 @@ class Offer:
 
 
 def offer(
-    mirror: Mirror, variants: Sequence[str], train_shards: int | None, documents: bool, attempts: Attempts
+    mirror: Mirror, variants: Sequence[str], train_shards: int | None, documents: bool, export: bool, attempts: Attempts
 ) -> Offer:
     """Read a mirror's manifest, and the documents' sidecar if they are wanted.
 
     Args:
         train_shards: of each variant; None: TRAIN_SHARDS, or all where there are fewer.
+        export: whether variants that are not published can be made from the documents, which then are wanted too.
     """
     manifest = parse_manifest(_read(mirror, MANIFEST, attempts), mirror.name)
     found = {variant: find(manifest, variant, mirror.name) for variant in variants}
@@ -115,9 +111,17 @@ def offer(
                 f"{mirror.name} has {one.train_shards} training shards of {one.name}: give --train-shards "
                 f"{one.train_shards} or fewer, not {train_shards}"
             )
+    if missing := [name for name, one in found.items() if one is None]:
+        if not export:
+            raise BytegolfError(
+                f"{mirror.name} publishes no shards of {', '.join(missing)}, only of {', '.join(offered(manifest))}: "
+                "add --export to fetch the documents and make them here, and --dry-run to see what room that takes"
+            )
+        parse_tokenizers(missing)  # a name that cannot be made is refused before gigabytes are fetched
+        documents = True
     sidecar = _read(mirror, DOCUMENTS_SIDECAR, attempts) if documents else b""
     described = parse_sidecar(sidecar, f"{mirror.name}/{DOCUMENTS_SIDECAR}") if documents else None
-    return Offer(mirror, manifest, found, train_shards, described, sidecar)
+    return Offer(mirror, found, train_shards, described, sidecar)
 
 
 def _read(mirror: Mirror, path: str, attempts: Attempts) -> bytes:
@@ -172,7 +176,8 @@ def plan(found: Offer, out: Path, record: Record, attempts: Attempts, bar: Progr
             questions.append(file)
     remotes = _look(found.mirror, [file.path for file in questions], attempts)
     wanted = [_wanted(file, remotes[file.path]) for file in questions]
-    size = sum((out / one.path).stat().st_size for one in wanted if (out / one.path).is_file())
+    lie = [path for one in wanted for path in (out / one.path, part_path(out / one.path)) if path.is_file()]
+    size = sum(path.stat().st_size for path in lie)
     with bar.task("checking what is there", size) if size else contextlib.nullcontext(lambda count: None) as advance:
         for one in wanted:
             if (out / one.path).is_file():
@@ -181,7 +186,7 @@ def plan(found: Offer, out: Path, record: Record, attempts: Attempts, bar: Progr
                     record.add(one.path, hashed)
                     continue
                 result.replaced.append(one.path)
-            result.parts.append((one, Part(out / one.path, one.remote)))
+            result.parts.append((one, Part(out / one.path, one.remote, advance)))
     missing = {one.path for one, _ in result.parts}
     result.present_bytes = sum(record.size(file.path) for file in result.files if file.path not in missing)
     return result

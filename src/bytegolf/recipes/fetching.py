@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -64,16 +65,10 @@ def run(
     bar = ProgressBar(quiet)
     attempts = Attempts(bar.say)
     source = _source(mirror, repository, root, out, attempts)
-    found = fetch.offer(source, variants, train_shards, documents, attempts)
-    if found.missing:
-        if not export:
-            raise BytegolfError(
-                f"{found.refusal()}: add --export to fetch the documents and make them here, or choose among those"
-            )
-        parse_tokenizers(found.missing)  # a name that cannot be made is refused before gigabytes are fetched
-        found = fetch.offer(source, variants, train_shards, True, attempts)
+    found = fetch.offer(source, variants, train_shards, documents, export, attempts)
     fetch.check_own(found, out)
-    with only_one(out / LOCK, f"another `bytegolf fetch` is at work in {out}: wait for it, or choose another --out"):
+    busy = f"another `bytegolf fetch` is at work in {out}: wait for it, or choose another --out"
+    with contextlib.nullcontext() if dry_run else only_one(out / LOCK, busy):
         record = Record(out)
         planned = fetch.plan(found, out, record, attempts, bar, verify)
         fetched = [wanted.remote.sha256 for wanted, _ in planned.parts if wanted.path == DOCUMENTS]
@@ -126,7 +121,7 @@ def _announce(found: fetch.Offer, planned: fetch.Plan, to_make: list[str], out: 
         tell(f"{out / path} is not what is published and will be replaced")
     unhashed = sum(wanted.remote.sha256 is None for wanted, _ in planned.parts)
     if unhashed:
-        tell(f"no hash is published for {unhashed} files: of these, lengths, headers and token ids are checked")
+        tell(f"no hash is published for {unhashed} of them: there, lengths, headers and token ids are checked")
     needed, making = planned.to_fetch, 0
     if to_make:
         making = _export_bytes(found, planned, to_make, out)
@@ -162,6 +157,8 @@ def _fewer(planned: fetch.Plan, excess: int) -> str:
 
 
 def _free_space(folder: Path) -> int:
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
     with disk_errors(folder, "look for free space in"):
         return shutil.disk_usage(folder).free
 
