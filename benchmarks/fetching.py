@@ -2,10 +2,10 @@
 
     python benchmarks/fetching.py --kills 200 --megabytes 8
 
-A mirror of the published layout with made-up tokens is served on loopback. The server drops connections, answers 503 and
-sends wrong bits now and then (hashes are published). `bytegolf fetch` is killed with SIGKILL after a random time, again and
-again, then left to finish. After each kill whatever has its name must be what was published; counted is what the server
-sent, beside the size of the files: the cost of kills and faults.
+A mirror of the published layout with made-up tokens is served on loopback. The server drops connections, answers 503
+and sends wrong bits now and then (hashes are published). `bytegolf fetch` is killed with SIGKILL after a random time,
+again and again, then left to finish. After each kill whatever has its name must be what was published; counted is what
+the server sent, beside the size of the files: the cost of kills and faults.
 """
 
 from __future__ import annotations

@@ -95,6 +95,8 @@ class FolderMirror:
         return {path: self._remote(path) for path in paths}
 
     def _remote(self, path: str) -> Remote:
+        if not (self.folder / path).is_file():
+            raise BytegolfError(f"there is no {self.folder / path}: check --mirror and --root")
         with disk_errors(self.folder / path, "fetch"):
             found = (self.folder / path).stat()
         return Remote(found.st_size, version=f"{found.st_mtime_ns}")
