@@ -5,7 +5,7 @@
 A mirror of the published layout with made-up tokens is served on loopback. The server drops connections, answers 503
 and sends wrong bits now and then (hashes are published). `bytegolf fetch` is killed with SIGKILL after a random time,
 again and again, then left to finish. After each kill whatever has its name must be what was published; counted is what
-the server sent, beside the size of the files: the cost of kills and faults.
+the server sent, beside the size of the files: the cost of kills and faults, with what was on its way at a kill.
 """
 
 from __future__ import annotations
@@ -130,7 +130,10 @@ def measure(kills: int, megabytes: float, faults: float, corrupt: float, seed: i
         started = time.monotonic()
         while killed < kills:
             process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            time.sleep(draw.uniform(0.1, 1.2))
+            before = sent[0]
+            while process.poll() is None and sent[0] < before + 20_000:  # until it has got over the manifest
+                time.sleep(0.002)
+            time.sleep(draw.uniform(0.0, 0.15))
             if process.poll() is None:
                 process.send_signal(signal.SIGKILL)
                 killed += 1
