@@ -78,6 +78,7 @@ class Server:
     """bytes of bodies"""
     tags: bool = True
     ranges: bool = True
+    if_range: bool = True
     pause: float = 0.0
     """seconds before each piece of a body"""
     headers: list[dict[str, str]] = field(default_factory=list)
@@ -112,7 +113,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         tag = tag or f'"{hashlib.md5(data).hexdigest()}"'
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
         start, end = 0, len(data)
-        if wanted and state.ranges and self.headers.get("If-Range") in (None, tag):
+        if wanted and state.ranges and (not state.if_range or self.headers.get("If-Range") in (None, tag)):
             start, end = int(wanted[1]), min(len(data), int(wanted[2] or len(data)) + 1)
             if start >= len(data):
                 self.send_response(416)

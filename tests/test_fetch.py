@@ -236,7 +236,7 @@ def test_a_kill_costs_what_was_not_noted(server: Server, tmp_path: Path) -> None
     assert process.wait() == -signal.SIGKILL, process.stderr and process.stderr.read()
     part = note.with_suffix("")
     with part.open("ab") as file:
-        file.write(b"what a crash may leave behind what was flushed")
+        file.write(b"what a crash may leave behind what was flushed" * 3000)
     received = json.loads(note.read_text())["received"]
     said = refused("eval", "no-model", "--data", out)
     assert said
@@ -300,12 +300,31 @@ def test_a_part_that_is_not_what_it_was_is_not_used(server: Server, half: Path, 
     assert again(server, half) == [None]
 
 
-def test_a_server_without_tags_or_ranges_is_asked_for_all_of_it(server: Server, half: Path) -> None:
+def test_a_server_without_ranges_sends_all_of_it(server: Server, half: Path) -> None:
     server.ranges = False
-    assert len(again(server, half)) == 1
-    (half / TRAIN[3]).unlink()
+    assert again(server, half) == ["bytes=4000-"]
+
+
+def test_a_server_that_ignores_what_a_range_is_of_is_found_out(server: Server, half: Path) -> None:
+    planned = {}
+
+    def answer(request: Handler, file: Path, before: int) -> bool:  # the file changes between the two questions
+        planned.setdefault("before", file.read_bytes())
+        file.write_bytes(planned["before"][:-2] + b"\x07\x00")
+        server.if_range = False
+        return False
+
+    server.faults = [of_shard(3, answer)]
+    assert again(server, half)[-1] is None
+
+
+def test_without_tags_nobody_can_tell_what_a_part_is_of(server: Server, tmp_path: Path) -> None:
     server.tags = False
-    assert again(server, half) == [None], "no telling whether a part is still a part of it"
+    server.faults = [of_shard(3, lambda request, file, before: broken_off(4000 if before < 2 else 0)(request, file, 0))]
+    with pytest.raises(BytegolfError):
+        run(server.address, tmp_path / "data", workers=1)
+    server.faults.clear()
+    assert again(server, tmp_path / "data") == [None]
 
 
 def test_another_mirror_goes_on_with_what_has_a_hash(server: Server, tmp_path: Path) -> None:
@@ -433,7 +452,8 @@ def test_room_is_told_and_refused(published: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(fetching.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=1000))
     with pytest.raises(BytegolfError, match="are needed"):
         run(published, out)
-    with pytest.raises(BytegolfError, match="are needed"):
+    monkeypatch.setattr(fetching.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=100_000))
+    with pytest.raises(BytegolfError, match="are needed"):  # the documents fit, their shards do not
         run(published, out, "byte260", export=True)
 
 
@@ -484,6 +504,14 @@ def test_what_trying_again_does_not_cure(
     with pytest.raises(BytegolfError, match=f"000000.bin.* {said}"):
         run(server.address, tmp_path / "data")
     assert sum(path == TRAIN[0] for path, _ in server.asked) < 20
+
+
+def test_a_failure_ends_the_other_downloads(server: Server, tmp_path: Path) -> None:
+    server.pause = 0.01
+    server.faults = [of_shard(0, lambda request, file, before: code(404)(request, file, 0))]
+    with pytest.raises(BytegolfError, match="does not exist"):
+        run(server.address, tmp_path / "data")
+    assert server.sent < (server.root / MODEL).stat().st_size
 
 
 def test_a_redirect_is_followed(server: Server, tmp_path: Path) -> None:
