@@ -89,7 +89,8 @@ def prepare(
         str,
         Parameter(
             help="Text files, folders, .jsonl[.gz|.zst], .parquet; - or -.jsonl for stdin; corpus:chinese, "
-            "corpus:code, corpus:dna or corpus:encyclopedia; none = the default corpus.",
+            "corpus:code, corpus:dna or corpus:encyclopedia; shards:FOLDER, token shards to decode; none = the default "
+            "corpus.",
             allow_leading_hyphen=True,
         ),
     ],

@@ -43,7 +43,7 @@ class Progress:
     blocks: int = 0
     """how many blocks are written"""
     digest: str = bytes(32).hex()
-    """the hash of their documents (`prepare_folder.DIGEST`)"""
+    """the hash of their documents (`manifest.DIGEST`)"""
     groups: list[str] = dataclasses.field(default_factory=list)
     """which of the groups that the split names were met"""
     exports: list[dict[str, Any]] = dataclasses.field(default_factory=list)

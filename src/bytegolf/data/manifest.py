@@ -23,6 +23,10 @@ FETCHING = "fetch.unfinished"
 DATASET_PREFIX = "fineweb10B_"
 _LISTS = ("datasets", "tokenizers")
 
+DIGEST = "documents_digest"
+"""The manifest's key for a hash of all documents in order: h ← SHA-256(h ‖ SHA-256(text in UTF-8)) for each, from 32
+zero bytes. Unlike a hash of everything at once it can be made in parts, and gone on with."""
+
 
 def check_data_folder(folder: Path) -> None:
     """Raise unless ``folder`` exists and a `prepare` or `fetch` has finished in it, if one has begun."""

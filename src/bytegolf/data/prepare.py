@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from bytegolf.data import from_shards
 from bytegolf.data.blocks import Block
 from bytegolf.data.checkpoint import PROGRESS, Progress, job_of
 from bytegolf.data.corpus import Advance, Reading
@@ -75,7 +76,8 @@ def prepare(
     """
     specs = parse_tokenizers(tokenizers.split(",") if isinstance(tokenizers, str) else tokenizers)
     rule = Split.parse(val) if val else None
-    source = open_source(sources, Reading(text_field, group_field, cut))
+    shards = from_shards.named(sources)
+    source = from_shards.open_shards(shards) if shards else open_source(sources, Reading(text_field, group_field, cut))
     split = rule or Split.parse(source.validation)
     for spec in specs:
         if source.once and spec.kind != "byte" and spec.reuse_model_path is None:
@@ -192,3 +194,10 @@ def _check(source: Source, split: Split, export: Export, progress: Progress) -> 
             f"{source.count}: get both again"
         )
     split.check(training, validation, split.groups - set(progress.groups))
+    if source.digest not in (None, progress.digest) or any(
+        size not in (None, found) for size, found in zip(source.sizes, export.original_bytes, strict=True)
+    ):
+        raise BytegolfError(
+            f"the tokens in {Path(source.files[0]).parent} do not give back the documents that they were made of (a ▁ "
+            "in a text comes back as a space): prepare from the documents"
+        )

@@ -8,16 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from bytegolf.data.export import Export
-from bytegolf.data.manifest import DATASET_PREFIX, MANIFEST, UNFINISHED, read_manifest, unfinished
+from bytegolf.data.manifest import DATASET_PREFIX, DIGEST, MANIFEST, UNFINISHED, read_manifest, unfinished
 from bytegolf.data.sources import Source
 from bytegolf.data.specs import TokenizerSpec
 from bytegolf.data.split import Split
 from bytegolf.errors import BytegolfError
 from bytegolf.files import make_folder, write_bytes, write_json
-
-DIGEST = "documents_digest"
-"""The manifest's key for a hash of all documents in order: h ← SHA-256(h ‖ SHA-256(text in UTF-8)) for each, from 32
-zero bytes. Unlike a hash of everything at once it can be made in parts, and gone on with."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -277,20 +277,29 @@ class TokenStream:
         """A copy of tokens ``start`` to ``stop`` (exclusive), uint16 of shape (stop - start,), across shard
         borders.
         """
+        result = np.empty(stop - start, dtype=np.uint16)
+        done = 0
+        for index, first, end in self.parts(start, stop):
+            part = result[done : done + end - first]
+            part[:] = self._shards[index][first:end]
+            _check_ids(part, self.vocab_size, self.paths[index])
+            done += len(part)
+        return result
+
+    def parts(self, start: int, stop: int) -> list[tuple[int, int, int]]:
+        """Where tokens ``start`` to ``stop`` (exclusive) lie: the numbers of shards, and the first and the end of the
+        tokens in each.
+        """
         if not 0 <= start <= stop <= len(self):
             raise IndexError(f"tokens {start} to {stop} of a stream of {len(self)}")
-        result = np.empty(stop - start, dtype=np.uint16)
-        position = start
+        found = []
         index = int(np.searchsorted(self._ends, start, side="right"))
-        while position < stop:
-            shard_start = int(self._ends[index]) - len(self._shards[index])
+        while start < stop:
+            border = int(self._ends[index]) - len(self._shards[index])
             until = min(stop, int(self._ends[index]))
-            part = result[position - start : until - start]
-            part[:] = self._shards[index][position - shard_start : until - shard_start]
-            _check_ids(part, self.vocab_size, self.paths[index])
-            position = until
-            index += 1
-        return result
+            found.append((index, start - border, until - border))
+            start, index = until, index + 1
+        return found
 
 
 def open_split(data_folder: str | Path, tokenizer_name: str, split: str, vocab_size: int) -> TokenStream:

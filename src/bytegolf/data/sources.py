@@ -44,6 +44,10 @@ class Source:
     """what the only one of ``files`` must hash to, as its sidecar says"""
     count: int | None = None
     """how many documents there must be, as its sidecar says"""
+    digest: str | None = None
+    """the hash that all documents must have, ``manifest.DIGEST``"""
+    sizes: tuple[int | None, int | None] = (None, None)
+    """how many bytes of text the training and the validation documents must be"""
 
 
 def open_source(sources: Sequence[str], reading: Reading) -> Source:

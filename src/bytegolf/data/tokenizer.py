@@ -204,6 +204,10 @@ class SentencePieceTokenizer(Tokenizer):
         spaces = self.leading_space[ids] & ~self.boundary[self._ids(previous)]
         return np.asarray(self._lengths[ids] + spaces, dtype=np.int64)
 
+    def model(self) -> bytes:
+        """The model file's contents, a protocol buffer."""
+        return bytes(self._processor.serialized_model_proto())
+
     def _sha256(self) -> str:
         return self._hash
 

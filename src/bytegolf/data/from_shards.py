@@ -1,0 +1,142 @@
+"""Token shards as a source of documents, where their tokenizer loses nothing: no original documents needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bytegolf.data.blocks import BLOCK_BYTES
+from bytegolf.data.corpus import Advance, Document, has_text
+from bytegolf.data.decoding import Decoder, decoder
+from bytegolf.data.manifest import DATASET_PREFIX, DIGEST, MANIFEST, dataset_entry, read_manifest
+from bytegolf.data.shards import TOKEN_BYTES, TokenStream, read_shard, shard_paths
+from bytegolf.data.sources import Source
+from bytegolf.data.tokenizer import Tokenizer, load_tokenizer
+from bytegolf.errors import BytegolfError
+
+PREFIX = "shards:"
+BLOCK_TOKENS = BLOCK_BYTES // 4
+"""A block ends with the document that brings it to so many tokens; few tokens stand for more than four bytes."""
+_LOOK = 1 << 16
+
+
+@dataclass(frozen=True)
+class TokenRange:
+    """Whole documents of a split, by their place in its tokens: the worker reads and decodes them."""
+
+    decoder: Decoder
+    parts: list[tuple[str, int, int]]
+    """shards, and the first and the end of the tokens in each"""
+    where: str
+    """for errors"""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the shards."""
+        return TOKEN_BYTES * sum(stop - start for _, start, stop in self.parts)
+
+    def documents(self) -> Iterator[Document]:
+        """The documents."""
+        ids = np.concatenate([read_shard(path)[start:stop] for path, start, stop in self.parts])
+        for text in self.decoder.documents(ids, self.where):
+            document = Document(text, "", self.where)
+            if not has_text(document):
+                raise BytegolfError(f"{self.where} hold a document without text, which would be left out")
+            yield document
+
+
+def named(sources: Sequence[str]) -> Path | None:
+    """The folder in ``shards:FOLDER``, which must be alone; None where the sources are something else."""
+    found = [source.removeprefix(PREFIX) for source in sources if source.startswith(PREFIX)]
+    if found and len(sources) > 1:
+        raise BytegolfError(f"{PREFIX}{found[0]} is a source of its own: name nothing else beside it")
+    return _data_set(Path(found[0])) if found else None
+
+
+def _data_set(folder: Path) -> Path:
+    """The data set that ``folder`` is, or the only one that it holds."""
+    if folder.name.startswith(DATASET_PREFIX):
+        return folder
+    entries = read_manifest(folder)["datasets"]
+    if len(entries) != 1:
+        names = ", ".join(f"{PREFIX}{folder}/datasets/{entry.get('name')}" for entry in entries)
+        raise BytegolfError(f"{folder} holds {len(entries)} data sets: name one of {names}")
+    return folder / str(entries[0].get("path", f"datasets/{entries[0].get('name')}"))
+
+
+def _names(folder: Path) -> tuple[str, Path]:
+    """The tokenizer's name, and the folder that its data set's lies in."""
+    return folder.name.removeprefix(DATASET_PREFIX), folder.parent.parent
+
+
+def open_shards(folder: Path) -> Source:
+    """The documents of a data set: first those of its validation split, which they stay."""
+    name, root = _names(folder)
+    tokenizer = load_tokenizer(name, root)
+    found = decoder(tokenizer)  # refuses, before anything is read
+    streams = {split: _stream(folder, split) for split in ("val", "train")}
+    entry = dataset_entry(root, name) or {}
+    stats = entry.get("stats") or {}
+    for split, stream in streams.items():
+        if stats.get(f"tokens_{split}", len(stream)) != len(stream):
+            raise BytegolfError(
+                f"{folder} holds {len(stream):,} of the {stats[f'tokens_{split}']:,} tokens of its {split} split, so "
+                "its last document may be cut off: get all of its shards"
+            )
+        if len(stream) and stream.slice(0, 1)[0] != Tokenizer.BOS:
+            raise BytegolfError(f"the {split} shards in {folder} do not begin with a BOS: they are not of documents")
+    validation = sum(int((piece == Tokenizer.BOS).sum()) for piece in _pieces(streams["val"]))
+
+    def blocks() -> Iterator[TokenRange]:
+        for split, stream in streams.items():
+            yield from _ranges(found, stream, f"the {split} shards in {folder}")
+
+    def documents(advance: Advance) -> Iterator[Document]:
+        for block in blocks():
+            advance(block.size)
+            yield from block.documents()
+
+    about: dict[str, Any] = {"decoded_from": tokenizer.identity(), "sha256": entry.get("sha256")}
+    manifest = read_manifest(root) if (root / MANIFEST).exists() else {}
+    in_order = str(manifest.get("split", "")).startswith("first:")
+    return Source(
+        documents,
+        blocks,
+        sum(TOKEN_BYTES * len(stream) for stream in streams.values()),
+        about,
+        f"first:{max(1, validation)}",
+        [str(path) for stream in streams.values() for path in stream.paths],
+        digest=manifest.get(DIGEST) if in_order else None,
+        sizes=(stats.get("original_bytes_train"), stats.get("original_bytes_val")),
+    )
+
+
+def _stream(folder: Path, split: str) -> TokenStream:
+    paths = shard_paths(folder, split)
+    if not paths:
+        raise BytegolfError(f"{folder} has no fineweb_{split}_*.bin: both splits are needed")
+    return TokenStream(paths, 1 << 16)
+
+
+def _pieces(stream: TokenStream) -> Iterator[Any]:
+    for start in range(0, len(stream), _LOOK):
+        yield stream.slice(start, min(start + _LOOK, len(stream)))
+
+
+def _ranges(found: Decoder, stream: TokenStream, where: str) -> Iterator[TokenRange]:
+    start = 0
+    while start < len(stream):
+        stop = min(start + BLOCK_TOKENS, len(stream))
+        while stop < len(stream):
+            look = stream.slice(stop, min(stop + _LOOK, len(stream)))
+            begins = np.flatnonzero(look == Tokenizer.BOS)
+            stop += int(begins[0]) if len(begins) else len(look)
+            if len(begins):
+                break
+        parts = [(str(stream.paths[index]), first, end) for index, first, end in stream.parts(start, stop)]
+        yield TokenRange(found, parts, f"tokens {start:,} to {stop:,} of {where}")
+        start = stop
