@@ -135,15 +135,24 @@ def _encode(block: Block, slot: int) -> _Parked:
 def encode_all_on_ray(encoder: Encoder, blocks: Iterable[Block]) -> Generator[Encoded]:
     """The same by tasks of a Ray cluster, or of this machine where there is none; as many at once as it has cores.
 
-    Its machines must see the sources under the same paths.
+    Its machines need this package, and must see the sources under the same paths. Ray begins again what a machine that
+    fails has not finished.
     """
     try:
         ray: Any = importlib.import_module("ray")
     except ImportError as error:
-        raise BytegolfError("--ray needs the package ray: `pip install ray`, or leave --ray out") from error
+        raise BytegolfError("--ray needs the package ray: `pip install 'bytegolf[ray]'`, or leave --ray out") from error
     if not ray.is_initialized():
         ray.init(log_to_driver=False, logging_level="error")
     task = ray.remote(num_cpus=1)(lambda encoder, block: encoder(block))
     shared = ray.put(encoder)
     at_once = AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
-    yield from _in_order(blocks, lambda block: task.remote(shared, block), ray.get, at_once)
+
+    def wait(reference: Any) -> Encoded:
+        try:
+            encoded: Encoded = ray.get(reference)
+        except ray.exceptions.RayTaskError as error:  # its words are a traceback's
+            raise error.cause if isinstance(error.cause, BytegolfError) else error from None
+        return encoded
+
+    yield from _in_order(blocks, lambda block: task.remote(shared, block), wait, at_once)
