@@ -44,7 +44,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore::beartype.roar.BeartypeDecorHintPep585DeprecationWarning")
 
 
-TINY = ("flat", "flat-local", "one-level", "two-level", "ngrams")
+TINY = ("flat", "flat-local", "one-level", "two-level", "tables")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -73,7 +73,7 @@ def seeded() -> None:
 
 def tiny_network(name: str) -> NetworkConfig:
     """One of the networks of ``TINY``: each kind of attention, depth and change of width, at toy size."""
-    from bytegolf.config import LevelConfig, RouterConfig, StageConfig
+    from bytegolf.config import LevelConfig, LexiconConfig, RouterConfig, StageConfig
 
     def stage(layers: int, dim: int = 32, window: int = 0) -> StageConfig:
         return StageConfig(layers, dim, heads=4, kv_heads=2, window=window)
@@ -82,8 +82,10 @@ def tiny_network(name: str) -> NetworkConfig:
         return stage(4)
     if name == "flat-local":
         return stage(3, window=8)
-    if name in ("one-level", "ngrams"):
-        return LevelConfig(stage(2, window=8), RouterConfig(4.0, grad_scale=0.75), stage(3), stage(2, window=8))
+    if name in ("one-level", "tables"):
+        lexicon = LexiconConfig(dim=8, bits=8) if name == "tables" else LexiconConfig()
+        outer = stage(2, window=8)
+        return LevelConfig(outer, RouterConfig(4.0, grad_scale=0.75), stage(3), outer, lexicon)
     assert name == "two-level"
     inner = LevelConfig(stage(1, 48), RouterConfig(2.0), stage(3, 64), stage(1, 48, window=4))
     return LevelConfig(stage(1, window=8), RouterConfig(3.0), inner, stage(1))
@@ -93,7 +95,7 @@ def tiny_model(name: str, **settings: Any) -> ModelConfig:
     """A model around one of the networks of ``TINY``."""
     from bytegolf.config import ModelConfig, NgramConfig
 
-    ngrams = NgramConfig(longest=4, bits=8, dim=8) if name == "ngrams" else NgramConfig()
+    ngrams = NgramConfig(longest=4, bits=8, dim=8) if name == "tables" else NgramConfig()
     return ModelConfig(tiny_network(name), ngrams=ngrams, **settings)
 
 

@@ -148,7 +148,7 @@ def test_it_costs_what_full_forward_passes_of_the_same_windows_say(
 
 def test_streams_are_reported_with_their_cost(make_model: ModelMaker) -> None:
     """A model that has seen nothing after BOS pays for each beginning what it knows better later on."""
-    model = make_model("ngrams").eval()
+    model = make_model("tables").eval()
     text = b"abcdefgh" * 40
     with torch.no_grad():  # the n-gram tables know what follows; BOS knows nothing
         model.embedding.weight[1] = 0

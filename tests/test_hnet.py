@@ -190,7 +190,7 @@ def test_gradients_in_fp64_are_those_of_finite_differences(name: str, make_model
     model.precision = torch.float64
     ids = tokens(2, 24)
     level = "network.main."
-    innermost = {"one-level": level, "ngrams": level, "two-level": "network.main.main."}.get(name, "network.")
+    innermost = {"one-level": level, "tables": level, "two-level": "network.main.main."}.get(name, "network.")
     parameters = {key: p for key, p in model.named_parameters() if key.startswith(innermost) and p.numel()}
     scale = 0.75 if innermost == level else 1.0  # S2's λ, at the way back out of the main stage
 

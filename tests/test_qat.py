@@ -42,7 +42,7 @@ def rows_of_codes_at_toy_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "SMALL_NUMEL", 64)
 
 
-def qat_config(network: str = "ngrams", bits: int = 4, qat_from: float = 0.33, **train: Any) -> Config:
+def qat_config(network: str = "tables", bits: int = 4, qat_from: float = 0.33, **train: Any) -> Config:
     """Eight steps, of which the last six decay and the last four (a third of the decay later) are quantised."""
     config = tiny_config(network, max_steps=8, decay_fraction=6 / 8, qat_from=qat_from, **train)
     return dataclasses.replace(config, export=ExportConfig(bits=bits, prune=0.05))

@@ -36,7 +36,7 @@ NETWORKS = {
 
 
 def model_of(name: str, reset: bool) -> LanguageModel:
-    ngrams = NgramConfig(longest=6, bits=8, dim=8) if "ngrams" in name else NgramConfig()
+    ngrams = NgramConfig(longest=6, bits=8, dim=8) if "tables" in name else NgramConfig()
     model = LanguageModel(ModelConfig(NETWORKS[name], embed_std=0.5, reset_at_bos=reset, ngrams=ngrams))
     scatter(model)
     return model

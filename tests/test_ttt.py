@@ -111,7 +111,7 @@ def moved(booked: Booked, model: LanguageModel, settings: TttConfig, places: tup
 def test_the_future_moves_no_earlier_score_by_a_bit(
     settings: TttConfig, make_model: ModelMaker, booked: Booked
 ) -> None:
-    assert moved(booked, static(make_model("ngrams")), settings, (36, 100)) == 0
+    assert moved(booked, static(make_model("tables")), settings, (36, 100)) == 0
 
 
 @pytest.mark.parametrize("name", ["two-level", "flat-local"])
@@ -132,7 +132,7 @@ def test_training_before_the_score_would_be_seen(
     mode: str, make_model: ModelMaker, booked: Booked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The planted fault: each chunk is learned from first, and scored then."""
-    model, settings = static(make_model("ngrams")), SETTINGS[mode]
+    model, settings = static(make_model("tables")), SETTINGS[mode]
     assert moved(booked, model, settings, (40,)) == 0
     inner, made = ttt.score_group, learners.learner_of
     learner: list[learners.Learner] = []
@@ -173,7 +173,7 @@ def test_what_is_learned_depends_on_what_was_scored(
 
 @every_setting
 def test_the_model_is_as_it_was(settings: TttConfig, make_model: ModelMaker, booked: Booked) -> None:
-    model, tokens = make_model("ngrams").train(), documents()
+    model, tokens = make_model("tables").train(), documents()
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     wanted = [p.requires_grad for p in model.parameters()]
     first = booked(model, tokens, settings)
@@ -188,7 +188,7 @@ def test_the_model_is_as_it_was(settings: TttConfig, make_model: ModelMaker, boo
 
 
 def test_a_broken_loss_is_said_and_leaves_the_model_whole(make_model: ModelMaker, tmp_path: Path) -> None:
-    model = make_model("ngrams")
+    model = make_model("tables")
     weight = model.network.main.blocks[0].mlp.fc.weight  # type: ignore[union-attr]
     shipped = weight.detach().clone()
     with pytest.raises(BytegolfError, match=r"not finite in the window at token 64.* learning rate"):
@@ -228,7 +228,7 @@ def test_without_a_learning_rate_documents_are_read_by_themselves(
 
 
 def test_documents_at_once_learn_what_they_learn_alone(make_model: ModelMaker, booked: Booked) -> None:
-    model, tokens = make_model("ngrams"), documents()
+    model, tokens = make_model("tables"), documents()
     alone = booked(model, tokens, SETTINGS["lora"])
     np.testing.assert_allclose(booked(model, tokens, SETTINGS["lora, 3 documents at once"]), alone, rtol=0, atol=5e-3)
     still = booked(model, tokens, dataclasses.replace(SETTINGS["lora"], lora_lr=0.0))
@@ -238,7 +238,7 @@ def test_documents_at_once_learn_what_they_learn_alone(make_model: ModelMaker, b
 @pytest.mark.parametrize("mode", ["lora", "sgd"])
 def test_a_reset_forgets(mode: Any, make_model: ModelMaker, booked: Booked) -> None:
     """The same document twice: the same scores after a reset; carried on, the second is cheaper."""
-    model, document = static(make_model("ngrams")), documents((90,))
+    model, document = static(make_model("tables")), documents((90,))
     rates = {"lora_lr": 0.01, "sgd_lr": 6e-4, "ngram_lr": 0.03}
     reset = booked(model, document * 2 + [BOS], TttConfig(mode, **rates))
     assert np.array_equal(reset[:90], reset[90:])
@@ -260,7 +260,7 @@ def test_it_learns(mode: Any, matrices: Any, make_model: ModelMaker, booked: Boo
 
 
 def test_a_router_does_not_learn_and_says_so_where_nothing_is_left(make_model: ModelMaker) -> None:
-    model = make_model("ngrams")
+    model = make_model("tables")
     names = learners.adapted(model, "all")
     assert {"ngrams.proj", "network.residual", "network.main.blocks.0.attn.qkv"} <= names.keys()
     assert not any("router" in name for name in names)

@@ -9,6 +9,7 @@ Each field's meaning and range stand once, in its ``doc``; errors are made from 
 from bytegolf.config.model import (
     CapacityMode,
     LevelConfig,
+    LexiconConfig,
     ModelConfig,
     NetworkConfig,
     NgramConfig,
@@ -30,6 +31,7 @@ __all__ = [
     "EvalConfig",
     "ExportConfig",
     "LevelConfig",
+    "LexiconConfig",
     "ModelConfig",
     "NetworkConfig",
     "NgramConfig",

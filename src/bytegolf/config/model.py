@@ -55,6 +55,7 @@ class RouterConfig(Ranged):
         0.0,
         least=0,
     )
+    dim: int = doc("cosine: width of the vectors that are compared; 0 = the level's (S2)", 0, least=0)
     lr_mult: float = doc("learning-rate multiplier of the router's matrices, on top of the encoder's", 1.0, least=0)
     capacity: CapacityMode = doc(
         "room for chunks: exact = the most that a sequence of the batch has; bucketed = the next of a few sizes, so "
@@ -105,6 +106,13 @@ class RouterConfig(Ranged):
         0.0,
         least=0,
     )
+    guide_weight: float = doc(
+        "cosine: weight at the start of training of p's cross-entropy against the chunks of kind = whitespace, which "
+        "falls to 0 evenly; 0 = off (outermost level only)",
+        0.0,
+        least=0,
+    )
+    guide_share: float = doc("cosine: the share of the budget after which guide_weight is 0", 0.5, above=0, most=1)
     policy_discount: float = doc(
         "cosine: what a loss counts for the boundary before it, less by this factor each token", 0.9, least=0, below=1
     )
@@ -123,6 +131,14 @@ class RouterConfig(Ranged):
 
 
 @dataclass(frozen=True)
+class LexiconConfig(Ranged):
+    """Embeddings of whole chunks by the hash of their tokens, beside the vectors at the starts of the next."""
+
+    dim: int = doc("width of a row; 0 = no lexicon", 0, least=0)
+    bits: int = doc("a table of 2^bits rows, which chunks share by their hash", 15, least=4, most=24)
+
+
+@dataclass(frozen=True)
 class LevelConfig:
     """One level of an H-Net: encoder, router and decoder around a main network, which may be a level itself (S4)."""
 
@@ -130,6 +146,7 @@ class LevelConfig:
     router: RouterConfig = doc("the chunking")
     main: StageConfig | LevelConfig = doc("the network over chunks: a stage, or a further level")
     decoder: StageConfig = doc("blocks after the chunks are expanded again")
+    lexicon: LexiconConfig = doc("embeddings of whole chunks (outermost level only)", LexiconConfig())
 
     def __post_init__(self) -> None:
         if self.encoder.dim != self.decoder.dim:
@@ -149,6 +166,11 @@ class LevelConfig:
             )
         if isinstance(self.main, LevelConfig):
             check_inner_router(self.main.router)
+            if self.main.lexicon.dim:
+                raise BytegolfError(
+                    f"main.lexicon.dim is {self.main.lexicon.dim}, but a lexicon is of tokens, and an inner level sees "
+                    "chunks: set it to 0 there"
+                )
 
 
 def check_inner_router(router: RouterConfig) -> None:
@@ -158,7 +180,7 @@ def check_inner_router(router: RouterConfig) -> None:
             f"main.router.kind is {router.kind!r}, but an inner level sees chunks and no tokens: choose 'cosine' or "
             "'stride' there"
         )
-    for key in ("surprisal_weight", "policy_weight"):
+    for key in ("surprisal_weight", "policy_weight", "guide_weight"):
         if getattr(router, key) > 0:
             raise BytegolfError(
                 f"main.router.{key} is {getattr(router, key)}, but only tokens have a loss, and an inner level sees "

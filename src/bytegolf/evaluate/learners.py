@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bytegolf.config import TttConfig
 from bytegolf.errors import BytegolfError
+from bytegolf.model.embed import RowTable
 from bytegolf.model.layers import Linear
 from bytegolf.model.lm import LanguageModel
 from bytegolf.model.lora import LowRank
@@ -76,15 +77,16 @@ def learner_of(model: LanguageModel, settings: TttConfig, documents: int) -> Ite
 
 @contextlib.contextmanager
 def _sparse(model: LanguageModel) -> Iterator[None]:
-    """Within the context the gradient of the n-gram tables holds the rows of a chunk only."""
-    if model.ngrams is None:
-        yield
-        return
-    before, model.ngrams.sparse_gradients = model.ngrams.sparse_gradients, True
+    """Within the context the gradients of tables hold the rows of a chunk only."""
+    tables = [module for module in model.modules() if isinstance(module, RowTable)]
+    before = [table.sparse_gradients for table in tables]
+    for table in tables:
+        table.sparse_gradients = True
     try:
         yield
     finally:
-        model.ngrams.sparse_gradients = before
+        for table, was in zip(tables, before, strict=True):
+            table.sparse_gradients = was
 
 
 def _loss(model: LanguageModel, ids: Tensor, targets: Tensor, counted: Tensor) -> Float[Tensor, ""]:
@@ -112,8 +114,8 @@ class _Sgd:
     def __init__(self, model: LanguageModel, matrices: list[Tensor], lr: float, ngram_lr: float) -> None:
         self._model = model
         self._rates = [(matrix, lr) for matrix in matrices]
-        if model.ngrams is not None and ngram_lr > 0:
-            self._rates.append((model.ngrams.table, ngram_lr))
+        if ngram_lr > 0:
+            self._rates += [(module.table, ngram_lr) for module in model.modules() if isinstance(module, RowTable)]
         self._shipped = [p.detach().clone() for p, _ in self._rates]
         for p, _ in self._rates:
             p.requires_grad_()

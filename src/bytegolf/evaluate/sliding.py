@@ -88,13 +88,14 @@ def _level(
     traces = [LevelTrace(p, chunks.boundary, boundary, None, torch.zeros((), device=device))]
     oldest = int((chunks.chunk_of[:, length - needed] - FORGOTTEN).min().clamp(min=0))
     inner = chunks.select_values(documents) if documents is not None else None
-    z = level.widen(table[index.gather(1, chunks.starts)])
+    first = windows == BOS if documents is not None else None
+    z = level.open(table[index.gather(1, chunks.starts)], chunks, level.ended(windows, chunks, first))
     if isinstance(level.main, Stage):
         z = level.main.tail(z, inner, z.shape[1] - oldest)
     else:
         z = level.main(z, inner, chunks.valid, traces)[:, oldest:]
     z = z[..., : table.shape[-1]]
-    fresh = chunks.select_values(windows == BOS)[:, oldest:] if documents is not None else None
+    fresh = chunks.select_values(first)[:, oldest:] if first is not None else None
     z = smooth(z, chunks.select_values(p)[:, oldest:], fresh)
 
     last = chunks.chunk_of[:, length - needed :] - oldest

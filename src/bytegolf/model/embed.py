@@ -22,27 +22,42 @@ BOS = 1
 NOTHING = -1
 """What stands for the tokens before the first."""
 
-_BASE = 1_000_003
+BASE = 1_000_003
 """Base of the polynomial hash."""
 
 _MIXER = -7_046_029_254_386_353_131
 """2⁶⁴/φ, odd, as a signed integer: Fibonacci hashing takes the highest bits of a key's product with it."""
 
 
-class NgramEmbedding(nn.Module):
-    """The sum over n of a learned map of ``tables[n][hash(last n ids)]``.
+def hashed(key: Int[Tensor, "*B"], bits: int) -> Int[Tensor, "*B"]:
+    """A number of ``bits`` bits for each key."""
+    return ((key * _MIXER) >> (64 - bits)) & ((1 << bits) - 1)
 
-    The tables start at zero, so that an n-gram which was never seen adds nothing. With ``sparse_gradients`` the table's
-    gradient holds the rows of a batch only.
+
+class RowTable(nn.Module):
+    """A table of vectors, of which a batch looks up few. It starts at zero: what was never seen adds nothing.
+
+    With ``sparse_gradients`` the table's gradient holds the rows of a batch only.
     """
 
-    def __init__(self, config: NgramConfig, dim: int) -> None:
+    def __init__(self, rows: int, dim: int) -> None:
         super().__init__()
-        self.config = config
-        self.lengths = config.longest - 1
-        self.table = nn.Parameter(torch.zeros(self.lengths << config.bits, config.dim))
-        self.proj = Linear(self.lengths * config.dim, dim)
+        self.table = nn.Parameter(torch.zeros(rows, dim))
         self.sparse_gradients = False
+
+    def look_up(self, rows: Int[Tensor, "*B"]) -> Float[Tensor, "*B E"]:
+        """The vectors of ``rows``."""
+        return F.embedding(rows, self.table, sparse=self.sparse_gradients)
+
+
+class NgramEmbedding(RowTable):
+    """The sum over n of a learned map of ``tables[n][hash(last n ids)]``."""
+
+    def __init__(self, config: NgramConfig, dim: int) -> None:
+        self.lengths = config.longest - 1
+        super().__init__(self.lengths << config.bits, config.dim)
+        self.config = config
+        self.proj = Linear(self.lengths * config.dim, dim)
 
     @property
     def context(self) -> int:
@@ -60,18 +75,16 @@ class NgramEmbedding(nn.Module):
         key, power = shifted[0], 1
         crossed = torch.zeros_like(key, dtype=torch.bool)
         for index in range(self.lengths):
-            power = (power * _BASE) % (1 << 62)
+            power = (power * BASE) % (1 << 62)
             earlier = shifted[index + 1]
             if reset_at_bos:
                 crossed = crossed | (shifted[index] == BOS + 1)
                 earlier = earlier.masked_fill(crossed, NOTHING + 1)
             key = key + earlier * power  # wraps around, as hashes do
-            mixed = (key * _MIXER) >> (64 - self.config.bits)
-            rows.append((mixed & ((1 << self.config.bits) - 1)) + (index << self.config.bits))
+            rows.append(hashed(key, self.config.bits) + (index << self.config.bits))
         return torch.stack(rows, -1)
 
     def forward(self, ids: Int[Tensor, "B M"], reset_at_bos: bool, precision: torch.dtype) -> Float[Tensor, "B L D"]:
         """The embedding of the last L = M − context positions of ``ids`` in ``precision``."""
         rows = self.rows(ids, reset_at_bos)
-        vectors = F.embedding(rows, self.table, sparse=self.sparse_gradients)
-        return self.proj(vectors.flatten(-2).to(precision))
+        return self.proj(self.look_up(rows).flatten(-2).to(precision))

@@ -23,7 +23,8 @@ from bytegolf.model.cache import Rows, StageState
 from bytegolf.model.capacity import Capacity
 from bytegolf.model.chunk import Chunks, smooth_on
 from bytegolf.model.layers import Linear
-from bytegolf.model.router_loss import hinge_loss, ratio_loss
+from bytegolf.model.lexicon import Lexicon
+from bytegolf.model.router_loss import guide_loss, hinge_loss, ratio_loss
 from bytegolf.model.routers import build_router
 from bytegolf.model.stage import Stage
 from bytegolf.model.trace import LevelTrace, StepTrace
@@ -44,6 +45,8 @@ class LevelState:
     """chunks so far, on the host"""
     limit: int | None
     """how many there may be, under a fixed capacity"""
+    keys: Int[Tensor, " B"]
+    """the lexicon's hash of each sequence's chunk so far"""
 
     def reset(self, rows: Rows) -> None:
         """Forget the sequences ``rows``: a new document starts in them."""
@@ -63,19 +66,35 @@ class Level(nn.Module):
         """the room for chunks, which may be changed at any time"""
         self.target = config.router.start_target or config.router.target
         """N as the ratio loss wants it now: training moves it"""
+        self.guide = config.router.guide_weight
+        """the weight of the guide's loss now: training moves it"""
         self.encoder = Stage(config.encoder)
         self.router = build_router(config.router, dim, vocab_size)
         self.main = build_network(config.main)
         self.decoder = Stage(config.decoder)
         self.residual = Linear(dim, dim, zero=True)
+        self.lexicon = Lexicon(config.lexicon, inner) if config.lexicon.dim else None
         # a wider main network gets a learned vector beside each chunk's own; coming back it is cut off (S4)
         self.pad = nn.Parameter(torch.zeros(inner - dim)) if inner > dim else None
 
-    def widen(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B E"]:
-        """What the main network takes for the vectors ``x`` of chunk starts."""
-        if self.pad is None:
-            return x
-        return torch.cat((x, self.pad.to(x.dtype).expand(*x.shape[:-1], -1)), -1)
+    def open(
+        self, starts: Float[Tensor, "B C D"], chunks: Chunks, ended: Int[Tensor, "B L"] | None
+    ) -> Float[Tensor, "B C E"]:
+        """What the main network takes for the vectors at ``starts``; ``ended`` is a lexicon's, whose rows it adds."""
+        z = starts
+        if self.pad is not None:
+            z = torch.cat((z, self.pad.to(z.dtype).expand(*z.shape[:-1], -1)), -1)
+        if self.lexicon is not None and ended is not None:
+            z = z + self.lexicon(chunks.select_values(ended), z.dtype)
+        return z
+
+    def ended(
+        self, tokens: Int[Tensor, "B L"] | None, chunks: Chunks, first: Bool[Tensor, "B L"] | None
+    ) -> Int[Tensor, "B L"] | None:
+        """What a lexicon looks up in whole sequences; None without one."""
+        if self.lexicon is None or tokens is None:
+            return None
+        return self.lexicon.follow(tokens, chunks.boundary, first)[0]
 
     def forward(
         self,
@@ -107,10 +126,13 @@ class Level(nn.Module):
         if self.router.learned:
             measure = ratio_loss if settings.ratio == "two-sided" else hinge_loss
             loss = settings.loss_weight * measure(p, proposed, valid, self.target)
+        if self.router.guide is not None and self.guide > 0:
+            loss = loss + self.guide * guide_loss(p, self.router.guide(x, first, tokens)[1])
         chunks = Chunks.of(proposed, self.capacity)
         traces.append(LevelTrace(p, chunks.boundary, proposed, valid, loss))
 
-        z = ops.scale_gradient(self.widen(chunks.select(encoded)), 1 / settings.grad_scale)
+        z = self.open(chunks.select(encoded), chunks, self.ended(tokens, chunks, first))
+        z = ops.scale_gradient(z, 1 / settings.grad_scale)
         inner_documents = chunks.select_values(documents) if documents is not None else None
         z = self.main(z, inner_documents, chunks.valid, traces)
         z = z[..., : encoded.shape[-1]]
@@ -133,6 +155,7 @@ class Level(nn.Module):
             decoder=self.decoder.start(batch, device, dtype, length),
             opened=np.zeros(batch, np.int64),
             limit=limit,
+            keys=torch.zeros(batch, dtype=torch.int64, device=device),
         )
 
     def extend(
@@ -158,12 +181,12 @@ class Level(nn.Module):
 
         encoded = self.encoder.extend(x, state.encoder, rows, counts)
         p, boundary, memories = self.router.extend(encoded, state.memory[index], first, tokens)
-        if counts is None:
-            state.memory[index] = memories[:, -1]
-        else:
+        last: Any = (slice(None), -1)
+        if counts is not None:
             ends = torch.from_numpy(counts).to(device)
             boundary = boundary & (torch.arange(length, device=device) < ends.unsqueeze(1))
-            state.memory[index] = memories[torch.arange(len(every), device=device), ends - 1]
+            last = (torch.arange(len(every), device=device), ends - 1)
+        state.memory[index] = memories[last]
         running = boundary.cumsum(1)
         if state.limit is not None:
             room = torch.from_numpy(state.limit - state.opened[every]).to(device).unsqueeze(1)
@@ -172,6 +195,11 @@ class Level(nn.Module):
         traces.append(StepTrace(every, there, p, boundary))
         opened = running[:, -1].cpu().numpy()
         state.opened[every] += opened
+        ended = None
+        if self.lexicon is not None and tokens is not None:
+            before = state.keys[index].masked_fill(first, 0)
+            ended, keys = self.lexicon.follow(tokens, boundary, before=before)
+            state.keys[index] = keys[last]
 
         smoothed = state.smoothed[index].unsqueeze(1)
         if opened.any():
@@ -179,7 +207,7 @@ class Level(nn.Module):
             all_open = len(reached) == len(opened)
             pick = slice(None) if all_open else torch.from_numpy(reached).to(device)
             chunks = Chunks.of(boundary[pick])
-            z = self.widen(chunks.select(encoded[pick]))
+            z = self.open(chunks.select(encoded[pick]), chunks, None if ended is None else ended[pick])
             chosen, inner = rows if all_open else every[reached], opened[reached]
             ragged = (inner < z.shape[1]).any()
             z = self.main.extend(z, state.main, chosen, inner if ragged else None, traces)

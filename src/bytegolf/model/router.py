@@ -66,6 +66,9 @@ class Router(nn.Module, ABC):
     learned: ClassVar[bool] = False
     """Whether p has a gradient, so that there are losses to train it by."""
 
+    guide: Router | None = None
+    """A rule that training may hold p against."""
+
     def __init__(self, config: RouterConfig) -> None:
         super().__init__()
         self.config = config
@@ -111,18 +114,26 @@ class CosineRouter(Router):
     Both maps start as the identity, so that an untrained router marks where neighbouring vectors point apart. The
     memory is W_k x of the position before.
 
-    Departures from S2, each by a field of its own: the log odds of p may be scaled (``sharpness``), shifted by a
-    learned offset (``init`` = calibrated), and in training disturbed when the boundaries are chosen (``noise``).
+    Departures from S2, each by a field of its own: the maps may lead into fewer dimensions (``dim``; they start as one
+    random projection), the log odds of p may be scaled (``sharpness``), shifted by a learned offset (``init`` =
+    calibrated), and in training disturbed when the boundaries are chosen (``noise``).
     """
 
     learned = True
 
-    def __init__(self, dim: int, config: RouterConfig) -> None:
+    def __init__(self, dim: int, config: RouterConfig, guide: Router | None = None) -> None:
+        """``guide`` is a rule, none of whose parameters are learned."""
         super().__init__(config)
-        self.q_proj = Linear(dim, dim)
-        self.k_proj = Linear(dim, dim)
-        for proj in (self.q_proj, self.k_proj):
-            nn.init.zeros_(proj.weight).detach().fill_diagonal_(1)
+        self.guide = guide
+        width = config.dim or dim
+        self.q_proj = Linear(dim, width)
+        self.k_proj = Linear(dim, width)
+        if width == dim:
+            nn.init.zeros_(self.q_proj.weight).detach().fill_diagonal_(1)
+        else:
+            nn.init.orthogonal_(self.q_proj.weight)
+        with torch.no_grad():
+            self.k_proj.weight.copy_(self.q_proj.weight)
         if config.init == "random":
             nn.init.orthogonal_(self.k_proj.weight)
         self.offset = nn.Parameter(torch.zeros(())) if config.init == "calibrated" else None
@@ -139,6 +150,10 @@ class CosineRouter(Router):
         if self.training and self.config.noise > 0:
             return p, self._drawn(p)
         return p, p >= THRESHOLD
+
+    def prepare(self, material: Material) -> None:
+        if self.guide is not None:
+            self.guide.prepare(material)
 
     def _shaped(self, p: Float[Tensor, "B L"]) -> Float[Tensor, "B L"]:
         """σ(sharpness·logit p + offset); what is certain, as the first position is, stays so."""

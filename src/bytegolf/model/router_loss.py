@@ -30,6 +30,12 @@ def surprisal_loss(p: Float[Tensor, "B L"], losses: Float[Tensor, "B L"]) -> Flo
     return -(p[:, 1:] * surprisal).mean()
 
 
+def guide_loss(p: Float[Tensor, "B L"], taught: Bool[Tensor, "B L"]) -> Float[Tensor, ""]:
+    """The mean cross-entropy of p against the boundaries of a rule, in nats; p_0, which is forced, is left out."""
+    p = p[:, 1:].clamp(_LEAST, 1 - _LEAST)
+    return -torch.where(taught[:, 1:], p, 1 - p).log().mean()
+
+
 def policy_loss(
     p: Float[Tensor, "B L"], boundary: Bool[Tensor, "B L"], losses: Float[Tensor, "B L"], discount: float
 ) -> Float[Tensor, ""]:

@@ -13,7 +13,7 @@ def build_router(config: RouterConfig, dim: int, vocab_size: int) -> Router:
     """The router of a level of width ``dim`` over ``vocab_size`` tokens (0 at an inner level, which sees none)."""
     match config.kind:
         case "cosine":
-            return CosineRouter(dim, config)
+            return CosineRouter(dim, config, WhitespaceRouter(config, vocab_size) if config.guide_weight > 0 else None)
         case "stride":
             return StrideRouter(config)
         case "random":

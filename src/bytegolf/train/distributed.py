@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from bytegolf.errors import BytegolfError
-from bytegolf.model.embed import NgramEmbedding
+from bytegolf.model.embed import RowTable
 
 T = TypeVar("T")
 _NONE: Any = object()
@@ -81,7 +81,7 @@ class World:
         """The model, with gradients averaged over the ranks during backward."""
         if self.size == 1:
             for module in model.modules():
-                if isinstance(module, NgramEmbedding):
+                if isinstance(module, RowTable):
                     module.sparse_gradients = True  # nccl could reduce dense ones only
             return model
         ids = [self.device.index] if self.device.type == "cuda" else None

@@ -33,7 +33,7 @@ from bytegolf.train.distributed import World
 from bytegolf.train.optim import Optimizer
 from bytegolf.train.qat import QuantizedTraining
 from bytegolf.train.report import Metrics, Reporter, RouterWatch, clock
-from bytegolf.train.schedule import chunk_target, learning_rate, quantises, remaining, training_budget
+from bytegolf.train.schedule import chunk_target, guide_weight, learning_rate, quantises, remaining, training_budget
 from bytegolf.train.window import Window
 
 
@@ -198,6 +198,7 @@ class Trainer:
         done = 1 - remaining(self._budget, progress.step, progress.seconds)
         for level in self.model.levels():
             level.target = chunk_target(level.config.router, done)
+            level.guide = guide_weight(level.config.router, done)
         if any(level.config.router.noise for level in self.model.levels()):
             draw = (self.config.train.seed * 1_000_003 + progress.step) * self.world.size + self.world.rank
             torch.manual_seed(draw % (1 << 63))

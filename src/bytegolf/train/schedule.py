@@ -65,6 +65,11 @@ def quantises(config: TrainConfig, step: int, seconds: float) -> bool:
     return config.qat_from > 0 and decay_left(config, step, seconds) <= 1 - config.qat_from
 
 
+def guide_weight(router: RouterConfig, done: float) -> float:
+    """The weight of the guide's loss once the share ``done`` of the budget is used: falls to 0 by ``guide_share``."""
+    return router.guide_weight * (1 - min(1.0, max(0.0, done) / router.guide_share))
+
+
 def chunk_target(router: RouterConfig, done: float) -> float:
     """N of the ratio loss once the share ``done`` of the budget is used: from ``start_target`` evenly to ``target``.
 
