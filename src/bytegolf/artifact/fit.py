@@ -74,7 +74,7 @@ def groups_of(state: Mapping[str, Tensor]) -> dict[str, list[str]]:
 def ways(names: list[str], state: Mapping[str, Tensor]) -> dict[str, Plan]:
     """The ways to store a group, the widest first, by label."""
     found = {str(bits): {name: _storage(name, state[name], bits) for name in names} for bits in WIDTHS}
-    if names != [TABLES]:
+    if not all(name.endswith(TABLES) for name in names):
         for bits in PRUNED_BITS:
             for share in PRUNED:
                 pruned = {name: replace(storage, prune=share) for name, storage in found[str(bits)].items()}
@@ -85,7 +85,7 @@ def ways(names: list[str], state: Mapping[str, Tensor]) -> dict[str, Plan]:
 def _storage(name: str, tensor: Tensor, bits: int) -> Storage:
     """As the export stores large ones (small ones would stay fp16 there, which no limit can afford)."""
     rows = tensor.shape[0]
-    shape = (rows, 1 << 20) if name != TABLES else tuple(tensor.shape)
+    shape = (rows, 1 << 20) if not name.endswith(TABLES) else tuple(tensor.shape)
     return storage_of(name, shape, ExportConfig(bits=bits, embedding_bits=bits, ngram_bits=bits))
 
 

@@ -127,13 +127,15 @@ def group_of(name: str) -> str:
     'network.encoder scales'
     >>> group_of("embedding.weight")
     'embedding'
+    >>> group_of("network.lexicon.table")
+    'network.lexicon'
     """
     block = re.match(r"(.*?)\.?blocks\.\d+\.(.+)", name)
     if block:
         part, dot, _ = block[2].partition(".")
         return f"{block[1]} {part if dot else 'scales'}".strip()
     parent, _, leaf = name.rpartition(".")
-    return parent if leaf == "weight" and parent else f"{parent} scales" if parent else name
+    return parent if leaf in ("weight", "table") and parent else f"{parent} scales" if parent else name
 
 
 def table(ledger: Ledger) -> Table:

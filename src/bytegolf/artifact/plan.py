@@ -22,8 +22,8 @@ SMALL_NUMEL = 65_536
 CONTROL_SUFFIXES = ("_scale", "_mix", "_gain", "skip_weights")
 """How the names of control tensors with two dimensions end: mixes of (2, D), skip weights of (n, D)."""
 
-EMBEDDING, TABLES = "embedding.weight", "ngrams.table"
-"""The tied embedding and the n-gram tables, which may have bits of their own."""
+EMBEDDING, TABLES = "embedding.weight", ("ngrams.table", "lexicon.table")
+"""The tied embedding, and how the names of the tables of n-grams and chunks end, which may have bits of their own."""
 
 VERDICTS = "router.verdicts"
 """How the name of an entropy router's table ends: −1, 0 or 1, which any bits hold and no pruning may touch."""
@@ -57,7 +57,7 @@ def storage_of(name: str, shape: tuple[int, ...], export: ExportConfig) -> Stora
         return Storage("fp16")
     if name.endswith(VERDICTS):
         return Storage("int3_row")
-    if name == TABLES:  # whose rows are too narrow for a share of them to mean anything
+    if name.endswith(TABLES):  # whose rows are too narrow for a share of them to mean anything
         bits = export.ngram_bits or export.bits
         return Storage(_SCHEMES[bits], group=math.gcd(TABLE_GROUP, shape[0]) if bits < 8 else 1)
     bits = export.embedding_bits if name == EMBEDDING else 0

@@ -113,7 +113,7 @@ class ExportConfig(Ranged):
     embedding_bits: int = doc(
         "the same of the tied embedding, which is small and whose errors are seen twice; 0 = bits", 8, least=0, most=8
     )
-    ngram_bits: int = doc("the same of the n-gram tables; 0 = bits", 0, least=0, most=8)
+    ngram_bits: int = doc("the same of the tables of n-grams and chunks; 0 = bits", 0, least=0, most=8)
     prune: float = doc("share of each matrix row's weights, the smallest, that become 0", 0.0, least=0, below=1)
     coder: Literal["zlib", "zstd", "brotli", "lzma", "range"] = doc(
         "what compresses the artifact, each at its smallest; range is our own coder of quantised weights", "zlib"
