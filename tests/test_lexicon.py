@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -57,7 +58,7 @@ def test_hashes_are_of_the_chunk_so_far_however_the_text_comes_in(
     for cuts in ([0, cut, len(text)], list(range(len(text) + 1))):
         before = numbers.new_zeros(1)
         pieces = []
-        for start, end in zip(cuts, cuts[1:], strict=False):
+        for start, end in itertools.pairwise(cuts):
             if start < end:
                 piece = slice(start, end)
                 got, keys = module.follow(numbers[:, piece], boundary[:, piece], first[:, piece], before)

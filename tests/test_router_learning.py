@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from bytegolf.data.tokenizer import ByteTokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.model.lm import LanguageModel
 from bytegolf.model.router import CosineRouter, Material
-from bytegolf.model.router_loss import hinge_loss, policy_loss, ratio_loss
-from bytegolf.train.schedule import chunk_target
+from bytegolf.model.router_loss import guide_loss, hinge_loss, policy_loss, ratio_loss
+from bytegolf.train.schedule import chunk_target, guide_weight
 
 
 @pytest.fixture(scope="module")
@@ -260,3 +261,44 @@ def test_the_policy_is_part_of_the_objective() -> None:
     trace = out.traces[0]
     wanted = nats.mean() + trace.loss + 0.5 * policy_loss(trace.p, trace.proposed, nats, 0.9)
     assert float(model.objective(out, nats).detach()) == pytest.approx(float(wanted.detach()))
+
+
+# ---------------------------------------------------------------------------------------------- the guide
+
+
+def test_the_guide_is_gone_when_its_share_of_the_budget_is() -> None:
+    router = RouterConfig(4.0, guide_weight=0.4, guide_share=0.5)
+    assert [guide_weight(router, done) for done in (-0.1, 0.0, 0.25, 0.5, 1.0)] == [0.4, 0.4, 0.2, 0, 0]
+
+
+def test_the_guide_counts_the_odds_of_what_it_taught() -> None:
+    p = torch.tensor([[1.0, 0.25, 0.5, 1.0, 0.0]])
+    taught = torch.tensor([[True, False, True, True, True]])
+    expected = -(math.log(0.75) + math.log(0.5) + math.log(1 - 1e-4) + math.log(1e-4)) / 4
+    assert guide_loss(p, taught).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_guided_router_learns_where_words_begin() -> None:
+    """On text, from the gradient of its loss alone; a narrow one too."""
+    text = torch.tensor(
+        [[byte + ByteTokenizer.OFFSET for byte in b"the quick brown fox jumps over the lazy dogs " * 3]]
+    )
+    torch.manual_seed(0)
+    model = LanguageModel(config_of(guide_weight=1.0, dim=4).model)
+    level = model.levels()[0]
+    words = level.router.guide(torch.zeros(*text.shape, 1), None, text)[1]
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    agreement = []
+    for _ in range(60):
+        trace = model(text).traces[0]
+        agreement.append((trace.proposed == words).float().mean().item())
+        optimizer.zero_grad()
+        trace.loss.backward()
+        optimizer.step()
+    assert agreement[0] < 0.9
+    assert agreement[-1] > 0.95
+
+
+def test_a_level_without_tokens_has_no_guide() -> None:
+    with pytest.raises(BytegolfError, match=r"main\.router\.guide_weight is 0\.1.*set it to 0"):
+        config_of("two-level", guide_weight=0.1)

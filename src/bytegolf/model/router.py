@@ -66,12 +66,11 @@ class Router(nn.Module, ABC):
     learned: ClassVar[bool] = False
     """Whether p has a gradient, so that there are losses to train it by."""
 
-    guide: Router | None = None
-    """A rule that training may hold p against."""
-
-    def __init__(self, config: RouterConfig) -> None:
+    def __init__(self, config: RouterConfig, guide: Router | None = None) -> None:
+        """``guide`` is a fixed rule that training may hold p against."""
         super().__init__()
         self.config = config
+        self.guide = guide
 
     @abstractmethod
     def forward(
@@ -122,9 +121,7 @@ class CosineRouter(Router):
     learned = True
 
     def __init__(self, dim: int, config: RouterConfig, guide: Router | None = None) -> None:
-        """``guide`` is a rule, none of whose parameters are learned."""
-        super().__init__(config)
-        self.guide = guide
+        super().__init__(config, guide)
         width = config.dim or dim
         self.q_proj = Linear(dim, width)
         self.k_proj = Linear(dim, width)
