@@ -20,12 +20,18 @@ from typing import Any
 
 import pytest
 import torch
+from commands import small
 from tiny_run import HERE, losses, make_trainer, rows, tiny_config
 from torch import Tensor
 
+from bytegolf.config import load
 from bytegolf.errors import BytegolfError
-from bytegolf.evaluate.bpb import Score, score
+from bytegolf.evaluate import bpb
+from bytegolf.evaluate.bpb import Score, score, score_group
 from bytegolf.model import native
+from bytegolf.recipes import training
+from bytegolf.recipes.opening import open_model
+from bytegolf.recipes.scoring import evaluate
 from bytegolf.train import checkpoint as store
 from bytegolf.train import muon
 from bytegolf.train.distributed import World, join, pick_device, pick_precision
@@ -50,6 +56,11 @@ def normalize(matrices: Tensor, steps: int) -> Tensor:
 def work(folder: Path) -> None:
     """What one of several processes does: whole runs, half ones, and in the end one of them fails."""
     torch.set_num_threads(1)
+    if os.environ["WORLD_SIZE"] == "2":
+        port = os.environ["MASTER_PORT"]  # of the group after this one, which must not meet what is left of this one
+        os.environ["MASTER_PORT"] = os.environ["JOB_PORT"]
+        train_and_score(folder)
+        os.environ["MASTER_PORT"] = port
     whole = muon.orthogonalize
     with join("cpu") as world:
         assert world.agree(world.rank + 5.0) == 5
@@ -85,6 +96,24 @@ def work(folder: Path) -> None:
         trainer_of(network, folder, f"broken-{world.size}", world).fit()
 
 
+def train_and_score(folder: Path) -> None:
+    """The whole job as `bytegolf train` does it, in the run folder "job"; each rank tells what it scored of it."""
+    scored: list[int] = []
+
+    def counting(*args: Any, **kwargs: Any) -> Score:
+        found = score_group(*args, **kwargs)
+        scored.append(found.tokens)
+        return found
+
+    bpb.score_group = counting
+    changes = ["data.path=" + json.dumps(str(folder / "prepared")), "train.device=cpu", "train.max_steps=2"]
+    config = load("cpu-demo", [*small(), *changes, "eval.batch=2", "eval.unquantised=true"])
+    outcome = training.train(config, folder / "job", quiet=True)
+    bpb.score_group = score_group
+    told = json.dumps({"tokens": sum(scored), "outcome": outcome is not None})
+    (folder / f"job-{os.environ['RANK']}.json").write_text(told)
+
+
 @dataclass
 class Crew:
     """What processes that worked together left behind."""
@@ -107,19 +136,23 @@ class Crew:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
     """With the data that everybody trains on."""
     path = tmp_path_factory.mktemp("crews")
+    (path / "prepared").symlink_to(tiny_data)
     trainer_of("flat", path, "unused", HERE)
     return path
 
 
 def crew(folder: Path, size: int) -> Crew:
     """Processes that work together, started as `torchrun` would, but without its supervision."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = os.environ | {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    with socket.socket() as free, socket.socket() as other:
+        ports = []
+        for each in (free, other):
+            each.bind(("127.0.0.1", 0))
+            ports.append(str(each.getsockname()[1]))
+    shared = os.environ | {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": ports[0]}
+    shared["JOB_PORT"] = ports[1]
     processes = [
         subprocess.Popen(
             [sys.executable, __file__, str(folder)],
@@ -131,9 +164,9 @@ def crew(folder: Path, size: int) -> Crew:
         for rank in range(size)
     ]
     try:
-        last = processes[-1].communicate(timeout=120)[0]
+        last = processes[-1].communicate(timeout=300)[0]
         ended = time.monotonic()
-        output = [process.communicate(timeout=60)[0] for process in processes[:-1]]
+        output = [process.communicate(timeout=120)[0] for process in processes[:-1]]
         seconds = time.monotonic() - ended
     finally:
         for process in processes:
@@ -218,6 +251,22 @@ def test_a_shared_score_is_that_of_one_process_to_the_bit(folder: Path) -> None:
         shares = [parts(rank, size) for rank in range(size)]
         turns = [part for turn in itertools.zip_longest(*shares) for part in turn if part is not None]
         assert sum(turns, Score()) == whole
+
+
+def test_the_final_score_is_shared_and_that_of_one_process_to_the_bit(pair: Crew) -> None:
+    run = pair.folder / "job"
+    assert (run / "summary.json").exists(), pair.output
+    summary = json.loads((run / "summary.json").read_text())
+    told = [json.loads((pair.folder / f"job-{rank}.json").read_text()) for rank in (0, 1)]
+    assert [each["outcome"] for each in told] == [True, False]
+    assert 0.8 < told[0]["tokens"] / told[1]["tokens"] < 1.25, "each did its half"
+    alone = evaluate(open_model(run, pair.folder / "prepared", "cpu"), pair.folder / "prepared")
+    timed = {"seconds", "bytes_per_second"}
+    assert {key: summary[key] for key in alone if key not in timed} == {
+        key: value for key, value in alone.items() if key not in timed
+    }
+    assert alone["boundaries"]["boundaries"] > 0
+    assert summary["bpb_unquantised"] != summary["bpb"]
 
 
 def test_the_ranks_had_different_numbers_of_chunks(pair: Crew) -> None:

@@ -143,6 +143,24 @@ def test_micro_batches_add_up_to_the_batch(micro: int, data: Path, tmp_path: Pat
             assert one.numel() == 0
 
 
+def test_accumulation_follows_from_what_fits(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same losses on the same text in the same order, whatever the memory."""
+    found, passes = {}, {}
+    for memory in (1e5, 4e6, 1e12):
+        monkeypatch.setattr("bytegolf.train.loop.device_memory", lambda device, memory=memory: memory)
+        trainer = make_trainer(tiny_config("two-level", max_steps=3), data, tmp_path / str(memory))
+        count: list[int] = []
+        trainer.model.register_forward_hook(
+            lambda model, inputs, out, count=count: count.append(len(inputs[0])) if model.training else None
+        )
+        trainer.fit()
+        found[memory], passes[memory] = losses(tmp_path / str(memory)), count
+    assert passes == {1e5: [1] * 12, 4e6: [2] * 6, 1e12: [4] * 3}
+    assert found[1e5] == pytest.approx(found[1e12], rel=1e-3)
+    assert found[4e6] == pytest.approx(found[1e12], rel=1e-3)
+    assert found[1e5][0] == pytest.approx(found[1e12][0], rel=1e-6)
+
+
 def test_gradients_are_clipped(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make_trainer(tiny_config(grad_clip=1e-3), data, tmp_path)
     norms = []

@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 import numpy.typing as npt
@@ -105,6 +105,10 @@ class BoundaryStats:
         if whole:
             edges = np.concatenate([[0], edges, [len(window)]])
         self.lengths.update(np.diff(edges).tolist())
+
+    def __add__(self, other: BoundaryStats) -> BoundaryStats:
+        """The counts of both."""
+        return BoundaryStats(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
 
     @property
     def chunks(self) -> int:

@@ -31,6 +31,13 @@ class TruncationStats:
             self._boundaries[level] += lost
             self._cut[level] += lost > 0
 
+    def absorb(self, other: TruncationStats) -> None:
+        """Take in what ``other`` counted in windows of its own, with the same capacities."""
+        self.windows += other.windows
+        for level, (lost, cut) in enumerate(zip(other._boundaries, other._cut, strict=True)):
+            self._boundaries[level] += lost
+            self._cut[level] += cut
+
     def to_dicts(self) -> list[dict[str, Any]]:
         """A level each: capacity, divisor (null unless fixed), windows, truncated_boundaries, truncated_windows."""
         return [

@@ -25,7 +25,12 @@ class TrainConfig(Ranged):
 
     seq_len: int = doc("tokens in a training sequence; also the evaluation window", least=2)
     batch_tokens: int = doc("tokens in an optimiser step, over all ranks; a multiple of seq_len", least=2)
-    micro_batch: int = doc("sequences in one forward pass on one rank; 0 = the whole share of the rank", 0, least=0)
+    micro_batch: int = doc(
+        "sequences in one forward pass on one rank, which changes nothing but speed and memory; 0 = as many of its "
+        "share of the batch as fit in memory",
+        0,
+        least=0,
+    )
     max_seconds: float = doc("budget of training in seconds of `clock`; 0 = none", 0.0, least=0)
     max_steps: int = doc("budget in optimiser steps; 0 = none", 0, least=0)
     clock: Literal["wall", "processor"] = doc(

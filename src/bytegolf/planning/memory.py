@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bytegolf.config import Config, ModelConfig, NetworkConfig, StageConfig, outer_dim
-from bytegolf.planning.work import BF16, FP32
+from bytegolf.planning.work import BF16, FP32, most_chunks
 
 SHARE = 0.85
 """of a device's memory that a plan fills: allocators, libraries and communication have the rest"""
@@ -60,9 +60,16 @@ def _kept(network: NetworkConfig, rates: list[float]) -> float:
     return outer + rates[0] * within
 
 
-def fitting(config: Config, parameters: int, ranks: int, rates: list[float], memory: float) -> int:
-    """The most sequences at a time that fit in ``memory`` and divide a rank's share; 1 at least."""
+def at_a_time(config: Config, parameters: int, ranks: int, memory: float) -> int:
+    """How many sequences of its share of a step a rank takes at a time: ``train.micro_batch``, or what fits.
+
+    The most that fit in ``memory`` bytes and divide the share, whatever routers open; 1 at least. So the accumulation
+    of gradients follows from batch, ranks and memory, and changes nothing but the rounding of sums.
+    """
     share = config.train.batch_tokens // config.train.seq_len // ranks
+    if config.train.micro_batch:
+        return min(share, config.train.micro_batch)
+    rates = most_chunks(config.model)
     for count in range(share, 1, -1):
         fits = memory_use(config, parameters, count, ranks, rates).total <= SHARE * memory
         if share % count == 0 and fits:

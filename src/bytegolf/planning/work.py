@@ -63,6 +63,12 @@ def chunk_rates(config: ModelConfig, rate: float | None = None) -> list[float]:
     return found
 
 
+def most_chunks(config: ModelConfig) -> list[float]:
+    """The room for chunks a position that each level can come to need: an untrained router may open one at each."""
+    routers = [level.router for level in levels(config.network)]
+    return [1 / router.capacity_divisor if router.capacity == "fixed" else 1.0 for router in routers]
+
+
 def forward_flops(network: NetworkConfig, positions: float, length: float, rates: list[float]) -> float:
     """FLOPs of a forward pass over ``positions`` positions in sequences of ``length``; ``rates``: of each level."""
     if isinstance(network, StageConfig):

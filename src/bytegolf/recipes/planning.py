@@ -17,7 +17,7 @@ from bytegolf.model import native
 from bytegolf.model.lm import LanguageModel, count_parameters, outline
 from bytegolf.planning.devices import DEVICES, LINK, Device, device_named
 from bytegolf.planning.measure import this_machine, timed
-from bytegolf.planning.memory import fitting, memory_use
+from bytegolf.planning.memory import at_a_time, memory_use
 from bytegolf.planning.published import STEP_TIMES
 from bytegolf.planning.roofline import PartTime, part_times, step_seconds
 from bytegolf.planning.work import BF16, FP32, SPREAD, Code, chunk_rates, step_work
@@ -47,7 +47,7 @@ class Prediction:
     @property
     def passes(self) -> int:
         """Micro-batches a step."""
-        return self.sequences // self.at_a_time
+        return -(-self.sequences // self.at_a_time)
 
 
 def predict(config: Config, device: Device, count: int, rates: list[float], code: Code) -> Prediction:
@@ -61,14 +61,12 @@ def predict(config: Config, device: Device, count: int, rates: list[float], code
             f"a batch of {whole} sequences does not split among {count} devices: change --count or train.batch_tokens"
         )
     parameters, share = count_parameters(outline(config.model)), whole // count
-    at_a_time = config.train.micro_batch or fitting(config, parameters, count, rates, device.memory)
-    if share % at_a_time:
-        at_a_time = share // -(-share // at_a_time)
-    parts = part_times(step_work(config, count, code, rates, -(-share // at_a_time)), device)
+    size = at_a_time(config, parameters, count, device.memory)
+    parts = part_times(step_work(config, count, code, rates, -(-share // size)), device)
     ring = 2 * (count - 1) / count
     reduced, gathered = ring * FP32 * parameters, ring / 2 * BF16 * parameters
     seconds = step_seconds(parts, gathered, reduced, device)
-    return Prediction(parts, rates, share, at_a_time, reduced, gathered, seconds)
+    return Prediction(parts, rates, share, size, reduced, gathered, seconds)
 
 
 def plan(config: Config, name: str, count: int, rate: float | None, steps: int) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from bytegolf.evaluate.windows import Window
 from bytegolf.model.lm import count_parameters
 from bytegolf.model.trace import LevelTrace
 from bytegolf.recipes.opening import Opened
+from bytegolf.train.distributed import ALONE, World
 from bytegolf.train.report import Reporter, clock
 
 
@@ -42,12 +43,16 @@ def evaluate(
     capacity_divisor: float = 0.0,
     ttt: TttConfig | None = None,
     reporter: Reporter | None = None,
+    world: World = ALONE,
 ) -> dict[str, Any]:
     """The score of ``opened`` over the validation split in ``data``, as plain data.
 
     ``stride``, ``batch``, ``capacity``, ``capacity_divisor``, ``ttt``: as configured by default. ``limit`` > 0 scores
     that many tokens only (a window at least), which ``subset`` then says. Without overlap the tail that fills no window
     is left out, as published (formats.md); with a stride or test-time training every token counts.
+
+    The processes of ``world`` share the windows, and all of them get the result that one alone would have had.
+    Test-time training reads in order: each of them would do everything.
 
     Keys: bpb, val_loss (nats a token), tokens, bytes, seconds, bytes_per_second, subset, tokens_dropped, stride,
     seq_len, precision, artifact_bytes, code_bytes, total_bytes, limit_bytes, fits, params, artifact_sha256,
@@ -81,6 +86,8 @@ def evaluate(
         return observe
 
     targets = min(max(limit, length) if limit else len(stream), len(stream) - 1)
+    if not adapting:
+        targets = -(-targets // world.size)
     started = time.perf_counter()
 
     def show(total: Score) -> None:
@@ -98,7 +105,14 @@ def evaluate(
             raise BytegolfError("a capacity divisor belongs to a fixed capacity, which no level has: choose fixed too")
         made = observer if levels(config.model.network) else None
         settings = dataclasses.replace(config.eval, stride=stride, batch=batch or config.eval.batch, ttt=ttt)
-        total = score_as(settings, opened, stream, drop_tail=drop, limit=limit, observer=made, progress=show)
+        total = score_as(
+            settings, opened, stream, drop_tail=drop, limit=limit, observer=made, progress=show, world=world
+        )
+        if not adapting:
+            stats = sum(world.collect([stats]), BoundaryStats())
+            counted, truncation = world.collect([truncation]), TruncationStats(opened.model)
+            for each in counted:
+                truncation.absorb(each)
     seconds = time.perf_counter() - started
     model_bytes, source_bytes = opened.artifact.file_bytes, code_bytes(config)
     dropped = len(stream) - 1 - total.tokens
@@ -144,9 +158,10 @@ def score_as(
     observer: Callable[[], Observer] | None = None,
     book: Book | None = None,
     progress: Callable[[Score], None] | None = None,
+    world: World = ALONE,
 ) -> Score:
     """The score of ``stream`` in windows of ``train.seq_len``, with the stride, batch and test-time training of
-    ``settings``; the rest as in ``bpb.score``.
+    ``settings``; the rest as in ``bpb.score``. The processes of ``world`` share the work, except in test-time training.
     """
     model, tokenizer, length = opened.model, opened.tokenizer, opened.config.train.seq_len
     if settings.ttt.mode != "off":
@@ -174,6 +189,8 @@ def score_as(
         observe=observer() if observer else None,
         book=book,
         progress=progress,
+        collect=world.collect,
+        turn=(world.rank, world.size),
     )
 
 

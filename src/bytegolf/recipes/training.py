@@ -24,7 +24,7 @@ from bytegolf.recipes.exporting import export_weights
 from bytegolf.recipes.opening import Opened, holding, open_model
 from bytegolf.recipes.runs import RunFolder
 from bytegolf.recipes.scoring import evaluate
-from bytegolf.train.distributed import World, join, pick_precision
+from bytegolf.train.distributed import ALONE, World, join, pick_precision
 from bytegolf.train.loop import Progress, Trainer
 from bytegolf.train.report import Reporter
 from bytegolf.train.soft_edges import fit_edges
@@ -58,12 +58,13 @@ def train(config: Config, out: Path, *, resume: bool = False, quiet: bool = Fals
         world.wait()
         reporter = Reporter(quiet=quiet or not world.leads)
         trainer = fit(config, tokenizer, streams, run.path, world, reporter, resume)
-        if not world.leads:
-            return None
-        state, progress = trainer.export_state(), trainer.progress
-        exported = export_weights(run.artifact, config, tokenizer, state, progress, world.device)
-        _check_reserve(config, progress.seconds, exported.gptq_seconds, reporter)
-        return conclude(run, data, streams, state, progress, exported.gptq_seconds, trainer.stopped_early, reporter)
+        state, progress, gptq_seconds = trainer.export_state(), trainer.progress, 0.0
+        if world.leads:
+            exported = export_weights(run.artifact, config, tokenizer, state, progress, world.device)
+            gptq_seconds = exported.gptq_seconds
+            _check_reserve(config, progress.seconds, gptq_seconds, reporter)
+        world.wait()
+        return conclude(run, data, streams, state, progress, gptq_seconds, trainer.stopped_early, reporter, world)
 
 
 def fit(
@@ -133,24 +134,39 @@ def conclude(
     gptq_seconds: float,
     stopped_early: bool,
     reporter: Reporter,
-) -> Outcome:
+    world: World = ALONE,
+) -> Outcome | None:
     """Score the artifact as it lies on the disk, segment the standard text, write summary.json.
 
-    ``streams`` are the training and validation splits; ``state`` is what the artifact was made of.
+    ``streams`` are the training and validation splits; ``state`` is what the artifact was made of. The processes of
+    ``world`` share the scores, except those of test-time training; the rest is the leader's, and the others get None.
     """
+    if run.read_config().eval.ttt.mode != "off":
+        if not world.leads:
+            return None
+        world = ALONE
     opened = open_model(run.path, data, run.read_config().train.device)
     config = opened.config
     with reporter:
-        result = evaluate(opened, data, limit=config.eval.limit, reporter=reporter)
+        result = evaluate(opened, data, limit=config.eval.limit, reporter=reporter, world=world)
         unquantised = None
         if config.eval.unquantised:
-            unquantised = evaluate(holding(opened, state), data, limit=config.eval.limit, reporter=reporter)["bpb"]
+            float_model = holding(opened, state)
+            unquantised = evaluate(float_model, data, limit=config.eval.limit, reporter=reporter, world=world)["bpb"]
     sample = None
     if progress.validation_bpb is not None:  # what training scored last, with the weights before quantisation
-        limit = config.train.validate_tokens
         sample = score(
-            opened.model, streams[1], opened.tokenizer, config.train.seq_len, batch=config.eval.batch, limit=limit
+            opened.model,
+            streams[1],
+            opened.tokenizer,
+            config.train.seq_len,
+            batch=config.eval.batch,
+            limit=config.train.validate_tokens,
+            collect=world.collect,
+            turn=(world.rank, world.size),
         ).bpb
+    if not world.leads:
+        return None
     before = after = None
     if levels(opened.config.model.network):
         after = _standard(opened)

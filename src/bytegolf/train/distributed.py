@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -113,6 +114,16 @@ def pick_device(wanted: str) -> torch.device:
             "start as many processes as there are devices"
         )
     return device
+
+
+def device_memory(device: torch.device) -> float:
+    """Bytes that a process on ``device`` may count on: an accelerator's own, or its share of the machine's."""
+    if device.type == "cuda":
+        return float(torch.cuda.get_device_properties(device).total_memory)
+    if not hasattr(os, "sysconf"):  # Windows
+        return math.inf
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return whole / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def prepare_device(device: torch.device) -> torch.device:

@@ -25,11 +25,12 @@ from bytegolf.data.shards import TokenStream
 from bytegolf.data.tokenizer import Tokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.evaluate.bpb import Score, bits_per_byte, score
-from bytegolf.model.lm import LanguageModel
+from bytegolf.model.lm import LanguageModel, count_parameters
+from bytegolf.planning.memory import at_a_time
 from bytegolf.train import checkpoint as store
 from bytegolf.train.average import WeightAverage
 from bytegolf.train.compiling import compile_stages
-from bytegolf.train.distributed import World
+from bytegolf.train.distributed import World, device_memory
 from bytegolf.train.optim import Optimizer
 from bytegolf.train.qat import QuantizedTraining
 from bytegolf.train.report import Metrics, Reporter, RouterWatch, clock
@@ -81,6 +82,8 @@ class Trainer:
         self.loader = Loader(
             train, settings.seq_len, settings.batch_tokens, settings.seed, config.data.order, world.rank, world.size
         )
+        self.at_a_time = at_a_time(config, count_parameters(model), world.size, device_memory(world.device))
+        """sequences of this rank in one forward pass"""
         self.compiled = compile_stages(model, settings.compile, world.device, reporter.warn)
         self.parallel = world.wrap(model)
         self.optimizer = Optimizer(model, config.optim, world)
@@ -216,9 +219,8 @@ class Trainer:
         """Accumulate the gradients of the mean loss: it, without the routers', and the figures of the levels and of
         the soft layers, (3, ·) each.
         """
-        settings, device = self.config.train, self.world.device
-        sequences = inputs.shape[0]
-        size = settings.micro_batch or sequences
+        device = self.world.device
+        sequences, size = inputs.shape[0], self.at_a_time
         total = torch.zeros((), device=device)
         figures = torch.zeros(3, self._levels, device=device)
         chunker = self.model.soft
