@@ -70,6 +70,7 @@ class TrainConfig(Ranged):
     checkpoint_every: float = doc("seconds between checkpoints; 0 = only at the end", 120.0, least=0)
     keep_checkpoints: int = doc("how many of the latest checkpoints are kept, besides the best", 2, least=1)
     log_every: int = doc("steps between rows of metrics.jsonl", 10, least=1)
+    tensorboard: bool = doc("write the figures of metrics.jsonl for TensorBoard as well (an extra to install)", False)
     device: str = doc("cpu, cuda, mps, or auto", "auto")
     seed: int = doc("seed of weights and data order", 1337, least=0, below=1 << 63)
 

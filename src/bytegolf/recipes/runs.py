@@ -37,6 +37,8 @@ _MAY_CHANGE = {
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.log_every",
+    "train.micro_batch",
+    "train.tensorboard",
     "train.device",
     "data.path",
 }

@@ -35,6 +35,7 @@ from bytegolf.train.optim import Optimizer
 from bytegolf.train.qat import QuantizedTraining
 from bytegolf.train.report import Metrics, Reporter, RouterWatch, clock
 from bytegolf.train.schedule import chunk_target, guide_weight, learning_rate, quantises, remaining, training_budget
+from bytegolf.train.tensorboard import event_log
 from bytegolf.train.window import Window
 
 
@@ -286,12 +287,15 @@ class Trainer:
         """
         self._watch = RouterWatch()
         path = self.run / "metrics.jsonl"
+        also = event_log(self.run, (resumed or -1) + 1) if self.config.train.tensorboard else None
         if resumed is None:
-            self._metrics = Metrics(path)
+            self._metrics = Metrics(path, also=also)
             return
         self.reporter.say(f"resuming at step {resumed}")
         logged = resumed - len(self._window.losses)
-        self._metrics = Metrics(path, lambda row: row["step"] <= (resumed if row["kind"] == "validation" else logged))
+        self._metrics = Metrics(
+            path, lambda row: row["step"] <= (resumed if row["kind"] == "validation" else logged), also
+        )
         for row in self._metrics.rows:
             if row["kind"] == "train":
                 self._watch_routers(row)

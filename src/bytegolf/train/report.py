@@ -31,9 +31,15 @@ PATIENCE = 5
 class Metrics:
     """metrics.jsonl, the truth about a run: one JSON object a line, appended and flushed."""
 
-    def __init__(self, path: Path, keep: Callable[[dict[str, Any]], bool] | None = None) -> None:
-        """Start the file anew, or go on with those of its rows that ``keep`` says."""
+    def __init__(
+        self,
+        path: Path,
+        keep: Callable[[dict[str, Any]], bool] | None = None,
+        also: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
+        """Start the file anew, or go on with those of its rows that ``keep`` says; ``also`` gets each new row too."""
         make_folder(path.parent)
+        self._also = also
         self.path = path
         self.rows = [row for row in read_metrics(path) if keep(row)] if keep else []
         """what the file held when it was opened"""
@@ -43,6 +49,8 @@ class Metrics:
         """Append one row."""
         with disk_errors(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, allow_nan=False) + "\n")
+        if self._also:
+            self._also(row)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
