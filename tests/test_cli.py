@@ -113,7 +113,10 @@ def results(run: TinyRun, soft: TinyRun, published: Path, out: Path) -> Iterator
     yield "export", good("export", run.folder, "--out", out / "x.bgolf", "--json")
     yield "segment", good("segment", run.folder, "--json")
     yield "probe", good("probe", soft.folder, "--limit", 1000, "--json")
-    yield "analyze", good("analyze", run.folder, "--history", "--limit", 3000, "--data", run.data, "--json")
+    yield (
+        "analyze",
+        good("analyze", run.folder, "--history", "--stability", "--limit", 3000, "--data", run.data, "--json"),
+    )
     yield "sample", good("sample", run.folder, "--bytes", 4, "--json")
     (out / "b.txt").write_text("One sentence.")
     yield "compress", good("compress", run.folder, out / "b.txt", out / "b.bgz", "--json")

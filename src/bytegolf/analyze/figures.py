@@ -10,6 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from bytegolf.analyze.tables import firm_levels
 from bytegolf.errors import BytegolfError
 from bytegolf.files import make_folder, write_atomically
 
@@ -51,6 +52,9 @@ def figures(analysis: dict[str, Any]) -> Iterator[Figure]:
     if levels:
         yield from _of_chunks(levels)
         yield _of_words(levels)
+    firm = [(name + suffix, whole, level) for name, suffix, whole, level in firm_levels(analysis["models"])]
+    if firm:
+        yield from _of_stability(firm)
     histories = [(model["name"], model["history"]) for model in analysis["models"] if model["history"]]
     if histories:
         for key, what in (("bpb", "bits per byte"), ("whitespace_agreement", "share of boundaries at whitespace")):
@@ -88,6 +92,40 @@ def _of_words(levels: list[tuple[str, dict[str, Any]]]) -> Figure:
             lines.append(Line(label, color, points, dashed))
     ticks = tuple(f"{start}" if start == 1 else f"{start}+" for start in starts)
     return Figure("words_cut", "Words cut inside", "occurrences of the word", "share of words", lines, ticks)
+
+
+def _of_stability(levels: list[tuple[str, dict[str, Any], dict[str, Any]]]) -> Iterator[Figure]:
+    moved = [
+        Line(
+            name,
+            color,
+            _known((math.log2(one["from"]), one["per_position"]) for one in level["shift"]["distances"]),
+        )
+        for color, (name, _, level) in enumerate(levels)
+    ]
+    most = max((len(level["shift"]["distances"]) for _, _, level in levels), default=0)
+    yield Figure(
+        "flips",
+        "Boundaries that a shift moves",
+        "tokens behind the window's start, from",
+        "flips a position",
+        moved,
+        tuple(f"{1 << power}" for power in range(most)),
+    )
+    beyond = []
+    for color, (name, whole, level) in enumerate(levels):
+        left, points = whole["windows"], []
+        for count, windows in level["counts"]:
+            points.append((100 * count / whole["length"], left / whole["windows"]))
+            left -= windows
+            points.append((100 * count / whole["length"], left / whole["windows"]))
+        beyond.append(Line(name, color, points))
+        if level["limit"] is not None:
+            share = 100 * level["limit"] / whole["length"]
+            beyond.append(Line("room", color, [(share, 0.0), (share, 1.0)], True))
+    yield Figure(
+        "room", "Windows that want more chunks", "chunks, % of the window's tokens", "share of windows", beyond
+    )
 
 
 def _known(points: Any) -> list[tuple[float, float]]:

@@ -117,8 +117,8 @@ def _table(grid: Grid) -> str:
 
 def _figure(figure: Figure) -> str:
     keys = [(line.label, line) for line in figure.lines if not line.dashed]
-    if any(line.dashed for line in figure.lines):
-        keys.append(("dashed: at random", next(line for line in figure.lines if line.dashed)))
+    if dashed := next((line for line in figure.lines if line.dashed), None):
+        keys.append((f"dashed: {dashed.label}", dashed))
     items = []
     for label, line in keys:
         dashes = ' stroke-dasharray="4 4"' if line.dashed else ""
@@ -169,6 +169,9 @@ is, and <em>touches</em> it if either holds.</li>
 <li>Surprisal is −log₂ of the probability that the model gave to a byte; over subwords a token's bits are shared out
 evenly among its bytes. “In the most surprising tenth” is the share of boundaries there, over a tenth: chance
 has 1.</li>
+<li>A boundary moves, or flips, if a chunk begins at a token in one of two readings only: in windows that begin a few
+tokens later, or with the float weights and the quantised ones. What a router proposes counts, before a fixed capacity
+cuts any of it.</li>
 <li>A word is a run of letters, digits and non-ASCII bytes; it is cut if a boundary lies behind its first byte.</li>
 </ul>
 <script type="application/json" id="data">{data}</script>

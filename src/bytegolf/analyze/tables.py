@@ -25,6 +25,7 @@ def grids(analysis: dict[str, Any]) -> Iterator[Grid]:
     yield _scores(models)
     if columns:
         yield _boundaries([name for name, _ in columns], [level for _, level in columns])
+    yield from _stability(models)
     for name, level in columns:
         if level["words"]:
             yield _words(name, level["words"])
@@ -81,6 +82,59 @@ def _boundaries(names: list[str], levels: list[dict[str, Any]]) -> Grid:
         ["boundaries", *(f"{level['boundaries']:,}" for level in levels)],
     ]
     return Grid("boundaries, and in brackets what chance would give", ["", *names], rows)
+
+
+def _stability(models: list[dict[str, Any]]) -> Iterator[Grid]:
+    """Boundaries a window against the room for them, then what moves them: a column a level."""
+    found = [(name + suffix, whole, level) for name, suffix, whole, level in firm_levels(models)]
+    if not found:
+        return
+    names, levels = [name for name, _, _ in found], [level for _, _, level in found]
+    rows = [
+        ["windows, of tokens", *(f"{whole['windows']:,} of {whole['length']:,}" for _, whole, _ in found)],
+        ["boundaries a window", *(f"{level['mean']:.1f} ± {level['std']:.1f}" for level in levels)],
+        ["least, median, most", *(f"{one['least']:,}, {one['median']:,.0f}, {one['most']:,}" for one in levels)],
+        ["room for", *("all" if level["limit"] is None else f"{level['limit']:,}" for level in levels)],
+        ["windows cut (boundaries)", *map(_cut, levels)],
+    ]
+    tried = [{one["divisor"]: one for one in level["divisors"]} for level in levels]
+    for divisor in sorted({divisor for one in tried for divisor in one}):
+        rows.append([f"· with room for 1/{divisor:g}", *(_cut(one.get(divisor)) for one in tried)])
+    yield Grid("room for boundaries", ["", *names], rows)
+
+    def moved(title: str, of: list[dict[str, Any] | None]) -> Iterator[list[str]]:
+        for what, key, write in (
+            (f"{title}: flips a window", "per_window", lambda value: number(value, 2)),
+            ("· a boundary", "per_boundary", fine),
+            ("· a position", "per_position", fine),
+        ):
+            yield [what, *(write(one[key]) if one else "–" for one in of)]
+
+    by = sorted({level["shift"]["by"] for level in levels})
+    rows = list(moved(f"shifted by {' or '.join(map(str, by))}", [level["shift"] for level in levels]))
+    distances = [{one["from"]: one for one in level["shift"]["distances"]} for level in levels]
+    for start in sorted({start for one in distances for start in one}):
+        shown = next(one[start] for one in distances if start in one)
+        label = (
+            f"· {start:,}–{shown['to']:,} behind the start" if shown["to"] > start else f"· {start} behind the start"
+        )
+        rows.append([label, *(fine(one[start]["per_position"]) if start in one else "–" for one in distances)])
+    weights = [{one["weights"]: one for one in level["weights"]} for level in levels]
+    for what in dict.fromkeys(what for one in weights for what in one):
+        rows += moved(f"float → {what}", [one.get(what) for one in weights])
+    yield Grid("boundaries that move", ["", *names], rows)
+
+
+def firm_levels(models: list[dict[str, Any]]) -> Iterator[tuple[str, str, dict[str, Any], dict[str, Any]]]:
+    """A model's name, what tells its level, its stability and the level's part of it."""
+    for model in models:
+        found = model["stability"]
+        for depth, level in enumerate(found["levels"] if found else ()):
+            yield model["name"], f" · level {depth}" if len(found["levels"]) > 1 else "", found, level
+
+
+def _cut(one: dict[str, Any] | None) -> str:
+    return "–" if one is None else f"{percent(one['cut_windows'])} ({percent(one['cut_boundaries'])})"
 
 
 def _words(name: str, classes: list[dict[str, Any]]) -> Grid:
@@ -165,6 +219,11 @@ def _times(value: float | None) -> str:
 
 def percent(value: float | None) -> str:
     return "–" if value is None else f"{value:.1%}"
+
+
+def fine(value: float | None) -> str:
+    """A share that may be far below a percent."""
+    return "–" if value is None else f"{value:.3%}"
 
 
 def number(value: float | None, digits: int) -> str:

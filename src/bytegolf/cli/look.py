@@ -65,6 +65,10 @@ def analyze(
     history: Annotated[
         bool, Parameter(help="From the untrained weights through a run's checkpoints.", show_default=False)
     ] = False,
+    stability: Annotated[
+        bool,
+        Parameter(help="What moves boundaries: a window's shift, quantised weights, a capacity.", show_default=False),
+    ] = False,
     edges: Annotated[
         str, Parameter(help="SentencePiece tokenizer to compare with: a .model file or a name in the data folder.")
     ] = "",
@@ -81,6 +85,7 @@ def analyze(
     side by side.
 
     Example: bytegolf analyze runs/cpu-demo --history --html chunks.html
+    Example: bytegolf analyze runs/cpu-demo --stability
     Example: bytegolf analyze runs/cpu-demo --file de.txt --file zh.txt
 
     JSON keys: texts (name, bytes), edges (the tokenizer compared with, or null),
@@ -89,7 +94,7 @@ def analyze(
     mean_chunk_characters, and a level's first figures), levels (outermost
     first; none for a flat model), history (null, or points: what, step, bpb,
     whitespace_agreement, mean_chunk_bytes, cv, boundaries_per_256_bytes,
-    enrichment, chunks: byte offsets in the standard text).
+    enrichment, chunks: byte offsets in the standard text), stability (below).
 
     A level, where random_… is what chance would give: windows, bytes,
     boundaries, chunks, rate, boundaries_per_256, boundaries_per_256_bytes,
@@ -100,6 +105,18 @@ def analyze(
     bits_at_boundaries, bits_elsewhere, rate_by_decile, bits_in_chunk), words
     (rows: from, to, words, mean_bytes, cut, random_cut, opened, random_opened,
     pieces), frequent (distinct, top: chunk, count).
+
+    stability (null without --stability or a router): windows, length (tokens of
+    one), checkpoint (step of the float weights; null for an artifact file),
+    reach (tokens before its own that decide an outermost boundary; null: all),
+    levels. Each: mean, std, least, median, most (boundaries proposed in a
+    window), limit (room for them, or null), cut_windows and cut_boundaries
+    (shares), counts (pairs: boundaries, windows), divisors (other capacities:
+    divisor, limit, cut_windows, cut_boundaries), shift (the same tokens in
+    windows that begin by tokens later: by, flips, appeared, per_window,
+    per_position, per_boundary, distances behind the window's start: from, to,
+    positions, flips, per_position), weights (against the float ones: weights,
+    flips, appeared, per_window, per_position, per_boundary).
     """
     from bytegolf.analyze.figures import figures, save_png
     from bytegolf.analyze.page import page
@@ -111,7 +128,9 @@ def analyze(
         raise BytegolfError("name a model to analyse: a run's folder or an artifact file")
     reporter = Reporter()
     with reporter:
-        found = analysis.analyze(models, data, file, limit=limit, edges=edges, history=history, reporter=reporter)
+        found = analysis.analyze(
+            models, data, file, limit=limit, edges=edges, history=history, firmness=stability, reporter=reporter
+        )
     console = screen()
     analysis.show(console, found)
     if html:

@@ -30,7 +30,7 @@ from bytegolf.model.chunk import Chunks, smooth
 from bytegolf.model.embed import BOS
 from bytegolf.model.fixed_router import FixedRouter
 from bytegolf.model.hnet import Level
-from bytegolf.model.lm import Forward, LanguageModel
+from bytegolf.model.lm import EVERYTHING, Forward, LanguageModel
 from bytegolf.model.stage import Stage
 from bytegolf.model.trace import LevelTrace
 
@@ -111,17 +111,15 @@ def _encode(
     """The encoder's outputs, of which some belong to many windows (T in all), and for each position of each window:
     which of them is its own, its p, and whether a chunk starts there.
     """
-    halo = level.encoder.halo()
-    # one more than the reach: p compares a position with the one before it, which is a head for the last of these
-    reach = length if halo is None else halo + model.lookback + 1
-    size = length if reach + stride >= length else reach
+    reach = router_reach(model, level)
+    size = length if reach is None or reach + stride >= length else reach
     count = (len(tokens) - length) // stride + 1
     device = tokens.device
-    heads, p, boundary = _routed(model, level, tokens.unfold(0, size, stride)[:count])
+    heads, p, boundary = routed(model, level, tokens.unfold(0, size, stride)[:count])
     index = torch.arange(count * size, device=device).view(count, size)
     table = heads.flatten(0, 1)
     if size < length:
-        shared, shared_p, shared_boundary = _routed(model, level, tokens.unsqueeze(0))
+        shared, shared_p, shared_boundary = routed(model, level, tokens.unsqueeze(0))
         p = torch.cat((p, shared_p[0].unfold(0, length, stride)[:, size:]), 1)
         boundary = torch.cat((boundary, shared_boundary[0].unfold(0, length, stride)[:, size:]), 1)
         places = torch.arange(len(table), len(table) + len(tokens), device=device)
@@ -134,7 +132,17 @@ def _encode(
     return table, index, p, boundary
 
 
-def _routed(
+def router_reach(model: LanguageModel, level: Level) -> int | None:
+    """How many positions before its own decide p of the outermost level, as far as its encoder has to do with it; None:
+    all of them.
+
+    One more than the encoder's own: p compares a position with the one before it.
+    """
+    halo = level.encoder.halo()
+    return None if halo is None or model.lookback == EVERYTHING else halo + model.lookback + 1
+
+
+def routed(
     model: LanguageModel, level: Level, tokens: Int[Tensor, "N L"]
 ) -> tuple[Float[Tensor, "N L D"], Float[Tensor, "N L"], Bool[Tensor, "N L"]]:
     """The encoder's output, p and the boundaries of ``tokens``, as ``Level.forward`` works them out."""

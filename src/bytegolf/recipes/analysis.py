@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,6 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from torch import Tensor
 
 from bytegolf.analyze import tables
 from bytegolf.analyze.metrics import describe
@@ -30,9 +28,10 @@ from bytegolf.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, Token
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors
 from bytegolf.model.lm import count_parameters
-from bytegolf.recipes.opening import Opened, build, open_model
+from bytegolf.recipes.opening import Opened, holding, open_model
 from bytegolf.recipes.runs import RunFolder
 from bytegolf.recipes.show import titled
+from bytegolf.recipes.stability import stability
 from bytegolf.recipes.training import initial_model
 from bytegolf.train import checkpoint as store
 from bytegolf.train.report import Reporter
@@ -61,19 +60,20 @@ def analyze(
     limit: int = 0,
     edges: str = "",
     history: bool = False,
+    firmness: bool = False,
     reporter: Reporter,
 ) -> Analysis:
     """Read ``files``, or else the validation split, with the models of ``sources``.
 
     ``limit`` > 0: that many tokens of a split, or bytes of a file. ``edges``: the SentencePiece tokenizer to compare
     boundaries with, a file or a name in the data folder; "" takes the folder's first one, if any. ``history`` adds a
-    run's untrained weights and its checkpoints.
+    run's untrained weights and its checkpoints, ``firmness`` what moves the boundaries.
 
     Keys of the result: texts (name, bytes), edges (that tokenizer's name or None), note, models: a list of model
     (path), name, tokenizer, params, bpb, bytes, texts (a row each, as scripts), scripts (``scripts.by_script``), levels
     (``metrics.describe``, outermost first; empty for a flat model), history (None, or for each point: what, step, bpb,
     whitespace_agreement, mean_chunk_bytes, cv, boundaries_per_256_bytes, enrichment, chunks: byte offsets of chunk
-    starts in the standard text).
+    starts in the standard text), stability (None, or what ``recipes.stability`` gives).
     """
     opened = [open_model(source, data) for source in sources]
     names = _names(sources)
@@ -83,14 +83,14 @@ def analyze(
     readings: list[list[Reading]] = []
     models, standard = [], []
     for source, name, one in zip(sources, names, opened, strict=True):
-        found = [
-            _read(one, ids, f"{name}: reading {text}", reporter)
-            for ids, text in zip(_ids(one, data, files, limit), texts, strict=True)
-        ]
+        tokens = list(_ids(one, data, files, limit))
+        found = [_read(one, ids, f"{name}: reading {text}", reporter) for ids, text in zip(tokens, texts, strict=True)]
         readings.append(found)
         described, pictures = _describe(source, name, one, found, texts, reference)
         if history:
             described["history"], pictures = _history(source, one, data, found[0], name, reporter)
+        if firmness:
+            described["stability"] = stability(source, one, tokens, name, reporter)
         models.append(described)
         standard += pictures
     result = {
@@ -192,6 +192,7 @@ def _describe(
         "scripts": by_script(whole, outermost),
         "levels": [describe(whole, level, edges) for level in range(depth)],
         "history": None,
+        "stability": None,
     }
     return described, [(name, _standard(opened))] if depth else []
 
@@ -248,22 +249,14 @@ def _history(
 def _moments(source: Path, opened: Opened, train: TokenStream) -> Iterator[tuple[str, int, Opened]]:
     """What to call the weights, their step, and a model with them."""
     untrained = initial_model(opened.config, opened.tokenizer, train)
-    yield "untrained", 0, _with(opened, untrained.state_dict(), source)
+    yield "untrained", 0, holding(opened, untrained.state_dict())
     step = 0
     for path in store.checkpoints(RunFolder(source).checkpoints):
         saved = store.load(path)
         step = store.step_of(path)
         state = {key: saved.averaged.get(key, tensor) for key, tensor in saved.model.items()}
-        yield f"step {step:,}", step, _with(opened, state, path)
+        yield f"step {step:,}", step, holding(opened, state)
     yield "artifact", int(opened.artifact.info.get("steps", step)), opened
-
-
-def _with(opened: Opened, state: dict[str, Tensor], where: Path) -> Opened:
-    """The same model with other weights."""
-    model = build(opened.config, state, str(where)).to(opened.model.embedding.weight.device).eval()
-    model.precision = opened.model.precision
-    model.set_capacity(opened.config.eval.capacity, opened.config.eval.capacity_divisor)
-    return dataclasses.replace(opened, model=model)
 
 
 def show(console: Console, result: Analysis) -> None:
