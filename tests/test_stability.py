@@ -97,7 +97,7 @@ def test_the_room_of_an_inner_level_is_a_share_of_the_outer_ones(make_model: Mod
     assert capacities(model, 60) == [20, 6]
 
 
-@pytest.mark.parametrize("name", ["one-level", "ngrams", "two-level"])
+@pytest.mark.parametrize("name", ["one-level", "tables", "two-level"])
 def test_a_shift_moves_nothing_beyond_the_encoders_reach(name: str, make_model: ModelMaker) -> None:
     model, length, by = make_model(name), 96, 8
     model.precision = torch.float64
