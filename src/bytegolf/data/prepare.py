@@ -36,7 +36,7 @@ from bytegolf.data.workers import cores, encode_all, encode_all_on_ray
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors
 
-CHECKPOINT_SECONDS = 5.0
+CHECKPOINT_SECONDS = 2.0
 """What a kill can cost, besides the training of a tokenizer."""
 
 ALONE: dict[TokenizerKind, int] = {"byte": 64 << 20, "sentencepiece": 4 << 20}

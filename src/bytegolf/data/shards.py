@@ -32,6 +32,8 @@ EAGER_CHECK_TOKENS = 200_000_000
 """Up to this many tokens a stream's ids are all checked when it is opened (a fraction of a second)."""
 
 _SCAN_TOKENS = 1 << 22
+_BEHIND_BYTES = 32 << 20
+"""What is written goes on its way to the disk in such pieces, so that the wait for it in the end is short."""
 
 
 def shard_path(folder: Path, split: str, index: int) -> Path:
@@ -69,6 +71,7 @@ class ShardWriter:
         self._file: io.FileIO | None = None
         self._hash = hashlib.sha256()
         self._in_shard = 0
+        self._sent = 0
 
     def write(self, tokens: NDArray[np.uint16]) -> None:
         """Append tokens, uint16 of shape (n,)."""
@@ -83,6 +86,7 @@ class ShardWriter:
                     # most shards will be full; the count of one that is not is put right at its end
                     self._put(_header(self.shard_tokens))
                 self._put(data)
+                self._send_to_disk()
             self._in_shard += len(part)
             self.tokens += len(part)
             tokens = tokens[len(part) :]
@@ -95,6 +99,14 @@ class ShardWriter:
         view = memoryview(data)
         while len(view):  # a disk that is nearly full takes a part
             view = view[self._file.write(view) :]
+
+    def _send_to_disk(self) -> None:
+        """Have the system begin to write what it still holds back; nobody waits, and memory is not needed for it."""
+        assert self._file is not None
+        written = self._file.tell()
+        if written - self._sent >= _BEHIND_BYTES and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._file.fileno(), self._sent, written - self._sent, os.POSIX_FADV_DONTNEED)
+            self._sent = written
 
     def sync(self) -> None:
         """Return once everything written so far is on the disk, as far as the system can tell."""
@@ -173,7 +185,7 @@ class ShardWriter:
             self._temporary.replace(path)
         self.sha256[path.name] = self._hash.hexdigest() if self._in_shard == self.shard_tokens else sha256(path)
         self._file, self._hash = None, hashlib.sha256()
-        self._in_shard = 0
+        self._in_shard = self._sent = 0
         self.paths.append(path)
 
     def abandon(self, keep: bool = False) -> None:

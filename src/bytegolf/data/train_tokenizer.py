@@ -12,8 +12,9 @@ from bytegolf.data.tokenizer import SentencePieceTokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.files import write_bytes
 
-MAX_TRAINING_BYTES = 256_000_000
-"""SentencePiece keeps its training text in memory, several times over; what lies beyond this is not read."""
+MAX_TRAINING_BYTES = 128_000_000
+"""SentencePiece keeps its training text in memory, several times over (half a gigabyte for these); what lies beyond
+this is not read."""
 
 SENTENCE_BYTES = 4096
 """SentencePiece leaves out, silently, every "sentence" above max_sentence_length (4,192 bytes)."""
