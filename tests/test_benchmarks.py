@@ -88,3 +88,13 @@ def test_a_table_has_a_row_a_line(benchmark) -> None:
 def test_attention_is_timed_in_both_forms(benchmark) -> None:
     row = benchmark("attention").measure((2, 20, 4, 2, 8, 5), torch.float32, 1, "wall")
     assert all(value > 0 for value in row.values())
+
+
+def test_hollow_shards_are_read_as_full_ones_and_take_no_room(benchmark, tmp_path: Path) -> None:
+    webscale = benchmark("webscale")
+    found = webscale.measure(tmp_path, 5_000_000, 8, shard_tokens=1_000_000)
+    assert (found["shards"], found["tokens"], found["ranks"]) == (5, 5_000_000, 8)
+    assert found["same_batch"] == "yes"
+    assert found["sequences_a_rank"] == 32
+    used = sum(path.stat().st_blocks * 512 for path in tmp_path.glob("*.bin"))
+    assert used < 100_000, "holes"

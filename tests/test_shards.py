@@ -142,6 +142,24 @@ def test_ids_outside_the_vocabulary_are_named(tmp_path: Path, monkeypatch: pytes
         stream.slice(0, 5)
 
 
+def test_only_a_few_shards_are_open_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process may have 1,024 files, and a trillion tokens are 10,000 shards."""
+    monkeypatch.setattr(shards, "OPEN_SHARDS", 3)
+    paths = [independent_write(tmp_path / f"fineweb_train_{n:06d}.bin", [n, n + 100]) for n in range(40)]
+    stream = TokenStream(paths, 260)
+    descriptors = Path("/proc/self/fd")
+    if descriptors.is_dir():
+        assert not [link for link in descriptors.iterdir() if link.exists() and link.resolve().suffix == ".bin"]
+    for index in [*range(40), 7, 7, 0, 39]:
+        assert stream.slice(2 * index, 2 * index + 2).tolist() == [index, index + 100]
+        assert len(stream._mapped) <= 3
+    assert list(stream._mapped) == [7, 0, 39], "the last ones used"
+    assert stream.slice(0, 80).tolist() == [value for n in range(40) for value in (n, n + 100)]
+    independent_write(paths[20], [1, 2, 3])
+    with pytest.raises(BytegolfError, match=r"000020\.bin was replaced while it was in use"):
+        stream.slice(40, 41)
+
+
 def test_an_empty_shard_is_an_empty_stream(tmp_path: Path) -> None:
     empty = independent_write(tmp_path / "fineweb_val_000000.bin", [])
     more = independent_write(tmp_path / "fineweb_val_000001.bin", [4, 5])

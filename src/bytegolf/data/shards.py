@@ -31,6 +31,10 @@ MAX_SHARD_TOKENS = 2**31 - 1
 EAGER_CHECK_TOKENS = 200_000_000
 """Up to this many tokens a stream's ids are all checked when it is opened (a fraction of a second)."""
 
+OPEN_SHARDS = 256
+"""So many shards a stream keeps mapped. Each holds a file descriptor, of which a process commonly has 1,024: the 10,000
+shards of 10¹² tokens could not be open at once."""
+
 _SCAN_TOKENS = 1 << 22
 _BEHIND_BYTES = 32 << 20
 """What is written goes on its way to the disk in such pieces, so that the wait for it in the end is short."""
@@ -275,8 +279,9 @@ class TokenStream:
             raise BytegolfError("a token stream needs at least one shard: run `bytegolf prepare` to make some")
         self.paths = [Path(path) for path in paths]
         self.vocab_size = vocab_size
-        self._shards = [read_shard(path) for path in self.paths]
-        self._ends = np.cumsum([len(shard) for shard in self._shards], dtype=np.int64)
+        self._mapped: dict[int, NDArray[np.uint16]] = {}
+        self._counts = [len(read_shard(path)) for path in self.paths]
+        self._ends = np.cumsum(self._counts, dtype=np.int64)
         if len(self) <= EAGER_CHECK_TOKENS:
             for path in self.paths:
                 read_shard(path, vocab_size)
@@ -293,10 +298,22 @@ class TokenStream:
         done = 0
         for index, first, end in self.parts(start, stop):
             part = result[done : done + end - first]
-            part[:] = self._shards[index][first:end]
+            part[:] = self._shard(index)[first:end]
             _check_ids(part, self.vocab_size, self.paths[index])
             done += len(part)
         return result
+
+    def _shard(self, index: int) -> NDArray[np.uint16]:
+        """A shard's tokens; those that were used longest ago give way."""
+        shard = self._mapped.pop(index, None)
+        if shard is None:
+            shard = read_shard(self.paths[index])
+            if len(shard) != self._counts[index]:
+                raise BytegolfError(f"{self.paths[index]} was replaced while it was in use: start again")
+        self._mapped[index] = shard
+        if len(self._mapped) > OPEN_SHARDS:
+            del self._mapped[next(iter(self._mapped))]
+        return shard
 
     def parts(self, start: int, stop: int) -> list[tuple[int, int, int]]:
         """Where tokens ``start`` to ``stop`` (exclusive) lie: the numbers of shards, and the first and the end of the
@@ -307,7 +324,7 @@ class TokenStream:
         found = []
         index = int(np.searchsorted(self._ends, start, side="right"))
         while start < stop:
-            border = int(self._ends[index]) - len(self._shards[index])
+            border = int(self._ends[index]) - self._counts[index]
             until = min(stop, int(self._ends[index]))
             found.append((index, start - border, until - border))
             start, index = until, index + 1
