@@ -43,7 +43,7 @@ SILENCE = 60
 KEPT = 20
 """Failing inputs saved of each reader."""
 
-COSTLY = {"resume": 0.25, "ended": 0.5, "study": 0.5, "results": 0.5, "compressed": 0.5}
+COSTLY = {"resume": 0.08, "checkpoint": 0.4, "ended": 0.4, "results": 0.4, "study": 0.5, "artifact": 0.7}
 """Shares of readers that are slower than the others."""
 
 _COUNTS = struct.Struct("<4Q")  # tried, accepted, refused, failed

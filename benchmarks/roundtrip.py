@@ -2,8 +2,9 @@
 
     python benchmarks/roundtrip.py runs/cpu-demo --data data/default
 
-Each document is compressed as a file of its own and decompressed again, in streams of one window each, so that many are
-coded side by side. Every beginning of a stream costs something, so the sum is above what one large file would take.
+Each document is compressed as a file of its own and decompressed again, in as many streams side by side as the codec
+takes at once. Every beginning of a stream costs something, so the sum is far above what one large file would take;
+``--streams`` sets their number, 0 for as many as pay.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from measuring import table
 
 from bytegolf.data.shards import open_split
 from bytegolf.data.tokenizer import ByteTokenizer
+from bytegolf.infer.lockstep import MOST_STREAMS
 from bytegolf.recipes.compressing import open_codec
 
 
@@ -37,6 +39,7 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="a run's folder or an artifact file")
     parser.add_argument("--data", type=Path, default=Path("data/default"))
     parser.add_argument("--limit", type=int, default=0, help="documents to try; 0 = all")
+    parser.add_argument("--streams", type=int, default=MOST_STREAMS)
     arguments = parser.parse_args()
     codec, _ = open_codec(arguments.model)
     rows, wrong = [], 0
@@ -44,7 +47,7 @@ def main() -> None:
     for number, text in enumerate(texts[: arguments.limit or None]):
         packed, back = io.BytesIO(), io.BytesIO()
         started = time.perf_counter()
-        codec.compress(io.BytesIO(text), packed, streams=min(256, max(1, len(text) // codec.window)))
+        codec.compress(io.BytesIO(text), packed, streams=arguments.streams)
         codec.decompress(io.BytesIO(packed.getvalue()), back)
         exact = back.getvalue() == text
         wrong += not exact

@@ -263,9 +263,10 @@ def test_sizes_are_checked_before_memory_is_taken(mine: Codec, whole: bytes) -> 
     for change in ({"streams": 0}, {"streams": 5000}, {"stride": WINDOW + 1}):
         with pytest.raises(BytegolfError, match="it declares"):
             unpacked(mine, dataclasses.replace(header, **change).pack() + whole[start:])
-    threads = dataclasses.replace(header, numerics=dataclasses.replace(header.numerics, threads=0))
-    with pytest.raises(BytegolfError, match="it declares 0 threads"):
-        unpacked(mine, threads.pack())
+    for number in (0, 65, 1024):
+        threads = dataclasses.replace(header, numerics=dataclasses.replace(header.numerics, threads=number))
+        with pytest.raises(BytegolfError, match=f"it declares {number} threads"):
+            unpacked(mine, threads.pack())
     with pytest.raises(BytegolfError, match="format version 513"):
         unpacked(mine, whole[:8] + b"\x01\x02" + whole[10:])
 

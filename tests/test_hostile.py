@@ -117,6 +117,9 @@ DIGITS = b"9" * 5000
         ("overrides", b"train.seed=" + DEEP, "train.seed is '[[["),
         ("overrides", b"train.max_seconds=1" + b"0" * 400, "train.max_seconds"),
         ("overrides", b"tra\x1b[2Jin.seed=1", r"tra\x1b[2Jin"),
+        ("config", b'extends = "/dev/zero"', "more than"),
+        ("config", b'extends = "' + b"x" * 300 + b'/x.toml"', "cannot read"),
+        ("specs", b'[{"vocab_size": 500, "reuse_model_path": "' + b"x" * 300 + b'"}]', "cannot read"),
         ("overrides", b"tra\xffin.seed=1", r"tra\udcffin"),
     ],
 )
@@ -152,6 +155,24 @@ def test_manifests(
     found = json.loads(readers("manifest").seeds[0])
     change(found)
     assert words in said("manifest", json.dumps(found).encode(), readers, judge)
+
+
+def test_a_piece_that_is_no_text(readers: Callable[[str], Any], judge: Callable[..., str]) -> None:
+    data = readers("sentencepiece").seeds[0]
+    assert "é".encode() in data
+    assert "a piece that is no text" in said("sentencepiece", data.replace("é".encode(), b"\xe5\xa9"), readers, judge)
+
+
+def test_a_path_that_is_too_long_and_a_home_that_is_not(
+    readers: Callable[[str], Any], judge: Callable[..., str]
+) -> None:
+    found = json.loads(readers("manifest").seeds[0])
+    found["datasets"][0]["path"] = "x" * 300
+    assert "cannot read" in said("manifest", json.dumps(found).encode(), readers, judge)
+    reader = readers("specs")
+    with contextlib.chdir(reader.folder):
+        (spec,) = reader.read(b'[{"vocab_size": 500, "reuse_model_path": "~nobody-of-that-name/x.model"}]')
+    assert spec["reuse_model_path"].endswith("~nobody-of-that-name/x.model")
 
 
 def test_a_tokenizer_whose_name_is_a_path(readers: Callable[[str], Any]) -> None:

@@ -92,10 +92,22 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
+MOST_BYTES = 1 << 28
+"""Of a file that is read as a whole: configurations, JSON, tokenizers. It may be called /dev/zero."""
+
+
+def read_file(path: Path, what: str) -> bytes:
+    """The contents of a file that is read as a whole; ``what`` names its role in the error when it cannot be."""
+    with disk_errors(path, f"read the {what}"), path.open("rb") as file:
+        data = file.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise BytegolfError(f"the {what} {path} has more than {MOST_BYTES:,} bytes: name another file")
+    return data
+
+
 def read_json(path: Path, what: str) -> Any:
     """Read the JSON in ``path``; ``what`` names the file's role in the error when it is missing or malformed."""
-    with disk_errors(path, f"read the {what}"):
-        data = path.read_bytes()
+    data = read_file(path, what)
     try:
         return parse_json(data)
     except ValueError as error:

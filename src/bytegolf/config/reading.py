@@ -21,7 +21,7 @@ from bytegolf.config.fields import check_ranges
 from bytegolf.config.model import LevelConfig, StageConfig
 from bytegolf.config.run import Config
 from bytegolf.errors import BytegolfError
-from bytegolf.files import disk_errors
+from bytegolf.files import disk_errors, read_file
 
 T = TypeVar("T")
 
@@ -127,8 +127,7 @@ def preset_chain(name: str) -> list[str]:
 
 def read_toml(path: Path, what: str) -> dict[str, Any]:
     """The tables of a TOML file; ``what`` names its role in the error when it cannot be read."""
-    with disk_errors(path, f"read the {what}"):
-        data = path.read_bytes()
+    data = read_file(path, what)
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -184,7 +183,9 @@ def _tables(name: str) -> dict[str, Any]:
     if name in preset_names():
         text = (resources.files("bytegolf") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
         return _parsed(text, name)
-    if Path(name).is_dir():
+    with disk_errors(Path(name), "read"):  # of a name that is too long, for instance
+        is_folder = Path(name).is_dir()
+    if is_folder:
         raise BytegolfError(f"{name} is a folder: name a preset or a TOML file, such as a run's {name}/config.toml")
     if name.endswith(".toml") or "/" in name:
         return read_toml(Path(name), "configuration")

@@ -30,7 +30,9 @@ zero bytes. Unlike a hash of everything at once it can be made in parts, and gon
 
 def check_data_folder(folder: Path) -> None:
     """Raise unless ``folder`` exists and a `prepare` or `fetch` has finished in it, if one has begun."""
-    if not folder.is_dir():
+    with disk_errors(folder, "read"):  # of a name that is too long, for instance
+        there = folder.is_dir()
+    if not there:
         raise BytegolfError(
             f"there is no data folder {folder}: make one with `bytegolf prepare --out {folder}`, or name another"
         )
@@ -139,8 +141,9 @@ def dataset_folder(folder: str | Path, tokenizer_name: str) -> Path:
         # a folder of shards that names another tokenizer is not what was asked for
         if place == folder and folder.name.startswith(DATASET_PREFIX) and folder.name != name:
             continue
-        if any(place.glob("fineweb_*.bin")):
-            return place
+        with disk_errors(place, "read"):
+            if any(place.glob("fineweb_*.bin")):
+                return place
     raise BytegolfError(
         f"{folder} holds no token shards for {tokenizer_name!r} (neither in {places[0]} "
         f"nor in itself): run `bytegolf prepare --out {folder} --tokenizer {tokenizer_name}`"

@@ -7,6 +7,7 @@ tokenizer is ``"kind": "byte"`` or ``"dataset_suffix": "byte260"``. The short na
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import re
@@ -17,7 +18,7 @@ from typing import Any
 
 from bytegolf.data.tokenizer import TokenizerKind
 from bytegolf.errors import BytegolfError
-from bytegolf.files import read_json
+from bytegolf.files import disk_errors, read_json
 
 _KINDS: dict[str, TokenizerKind] = {
     "byte": "byte",
@@ -147,9 +148,11 @@ def read_specs(path: str | Path) -> list[TokenizerSpec]:
 def _find_reused(spec: TokenizerSpec, folder: Path) -> TokenizerSpec:
     if spec.reuse_model_path is None:
         return spec
-    model = Path(spec.reuse_model_path).expanduser()
-    if not model.exists():
-        model = folder / model
+    model = Path(spec.reuse_model_path)
+    with contextlib.suppress(RuntimeError):  # "~nobody": then a file may be called so
+        model = model.expanduser()
+    with disk_errors(model, "read"):
+        model = model if model.exists() else folder / model
     return dataclasses.replace(spec, reuse_model_path=str(model))
 
 

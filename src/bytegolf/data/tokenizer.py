@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from bytegolf.data.manifest import path_in, tokenizer_entry
 from bytegolf.errors import BytegolfError
-from bytegolf.files import disk_errors
+from bytegolf.files import read_file
 
 SPACE = "▁"  # U+2581, SentencePiece's mark for a space
 
@@ -164,8 +164,7 @@ class SentencePieceTokenizer(Tokenizer):
         import sentencepiece
 
         self.path = Path(path)
-        with disk_errors(self.path, "read the tokenizer model"):
-            model = self.path.read_bytes()
+        model = read_file(self.path, "tokenizer model")
         self._hash = hashlib.sha256(model).hexdigest()
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -178,7 +177,12 @@ class SentencePieceTokenizer(Tokenizer):
         self.kind = "sentencepiece"
         self.vocab_size = size
         self._check_specials()
-        self._make_tables()
+        try:
+            self._make_tables()
+        except ValueError as error:  # a piece that is not UTF-8, or a byte's that names none
+            raise BytegolfError(
+                f"{self.path} has a piece that is no text ({error}): give another .model file"
+            ) from error
 
     def encode(self, text: str) -> NDArray[np.uint16]:
         return np.asarray(self._processor.encode(text, out_type=int), dtype=np.uint16)

@@ -24,7 +24,7 @@ from bytegolf.infer import lockstep
 from bytegolf.infer.format import BLOCK, Block, End, Header, Readable, Writable, damaged, read_part, read_up_to
 from bytegolf.infer.frequencies import Decoder, Encoder
 from bytegolf.infer.lockstep import Mode
-from bytegolf.infer.numerics import Numerics
+from bytegolf.infer.numerics import MOST_THREADS, Numerics
 from bytegolf.model.lm import LanguageModel
 
 SEAMS = 16
@@ -88,6 +88,7 @@ class Codec:
         ``progress`` is called with the bytes coded since the last call.
         """
         mode, report, crc = Mode(self.window, stride), Report(), 0
+        torch.set_num_threads(min(torch.get_num_threads(), MOST_THREADS))
         block = read_up_to(source, BLOCK)
         most = self._streams(mode, len(block), streams)
         numerics = Numerics.here(self.model, most)

@@ -24,7 +24,8 @@ from bytegolf.model.lm import LanguageModel
 
 PROBE_STEPS = 12
 PROBE_BYTES = 8
-MOST_THREADS = 1024
+MOST_THREADS = 64
+"""More bring nothing, and a stranger's file says how many are started here."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ Legend: B batch, L positions, N lengths of n-grams (2 … longest), E width of a
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -69,22 +71,25 @@ class NgramEmbedding(RowTable):
 
         An id of ``NOTHING`` stands before the first token; with ``reset_at_bos`` all ids before a BOS count as that.
         """
-        length = ids.shape[1] - self.context
-        shifted = [ids[:, self.context - back :][:, :length] + 1 for back in range(self.context + 1)]
-        rows = []
-        key, power = shifted[0], 1
-        crossed = torch.zeros_like(key, dtype=torch.bool)
-        for index in range(self.lengths):
-            power = (power * BASE) % (1 << 62)
-            earlier = shifted[index + 1]
-            if reset_at_bos:
-                crossed = crossed | (shifted[index] == BOS + 1)
-                earlier = earlier.masked_fill(crossed, NOTHING + 1)
-            key = key + earlier * power  # wraps around, as hashes do
-            rows.append(hashed(key, self.config.bits) + (index << self.config.bits))
-        return torch.stack(rows, -1)
+        reach = ids.unfold(1, self.context + 1, 1).flip(-1) + 1  # each position's own id, then those before it
+        if reset_at_bos:
+            crossed = (reach[..., :-1] == BOS + 1).cumsum(-1) > 0
+            reach = torch.cat((reach[..., :1], reach[..., 1:].masked_fill(crossed, NOTHING + 1)), -1)
+        powers = torch.tensor(_powers(self.config.longest), device=ids.device)
+        keys = (reach * powers).cumsum(-1)[..., 1:]  # wraps around, as hashes do
+        tables = torch.arange(self.lengths, device=ids.device) << self.config.bits
+        return hashed(keys, self.config.bits) + tables
 
     def forward(self, ids: Int[Tensor, "B M"], reset_at_bos: bool, precision: torch.dtype) -> Float[Tensor, "B L D"]:
         """The embedding of the last L = M − context positions of ``ids`` in ``precision``."""
         rows = self.rows(ids, reset_at_bos)
         return self.proj(self.look_up(rows).flatten(-2).to(precision))
+
+
+@functools.cache
+def _powers(number: int) -> tuple[int, ...]:
+    """The powers of the hash's base, one for each id that it reaches."""
+    powers = [1]
+    while len(powers) < number:
+        powers.append(powers[-1] * BASE % (1 << 62))
+    return tuple(powers)

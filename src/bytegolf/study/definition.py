@@ -30,6 +30,7 @@ from typing import Any, Literal
 from bytegolf.config import flatten, from_dict, read_toml
 from bytegolf.config.fields import Ranged, doc
 from bytegolf.errors import BytegolfError
+from bytegolf.files import disk_errors
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,8 @@ def _plain(value: Any) -> str:
 def _preset(name: str, beside: Path) -> str:
     """A preset's name as it is; a file's path from the study's folder, if it lies there."""
     found = beside / name
-    return str(found) if name.endswith(".toml") and found.is_file() else name
+    with disk_errors(found, "read"):
+        return str(found) if name.endswith(".toml") and found.is_file() else name
 
 
 def _check_names(config: StudyConfig, names: list[str]) -> None:
