@@ -52,6 +52,7 @@ def main():
         left -= 1
         if left == 0:
             write(self, *arguments)  # what is written behind the last checkpoint must not be there twice
+            self._rows._file.flush()
             kill()
         write(self, *arguments)
 
@@ -59,7 +60,7 @@ def main():
     if where == "close":
         Export.done = kill
         prepare.write_manifest = kill
-    prepare.prepare([source], prepare.Path(out), specs, "first:9", shard_tokens=1000, workers=int(workers), quiet=True)
+    prepare.prepare([source], prepare.Path(out), specs, "hash:0.3", shard_tokens=1000, workers=int(workers), quiet=True)
 
 if __name__ == "__main__":
     main()
@@ -83,7 +84,7 @@ def specs(tmp_path_factory: pytest.TempPathFactory) -> str:
 def expected(source: str, specs: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """What an export leaves that nothing has disturbed."""
     out = tmp_path_factory.mktemp("data") / "whole"
-    prepare([source], out, specs, "first:9", shard_tokens=1000, quiet=True)
+    prepare([source], out, specs, "hash:0.3", shard_tokens=1000, quiet=True)
     return files_of(out)
 
 
@@ -133,7 +134,7 @@ def test_what_a_killed_export_has_finished_is_not_done_again(
     assert (out / UNFINISHED).exists()
     assert not (out / MANIFEST).exists()
     read = counted(monkeypatch)
-    prepare([source], out, specs, "first:9", shard_tokens=1000, quiet=True)
+    prepare([source], out, specs, "hash:0.3", shard_tokens=1000, quiet=True)
     assert files_of(out) == expected
     assert read() <= most
 
@@ -148,7 +149,7 @@ def test_workers_end_with_the_process_that_they_work_for(
     while any(Path(f"/proc/{process}").exists() for process in workers) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not [process for process in workers if Path(f"/proc/{process}").exists()]
-    prepare([source], tmp_path / "out", specs, "first:9", shard_tokens=1000, quiet=True)
+    prepare([source], tmp_path / "out", specs, "hash:0.3", shard_tokens=1000, quiet=True)
     assert files_of(tmp_path / "out") == expected
 
 
