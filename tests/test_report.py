@@ -32,6 +32,14 @@ def test_metrics_take_no_nan(tmp_path: Path) -> None:
         Metrics(tmp_path / "metrics.jsonl").add(loss=float("nan"))
 
 
+def test_a_fixed_rule_has_no_loss_to_weigh_more() -> None:
+    watch = RouterWatch()
+    said = [watch.see([0.95, 0.95], step, [False, True]) for step in range(PATIENCE)][-1]
+    assert "router.kind" in said[0]
+    assert "loss_weight" not in said[0]
+    assert "loss_weight" in said[1]
+
+
 def test_a_router_is_reported_once_its_patience_is_out() -> None:
     watch = RouterWatch()
     assert PATIENCE == 5

@@ -354,7 +354,8 @@ class Trainer:
         """The warnings that a row of training gives rise to."""
         step = row["step"]
         truncation = self._watch.see_truncation(row.get("truncated", []), row.get("truncated_sequences", []), step)
-        return self._watch.see(row.get("rates", []), step) + truncation
+        learned = [level.router.learned for level in self.model.levels()]
+        return self._watch.see(row.get("rates", []), step, learned) + truncation
 
     def _line(self, bpb: float, rates: list[float], factor: float, pace: float) -> str:
         progress = self.progress

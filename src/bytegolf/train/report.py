@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,16 +90,23 @@ class RouterWatch:
     def __init__(self) -> None:
         self._streaks: dict[tuple[int, str], int] = {}
 
-    def see(self, rates: list[float], step: int) -> list[str]:
-        """Take in each level's boundary rate of one row; warnings, one a level when its patience has just run out."""
+    def see(self, rates: list[float], step: int, learned: Sequence[bool] = ()) -> list[str]:
+        """Take in each level's boundary rate of one row; warnings, one a level when its patience has just run out.
+
+        ``learned`` tells which routers have a loss that could be weighed more (none given: all); what a fixed rule does
+        follows from the rule and the text.
+        """
         warnings = []
         for level, rate in enumerate(rates):
             for side, collapsed in (("low", rate < COLLAPSED_LOW), ("high", rate > COLLAPSED_HIGH)):
                 if self._lasts(level, side, collapsed):
+                    advice = "raise router.loss_weight"
+                    if learned and not learned[level]:
+                        advice = "it follows a fixed rule, so choose another router.kind, or its router.target"
                     what = "opens almost no chunks" if side == "low" else "makes nearly every position a chunk"
                     warnings.append(
                         f"the router of level {level} {what} (rate {rate:.3f} at step {step}, and so in {PATIENCE} "
-                        "rows of metrics in a row): raise router.loss_weight"
+                        f"rows of metrics in a row): {advice}"
                     )
         return warnings
 
