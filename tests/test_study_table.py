@@ -5,14 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import math
+import sys
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bytegolf.errors import BytegolfError
 from bytegolf.study.definition import Study, read_study
+from bytegolf.study.picture import draw
 from bytegolf.study.plan import Job, jobs
 from bytegolf.study.results import Row
 from bytegolf.study.statistics import Difference, paired, spread, t_95
@@ -84,7 +88,7 @@ def test_a_paired_difference_by_hand() -> None:
     assert found.half == pytest.approx(0.248414, abs=1e-5)
     assert not found.told_apart
     assert paired([1.0, 2.0, 3.0], [0.9, 1.9, 2.9]).told_apart
-    assert paired([1.0], [0.5]) == Difference(-0.5, None, 1)
+    assert paired([1.0], [0.5]) == Difference(-0.5, None, 1, (-0.5,))
     assert spread([1.0, 2.0, 4.0]) == (pytest.approx(7 / 3), pytest.approx(math.sqrt(7 / 3)))
     assert spread([1.5]) == (1.5, None)
 
@@ -191,3 +195,19 @@ def test_nothing_yet(study: Study) -> None:
     found = table(study)
     assert not any(line.best for line in found.lines)
     assert "nothing yet" in markdown(found)
+
+
+def test_the_picture(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    names = [variant.name for variant in study.variants]
+    drawn = table(study, **{name: [1.0 + 0.1 * at, 1.01, 1.02] for at, name in enumerate(names)})
+    draw(drawn, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    gaps = [line.difference for line in drawn.lines if line.difference]
+    assert gaps
+    assert all(fmean(gap.each) == pytest.approx(gap.mean) for gap in gaps), "a ring a seed"
+    with pytest.raises(BytegolfError, match="can be compared with its control yet"):
+        draw(table(study), tmp_path / "none.png")
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(BytegolfError, match="pip install matplotlib"):
+        draw(drawn, tmp_path / "plot.png")

@@ -50,10 +50,19 @@ def run(
 
 
 @study.command(sort_key=10)
-def show(file: File, /, *, json: Json = False) -> None:
+def show(
+    file: File,
+    /,
+    *,
+    plot: Annotated[Path | None, Parameter(help="Draw it as a PNG file; needs matplotlib.")] = None,
+    json: Json = False,
+) -> None:
     """Show the table of a study as far as it has run, and write table.md and table.csv anew.
 
-    Example: bytegolf study show studies/headline.toml
+    The picture has the paired differences with their intervals, a ring a seed,
+    and scores against artifact sizes.
+
+    Example: bytegolf study show studies/headline.toml --plot headline.png
 
     JSON keys: name, question, score (bpb_original, or bpb of the tokens' text),
     subset, budget, done, failed, wanted (runs), variants (a list of variant, n,
@@ -66,7 +75,7 @@ def show(file: File, /, *, json: Json = False) -> None:
     from bytegolf.study import report
     from bytegolf.study.definition import read_study
 
-    finish(json, report.show(read_study(file), screen()))
+    finish(json, report.show(read_study(file), screen(), plot))
 
 
 @study.command(name="list", sort_key=20)

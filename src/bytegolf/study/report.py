@@ -16,6 +16,7 @@ from bytegolf.study import slurm
 from bytegolf.study.definition import Study, read_study
 from bytegolf.study.launch import Launcher, Local, Ray, busy
 from bytegolf.study.overview import Overview, screen_table
+from bytegolf.study.picture import draw
 from bytegolf.study.plan import jobs
 from bytegolf.study.results import collect
 from bytegolf.study.table import Table, as_csv, markdown, notes, plain, tabulate
@@ -47,8 +48,11 @@ def known(study: Study) -> Table:
     return tabulate(study, collect(study, jobs(study, without_data=True)))
 
 
-def show(study: Study, console: Console) -> dict[str, Any]:
-    """Print the table of ``study`` as far as it has run, write its files, and return it as plain data."""
+def show(study: Study, console: Console, plot: Path | None = None) -> dict[str, Any]:
+    """Print the table of ``study`` as far as it has run, write its files, and return it as plain data.
+
+    ``plot`` is where to draw it, if at all: see ``study.picture``.
+    """
     table = known(study)
     counts = _counts(study, table)
     console.print(study.config.question, style="bold", markup=False, soft_wrap=True)
@@ -59,6 +63,9 @@ def show(study: Study, console: Console) -> dict[str, Any]:
         write_bytes(study.folder / "table.md", markdown(table).encode())
         write_bytes(study.folder / "table.csv", as_csv(table).encode())
         console.print(f"written: {study.folder / 'table.md'}, table.csv", markup=False, soft_wrap=True)
+    if plot:
+        draw(table, plot)
+        console.print(f"written: {plot}", markup=False, soft_wrap=True)
     return {
         "name": study.config.name,
         "question": study.config.question,

@@ -20,6 +20,8 @@ class Difference:
     half: float | None
     """half the 95 % interval; None with a single pair, which says nothing about noise"""
     n: int
+    each: tuple[float, ...] = ()
+    """pair by pair"""
 
     @property
     def told_apart(self) -> bool:
@@ -37,7 +39,8 @@ def paired(control: Sequence[float], candidate: Sequence[float]) -> Difference:
     differences = [b - a for a, b in zip(control, candidate, strict=True)]
     mean, deviation = spread(differences)
     n = len(differences)
-    return Difference(mean, None if deviation is None else t_95(n - 1) * deviation / math.sqrt(n), n)
+    half = None if deviation is None else t_95(n - 1) * deviation / math.sqrt(n)
+    return Difference(mean, half, n, tuple(differences))
 
 
 @functools.cache
