@@ -244,7 +244,8 @@ def replay(path: Path) -> None:
         for seed in reader.seeds:
             with contextlib.chdir(reader.folder):
                 reader.read(seed)
-        print(judge(lambda: reader.read(path.read_bytes()), reader.folder, reader.roams))
+        data = path.read_bytes()
+        print(judge(lambda: reader.read(data), reader.folder, reader.roams))
 
 
 if __name__ == "__main__":
