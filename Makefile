@@ -9,8 +9,9 @@ DATA ?= data/default
 train: $(DATA)/manifest.json
 	$(BIN)/bytegolf train cpu-demo --data $(DATA) --out $(RUN) --resume
 
+# a process a core; one that has run out of tests takes some from another, so that all are busy to the end
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 lint: install
 	$(BIN)/ruff check src tests benchmarks

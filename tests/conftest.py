@@ -1,16 +1,18 @@
 """What every test shares: shapes checked at run time, few threads, quick property tests, tiny models.
 
-Each annotated shape of ``bytegolf`` (``Float[Tensor, "B L D"]``) is checked at every call made from the
-tests: jaxtyping's import hook wraps the package with beartype. It must be installed before the first import of
-the package, so nothing here imports ``bytegolf`` at the top.
+Annotated shapes of ``bytegolf`` (``Float[Tensor, "B L D"]``) are checked in calls made from the tests: jaxtyping's
+import hook wraps the package with beartype. It must be installed before the first import of the package, so nothing
+here imports ``bytegolf`` at the top.
 """
 
 from __future__ import annotations
 
+import functools
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import hypothesis
@@ -24,11 +26,37 @@ if TYPE_CHECKING:
     from bytegolf.config import ModelConfig, NetworkConfig
     from bytegolf.model.lm import LanguageModel
 
-PACKAGE = Path(__file__).parent.parent / "src" / "bytegolf"
-# `bundle` walks every syntax tree of the package and has no shapes: checked, it would take five times as long
-CHECKED = [f"bytegolf.{path.stem}" for path in PACKAGE.iterdir() if path.stem != "bundle"]
+CHECKED_FIRST, CHECKED_EVERY = 8, 16
+"""In each test, of the calls of each function: so many are checked first, and then one in so many."""
+
+_calls: Counter[Callable[..., Any]] = Counter()
+"""How often each function of the package was called in this test."""
+
+
+def _sampled(*, typechecker: Any) -> Callable[[Any], Any]:
+    """``jaxtyped``, but not for every call: over tiny tensors checking takes six times as long as what is checked."""
+    jaxtyped = _jaxtyped(typechecker=typechecker)
+
+    def decorate(target: Any) -> Any:
+        checked = jaxtyped(target)
+        if not isinstance(target, FunctionType):
+            return checked
+
+        @functools.wraps(target)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            number = _calls[target]
+            _calls[target] = number + 1
+            return (target if number >= CHECKED_FIRST and number % CHECKED_EVERY else checked)(*args, **kwargs)
+
+        return call
+
+    return decorate
+
+
+_jaxtyped, jaxtyping.jaxtyped = jaxtyping.jaxtyped, _sampled  # by this name the hook's code finds it
+
 # as mypy does, an int passes where a float is asked for
-jaxtyping.install_import_hook(CHECKED, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+jaxtyping.install_import_hook("bytegolf", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 torch.set_num_threads(1)  # tiny tensors gain nothing from a second thread, and lose much on a busy machine
 
@@ -67,8 +95,9 @@ def shapes_unchecked() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    """Every test starts from the same random state, whatever ran before it."""
+    """Every test starts from the same random state, and with its shapes checked, whatever ran before it."""
     torch.manual_seed(0)
+    _calls.clear()
 
 
 def tiny_network(name: str) -> NetworkConfig:
