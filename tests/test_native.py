@@ -108,6 +108,15 @@ def test_a_compiler_with_arguments(cache: Path, monkeypatch: pytest.MonkeyPatch)
     assert cache.exists()
 
 
+def test_the_users_arguments_count_where_ours_say_otherwise(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = b'extern "C" void answer(long long, long long* out) {\n#ifdef __OPTIMIZE__\n*out = 1;\n#endif\n}\n'
+    monkeypatch.setattr(native, "_sources", lambda: {"tiny.cpp": source})
+    assert answer() == 1
+    monkeypatch.setenv("CXX", "g++ -O0")
+    forget()
+    assert answer() == 0
+
+
 def test_other_arguments_make_another_library(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert answer() == 42
     monkeypatch.setenv("CXX", "g++ -fno-tree-vectorize")

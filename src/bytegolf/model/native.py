@@ -13,6 +13,7 @@ import contextlib
 import ctypes
 import functools
 import hashlib
+import itertools
 import os
 import platform
 import shlex
@@ -166,15 +167,21 @@ def _compile(compiler: list[str], sources: dict[str, bytes], folder: Path, key: 
         for source, text in sources.items():
             (work / source).write_bytes(text)
         units = [str(work / source) for source in sorted(sources) if source.endswith(".cpp")]
-        flags = [*_FLAGS, *_openmp()]
+        begin = _command(compiler, [*_FLAGS, *_openmp()])
         with ThreadPool(min(len(units), os.cpu_count() or 1)) as pool:
-            pool.map(lambda unit: _run([*compiler, *flags, "-c", unit, "-o", f"{unit}.o"]), units)
+            pool.map(lambda unit: _run([*begin, "-c", unit, "-o", f"{unit}.o"]), units)
         built = work / "kernels.so"
         objects = [f"{unit}.o" for unit in units]
-        _run([*compiler, *flags, "-shared", *objects, "-o", str(built), *map(str, _torch_openmp())])
+        _run([*begin, "-shared", *objects, "-o", str(built), *map(str, _torch_openmp())])
         path = folder / f"kernels-{key}-{_digest(built.read_bytes())}.so"
         built.replace(path)  # atomic: another process may be building the same
     return path
+
+
+def _command(compiler: list[str], flags: list[str]) -> list[str]:
+    """The compiler with ``flags``, and behind them the user's own (`CXX="g++ -O1"`): the last one counts."""
+    program = list(itertools.takewhile(lambda word: not word.startswith("-"), compiler))
+    return [*program, *flags, *compiler[len(program) :]]
 
 
 def _run(command: list[str]) -> None:
