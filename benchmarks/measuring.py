@@ -52,18 +52,6 @@ def bytegolf(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "bytegolf", *arguments]
 
 
-def trained(
-    preset: str, seed: int, overrides: Sequence[str], data: Path, out: Path, environment: dict[str, str] | None = None
-) -> dict[str, Any]:
-    """The summary of one training run, made or resumed in ``out`` unless it is finished."""
-    if not (out / "summary.json").exists():
-        command = bytegolf("train", preset, f"train.seed={seed}", *overrides, "--data", str(data), "--out", str(out))
-        print("$", " ".join(command[1:]), flush=True, file=sys.stderr)
-        subprocess.run([*command, "--resume"], check=True, stdout=sys.stderr, env=environment)
-    summary: dict[str, Any] = json.loads((out / "summary.json").read_text(encoding="utf-8"))
-    return summary
-
-
 def median_seconds(work: Callable[[], object], repeats: int) -> float:
     """Median seconds of ``work`` after one call that is not counted."""
     work()
