@@ -107,7 +107,8 @@ def test_what_is_there_is_not_repeated(here: Path) -> None:
     assert (Path("s/results.jsonl").read_bytes(), Path("s/table.md").read_text()) == (before, table)
 
 
-def test_rows_hold_everything_and_nothing_of_this_machine(here: Path) -> None:
+def test_rows_hold_everything_and_nothing_of_this_machine(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")  # the folder may have a long name
     good("study", "run", "s.toml")
     row = rows()[0]
     assert row["overrides"] == {"optim.muon_lr": 0.1}
