@@ -30,7 +30,7 @@ LONGEST = 2000
 _OPENS = {"open", "os.listdir", "os.scandir", "os.open", "os.mkdir", "os.remove", "os.rename", "shutil.rmtree"}
 _FORBIDDEN = {"pickle.find_class", "subprocess.Popen", "os.system", "os.exec", "socket.connect", "ctypes.dlopen"}
 _OWN = (
-    Path(__file__).parent,
+    Path(__file__).parents[1],
     sys.prefix,
     sys.base_prefix,
     sysconfig.get_path("purelib"),
