@@ -30,6 +30,7 @@ VERBS = (
     "prove",
     "export",
     "submit",
+    "audit",
     "segment",
     "probe",
     "analyze",

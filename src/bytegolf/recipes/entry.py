@@ -76,13 +76,14 @@ def train(data: Path, out: Path, seed: int | None = None, device: str = "auto") 
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=str(data)), train=settings)
     tokenizer = load_tokenizer(config.data.tokenizer, data)
     check_tokenizer(config, tokenizer)
-    streams = [open_split(data, config.data.tokenizer, split, tokenizer.vocab_size) for split in ("train", "val")]
-    for stream, split in zip(streams, ("training", "validation"), strict=True):
-        check_length(stream, settings.seq_len, split)
+    text = open_split(data, config.data.tokenizer, "train", tokenizer.vocab_size)
+    validation = open_split(data, config.data.tokenizer, "val", tokenizer.vocab_size)
+    check_length(text, settings.seq_len, "training")
+    check_length(validation, settings.seq_len, "validation")
     reporter = cast("Reporter", Lines())
     with join(device) as world:
         make_folder(out)
-        trainer = fit(config, tokenizer, streams, out, world, reporter)
+        trainer = fit(config, tokenizer, text, validation, out, world, reporter)
         if not world.leads:
             return None
         if isinstance(tokenizer, SentencePieceTokenizer):
@@ -106,7 +107,8 @@ def evaluate(
     ``losses``: a .npy file to write, (targets of the split, 2) in float64: nats and bytes of each target in the order
     of the text; NaN for those of a tail that is not scored.
 
-    Keys: val_bpb, val_loss (nats a token), tokens, bytes, tokens_dropped, seconds, precision, bytes_model.
+    Keys: val_bpb, val_loss (nats a token), tokens, bytes, tokens_dropped, seconds, precision, bytes_model, seq_len,
+    vocab_size.
     """
     started = time.perf_counter()
     config = from_dict(Config, tomllib.loads(CONFIG))
@@ -133,6 +135,8 @@ def evaluate(
         "seconds": round(time.perf_counter() - started, 2),
         "precision": str(opened.model.precision).removeprefix("torch."),
         "bytes_model": opened.artifact.file_bytes,
+        "seq_len": opened.config.train.seq_len,
+        "vocab_size": opened.tokenizer.vocab_size,
     }
 
 

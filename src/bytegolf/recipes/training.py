@@ -57,7 +57,7 @@ def train(config: Config, out: Path, *, resume: bool = False, quiet: bool = Fals
             run.prepare(config, tokenizer, sys.argv, resume)
         world.wait()
         reporter = Reporter(quiet=quiet or not world.leads)
-        trainer = fit(config, tokenizer, streams, run.path, world, reporter, resume)
+        trainer = fit(config, tokenizer, streams[0], streams[1], run.path, world, reporter, resume)
         state, progress, gptq_seconds = trainer.export_state(), trainer.progress, 0.0
         if world.leads:
             exported = export_weights(run.artifact, config, tokenizer, state, progress, world.device)
@@ -70,18 +70,19 @@ def train(config: Config, out: Path, *, resume: bool = False, quiet: bool = Fals
 def fit(
     config: Config,
     tokenizer: Tokenizer,
-    streams: list[TokenStream],
+    train: TokenStream,
+    validation: TokenStream,
     folder: Path,
     world: World,
     reporter: Reporter,
     resume: bool = False,
 ) -> Trainer:
-    """A trainer that has used up the budget, on ``streams``: the training and the validation split."""
+    """A trainer that has used up the budget on the split ``train``; of the other it prints a sample's score."""
     if world.device.type == "cpu" and (reason := native.why_not()):  # builds the kernels, if need be
         reporter.warn(reason)
-    model = initial_model(config, tokenizer, streams[0]).to(world.device)
+    model = initial_model(config, tokenizer, train).to(world.device)
     model.precision = pick_precision(config.train.precision, world.device)
-    trainer = Trainer(config, model, streams[0], streams[1], tokenizer, folder, world, reporter)
+    trainer = Trainer(config, model, train, validation, tokenizer, folder, world, reporter)
     trainer.fit(resume)
     return trainer
 
