@@ -37,6 +37,7 @@ VERBS = (
     "sample",
     "compress",
     "decompress",
+    "check",
     "study",
     "presets",
 )

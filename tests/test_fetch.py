@@ -20,7 +20,7 @@ from mirror import DOCUMENTS, SHARDS, SIDECAR, Handler, Server, digest, serving
 
 from bytegolf.data import download, fetch, mirrors
 from bytegolf.data.fetched import RECORD
-from bytegolf.data.manifest import FETCHING, MANIFEST, read_manifest
+from bytegolf.data.manifest import FETCHING, LOCK, MANIFEST, read_manifest
 from bytegolf.data.prepare import prepare
 from bytegolf.data.published import File, find, parse_manifest, parse_sidecar, safe_path
 from bytegolf.data.shards import open_split
@@ -434,7 +434,7 @@ def test_data_of_ones_own_is_not_overwritten(tiny_data: Path, published: Path, t
 def test_two_at_once_in_one_folder(published: Path, tmp_path: Path) -> None:
     from bytegolf.files import only_one
 
-    with only_one(tmp_path / "data" / fetching.LOCK, "busy"), pytest.raises(BytegolfError, match="is at work in"):
+    with only_one(tmp_path / "data" / LOCK, "busy"), pytest.raises(BytegolfError, match="is at work in"):
         run(published, tmp_path / "data")
 
 

@@ -26,6 +26,7 @@ STAGES = (
     ("study",),
     ("recipes",),
     ("submission",),
+    ("check",),
     ("cli",),
 )
 RANK = {name: rank for rank, names in enumerate(STAGES) for name in names}

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
+import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -136,26 +138,51 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+_TAKEN = (errno.EWOULDBLOCK, errno.EACCES)
+"""What ``flock`` says of a lock that another holds; anything else means a file system that has no locks."""
+
+
 def lock_file(path: Path) -> int | None:
-    """A descriptor that holds the lock until it and its copies in child processes are closed; None if it is taken."""
+    """A descriptor that holds the lock until it and its copies in child processes are closed; None if it is taken.
+
+    The system lets go of it when the process ends, however it ends, so no lock is ever stale. On a file system without
+    locks (some network ones) nobody is kept out.
+    """
     make_folder(path.parent)
     with disk_errors(path):
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
-        return None
+    except OSError as error:
+        if error.errno in _TAKEN:
+            os.close(handle)
+            return None
     return handle
 
 
 @contextlib.contextmanager
 def only_one(path: Path, sentence: str) -> Iterator[None]:
-    """Hold the lock ``path`` in the context; raise ``sentence`` if another process has it."""
+    """Hold the lock ``path`` in the context; raise ``sentence``, and who has it, if another process has.
+
+    The file stays: were it deleted, a process that had just opened it would lock a file that nobody else finds.
+    """
     handle = lock_file(path)
     if handle is None:
-        raise BytegolfError(sentence)
+        with disk_errors(path, "read"):
+            holder = path.read_text(encoding="utf-8", errors="replace").strip()
+        raise BytegolfError(f"{sentence} ({holder})" if holder else sentence)
     try:
+        with disk_errors(path):
+            os.ftruncate(handle, 0)
+            os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         yield
     finally:
         os.close(handle)
+
+
+def clear_leftovers(*paths: Path) -> None:
+    """Remove what ``write_atomically`` could not, for ``paths``, as it was killed; only who holds their lock may."""
+    for path in paths:
+        with disk_errors(path, "clear what a killed process left of"):
+            for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+                left.unlink(missing_ok=True)

@@ -126,21 +126,25 @@ def prepare(
     docs_total, docs_train, docs_val, and likewise files_, tokens_, bytes_ and
     original_bytes_, the last two for train and val).
     """
-    from bytegolf.data.manifest import data_summary
+    from bytegolf.data.manifest import LOCK, MANIFEST, UNFINISHED, data_summary
     from bytegolf.data.prepare import prepare as run
+    from bytegolf.files import clear_leftovers, only_one
 
-    manifest = run(
-        sources,
-        out,
-        tokenizer,
-        val,
-        text_field=field,
-        group_field=group_field,
-        cut=cut,
-        workers=workers,
-        ray=ray,
-    )
-    summary = data_summary(out)
+    busy = f"another `bytegolf prepare` or `fetch` is at work in {out}: wait for it, or choose another --out"
+    with only_one(out / LOCK, busy):
+        clear_leftovers(out / MANIFEST, out / UNFINISHED)
+        manifest = run(
+            sources,
+            out,
+            tokenizer,
+            val,
+            text_field=field,
+            group_field=group_field,
+            cut=cut,
+            workers=workers,
+            ray=ray,
+        )
+        summary = data_summary(out)
     console = screen()
     for name, stats in summary.items():
         if "docs_train" not in stats:  # fetched, and not all of it

@@ -20,6 +20,9 @@ UNFINISHED = "prepare.unfinished"
 FETCHING = "fetch.unfinished"
 """The same for `fetch`."""
 
+LOCK = ".lock"
+"""Held in a data folder by whoever writes there, `prepare` or `fetch`."""
+
 DATASET_PREFIX = "fineweb10B_"
 _LISTS = ("datasets", "tokenizers")
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,11 +78,20 @@ def latest(source: Path, overrides: Sequence[str] = ()) -> Latest:
 
 def export(source: Path, out: Path | None = None, overrides: Sequence[str] = ()) -> tuple[Exported, Path]:
     """Export the latest checkpoint of a run (see ``latest``): what was written, and the checkpoint."""
-    saved = latest(source, overrides)
-    device = prepare_device(pick_device(saved.config.train.device))
-    path = out or saved.run.artifact
-    done = export_weights(path, saved.config, saved.tokenizer, saved.state, saved.progress, device)
+    with destination(source, out) as path:
+        saved = latest(source, overrides)
+        device = prepare_device(pick_device(saved.config.train.device))
+        done = export_weights(path, saved.config, saved.tokenizer, saved.state, saved.progress, device)
     return done, saved.checkpoint
+
+
+@contextlib.contextmanager
+def destination(source: Path, out: Path | None) -> Iterator[Path]:
+    """The artifact to write: ``out``, or that of the run ``source``, which is held meanwhile."""
+    run = RunFolder(source)
+    run.read_config()
+    with run.held() if out is None else contextlib.nullcontext():
+        yield out or run.artifact
 
 
 def export_weights(

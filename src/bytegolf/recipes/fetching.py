@@ -12,7 +12,7 @@ from typing import Any
 from bytegolf.data import fetch, hub
 from bytegolf.data.download import Attempts
 from bytegolf.data.fetched import Record, merge_manifest
-from bytegolf.data.manifest import DATASET_PREFIX, MANIFEST, data_summary, read_manifest
+from bytegolf.data.manifest import DATASET_PREFIX, LOCK, MANIFEST, data_summary, read_manifest
 from bytegolf.data.mirrors import FolderMirror, Mirror, open_mirror
 from bytegolf.data.prepare import prepare
 from bytegolf.data.progress import ProgressBar
@@ -20,8 +20,6 @@ from bytegolf.data.published import DOCUMENTS
 from bytegolf.data.specs import parse_tokenizers
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors, make_folder, only_one, write_bytes
-
-LOCK = ".fetch.lock"
 
 EXPORT = "export.unfinished"
 """The folder in which `prepare` makes what is not published, before it joins the rest."""
@@ -67,7 +65,7 @@ def run(
     source = _source(mirror, repository, root, out, attempts)
     found = fetch.offer(source, variants, train_shards, documents, export, attempts)
     fetch.check_own(found, out)
-    busy = f"another `bytegolf fetch` is at work in {out}: wait for it, or choose another --out"
+    busy = f"another `bytegolf fetch` or `prepare` is at work in {out}: wait for it, or choose another --out"
     with contextlib.nullcontext() if dry_run else only_one(out / LOCK, busy):
         record = Record(out)
         planned = fetch.plan(found, out, record, attempts, bar, verify)

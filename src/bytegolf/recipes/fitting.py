@@ -74,16 +74,19 @@ def fit(
     Raises:
         BytegolfError: not even the smallest fits, besides what reading and writing raise.
     """
-    job = _Fit(source, data, overrides, tokens, reporter)
-    path = out or job.saved.run.artifact
+    with exporting.destination(source, out) as path:
+        return _fit(_Fit(source, data, overrides, tokens, reporter), limit, path, points)
+
+
+def _fit(job: _Fit, limit: int, path: Path, points: int) -> Fitted:
     room = limit - code_bytes(job.saved.config)
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder) / "artifact"
         chosen = job.choose(scratch, room)
         if chosen is None:
-            smallest = job.write(scratch, job.path[-1], job.state).file_bytes
+            smallest, run = job.write(scratch, job.path[-1], job.state).file_bytes, job.saved.run.path
             raise BytegolfError(
-                f"even the smallest artifact of {source} takes {smallest:,} bytes and its code {limit - room:,}, "
+                f"even the smallest artifact of {run} takes {smallest:,} bytes and its code {limit - room:,}, "
                 f"{smallest - room:,} more than the {limit:,} of --fit: train a smaller model"
             )
         point = chosen

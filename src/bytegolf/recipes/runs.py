@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -20,7 +20,7 @@ from bytegolf import __version__
 from bytegolf.config import Config, flatten, load, to_dict
 from bytegolf.data.tokenizer import SentencePieceTokenizer, Tokenizer
 from bytegolf.errors import BytegolfError
-from bytegolf.files import disk_errors, make_folder, write_bytes, write_json
+from bytegolf.files import clear_leftovers, disk_errors, make_folder, only_one, write_bytes, write_json
 from bytegolf.train.checkpoint import checkpoints
 
 _MAY_CHANGE = {
@@ -76,6 +76,11 @@ class RunFolder:
         """The folder of checkpoints."""
         return self.path / "checkpoints"
 
+    def held(self) -> contextlib.AbstractContextManager[None]:
+        """A context in which no other process trains in the folder or replaces its artifact; an error if one does."""
+        sentence = f"another process is at work in {self.path}: wait for it, end it, or choose another --out"
+        return only_one(self.path / "run.lock", sentence)
+
     def read_config(self, overrides: Iterable[str] = ()) -> Config:
         """The saved configuration, with ``overrides``; an error in words if ``path`` is no run."""
         if not self.config.exists():
@@ -85,7 +90,7 @@ class RunFolder:
         return load(self.config, overrides)
 
     def prepare(self, config: Config, tokenizer: Tokenizer, command: list[str], resume: bool) -> None:
-        """Make the folder ready for a new run, or check that it holds the run that is to be resumed.
+        """Make the folder, which is ``held``, ready for a new run, or check that it holds the run to be resumed.
 
         A run that ended before its first checkpoint has nothing to lose: it may start afresh, with other settings.
         """
@@ -96,11 +101,14 @@ class RunFolder:
                 )
             self._check_same(config)
         make_folder(self.path)
+        environment_file = self.path / "environment.json"
+        clear_leftovers(self.config, environment_file, self.path / "metrics.jsonl", self.artifact, self.summary)
         write_bytes(self.config, tomli_w.dumps(to_dict(config)).encode())
-        write_json(self.path / "environment.json", environment(command))
+        write_json(environment_file, environment(command))
         if isinstance(tokenizer, SentencePieceTokenizer):
-            with disk_errors(self.tokenizer):
-                shutil.copyfile(tokenizer.path, self.tokenizer)
+            with disk_errors(tokenizer.path, "read"):
+                model = tokenizer.path.read_bytes()
+            write_bytes(self.tokenizer, model)
 
     def _check_same(self, config: Config) -> None:
         before, now = flatten(to_dict(self.read_config())), flatten(to_dict(config))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 from pathlib import Path
@@ -51,8 +52,8 @@ def train(config: Config, out: Path, *, resume: bool = False, quiet: bool = Fals
     streams = [open_split(data, config.data.tokenizer, split, tokenizer.vocab_size) for split in ("train", "val")]
     for stream, split in zip(streams, ("training", "validation"), strict=True):
         check_length(stream, config.train.seq_len, split)
-    with join(config.train.device) as world:
-        run = RunFolder(out)
+    run = RunFolder(out)
+    with join(config.train.device) as world, run.held() if world.leads else contextlib.nullcontext():
         if world.leads:
             run.prepare(config, tokenizer, sys.argv, resume)
         world.wait()

@@ -1,17 +1,20 @@
 """results.jsonl: a row for every run that ended, appended and never changed; the latest row of a run counts.
 
-A run's own folder tells that it has ended: `train` writes summary.json last. So whoever dies between that and the row
-loses nothing, as the next look at the folder writes the row.
+Each row carries a checksum; rows of earlier versions have none. A run's own folder tells that it has ended: `train`
+writes summary.json last. So whoever dies between that and the row loses nothing, as the next look at the folder writes
+the row.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors, make_folder, parse_json, read_json_object
 from bytegolf.study.definition import Study
 from bytegolf.study.plan import Job
@@ -20,6 +23,9 @@ from bytegolf.study.rows import check_row
 Row = dict[str, Any]
 """study, variant, seed, definition and data (what identifies the run), status (done or failed), error (a sentence, of
 a failed one), preset, overrides, budget, threads, summary (summary.json, of a done one), git and versions."""
+
+CHECKSUM = "sha256"
+"""A row's last key: the hash of the rest."""
 
 EXIT, LOG = "exit", "log.txt"
 """In a run's folder: the exit code of its command, and what that said."""
@@ -32,15 +38,26 @@ def read_rows(study: Study) -> list[Row]:
         return []
     with disk_errors(path, "read the results"):
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = parse_json(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and {"definition", "seed", "data", "status"} <= row.keys():
-            rows.append(check_row(row, f"{path}, line {number},"))
-    return rows
+    rows = (row_of(line, f"{path}, line {number},") for number, line in enumerate(lines, start=1))
+    return [row for row in rows if row is not None]
+
+
+def row_of(line: str, where: str) -> Row | None:
+    """The row of a line; None if it is none, as after a crash. BytegolfError, naming ``where``, if it was altered."""
+    try:
+        row = parse_json(line)
+    except ValueError:
+        return None
+    if not isinstance(row, dict) or not {"definition", "seed", "data", "status"} <= row.keys():
+        return None
+    if row.pop(CHECKSUM, None) not in (None, checksum(row)):
+        raise BytegolfError(f"{where} does not match its checksum: restore it, or delete it to run that again")
+    return check_row(row, where)
+
+
+def checksum(row: Row) -> str:
+    """Of a row without its checksum, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()
 
 
 def append_row(study: Study, row: Row) -> None:
@@ -51,7 +68,7 @@ def append_row(study: Study, row: Row) -> None:
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
                 file.write(b"\n")
-        file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+        file.write((json.dumps({**row, CHECKSUM: checksum(row)}, ensure_ascii=False) + "\n").encode())
         file.flush()
         os.fsync(file.fileno())
 

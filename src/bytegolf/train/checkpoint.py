@@ -1,7 +1,12 @@
-"""Checkpoints: a folder each, `step_00000123/`, with safetensors and JSON; complete or not there at all."""
+"""Checkpoints: a folder each, `step_00000123/`, with safetensors and JSON; complete or not there at all.
+
+`checksums.json` has the SHA-256 of each of its other files; a checkpoint of an earlier version has none.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -15,11 +20,12 @@ from torch import Tensor
 
 from bytegolf.config import from_dict
 from bytegolf.errors import BytegolfError
-from bytegolf.files import disk_errors, make_folder, read_json, write_bytes, write_json
+from bytegolf.files import disk_errors, make_folder, parse_json, read_json, read_json_object, write_bytes, write_json
 
 _NAME = re.compile(r"step_(\d{8,})")
 _PARTS = ("model", "optimizer", "averaged")
 _OPTIONAL = ("averaged",)
+PROGRESS, CHECKSUMS = "progress.json", "checksums.json"
 
 T = TypeVar("T")
 
@@ -41,6 +47,11 @@ def path_of(folder: Path, step: int) -> Path:
     return folder / f"step_{step:08d}"
 
 
+def is_name(name: str) -> bool:
+    """Whether a checkpoint's folder may be called so."""
+    return _NAME.fullmatch(name) is not None
+
+
 def step_of(path: Path) -> int:
     """The step in a checkpoint's name."""
     return int(path.name.removeprefix("step_"))
@@ -53,11 +64,17 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     shutil.rmtree(temporary, ignore_errors=True)
     make_folder(temporary)
     try:
+        hashes = {}
         for part in _PARTS:
             tensors = {name: tensor.contiguous() for name, tensor in getattr(checkpoint, part).items()}
             if tensors:
-                write_bytes(temporary / f"{part}.safetensors", safetensors.torch.save(tensors))
-        write_json(temporary / "progress.json", checkpoint.progress)
+                data = safetensors.torch.save(tensors)
+                write_bytes(temporary / f"{part}.safetensors", data)
+                hashes[f"{part}.safetensors"] = hashlib.sha256(data).hexdigest()
+        told = json.dumps(checkpoint.progress, indent=2).encode()
+        write_bytes(temporary / PROGRESS, told)
+        hashes[PROGRESS] = hashlib.sha256(told).hexdigest()
+        write_json(temporary / CHECKSUMS, {"sha256": hashes})
         with disk_errors(path):
             _sync(temporary)
             _discard(path, "old")
@@ -97,18 +114,47 @@ def checkpoints(folder: Path) -> list[Path]:
     """The complete checkpoints below ``folder``, oldest first."""
     if not folder.is_dir():
         return []
-    return sorted((path for path in folder.iterdir() if _NAME.fullmatch(path.name)), key=step_of)
+    return sorted((path for path in folder.iterdir() if is_name(path.name)), key=step_of)
 
 
 def load(path: Path) -> Checkpoint:
-    """Read a checkpoint; a file that is missing or damaged is named in the error."""
-    progress = read_json(path / "progress.json", "checkpoint's progress")
+    """Read a checkpoint; a file that is missing, damaged or altered is named in the error."""
+    hashes = checksums(path)
+    try:
+        progress = parse_json(_read(path / PROGRESS, hashes))
+    except ValueError as error:
+        raise _damaged(path / PROGRESS, f"it is no JSON: {error}") from error
     if not isinstance(progress, dict) or type(progress.get("step")) is not int or progress["step"] != step_of(path):
         raise BytegolfError(
             f"the checkpoint {path} has no step in progress.json, or another than its own: delete it to go on from the "
             "one before"
         )
-    return Checkpoint(progress, **{part: _tensors(path / f"{part}.safetensors", part in _OPTIONAL) for part in _PARTS})
+    return Checkpoint(progress, **{part: _tensors(path / f"{part}.safetensors", hashes) for part in _PARTS})
+
+
+def checksums(path: Path) -> dict[str, str] | None:
+    """The SHA-256 of each file of the checkpoint ``path``, as it was saved; None where an earlier version saved it."""
+    file = path / CHECKSUMS
+    if not file.exists():
+        return None
+    hashes = read_json_object(file, "checkpoint's checksums").get("sha256")
+    if not isinstance(hashes, dict) or not all(isinstance(value, str) for value in hashes.values()):
+        raise _damaged(file, "it lists no checksums")
+    return hashes
+
+
+def _read(file: Path, hashes: dict[str, str] | None) -> bytes:
+    with disk_errors(file, "read the checkpoint"):
+        data = file.read_bytes()
+    if hashes is not None and hashes.get(file.name) != hashlib.sha256(data).hexdigest():
+        raise _damaged(file, f"its checksum is not that of {CHECKSUMS}")
+    return data
+
+
+def _damaged(file: Path, why: str) -> BytegolfError:
+    return BytegolfError(
+        f"the checkpoint file {file} is damaged ({why}): delete its folder to go on from the one before"
+    )
 
 
 def described(kind: type[T], raw: Any, path: Path) -> T:
@@ -119,17 +165,14 @@ def described(kind: type[T], raw: Any, path: Path) -> T:
         raise BytegolfError(f"the progress of the checkpoint {path} is damaged ({error}): delete its folder") from error
 
 
-def _tensors(path: Path, optional: bool) -> dict[str, Tensor]:
-    if optional and not path.exists():
+def _tensors(file: Path, hashes: dict[str, str] | None) -> dict[str, Tensor]:
+    if not file.exists() and file.name not in (hashes or ()) and file.stem in _OPTIONAL:
         return {}
-    with disk_errors(path, "read the checkpoint"):
-        data = path.read_bytes()
+    data = _read(file, hashes)
     try:
         return safetensors.torch.load(data)
     except safetensors.SafetensorError as error:
-        raise BytegolfError(
-            f"the checkpoint file {path} is damaged ({error}): delete its folder to go on from the one before"
-        ) from error
+        raise _damaged(file, str(error)) from error
 
 
 def prune(folder: Path, keep: int) -> None:
@@ -147,7 +190,7 @@ def prune(folder: Path, keep: int) -> None:
 def _score(path: Path) -> float | None:
     """The validation BPB of a checkpoint; None where it has none or cannot be read, which is no reason to stop."""
     try:
-        bpb = read_json(path / "progress.json", "checkpoint's progress").get("validation_bpb")
+        bpb = read_json(path / PROGRESS, "checkpoint's progress").get("validation_bpb")
     except (BytegolfError, AttributeError):
         return None
     return float(bpb) if isinstance(bpb, int | float) else None

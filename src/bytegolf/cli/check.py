@@ -1,0 +1,58 @@
+"""The verb that verifies what lies on the disk."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from bytegolf.cli.common import Json, app, finish, screen
+
+
+@app.command(sort_key=65)
+def check(
+    *paths: Annotated[
+        Path,
+        Parameter(
+            help="Runs, data folders, checkpoints, shards, artifacts, compressed files, results, submissions, or "
+            "folders of these."
+        ),
+    ],
+    json: Json = False,
+) -> None:
+    """Verify checksums and structure of what lies there; exit code 1 if something is damaged.
+
+    Artifacts and compressed files carry their checksums; those of a checkpoint
+    lie in it, those of shards and tokenizers in the data folder's manifest,
+    those of a study's results in each row. What has none, or was written before
+    there were any, is read as far as that tells something ("no checksum").
+
+    Example: bytegolf check runs/cpu-demo data/default
+
+    JSON keys: damaged (how many), checked (how many), verdicts (a list: path,
+    kind, finding: whole, no checksum, unfinished or damaged, evidence).
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    from bytegolf.check.folders import check as verdicts_on
+    from bytegolf.errors import BytegolfError
+
+    if not paths:
+        raise BytegolfError("name what is to be checked: a run, a data folder, an artifact, …")
+    verdicts = [verdict for path in paths for verdict in verdicts_on(path)]
+    table = Table(box=None, pad_edge=False)
+    for name in ("finding", "kind", "path", "evidence"):
+        table.add_column(name, no_wrap=name in ("finding", "kind"), overflow="fold")
+    for verdict in verdicts:
+        table.add_row(*(Text(str(cell)) for cell in (verdict.finding, verdict.kind, verdict.path, verdict.evidence)))
+    console = screen()
+    console.print(table)
+    damaged = sum(verdict.finding == "damaged" for verdict in verdicts)
+    console.print(f"{len(verdicts)} checked, {damaged} damaged")
+    rows = [{**vars(verdict), "path": str(verdict.path)} for verdict in verdicts]
+    finish(json, {"damaged": damaged, "checked": len(verdicts), "verdicts": rows})
+    if damaged:
+        sys.exit(1)

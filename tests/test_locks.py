@@ -1,0 +1,82 @@
+"""Two processes on one folder: the second is told so and changes nothing; a killed one leaves nothing in the way."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from commands import TinyRun, refused, small
+
+from bytegolf import files
+from bytegolf.data.manifest import LOCK
+from bytegolf.errors import BytegolfError
+from bytegolf.files import clear_leftovers, only_one, write_bytes
+from bytegolf.recipes.runs import RunFolder
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from bytegolf.files import only_one
+with only_one(Path(sys.argv[1]), "taken"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(file): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_a_second_process_is_refused_and_a_killed_one_is_not_in_the_way(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "run.lock"
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, path], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(BytegolfError, match=rf"^taken \(process {holder.pid} on "), only_one(path, "taken"):
+        pass
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    holder.stdout.close()
+    with only_one(path, "taken"):
+        assert path.read_text().startswith(f"process {os.getpid()} on ")
+
+
+def test_train_and_export_leave_a_run_alone_that_is_taken(tiny_run: TinyRun, tmp_path: Path) -> None:
+    with RunFolder(tiny_run.folder).held():
+        before = contents(tiny_run.folder)
+        again = ("train", "cpu-demo", *small(), "--data", tiny_run.data, "--out", tiny_run.folder, "--resume")
+        for command in (again, ("export", tiny_run.folder), ("export", tiny_run.folder, "--fit", 1_000_000)):
+            said = refused(*command)
+            assert f"another process is at work in {tiny_run.folder}" in said
+            assert f"process {os.getpid()} on" in said
+        assert contents(tiny_run.folder) == before
+
+
+def test_prepare_leaves_a_data_folder_alone_that_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("some text")
+    with only_one(tmp_path / "data" / LOCK, "taken"):
+        said = refused("prepare", tmp_path / "a.txt", "--out", tmp_path / "data")
+        assert [file.name for file in (tmp_path / "data").iterdir()] == [LOCK]
+    assert f"is at work in {tmp_path / 'data'}: wait for it" in said
+
+
+def test_a_file_system_without_locks_keeps_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(handle: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(files.fcntl, "flock", no_locks)
+    with only_one(tmp_path / "lock", "taken"):
+        pass
+
+
+def test_what_a_killed_process_left_of_a_file_goes(tmp_path: Path) -> None:
+    write_bytes(tmp_path / "a[1].json", b"{}")
+    for name in (".a[1].json.x7.tmp", ".a1.json.x7.tmp"):
+        (tmp_path / name).write_bytes(b"half")
+    clear_leftovers(tmp_path / "a[1].json")
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".a1.json.x7.tmp", "a[1].json"]
