@@ -123,6 +123,7 @@ def results(run: TinyRun, soft: TinyRun, published: Path, out: Path) -> Iterator
     (out / "b.txt").write_text("One sentence.")
     yield "compress", good("compress", run.folder, out / "b.txt", out / "b.bgz", "--json")
     yield "decompress", good("decompress", run.folder, out / "b.bgz", out / "c.txt", "--json")
+    yield "check", good("check", run.folder, "--json")
     (out / "s.toml").write_text(STUDY.format(data=run.data))
     for verb in ("study run", "study show"):
         yield verb, good(*verb.split(), out / "s.toml", "--json")

@@ -1,0 +1,299 @@
+"""Does anything get lost when bytegolf is killed? kill -9 at random points, again and again, then resume and compare.
+
+    python benchmarks/kills.py --kills 60
+    python benchmarks/kills.py --kills 20 --what checkpoint --seed 7
+
+Each activity runs once without a disturbance. Then, a number of times, it is started in a fresh folder and killed with
+SIGKILL, its children too, and the same command is run again until it ends. What comes of it must be the same: the rows
+of metrics.jsonl but for their clocks, all weights and optimiser states, artifacts and shards byte for byte, a study's
+scores; and `bytegolf check` must find nothing damaged after the kill, before anything is repaired.
+
+Half of the kills come after a random time. The others come at the k-th time that the process opens a file for writing,
+flushes one to the disk, renames or deletes one, for a random k: those are the moments at which a file is half there.
+One process with one thread trains, on the CPU, for a number of steps, so that nothing else can differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+from measuring import table
+
+from bytegolf.artifact.pack import read_artifact
+from bytegolf.check.folders import check
+from bytegolf.errors import BytegolfError
+from bytegolf.train import checkpoint as store
+
+_HOOK = """
+import os, signal, sys
+at, place = int(sys.argv.pop(1)), sys.argv.pop(1)
+count = 0
+def hook(event, arguments):
+    if event == "open":
+        path, _, flags = arguments
+        hit = isinstance(path, (str, bytes)) and flags & (os.O_WRONLY | os.O_RDWR)
+    elif event in ("os.rename", "os.remove", "os.rmdir", "os.mkdir"):
+        hit, path = True, arguments[0]
+    else:
+        return
+    if not hit or place not in os.path.abspath(os.fsdecode(path)):
+        return
+    reached()
+def reached():
+    global count
+    if count == at:
+        os.kill(os.getpid(), signal.SIGKILL)
+    count += 1
+sync = os.fsync
+def fsync(handle):
+    reached()
+    sync(handle)
+    reached()
+os.fsync = fsync
+sys.addaudithook(hook)
+from bytegolf.cli import main
+try:
+    main()
+finally:
+    sys.stderr.write(f"\\npoints {count}\\n")
+"""
+"""Counts what changes the disk below a folder (Python's audit events, and fsync), and kills at a given one."""
+
+_MODEL = ("dim=16", "layers=1", "heads=2", "kv_heads=1")
+_TINY = [
+    *(f"model.network.{part}.{change}" for part in ("encoder", "main", "decoder") for change in _MODEL),
+    "model.ngrams.bits=6",
+    *(
+        f"train.{change}"
+        for change in (
+            "seq_len=64",
+            "batch_tokens=128",
+            "micro_batch=0",
+            "precision=fp32",
+            "device=cpu",
+            "max_seconds=0",
+            "warmup_steps=0",
+            "validate_tokens=256",
+            "validate_every=0.00001",
+            "log_every=3",
+            "ema_decay=0.9",
+        )
+    ),
+    "eval.limit=512",
+]
+_VOLATILE = ("seconds", "bytes_per_second")
+
+
+@dataclass(frozen=True)
+class Activity:
+    """A command that is killed, what it needs beforehand, and what must come of it."""
+
+    name: str
+    home: Path
+    command: list[str]
+    before: Path | None = None
+    """a folder that each try starts with a copy of"""
+
+
+def main() -> None:
+    """Kill, resume, compare; exit code 1 if anything was lost."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--kills", type=int, default=60, help="how many, over all activities")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--what", choices=("train", "checkpoint", "export", "prepare", "study", "all"), default="all")
+    given = parser.parse_args()
+    draw = random.Random(given.seed)
+    with tempfile.TemporaryDirectory() as name:
+        home = Path(name)
+        activities = [one for one in prepare_all(home) if given.what in ("all", one.name)]
+        rows = []
+        for number, activity in enumerate(activities):
+            share = given.kills // len(activities) + (number < given.kills % len(activities))
+            rows.append(try_out(activity, share, draw))
+            print(json.dumps(rows[-1]), flush=True)
+    print(table(rows))
+    sys.exit(1 if any(row["lost"] for row in rows) else 0)
+
+
+def prepare_all(home: Path) -> list[Activity]:
+    """The text, the data and the run that activities start from."""
+    draw = random.Random(0)
+    words = ["the", "of", "state", "people", "café", "a", "constitution", "in", "to", "and"]
+    texts = [" ".join(draw.choices(words, k=200)) for _ in range(120)]
+    (home / "corpus.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    data = ["prepare", str(home / "corpus.jsonl"), "--val", "first:20", "--out"]
+    finish(bytegolf(*data, str(home / "data")))
+    finish(bytegolf(*_train(home, 6), str(home / "trained"), cwd=home))
+    (home / "study.toml").write_text(
+        f'question = "Is anything lost?"\ndata = "{home}/data"\nseeds = [1, 2]\nbudget.steps = 3\nthreads = 1\n'
+        '[variants.a]\npreset = "cpu-demo"\n'
+        + "\n".join(
+            f"overrides.{key} = {json.dumps(value) if value in ('fp32', 'cpu') else value}"
+            for key, _, value in (change.partition("=") for change in _TINY)
+            if key not in ("train.max_seconds", "eval.limit")
+        )
+        + "\n"
+    )
+    often = [*_train(home, 12)[:-1], "train.checkpoint_every=0.00001", "--out"]
+    return [
+        Activity("train", home, [*_train(home, 40)[:-1], "train.checkpoint_every=0.05", "--out"]),
+        Activity("checkpoint", home, often),
+        Activity("export", home, ["export"], home / "trained"),
+        Activity("prepare", home, data),
+        Activity("study", home, ["study", "run", "study.toml"]),
+    ]
+
+
+def _train(home: Path, steps: int) -> list[str]:
+    changes = [*_TINY, f"train.max_steps={steps}"]
+    return ["train", "cpu-demo", *changes, "--data", str(home / "data"), "--resume", "--out"]
+
+
+def command_of(activity: Activity, folder: Path) -> list[str]:
+    """The command with its folder; a study's lies in the current one."""
+    if activity.name == "study":
+        return activity.command
+    return [*activity.command, str(folder)]
+
+
+def bytegolf(*arguments: str, cwd: Path | None = None, at: int = -1, place: str = "") -> subprocess.Popen[str]:
+    """Start bytegolf, to be killed at the ``at``-th change of the disk below ``place``."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-c", _HOOK, str(at), place, *arguments],
+        cwd=cwd,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> int:
+    """Wait for it; how many changes it made. Raises RuntimeError if it failed."""
+    _, said = process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"exit code {process.returncode}: {said.strip()[-600:]}")
+    return int(said.rsplit("points ", 1)[1])
+
+
+def set_up(activity: Activity, folder: Path) -> Path:
+    """A fresh place for a try; where the command starts."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if activity.before:
+        shutil.copytree(activity.before, folder)
+        (folder / "artifact.bgolf").unlink()
+    elif activity.name == "study":
+        folder.mkdir()
+        shutil.copyfile(activity.home / "study.toml", folder / "study.toml")
+        return folder
+    return activity.home
+
+
+def try_out(activity: Activity, kills: int, draw: random.Random) -> dict[str, object]:
+    """Kill an activity so many times; what came of it."""
+    # every try has the same path, which some files hold
+    folder = activity.home / "here"
+    place = set_up(activity, folder)
+    started = time.monotonic()
+    points = finish(bytegolf(*command_of(activity, folder), cwd=place, place=str(folder)))
+    seconds = time.monotonic() - started
+    wanted = outcome(folder)
+    killed = lost = damaged = 0
+    for attempt in range(20 * kills + 20):
+        if killed == kills:
+            break
+        place = set_up(activity, folder)
+        if not kill_one(activity, folder, place, points, attempt % 2 == 0, seconds, draw):
+            continue  # it was faster
+        killed += 1
+        damaged += count_damaged(folder)
+        try:
+            finish(bytegolf(*command_of(activity, folder), cwd=place))
+            found = outcome(folder)
+            different = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
+        except RuntimeError as error:
+            different = [str(error)]
+        if different:
+            lost += 1
+            print(f"{activity.name}, kill {killed}: {different[:3]}", file=sys.stderr, flush=True)
+    return {"activity": activity.name, "points": points, "kills": killed, "damaged": damaged, "lost": lost}
+
+
+def kill_one(
+    activity: Activity, folder: Path, place: Path, points: int, by_point: bool, seconds: float, draw: random.Random
+) -> bool:
+    """Start the activity and kill it, at a random change of the disk or time; whether it did not end before."""
+    at = draw.randrange(points) if by_point else -1
+    process = bytegolf(*command_of(activity, folder), cwd=place, at=at, place=str(folder))
+    try:
+        process.communicate(timeout=None if by_point else draw.uniform(0.4, 1.0) * seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    if activity.name == "study" and draw.random() < 0.5:  # its runs have sessions of their own; otherwise they go on
+        for entry in Path("/proc").iterdir():
+            with contextlib.suppress(OSError, ValueError):
+                if (entry / "cwd").readlink() == folder:
+                    os.kill(int(entry.name), signal.SIGKILL)
+    return process.returncode == -signal.SIGKILL
+
+
+def count_damaged(folder: Path) -> int:
+    """What `bytegolf check` calls damaged; nothing at all may be there yet."""
+    try:
+        return sum(verdict.finding == "damaged" for verdict in check(folder))
+    except BytegolfError:
+        return 0
+
+
+# ---------------------------------------------------------------------------------------------- what comes of it
+
+
+def outcome(folder: Path) -> dict[str, object]:
+    """All that must be the same, by its name: without clocks, and without what is kept only for a while."""
+    found: dict[str, object] = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if not path.is_file() or path.name.startswith("."):
+            continue
+        if path.name == "metrics.jsonl":
+            found[name] = [_plain(json.loads(line)) for line in path.read_text().splitlines()]
+        elif path.name == "results.jsonl":
+            rows = [json.loads(line) for line in path.read_text().splitlines()]
+            found[name] = sorted((row["variant"], row["seed"], row["status"], row["summary"]["bpb"]) for row in rows)
+        elif path.name == "summary.json":
+            found[name] = {key: json.loads(path.read_text())[key] for key in ("bpb", "steps", "train_bytes", "params")}
+        elif path.name == "artifact.bgolf":  # its header has the seconds of training
+            state = read_artifact(path).state
+            found[name] = hashlib.sha256(safetensors.torch.save(state)).hexdigest()
+        elif path.suffix in (".bin", ".npy", ".model") or path.name == "manifest.json":
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    for path in sorted(folder.rglob("checkpoints")):
+        last = store.checkpoints(path)[-1:]
+        for file in (file for one in last for file in one.glob("*.safetensors")):
+            found[file.relative_to(folder).as_posix()] = hashlib.sha256(file.read_bytes()).hexdigest()
+    return found
+
+
+def _plain(row: dict[str, object]) -> dict[str, object]:
+    return {key: value for key, value in row.items() if key not in _VOLATILE}
+
+
+if __name__ == "__main__":
+    main()
