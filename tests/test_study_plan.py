@@ -261,6 +261,7 @@ def test_the_studies_that_come_with_the_project_can_be_planned() -> None:
     files = sorted((Path(__file__).parent.parent / "studies").glob("*.toml"))
     for file in files:
         found = jobs(read_study(file), without_data=True)
-        assert {job.config.train.clock for job in found} == {"processor"}
+        # steps, or seconds that do not depend on what else the machine does
+        assert all(job.config.train.clock == "processor" or not job.config.train.max_seconds for job in found)
         assert len({job.seed for job in found}) >= 3
         assert len({job.definition for job in found}) == len({job.variant.name for job in found}), file

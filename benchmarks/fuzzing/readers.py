@@ -244,10 +244,18 @@ class Checkpoint(Reader):
         return bundled(*parts)
 
     def read(self, data: bytes) -> object:
-        place = samples.only_checkpoint(self.folder)
-        for name, part in zip(self.FILES, unbundled(data, len(self.FILES)), strict=True):
-            (place / name).write_bytes(part)
+        self.place(*unbundled(data, len(self.FILES)))
         return latest(self.folder)
+
+    def place(self, *parts: bytes) -> None:
+        """Write the checkpoint's files, and checksums that are right: what is behind them is to be read."""
+        place = samples.only_checkpoint(self.folder)
+        told = place / "checksums.json"
+        hashes = json.loads(told.read_bytes())["sha256"]
+        for name, part in zip(self.FILES, parts, strict=False):
+            (place / name).write_bytes(part)
+            hashes[name] = hashlib.sha256(part).hexdigest()
+        told.write_text(json.dumps({"sha256": hashes}))
 
 
 class Resume(Checkpoint):
@@ -258,9 +266,7 @@ class Resume(Checkpoint):
 
     def read(self, data: bytes) -> object:
         *parts, metrics = unbundled(data, 4)
-        place = samples.only_checkpoint(self.folder)
-        for name, part in zip(self.FILES, parts, strict=False):
-            (place / name).write_bytes(part)
+        self.place(*parts)
         (self.folder / "metrics.jsonl").write_bytes(metrics)
         return samples.resume(self.folder)
 

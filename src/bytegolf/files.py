@@ -9,6 +9,7 @@ import glob
 import hashlib
 import json
 import os
+import shutil
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
@@ -164,8 +165,10 @@ def lock_file(path: Path) -> int | None:
 def only_one(path: Path, sentence: str) -> Iterator[None]:
     """Hold the lock ``path`` in the context; raise ``sentence``, and who has it, if another process has.
 
-    The file stays: were it deleted, a process that had just opened it would lock a file that nobody else finds.
+    The file stays: were it deleted, a process that had just opened it would lock a file that nobody else finds. Only a
+    folder that was made for it and stayed empty, as the work was refused, goes with it.
     """
+    fresh = not path.parent.exists()
     handle = lock_file(path)
     if handle is None:
         with disk_errors(path, "read"):
@@ -177,6 +180,9 @@ def only_one(path: Path, sentence: str) -> Iterator[None]:
             os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         yield
     finally:
+        with contextlib.suppress(OSError):
+            if fresh and list(path.parent.iterdir()) == [path]:
+                shutil.rmtree(path.parent)
         os.close(handle)
 
 
