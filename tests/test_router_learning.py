@@ -302,3 +302,14 @@ def test_a_guided_router_learns_where_words_begin() -> None:
 def test_a_level_without_tokens_has_no_guide() -> None:
     with pytest.raises(BytegolfError, match=r"main\.router\.guide_weight is 0\.1.*set it to 0"):
         config_of("two-level", guide_weight=0.1)
+
+
+def test_only_training_asks_the_guide() -> None:
+    text = torch.tensor([[byte + ByteTokenizer.OFFSET for byte in b"the quick brown fox"]])
+    losses = []
+    for weight in (0.0, 1.0):
+        torch.manual_seed(0)
+        model = LanguageModel(config_of(guide_weight=weight).model)
+        losses.append([model.train(mode)(text).traces[0].loss.item() for mode in (True, False)])
+    assert losses[0][0] < losses[1][0]
+    assert losses[0][1] == losses[1][1]

@@ -304,19 +304,24 @@ class Compressed(Reader):
         return self.codec.decompress(io.BytesIO(data), io.BytesIO(), "the input")
 
 
-class ConfigFile(Reader):
-    """A configuration's TOML file."""
+class TomlFile(Reader):
+    """A TOML file, which may name other files."""
 
-    name = "config"
     roams = True
-
-    def prepare(self) -> list[bytes]:
-        return samples.presets()
 
     def alter(self, chance: Chance, data: bytes, other: bytes) -> bytes:
         if chance.random() < 0.2:
             return alter_bytes(chance, data, other)
         return structured(chance, data, other, lambda text: tomllib.loads(text.decode()), toml_bytes)
+
+
+class ConfigFile(TomlFile):
+    """A configuration's TOML file."""
+
+    name = "config"
+
+    def prepare(self) -> list[bytes]:
+        return samples.presets()
 
     def read(self, data: bytes) -> object:
         return load(self.written(data, "config.toml"))
@@ -350,19 +355,13 @@ class Overrides(Reader):
         return load("cpu-demo", data.decode("utf-8", "surrogateescape").split("\n"))
 
 
-class StudyFile(Reader):
+class StudyFile(TomlFile):
     """A study's file, and its table without results."""
 
     name = "study"
-    roams = True
 
     def prepare(self) -> list[bytes]:
         return samples.studies()
-
-    def alter(self, chance: Chance, data: bytes, other: bytes) -> bytes:
-        if chance.random() < 0.2:
-            return alter_bytes(chance, data, other)
-        return structured(chance, data, other, lambda text: tomllib.loads(text.decode()), toml_bytes)
 
     def read(self, data: bytes) -> object:
         return show(read_study(self.written(data, "study.toml")), samples.screen())

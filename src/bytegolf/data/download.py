@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import json
 import os
 import threading
 import time
@@ -22,7 +21,7 @@ from typing import IO, Any, TypeVar
 from bytegolf.data.mirrors import PIECE, Body, Mirror, PassingError, Remote
 from bytegolf.data.shards import read_shard
 from bytegolf.errors import BytegolfError
-from bytegolf.files import disk_errors, make_folder, write_json
+from bytegolf.files import disk_errors, make_folder, parse_json, write_json
 
 NOTE_BYTES, NOTE_SECONDS = 64 << 20, 5.0
 """Bytes, and seconds, after which what has been received is flushed and noted."""
@@ -109,9 +108,9 @@ class Part:
         if not self._note.is_file() or not self.path.is_file():
             return
         try:
-            note = json.loads(self._note.read_bytes())
+            note = parse_json(self._note.read_bytes())
             of, received, digest = note["of"], int(note["received"]), note["sha256"]
-        except (ValueError, TypeError, KeyError, RecursionError):
+        except (ValueError, TypeError, KeyError):
             return
         unknown = self.remote.sha256 is None and self.remote.version is None  # no telling whether it has changed
         if unknown or of != self._of() or not 0 < received <= self.path.stat().st_size:

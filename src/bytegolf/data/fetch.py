@@ -19,7 +19,7 @@ from typing import Any
 
 from bytegolf.data.download import Attempts, Part, Wanted, download, part_path
 from bytegolf.data.fetched import Record, check, write_manifest
-from bytegolf.data.manifest import FETCHING, MANIFEST, read_manifest, unfinished
+from bytegolf.data.manifest import FETCHING, MANIFEST, mark_unfinished, read_manifest, unfinished
 from bytegolf.data.mirrors import PIECE, Mirror, PassingError, Remote
 from bytegolf.data.progress import ProgressBar
 from bytegolf.data.published import (
@@ -35,7 +35,7 @@ from bytegolf.data.published import (
 )
 from bytegolf.data.specs import parse_tokenizers
 from bytegolf.errors import BytegolfError
-from bytegolf.files import disk_errors, make_folder, write_bytes
+from bytegolf.files import make_folder, write_bytes
 
 TRAIN_SHARDS = 80
 """Fetched of a data set unless another number is asked for: 8 billion tokens, as the public scripts do."""
@@ -219,9 +219,8 @@ def fetch_files(
     """Fetch what a plan lacks, ``workers`` files at once; each is noted when it is done."""
     if not planned.parts:
         return
-    names = {one.name for one in found.published} | set(unfinished(out, FETCHING))
     make_folder(out)
-    write_bytes(out / FETCHING, "".join(f"{name}\n" for name in sorted(names)).encode())
+    mark_unfinished(out, [*(one.name for one in found.published), *unfinished(out, FETCHING)], FETCHING)
     lock = threading.Lock()
     with bar.task("fetching", planned.to_fetch) as tell:
 
@@ -258,12 +257,7 @@ def finish(found: Offer, out: Path, record: Record) -> None:
         write_bytes(sidecar, found.sidecar)
     if found.published:
         write_manifest(out, found.mirror.name, found.published, record)
-    names = set(unfinished(out, FETCHING)) - {one.name for one in found.published}
-    if names:
-        write_bytes(out / FETCHING, "".join(f"{name}\n" for name in sorted(names)).encode())
-    else:
-        with disk_errors(out / FETCHING, "remove"):
-            (out / FETCHING).unlink(missing_ok=True)
+    mark_unfinished(out, set(unfinished(out, FETCHING)) - {one.name for one in found.published}, FETCHING)
 
 
 def check_own(found: Offer, out: Path) -> None:

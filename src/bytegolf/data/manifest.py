@@ -7,11 +7,12 @@ files; paths in it are relative to the folder. A folder without one is understoo
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from bytegolf.errors import BytegolfError
-from bytegolf.files import disk_errors, read_json
+from bytegolf.files import disk_errors, read_json, write_bytes
 
 MANIFEST = "manifest.json"
 UNFINISHED = "prepare.unfinished"
@@ -50,6 +51,15 @@ def unfinished(folder: Path, marker: str = UNFINISHED) -> list[str]:
         return []
     with disk_errors(path, "read"):
         return path.read_text(encoding="utf-8").split()
+
+
+def mark_unfinished(folder: Path, names: Iterable[str], marker: str = UNFINISHED) -> None:
+    """Say that the data sets ``names`` are begun in ``folder`` and not finished; without any, take the marker away."""
+    if text := "".join(f"{name}\n" for name in sorted(set(names))):
+        write_bytes(folder / marker, text.encode())
+    else:
+        with disk_errors(folder / marker, "remove"):
+            (folder / marker).unlink(missing_ok=True)
 
 
 def _check_finished(folder: Path, dataset: str | None) -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from bytegolf.data.export import Export
-from bytegolf.data.manifest import DATASET_PREFIX, DIGEST, MANIFEST, UNFINISHED, read_manifest, unfinished
+from bytegolf.data.manifest import DATASET_PREFIX, DIGEST, MANIFEST, mark_unfinished, read_manifest, unfinished
 from bytegolf.data.sources import Source
 from bytegolf.data.specs import TokenizerSpec
 from bytegolf.data.split import Split
 from bytegolf.errors import BytegolfError
-from bytegolf.files import make_folder, write_bytes, write_json
+from bytegolf.files import make_folder, write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ def begin(out: Path, source: Source, split: Split, specs: list[TokenizerSpec]) -
             f"{out} has shards but no {MANIFEST} ({', '.join(foreign)}), so they may be another's: delete them, or "
             "choose another --out"
         )
-    write_bytes(out / UNFINISHED, "".join(f"{name}\n" for name in sorted({*names, *half})).encode())
+    mark_unfinished(out, [*names, *half])
     return kept
 
 

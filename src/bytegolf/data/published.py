@@ -7,7 +7,6 @@ it is believed: paths in it must stay inside the data folder.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 from bytegolf.data.manifest import DATASET_PREFIX
 from bytegolf.data.shards import shard_path
 from bytegolf.errors import BytegolfError
+from bytegolf.files import parse_json
 
 DOCUMENTS = "docs_selected.jsonl"
 DOCUMENTS_SIDECAR = "docs_selected.source_manifest.json"
@@ -74,8 +74,8 @@ class Published:
 def parse_manifest(data: bytes, where: str) -> dict[str, Any]:
     """A published manifest; ``where`` it is from."""
     try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        value = parse_json(data)
+    except ValueError as error:
         raise BytegolfError(
             f"the manifest.json of {where} is not valid JSON ({error}): choose another mirror"
         ) from error
@@ -154,8 +154,8 @@ class Documents:
 def parse_sidecar(data: bytes, where: str) -> Documents:
     """The sidecar of the documents; ``where`` it is from."""
     try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        value = parse_json(data)
+    except ValueError as error:
         raise BytegolfError(f"{where} is not valid JSON ({error}): choose another mirror") from error
     if not isinstance(value, dict) or type(value.get("docs_val")) is not int or value["docs_val"] < 1:
         raise BytegolfError(f"{where} says no docs_val, the number of validation documents: choose another mirror")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bytegolf.config import TttConfig
 from bytegolf.errors import BytegolfError
-from bytegolf.model.embed import RowTable
+from bytegolf.model.embed import row_tables
 from bytegolf.model.layers import Linear
 from bytegolf.model.lm import LanguageModel
 from bytegolf.model.lora import LowRank
@@ -78,7 +78,7 @@ def learner_of(model: LanguageModel, settings: TttConfig, documents: int) -> Ite
 @contextlib.contextmanager
 def _sparse(model: LanguageModel) -> Iterator[None]:
     """Within the context the gradients of tables hold the rows of a chunk only."""
-    tables = [module for module in model.modules() if isinstance(module, RowTable)]
+    tables = row_tables(model)
     before = [table.sparse_gradients for table in tables]
     for table in tables:
         table.sparse_gradients = True
@@ -115,7 +115,7 @@ class _Sgd:
         self._model = model
         self._rates = [(matrix, lr) for matrix in matrices]
         if ngram_lr > 0:
-            self._rates += [(module.table, ngram_lr) for module in model.modules() if isinstance(module, RowTable)]
+            self._rates += [(each.table, ngram_lr) for each in row_tables(model)]
         self._shipped = [p.detach().clone() for p, _ in self._rates]
         for p, _ in self._rates:
             p.requires_grad_()

@@ -52,6 +52,11 @@ class RowTable(nn.Module):
         return F.embedding(rows, self.table, sparse=self.sparse_gradients)
 
 
+def row_tables(model: nn.Module) -> list[RowTable]:
+    """The tables in a model."""
+    return [module for module in model.modules() if isinstance(module, RowTable)]
+
+
 class NgramEmbedding(RowTable):
     """The sum over n of a learned map of ``tables[n][hash(last n ids)]``."""
 

@@ -126,7 +126,7 @@ class Level(nn.Module):
         if self.router.learned:
             measure = ratio_loss if settings.ratio == "two-sided" else hinge_loss
             loss = settings.loss_weight * measure(p, proposed, valid, self.target)
-        if self.router.guide is not None and self.guide > 0:
+        if self.training and self.router.guide is not None and self.guide > 0:
             loss = loss + self.guide * guide_loss(p, self.router.guide(x, first, tokens)[1])
         chunks = Chunks.of(proposed, self.capacity)
         traces.append(LevelTrace(p, chunks.boundary, proposed, valid, loss))

@@ -143,11 +143,12 @@ def conclude(
     ``streams`` are the training and validation splits; ``state`` is what the artifact was made of. The processes of
     ``world`` share the scores, except those of test-time training; the rest is the leader's, and the others get None.
     """
-    if run.read_config().eval.ttt.mode != "off":
+    settings = run.read_config()
+    if settings.eval.ttt.mode != "off":
         if not world.leads:
             return None
         world = ALONE
-    opened = open_model(run.path, data, run.read_config().train.device)
+    opened = open_model(run.path, data, settings.train.device)
     config = opened.config
     with reporter:
         result = evaluate(opened, data, limit=config.eval.limit, reporter=reporter, world=world)

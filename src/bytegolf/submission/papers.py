@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any
 
 from bytegolf.artifact.ledger import LIMIT
 from bytegolf.errors import BytegolfError
-from bytegolf.files import disk_errors
+from bytegolf.files import disk_errors, parse_json
 from bytegolf.submission.folder import CLAIMS, README
 from bytegolf.submission.verdict import Finding
 
@@ -72,8 +71,8 @@ def read_papers(folder: Path) -> Papers:
 
 def _claims(path: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        found = parse_json(path.read_bytes())
+    except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
 

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from bytegolf.errors import BytegolfError
-from bytegolf.model.embed import RowTable
+from bytegolf.model.embed import row_tables
 
 T = TypeVar("T")
 _NONE: Any = object()
@@ -81,9 +81,8 @@ class World:
     def wrap(self, model: nn.Module) -> nn.Module:
         """The model, with gradients averaged over the ranks during backward."""
         if self.size == 1:
-            for module in model.modules():
-                if isinstance(module, RowTable):
-                    module.sparse_gradients = True  # nccl could reduce dense ones only
+            for table in row_tables(model):
+                table.sparse_gradients = True  # nccl could reduce dense ones only
             return model
         ids = [self.device.index] if self.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bytegolf.config import OptimConfig
 from bytegolf.errors import BytegolfError
-from bytegolf.model.embed import RowTable
+from bytegolf.model.embed import row_tables
 from bytegolf.model.hnet import Level
 from bytegolf.model.layers import Linear
 from bytegolf.model.soft_chunk import SoftLayer
@@ -27,7 +27,7 @@ class Optimizer:
         self.config = config
         multipliers = dict(_multipliers(model))
         packed = {id(module.weight): module.splits for module in model.modules() if isinstance(module, Linear)}
-        by_row = {id(module.table) for module in model.modules() if isinstance(module, RowTable)}
+        by_row = {id(each.table) for each in row_tables(model)}
         tables: dict[str, nn.Parameter] = {}
         names: list[str] = []
         matrices: list[nn.Parameter] = []
