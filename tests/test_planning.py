@@ -3,28 +3,47 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 from commands import good, refused
 from torch.utils.flop_counter import FlopCounterMode
 
-from bytegolf.config import LevelConfig, ModelConfig, RouterConfig, StageConfig, load
+from bytegolf.config import (
+    Config,
+    LevelConfig,
+    LexiconConfig,
+    ModelConfig,
+    RouterConfig,
+    StageConfig,
+    load,
+    outer_dim,
+    preset_chain,
+    preset_names,
+)
 from bytegolf.model import native
-from bytegolf.model.lm import LanguageModel
+from bytegolf.model.embed import row_tables
+from bytegolf.model.layers import Linear
+from bytegolf.model.lm import LanguageModel, count_parameters, outline
 from bytegolf.planning import devices, work
 from bytegolf.planning.devices import DEVICES
 from bytegolf.planning.memory import SHARE, activation_bytes, at_a_time, memory_use
 from bytegolf.planning.published import STEP_TIMES
 from bytegolf.planning.roofline import part_times, seconds
+from bytegolf.planning.shapes import matrices, tables
 from bytegolf.planning.work import Code, Op, chunk_rates, forward_flops, most_chunks, step_work
 from bytegolf.recipes.planning import OURS, against_published, predict
 
 STAGE = StageConfig(layers=3, dim=32, heads=4, kv_heads=2)
-LEVEL = LevelConfig(STAGE, RouterConfig(4.0, capacity="fixed", capacity_divisor=4.0), STAGE, STAGE)
+ROUTER = RouterConfig(4.0, capacity="fixed", capacity_divisor=4.0)
+LEVEL = LevelConfig(STAGE, ROUTER, STAGE, STAGE)
+NARROW = LevelConfig(STAGE, dataclasses.replace(ROUTER, dim=8), STAGE, STAGE, LexiconConfig(16, bits=6))
+RULE = LevelConfig(STAGE, dataclasses.replace(ROUTER, kind="stride"), STAGE, STAGE)
+STUDIED = sorted((Path(__file__).parent.parent / "studies" / "models").glob("*.toml"))
 
 
-@pytest.mark.parametrize("network", [STAGE, LEVEL], ids=["flat", "level"])
+@pytest.mark.parametrize("network", [STAGE, LEVEL, NARROW, RULE], ids=["flat", "level", "lexicon", "rule"])
 def test_flops_are_those_of_the_products_that_a_model_runs(network: StageConfig | LevelConfig) -> None:
     model, length = LanguageModel(ModelConfig(network)), 64
     ids = torch.zeros(2, length, dtype=torch.long)
@@ -34,11 +53,43 @@ def test_flops_are_those_of_the_products_that_a_model_runs(network: StageConfig 
     logits = 2 * ids.numel() * 32 * 260
     # dense attention computes both halves of the square; the model's own FLOPs are those of the lower one
     upper = 3 * ids.numel() * 4 * 32 * (length // 2)
-    if network is LEVEL:
+    if isinstance(network, LevelConfig):
         chunks = length // 4
         upper += upper + 3 * 2 * chunks * 4 * 32 * (chunks // 2)
         logits += 2 * 2 * chunks * chunks * 32  # the smoothing, a product with a triangular matrix
     assert counter.get_total_flops() == forward_flops(network, 128, length, [0.25]) + logits + upper
+
+
+@pytest.mark.parametrize(
+    "source",
+    [name for name in preset_names() if len(preset_chain(name)) == 1] + STUDIED,
+    ids=lambda one: Path(one).stem,
+)
+@pytest.mark.parametrize("changes", [[], ["optim.router_lr=0.01"]], ids=["", "router_lr"])
+def test_what_is_counted_is_what_the_model_has(source: str | Path, changes: list[str]) -> None:
+    """Every matrix that Muon moves, every table; with the embedding and the vectors these are all parameters."""
+    config = load(source, changes)
+    model = outline(config.model)
+    of_routers = {
+        id(one.weight) for name, one in model.named_modules() if ".router." in name and isinstance(one, Linear)
+    }
+    moved = [
+        (one.weight.shape[1], rows)
+        for one in model.modules()
+        if isinstance(one, Linear) and not (config.optim.router_lr and id(one.weight) in of_routers)
+        for rows in one.splits
+    ]
+    assert sorted(matrices(config)) == sorted(moved)
+    assert list(tables(config.model)) == [tuple(each.table.shape) for each in row_tables(model)]
+    if changes:
+        return
+    embedding = (config.model.vocab_size, outer_dim(config.model.network))
+    known = sum(rows * width for rows, width in (*matrices(config), *tables(config.model), embedding))
+    linear = {id(one.weight) for one in model.modules() if isinstance(one, Linear)}
+    others = [each for name, each in model.named_parameters() if id(each) not in linear and not name.endswith("table")]
+    vectors = sum(each.numel() for each in others if each is not model.embedding.weight)
+    assert known + vectors == count_parameters(model)
+    assert vectors < 0.01 * known, "gains, biases, mixing weights"
 
 
 @pytest.mark.parametrize("preset", ["baseline-sp1024", "study2-byte"])
@@ -132,6 +183,23 @@ def test_activations_grow_with_what_there_is() -> None:
     assert small < activation_bytes(load("study1-sp1024").model, [0.1]), "more logits"
 
 
+def test_a_lexicon_and_a_narrow_router_are_work_and_memory() -> None:
+    level = "model.network."
+    without = load("cpu-demo")
+    with_it = load("cpu-demo", [f"{level}lexicon.dim=64"])
+    narrow = load("cpu-demo", [f"{level}router.dim=16"])
+    count = count_parameters(outline(without.model))
+    rows = 64 << 15
+
+    def work(config: Config, kind: str = "matmul") -> float:
+        return sum(op.flops for op in step_work(config, 1, OURS, [0.2]) if op.kind == kind)
+
+    assert work(narrow) < work(without) < work(with_it)
+    grown, before = memory_use(with_it, count + rows, 8, 4, [0.2]), memory_use(without, count, 8, 4, [0.2])
+    assert grown.optimiser - before.optimiser == 4 * rows, "each rank keeps a table's whole state"
+    assert grown.activations > before.activations > memory_use(narrow, count, 8, 4, [0.2]).activations
+
+
 def test_the_verb_plans_and_checks_itself() -> None:
     ran = good("plan", "study2-byte-10min", "--count", 8, "--json")
     found = ran.json
@@ -141,6 +209,9 @@ def test_the_verb_plans_and_checks_itself() -> None:
     assert found["memory_bytes"]["total"] == pytest.approx(sum(found["memory_bytes"].values()) / 2, abs=3)
     assert "assumed: " in ran.out
     assert good("plan", "cpu-gpt", "train.max_steps=7", "--json").json["steps"] == 7
+    (lexicon,) = (path for path in STUDIED if path.stem == "lexicon")
+    planned = good("plan", lexicon, "--json").json["params"]
+    assert planned == count_parameters(LanguageModel(load(lexicon).model))
     published = good("plan")
     assert "245.0 ms" in published.out
     assert "Fitted" in published.out

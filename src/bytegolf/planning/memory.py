@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bytegolf.config import Config, ModelConfig, NetworkConfig, StageConfig, outer_dim
-from bytegolf.planning.work import BF16, FP32, most_chunks
+from bytegolf.config import Config, LevelConfig, ModelConfig, NetworkConfig, StageConfig, outer_dim
+from bytegolf.planning.shapes import router_maps, tables, widths
+from bytegolf.planning.work import BF16, FP32, INT64, most_chunks
 
 SHARE = 0.85
 """of a device's memory that a plan fills: allocators, libraries and communication have the rest"""
@@ -30,15 +31,17 @@ class MemoryUse:
 
 
 def memory_use(config: Config, parameters: int, sequences: int, ranks: int, rates: list[float]) -> MemoryUse:
-    """What training with ``sequences`` at a time takes: fp32 weights and gradients, one momentum (shared), Adam's two.
+    """What training with ``sequences`` at a time takes: fp32 weights and gradients, Muon's momenta (shared), Adam's two
+    of the embedding, one of tables.
 
-    Of the parameters all but the embedding count as Muon's.
+    What is neither embedding nor table counts as Muon's.
     """
     model = config.model
     adam = model.vocab_size * outer_dim(model.network)
+    rows = sum(count * width for count, width in tables(model))
     copies = 1 if config.train.ema_decay else 0
     activations = sequences * config.train.seq_len * activation_bytes(model, rates)
-    momenta = FP32 * ((parameters - adam) / ranks + 2 * adam)
+    momenta = FP32 * ((parameters - adam - rows) / ranks + 2 * adam + rows)
     return MemoryUse(FP32 * parameters * (1 + copies), FP32 * parameters, momenta, activations)
 
 
@@ -52,12 +55,18 @@ def activation_bytes(model: ModelConfig, rates: list[float]) -> float:
 
 def _kept(network: NetworkConfig, rates: list[float]) -> float:
     if isinstance(network, StageConfig):
-        keys, hidden = network.kv_heads * (network.dim // network.heads), int(network.mlp_mult * network.dim)
+        keys, hidden = widths(network)
         # streams and norms before both branches, q, k, v before and after rotation, what attention and MLP give
         return network.layers * (9 * network.dim + 3 * keys + 2 * hidden) * BF16
-    outer = _kept(network.encoder, []) + _kept(network.decoder, []) + 12 * network.encoder.dim * BF16
-    within = _kept(network.main, rates[1:]) + 6 * network.encoder.dim * FP32
+    outer = _kept(network.encoder, []) + _kept(network.decoder, []) + _kept_to_chunk(network)
+    within = _kept(network.main, rates[1:]) + 6 * network.encoder.dim * FP32 + network.lexicon.dim * (BF16 + FP32)
     return outer + rates[0] * within
+
+
+def _kept_to_chunk(level: LevelConfig) -> float:
+    """What the router compares, and streams before and behind the chunking; a position's keys of a lexicon."""
+    compared = sum(columns for _, columns in router_maps(level))
+    return (10 * level.encoder.dim + compared) * BF16 + (INT64 if level.lexicon.dim else 0)
 
 
 def at_a_time(config: Config, parameters: int, ranks: int, memory: float) -> int:

@@ -13,14 +13,27 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bytegolf.config import Config, LevelConfig, ModelConfig, NetworkConfig, StageConfig, levels, outer_dim
+from bytegolf.planning.shapes import (
+    Shape,
+    block_maps,
+    lexicon_map,
+    matrices,
+    ngram_map,
+    router_maps,
+    soft_maps,
+    tables,
+    widths,
+)
 
 Kind = Literal["matmul", "attention", "memory", "scan", "scatter", "loop"]
 
-BF16, FP32 = 2, 4
+BF16, FP32, INT64 = 2, 4, 8
 SPREAD = 1.3
 """Room for chunks over their mean: sequences are padded to the batch's longest (S2). Guessed."""
 
 _FORWARD_BACKWARD = 3
+_HASH_PASSES = 16
+"""over keys, prefix sums and places of chunks, to know which chunk ended before each position"""
 _LOOP_KERNELS = 21
 """that a chunk of a sequential smoothing starts: 4 forward, 17 backward (two products with a broadcast weight, and for
 each of three slices zeros, a copy and a sum)"""
@@ -73,12 +86,13 @@ def forward_flops(network: NetworkConfig, positions: float, length: float, rates
     """FLOPs of a forward pass over ``positions`` positions in sequences of ``length``; ``rates``: of each level."""
     if isinstance(network, StageConfig):
         seen = min(network.window, length / 2) if network.window else length / 2
-        shapes = _products(network)
-        weights = sum(inner * columns for inner, columns in shapes)
+        weights = _weights(block_maps(network))
         return network.layers * positions * (2 * weights + 4 * network.dim * seen)
     dim = outer_dim(network)
     parts = (network.encoder, network.decoder)
-    outer = sum(forward_flops(part, positions, length, []) for part in parts) + positions * 2 * 3 * dim * dim
+    outer = sum(forward_flops(part, positions, length, []) for part in parts)
+    outer += positions * 2 * (_weights(router_maps(network)) + dim * dim)
+    outer += positions * rates[0] * 2 * _weights(lexicon_map(network))
     return outer + forward_flops(network.main, positions * rates[0], length * rates[0], rates[1:])
 
 
@@ -92,20 +106,20 @@ def step_work(config: Config, ranks: int, code: Code, rates: list[float], passes
         *_soft(model, positions),
     ]
     work = [Op(op.part, op.kind, op.flops, op.bytes, op.kernels * passes) for op in operations]
-    return [*work, *_optimiser(model.network, model, ranks)]
+    return [*work, *_optimiser(config, ranks)]
 
 
-def _products(stage: StageConfig) -> tuple[tuple[int, int], ...]:
-    """The maps of a block: inner and outer width of each."""
-    keys, hidden = _widths(stage)
-    return ((stage.dim, stage.dim + 2 * keys), (stage.dim, stage.dim), (stage.dim, hidden), (hidden, stage.dim))
+def _weights(shapes: Iterable[Shape]) -> int:
+    return sum(inner * columns for inner, columns in shapes)
 
 
-def _widths(stage: StageConfig) -> tuple[int, int]:
-    return stage.kv_heads * (stage.dim // stage.heads), int(stage.mlp_mult * stage.dim)
+def _packed(stage: StageConfig) -> list[Shape]:
+    """The maps of a block as they are run: q, k and v in one product."""
+    query, key, value, *others = block_maps(stage)
+    return [(stage.dim, query[1] + key[1] + value[1]), *others]
 
 
-def _matmul(part: str, rows: float, shapes: Iterable[tuple[int, int]], layers: int = 1) -> Iterator[Op]:
+def _matmul(part: str, rows: float, shapes: Iterable[Shape], layers: int = 1) -> Iterator[Op]:
     """Products with weights, each followed by two more backward; one operation each, as each has its own bottleneck."""
     for inner, columns in shapes:
         flops = 2 * rows * inner * columns
@@ -116,8 +130,8 @@ def _matmul(part: str, rows: float, shapes: Iterable[tuple[int, int]], layers: i
 def _stage(stage: StageConfig, part: str, positions: float, length: float, fused: bool) -> Iterator[Op]:
     if not stage.layers:
         return
-    keys, hidden = _widths(stage)
-    yield from _matmul(part, positions, _products(stage), stage.layers)
+    keys, hidden = widths(stage)
+    yield from _matmul(part, positions, _packed(stage), stage.layers)
     seen = min(stage.window, length / 2) if stage.window else length / 2
     attention = 4 * positions * stage.dim * seen  # backward takes two and a half times as much
     yield Op(part, "attention", 3.5 * stage.layers * attention, 0.0, 4 * stage.layers)
@@ -146,9 +160,13 @@ def _network(
 
 
 def _chunking(level: LevelConfig, part: str, positions: float, length: float, rate: float, code: Code) -> Iterator[Op]:
-    """Router, selection, smoothing, expansion, residual."""
+    """Router, selection, lexicon, smoothing, expansion, residual."""
     dim, chunks = level.encoder.dim, positions * rate
-    yield from _matmul(part, positions, [(dim, dim)] * 3)
+    yield from _matmul(part, positions, [*router_maps(level), (dim, dim)])
+    if level.lexicon.dim:
+        yield from _matmul(part, chunks, lexicon_map(level))
+        # a hash of each position's chunk so far, in 64 bits; then a row a chunk
+        yield Op(part, "memory", 0.0, _HASH_PASSES * positions * INT64 + 8 * chunks * level.lexicon.dim * FP32, 20)
     compiled = code.compiled and code.atomics and level.router.capacity == "fixed"  # theirs in one graph; ours is eager
     passes, kernels = (8, 10) if compiled or code.native else (30, 40)
     yield Op(part, "memory", 0.0, _FORWARD_BACKWARD * passes * positions * dim * BF16, _FORWARD_BACKWARD * kernels)
@@ -176,7 +194,7 @@ def _ends(model: ModelConfig, positions: float, code: Code) -> Iterator[Op]:
     yield Op("embedding", "memory", 0.0, 6 * positions * dim * BF16, 10)
     if ngrams.longest > 1:
         width = (ngrams.longest - 1) * ngrams.dim
-        yield from _matmul("embedding", positions, [(width, dim)])
+        yield from _matmul("embedding", positions, ngram_map(model))
         yield Op("embedding", "memory", 0.0, 8 * positions * width * FP32, 20 * (ngrams.longest - 1))
 
 
@@ -184,30 +202,19 @@ def _soft(model: ModelConfig, positions: float) -> Iterator[Op]:
     """Soft chunking layers."""
     dim, soft = outer_dim(model.network), model.soft
     for _ in range(soft.layers):
-        shapes = [(2 * dim, soft.inner)] if soft.inner else []
-        yield from _matmul("soft", positions, [*shapes, *([(dim, dim)] if soft.mixer else [])])
+        yield from _matmul("soft", positions, soft_maps(soft, dim))
         yield Op("soft", "memory", 0.0, _FORWARD_BACKWARD * 12 * positions * dim * BF16, _FORWARD_BACKWARD * 12)
 
 
-def _optimiser(network: NetworkConfig, model: ModelConfig, ranks: int) -> Iterator[Op]:
-    """Muon with its five iterations on a rank's share of the matrices; Adam on the rest; every update applied."""
-    matrices = list(_matrices(network))
-    flops = sum(5 * 2 * min(r, c) ** 2 * (2 * max(r, c) + min(r, c)) for r, c in matrices) / ranks
-    weights = sum(r * c for r, c in matrices)
-    shapes = len(set(matrices))
-    size = FP32 * (6 * weights / ranks + 3 * weights) + FP32 * 7 * model.vocab_size * outer_dim(network)
-    yield Op("optimiser", "matmul", flops, 0.0, 17 * shapes)
-    yield Op("optimiser", "memory", 0.0, size, 2 * len(matrices) + 20)
-
-
-def _matrices(network: NetworkConfig) -> Iterator[tuple[int, int]]:
-    """The shape of each matrix that Muon moves."""
-    if isinstance(network, StageConfig):
-        keys, hidden = _widths(network)
-        block = [(network.dim, network.dim)] * 2 + [(keys, network.dim)] * 2 + [(hidden, network.dim)] * 2
-        for _ in range(network.layers):
-            yield from block
-        return
-    yield from [(network.encoder.dim, network.encoder.dim)] * 3
-    for inner in (network.encoder, network.main, network.decoder):
-        yield from _matrices(inner)
+def _optimiser(config: Config, ranks: int) -> Iterator[Op]:
+    """Muon with its five iterations on a rank's share of the matrices; Adam on the embedding, and on the rows of tables
+    that the step has looked up; every update applied.
+    """
+    model, found = config.model, list(matrices(config))
+    flops = sum(5 * 2 * min(r, c) ** 2 * (2 * max(r, c) + min(r, c)) for r, c in found) / ranks
+    weights = _weights(found)
+    embedding = model.vocab_size * outer_dim(model.network)
+    looked_up = sum(min(rows, config.train.batch_tokens) * width for rows, width in tables(model))
+    size = FP32 * (6 * weights / ranks + 3 * weights) + FP32 * 7 * embedding + FP32 * 5 * looked_up
+    yield Op("optimiser", "matmul", flops, 0.0, 17 * len(set(found)))
+    yield Op("optimiser", "memory", 0.0, size, 2 * len(found) + 20)
