@@ -230,7 +230,7 @@ def records(lines: Iterable[bytes], file: str, reading: Reading, first: int = 1)
     """The documents of JSON lines, the first of which is line ``first`` of ``file``."""
     group = Path(file).name
     for number, line in enumerate(lines, first):
-        if line.strip():
+        if line and not line.isspace():
             where = f"{file}, line {number}"
             yield _record(_json(line, where, reading), where, group, reading)
 
@@ -239,8 +239,10 @@ def _json(line: bytes, where: str, reading: Reading) -> Any:
     # orjson is six times as fast, and stricter: what it refuses (NaN, for instance) the standard library may take or
     # will explain. But it makes floats of integers beyond 64 bits, and a group may have such a number.
     if reading.group_field is None:
-        with contextlib.suppress(orjson.JSONDecodeError):
+        try:
             return orjson.loads(line)
+        except orjson.JSONDecodeError:
+            pass
     try:
         value = parse_json(line)
     except UnicodeDecodeError as error:

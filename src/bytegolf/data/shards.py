@@ -36,8 +36,12 @@ OPEN_SHARDS = 256
 shards of 10¹² tokens could not be open at once."""
 
 _SCAN_TOKENS = 1 << 22
-_BEHIND_BYTES = 32 << 20
+_BEHIND_BYTES = 8 << 20
 """What is written goes on its way to the disk in such pieces, so that the wait for it in the end is short."""
+
+_ASKED_AGAIN = 4
+"""Pieces whose memory is asked for again with the next one: the disk has them by then, and memory that was in use a
+moment ago takes the next piece at half the cost of memory that was not."""
 
 
 def shard_path(folder: Path, split: str, index: int) -> Path:
@@ -109,7 +113,8 @@ class ShardWriter:
         assert self._file is not None
         written = self._file.tell()
         if written - self._sent >= _BEHIND_BYTES and hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._file.fileno(), self._sent, written - self._sent, os.POSIX_FADV_DONTNEED)
+            start = max(0, self._sent - _ASKED_AGAIN * _BEHIND_BYTES)
+            os.posix_fadvise(self._file.fileno(), start, written - start, os.POSIX_FADV_DONTNEED)
             self._sent = written
 
     def sync(self) -> None:
