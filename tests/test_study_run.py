@@ -18,12 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import good, refused, small
+import tomli_w
+from commands import TinyRun, good, refused, small
 
+from bytegolf.config import load, to_dict
 from bytegolf.study import results
-from bytegolf.study.definition import Study, read_study
-from bytegolf.study.launch import busy, start_script, write_script
+from bytegolf.study.definition import _OWN, Study, read_study
+from bytegolf.study.launch import Ray, busy, start_script, write_script
 from bytegolf.study.plan import jobs
+from bytegolf.train import checkpoint as store
+from bytegolf.train.report import read_metrics
 
 STUB = """
 import json, sys, time, tomllib
@@ -300,10 +304,14 @@ def slurm(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_slurm_runs_an_array(slurm: Path) -> None:
+    Path("s.toml").write_text("gpus = 2\n" + Path("s.toml").read_text())
     Path("fail-0.2-2").touch()
     ran = good("study", "run", "s.toml", "--launcher", "slurm", "--jobs", 3, "--json")
     assert "submitted 4 runs as job 77" in ran.out
-    assert "--array=1-4%3" in Path("runs/s/slurm.sh").read_text()
+    asked = Path("runs/s/slurm.sh").read_text()
+    assert "--array=1-4%3\n" in asked
+    assert "--cpus-per-task=1\n" in asked
+    assert "--gpus-per-task=2\n" in asked
     assert (ran.json["done"], ran.json["failed"]) == (3, 1)
     Path("fail-0.2-2").unlink()
     Path("queue").write_text("77 is waiting")
@@ -322,16 +330,55 @@ def test_slurm_that_refuses_or_is_not_there(slurm: Path) -> None:
     assert "needs sbatch, which is not on the PATH" in refused("study", "run", "s.toml", "--launcher", "slurm")
 
 
-def test_ray_where_it_is_installed(here: Path) -> None:
-    try:
-        import ray
-    except ImportError:
-        assert "needs the package ray" in refused("study", "run", "s.toml", "--launcher", "ray")
-        return
-    try:
-        assert scores(good("study", "run", "s.toml", "--launcher", "ray", "--jobs", 2, "--json").json) == SCORES
-    finally:
-        ray.shutdown()
+def test_ray_that_is_not_there(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert "needs the package ray: `pip install 'bytegolf[ray]'`" in refused(
+        "study", "run", "s.toml", "--launcher", "ray"
+    )
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """Ray on two workers of this machine."""
+    ray = pytest.importorskip("ray")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.usefixtures("cluster")
+def test_ray_runs_a_study(here: Path) -> None:
+    Path("fail-0.2-2").touch()
+    ran = good("study", "run", "s.toml", "--launcher", "ray", "--jobs", 2, "--json")
+    assert (ran.json["done"], ran.json["failed"]) == (3, 1)
+    assert "the loss is not finite" in ran.json["errors"]["muon_lr=0.2, seed 2"]
+    Path("fail-0.2-2").unlink()
+    assert scores(good("study", "run", "s.toml", "--launcher", "ray", "--json").json) == SCORES
+    assert len(started()) == 5
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_task_of_ray_ends_what_it_started_and_tells_why_it_could_not(here: Path) -> None:
+    Path("pause").write_text("30")
+    job = jobs(study())[0]
+    write_script(study(), job)
+    launcher = Ray(1, 0)
+    handle = launcher.start(job.folder)
+    until(lambda: len(started()) == 1)
+    assert busy(job.folder)
+    second = launcher.start(job.folder)
+    until(second.ended)
+    assert results.sentence(job.folder).startswith("another process trains in ")
+    handle.stop()
+    until(lambda: not busy(job.folder))
+    assert results.ended(study(), job) is None, "it can go on"
+
+
+@pytest.mark.usefixtures("cluster")
+def test_ray_without_a_machine_that_is_large_enough(here: Path) -> None:
+    Path("s.toml").write_text("threads = 3\n" + Path("s.toml").read_text())
+    said = refused("study", "run", "s.toml", "--launcher", "ray")
+    assert "the study's threads = 3, but no machine of the Ray cluster has more than 2" in said
 
 
 # ---------------------------------------------------------------------------------------------- wrong inputs
@@ -378,3 +425,54 @@ def test_a_real_study(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.Monke
     for row in results.read_rows(study()):
         assert row["summary"]["bytes"] == pytest.approx(2000, rel=0.15)
         json.dumps(row, allow_nan=False)
+
+
+DYING = """
+import os, signal, sys
+from pathlib import Path
+from bytegolf.train import checkpoint
+save = checkpoint.save
+
+def once(*arguments, **others):
+    save(*arguments, **others)
+    if not Path("killed").exists():
+        Path("killed").touch()
+        os.killpg(0, signal.SIGKILL)
+
+checkpoint.save = once
+from bytegolf.cli import main
+sys.argv = ["bytegolf", "train", *sys.argv[1:]]
+main()
+"""
+"""`bytegolf train`, killed with the script around it behind the first checkpoint that any run saves."""
+
+
+def test_a_real_run_that_is_killed_ends_as_one_that_is_not(
+    tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The row is that of ten steps in one piece, which are the shared run's."""
+    monkeypatch.chdir(tmp_path)
+    Path("dying.py").write_text(DYING)
+    config = to_dict(load(tiny_run.folder / "config.toml"))
+    train = {key: value for key, value in config["train"].items() if f"train.{key}" not in _OWN}
+    settings = {
+        **{"name": "s", "question": "?", "preset": "cpu-demo", "control": "it", "data": str(tiny_run.data)},
+        "seeds": [config["train"]["seed"]],
+        "budget": {"steps": config["train"]["max_steps"]},
+        "trainer": f"'{sys.executable}' dying.py",
+        "overrides": {"model": config["model"], "train": {**train, "checkpoint_every": 1e-6}},
+        "variants": {"it": {}},
+    }
+    Path("s.toml").write_text(tomli_w.dumps(settings))
+    assert good("study", "run", "s.toml", "--json").json["errors"] == {
+        f"it, seed {settings['seeds'][0]}": "it was killed"
+    }
+    (job,) = jobs(study())
+    reached = [store.step_of(path) for path in store.checkpoints(job.folder / "checkpoints")]
+    assert reached == [1], "it was in the middle"
+    (row,) = good("study", "run", "s.toml", "--json").json["variants"]
+    assert (row["n"], row["bpb"], row["steps"]) == (1, tiny_run.ran.json["bpb"], 10)
+    whole, killed = (read_metrics(folder / "metrics.jsonl") for folder in (tiny_run.folder, job.folder))
+    assert [one["loss"] for one in killed if one["kind"] == "train"] == [
+        one["loss"] for one in whole if one["kind"] == "train"
+    ]

@@ -78,6 +78,7 @@ class StudyConfig(Ranged):
     data: str = doc("folder made by `bytegolf prepare`", "data/default")
     compare: tuple[tuple[str, ...], ...] = doc("further pairs to compare, as [name, with which]", ())
     threads: int = doc("threads of each run", 1, least=1)
+    gpus: int = doc("GPUs that Slurm or Ray is to give each run", 0, least=0)
     eval_limit: int = doc("score about so many bytes only: a subset, labelled as one; 0 = all", 0, least=0)
     trainer: str = doc("command that trains, such as a torchrun; empty = this Python's `-m bytegolf train`", "")
     results: str = doc("folder of results and tables, beside the file; empty = the study's name", "")

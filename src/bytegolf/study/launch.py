@@ -14,16 +14,20 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from bytegolf.errors import BytegolfError
-from bytegolf.files import lock_file, make_folder, write_bytes
+from bytegolf.files import disk_errors, lock_file, make_folder, write_bytes
 from bytegolf.study.definition import Study
 from bytegolf.study.plan import Job, as_toml
 from bytegolf.study.results import EXIT, LOG
 
 SCRIPT, LOCK = "run.sh", "lock"
+POLL_SECONDS = 0.2
+STOP_SECONDS = 10.0
+"""for a task of another machine to end its script"""
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -129,35 +133,64 @@ class Local:
 class Ray:
     """Tasks of a Ray cluster that shares this folder, or of one on this machine where there is none."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, gpus: int) -> None:
         try:
             self._ray: Any = importlib.import_module("ray")
         except ImportError as error:
             raise BytegolfError(
-                "--launcher ray needs the package ray: `pip install ray`, or choose another launcher"
+                "--launcher ray needs the package ray: `pip install 'bytegolf[ray]'`, or choose another launcher"
             ) from error
         if not self._ray.is_initialized():
             self._ray.init(log_to_driver=False, logging_level="error")
-        home = Path.cwd()
+        self._check("CPU", "threads", threads)
+        self._check("GPU", "gpus", gpus)
+        self._task = self._ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=0)(run_there)
 
-        def task(folder: str) -> int:
-            os.chdir(home)
-            return start_script(Path(folder)).wait()
-
-        self._task = self._ray.remote(num_cpus=threads, max_retries=0)(task)
+    def _check(self, resource: str, key: str, wanted: int) -> None:
+        """A task that no machine has room for would wait in silence, for ever."""
+        most = max((int(node["Resources"].get(resource, 0)) for node in self._ray.nodes() if node["Alive"]), default=0)
+        if wanted > most:
+            raise BytegolfError(
+                f"the study's {key} = {wanted}, but no machine of the Ray cluster has more than {most}: lower it, or "
+                "start a larger machine first"
+            )
 
     def start(self, folder: Path) -> Handle:
         """Run the script in a run's folder."""
-        return _RayTask(self._ray, self._task.remote(str(folder)))
+        return _RayTask(self._ray, self._task.remote(str(Path.cwd()), str(folder)), folder)
+
+
+def run_there(home: str, folder: str) -> None:
+    """Run the script in a run's ``folder`` of ``home``, wherever Ray has put this call; cancelled, end the script."""
+    os.chdir(home)
+    process = Process(Path(folder))
+    try:
+        while not process.ended():
+            time.sleep(POLL_SECONDS)
+    except BaseException:  # Ray cancels by KeyboardInterrupt
+        process.stop()
+        raise
 
 
 class _RayTask:
-    def __init__(self, ray: Any, reference: Any) -> None:
-        self._ray, self._reference = ray, reference
+    def __init__(self, ray: Any, reference: Any, folder: Path) -> None:
+        self._ray, self._reference, self._folder = ray, reference, folder
 
     def ended(self) -> bool:
         ready, _ = self._ray.wait([self._reference], timeout=0)
+        if ready:
+            self._tell()
         return bool(ready)
 
+    def _tell(self) -> None:
+        """What kept the script from running, in the run's log, where its own last words would be."""
+        try:
+            self._ray.get(self._reference)
+        except self._ray.exceptions.RayError as error:
+            said = str(getattr(error, "cause", None) or f"Ray gave it up: {type(error).__name__}")
+            with disk_errors(self._folder / LOG), (self._folder / LOG).open("a", encoding="utf-8") as log:
+                log.write(f"\n{said.splitlines()[0]}\n")
+
     def stop(self) -> None:
-        self._ray.cancel(self._reference, force=True)
+        self._ray.cancel(self._reference)
+        self._ray.wait([self._reference], timeout=STOP_SECONDS)

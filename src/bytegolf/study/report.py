@@ -37,7 +37,7 @@ def run(study: Study, only: Sequence[str], launcher: Literal["local", "slurm", "
                 return "nothing to submit: every run has ended, or Slurm has it"
             number = slurm.submit(study, todo, at_once)
             return f"submitted {len(todo)} runs as job {number}; `bytegolf study show {study.path}` collects what ends"
-        start: Launcher = Ray(study.config.threads) if launcher == "ray" else Local()
+        start: Launcher = Ray(study.config.threads, study.config.gpus) if launcher == "ray" else Local()
         with Overview(study) as watch:
             running.run(study, wanted, start, at_once, watch)
     return ""

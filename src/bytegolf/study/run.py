@@ -7,11 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from bytegolf.study.definition import Study
-from bytegolf.study.launch import Handle, Launcher, Orphan, busy, write_script
+from bytegolf.study.launch import POLL_SECONDS, Handle, Launcher, Orphan, busy, write_script
 from bytegolf.study.plan import Job
 from bytegolf.study.results import EXIT, Row, append_row, collect, ended, failed
-
-POLL_SECONDS = 0.2
 
 
 @dataclass

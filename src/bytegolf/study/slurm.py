@@ -36,6 +36,7 @@ def submit(study: Study, jobs: Sequence[Job], at_once: int) -> str:
         f"#SBATCH --job-name={shlex.quote(study.config.name)}",
         f"#SBATCH --array=1-{len(jobs)}%{at_once}",
         f"#SBATCH --cpus-per-task={study.config.threads}",
+        *([f"#SBATCH --gpus-per-task={study.config.gpus}"] if study.config.gpus else []),
         "#SBATCH --output=/dev/null",  # each run's own log says it
         f'exec sh "$(sed -n "${{SLURM_ARRAY_TASK_ID}}p" {shlex.quote(str(tasks))})"',
     ]
