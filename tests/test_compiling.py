@@ -103,7 +103,7 @@ def test_auto_compiles_on_gpus_only() -> None:
 def test_without_a_compiler_training_goes_on_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
     trainer = make_trainer(tiny_config(compile="on", max_steps=2), tmp_path / "data", tmp_path / "run")
-    assert trainer.compiled is None
+    assert trainer.stepper.compiled is None
     said: list[str] = []
     assert compile_stages(trainer.model, "on", CPU, said.append) is None
     (sentence,) = said

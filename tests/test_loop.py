@@ -18,12 +18,14 @@ from tiny_run import HERE, losses, make_trainer, rows, tiny_config
 from bytegolf import files
 from bytegolf.config import Config
 from bytegolf.errors import BytegolfError
-from bytegolf.evaluate.bpb import score
+from bytegolf.evaluate.bpb import Score, score
 from bytegolf.train import checkpoint as store
 from bytegolf.train import loop
 from bytegolf.train.distributed import World
 from bytegolf.train.loop import Trainer
 from bytegolf.train.optim import Optimizer
+from bytegolf.train.progress import Progress
+from bytegolf.train.window import Figures, Window
 
 GOLDEN = {
     "flat": [
@@ -45,9 +47,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def final_weights(trainer: Trainer) -> dict[str, torch.Tensor]:
     """All that a run ends with: weights, optimiser state, average."""
-    parts = {"model": trainer.model.state_dict(), "optimizer": trainer.optimizer.state()}
-    if trainer.average:
-        parts["average"] = trainer.average.state()
+    parts = {"model": trainer.model.state_dict(), "optimizer": trainer.stepper.optimizer.state()}
+    if trainer.stepper.average:
+        parts["average"] = trainer.stepper.average.state()
     return {f"{part}.{name}": tensor.clone() for part, state in parts.items() for name, tensor in state.items()}
 
 
@@ -65,20 +67,20 @@ class Clock:
         self.now = 100.0
         self.processor = 7.0
         times = SimpleNamespace(perf_counter=lambda: self.now, process_time=lambda: self.processor)
-        monkeypatch.setattr(loop, "time", times)
+        monkeypatch.setattr("bytegolf.train.clock.time", times)
         self._patch = monkeypatch
 
     def drive(self, trainer: Trainer, on_step: Callable[[int], None] = lambda step: None) -> Trainer:
         """Have each step of ``trainer`` take a second, and call ``on_step`` with its number (from 0) before it."""
-        original = trainer._step
+        original = trainer.stepper.step
 
-        def step(factor: float) -> None:
-            on_step(trainer.progress.step)
-            original(factor)
+        def step(factor: float, progress: Progress, window: Window) -> None:
+            on_step(progress.step)
+            original(factor, progress, window)
             self.now += 1.0
             self.processor += 0.25
 
-        self._patch.setattr(trainer, "_step", step)
+        self._patch.setattr(trainer.stepper, "step", step)
         return trainer
 
 
@@ -117,7 +119,7 @@ def test_rows_say_what_was_read(data: Path, tmp_path: Path) -> None:
     each = rows(tmp_path / "every")
     assert (first["step"], last["step"]) == (4, 6)
     assert (first["tokens"], last["tokens"], progress.tokens) == (512, 768, 768)
-    sizes = [int((trainer.loader.batch(step)[1] >= 4).sum()) for step in range(6)]
+    sizes = [int((trainer.stepper.loader.batch(step)[1] >= 4).sum()) for step in range(6)]
     assert (first["bytes"], last["bytes"], progress.bytes) == (sum(sizes[:4]), sum(sizes), sum(sizes))
     assert first["loss"] == pytest.approx(sum(row["loss"] for row in each[:4]) / 4, rel=1e-12)
     assert last["loss"] == pytest.approx(sum(row["loss"] for row in each[4:]) / 2, rel=1e-12)
@@ -131,9 +133,9 @@ def test_micro_batches_add_up_to_the_batch(micro: int, data: Path, tmp_path: Pat
     """Also where the last of them is smaller than the others."""
     whole = make_trainer(tiny_config("two-level"), data, tmp_path)
     parts = make_trainer(tiny_config("two-level", micro_batch=micro), data, tmp_path)
-    inputs, targets = (torch.from_numpy(array) for array in whole.loader.batch(3))
-    loss, figures, _ = whole._gradients(inputs, targets)
-    loss_parts, figures_parts, _ = parts._gradients(inputs, targets)
+    inputs, targets = (torch.from_numpy(array) for array in whole.stepper.loader.batch(3))
+    loss, figures, _ = whole.stepper.gradients.accumulate(inputs, targets)
+    loss_parts, figures_parts, _ = parts.stepper.gradients.accumulate(inputs, targets)
     assert float(loss_parts) == pytest.approx(float(loss), rel=1e-6)
     torch.testing.assert_close(figures_parts[:, 0], figures[:, 0])
     for (name, one), other in zip(whole.model.named_parameters(), parts.model.parameters(), strict=True):
@@ -147,7 +149,7 @@ def test_accumulation_follows_from_what_fits(data: Path, tmp_path: Path, monkeyp
     """The same losses on the same text in the same order, whatever the memory."""
     found, passes = {}, {}
     for memory in (1e5, 4e6, 1e12):
-        monkeypatch.setattr("bytegolf.train.loop.device_memory", lambda device, memory=memory: memory)
+        monkeypatch.setattr("bytegolf.train.gradients.device_memory", lambda device, memory=memory: memory)
         trainer = make_trainer(tiny_config("two-level", max_steps=3), data, tmp_path / str(memory))
         count: list[int] = []
         trainer.model.register_forward_hook(
@@ -164,14 +166,14 @@ def test_accumulation_follows_from_what_fits(data: Path, tmp_path: Path, monkeyp
 def test_gradients_are_clipped(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make_trainer(tiny_config(grad_clip=1e-3), data, tmp_path)
     norms = []
-    original = trainer.optimizer.step
+    original = trainer.stepper.optimizer.step
 
     def step(factor: float, number: int) -> None:
         grads = [parameter.grad for parameter in trainer.model.parameters() if parameter.grad is not None]
         norms.append(float(torch.stack([grad.norm() for grad in grads]).norm()))
         original(factor, number)
 
-    monkeypatch.setattr(trainer.optimizer, "step", step)
+    monkeypatch.setattr(trainer.stepper.optimizer, "step", step)
     trainer.fit()
     assert norms == pytest.approx([1e-3] * 6, rel=1e-3)
 
@@ -204,7 +206,7 @@ def test_warm_up_leaves_no_trace(data: Path, tmp_path: Path) -> None:
     cold = make_trainer(tiny_config(**config, warmup_steps=0), data, tmp_path / "cold")
     warm = make_trainer(tiny_config(**config, warmup_steps=3), data, tmp_path / "warm")
     before = final_weights(warm)
-    warm._warm_up()
+    warm.stepper.warm_up()
     assert_same(warm, before)
     assert not any(parameter.grad is not None for parameter in warm.model.parameters())
     assert cold.fit().tokens == warm.fit().tokens
@@ -335,8 +337,8 @@ def test_the_processor_s_clock_is_the_process_own(data: Path, tmp_path: Path) ->
     import time
 
     trainer = make_trainer(tiny_config(max_steps=3, clock="processor", warmup_steps=1), data, tmp_path)
-    original = trainer._step
-    trainer._step = lambda factor: (time.sleep(0.2), original(factor))[1]  # type: ignore[method-assign]
+    original = trainer.stepper.step
+    trainer.stepper.step = lambda *given: (time.sleep(0.2), original(*given))[1]  # type: ignore[method-assign]
     begun = time.process_time()
     seconds = trainer.fit().seconds
     assert 0 < seconds <= time.process_time() - begun
@@ -409,14 +411,14 @@ def test_weights_that_break_in_the_last_step_are_not_saved(
 ) -> None:
     """Its loss was still finite."""
     trainer = make_trainer(tiny_config(max_steps=3, validate_tokens=0), data, tmp_path)
-    original = trainer.optimizer.step
+    original = trainer.stepper.optimizer.step
 
     def step(factor: float, number: int) -> None:
         original(factor, number)
         if number == 2:
             torch.nn.init.constant_(trainer.model.embedding.weight, math.inf)
 
-    monkeypatch.setattr(trainer.optimizer, "step", step)
+    monkeypatch.setattr(trainer.stepper.optimizer, "step", step)
     with pytest.raises(BytegolfError, match="weights are not finite after step 3"):
         trainer.fit()
     assert steps_saved(tmp_path) == []
@@ -450,7 +452,7 @@ def test_the_best_checkpoint_is_kept_by_its_own_validation(
     data: Path, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = iter([3.0, 1.0, 2.0, 2.5, 2.25, 2.0])
-    fake: Callable[..., Any] = lambda *a, **o: SimpleNamespace(bpb=next(scores), tokens=1)  # noqa: E731
+    fake: Callable[..., Any] = lambda *a, **o: Score(next(scores) * math.log(2), 1, 1)  # noqa: E731
     monkeypatch.setattr(loop, "score", fake)
     config = tiny_config(checkpoint_every=1.0, validate_every=1.0, keep_checkpoints=1)
     clock.drive(make_trainer(config, data, tmp_path)).fit()
@@ -471,13 +473,13 @@ def test_an_old_validation_is_not_taken_for_that_of_later_weights(data: Path, tm
 
 def with_rates(trainer: Trainer, rate: Callable[[int], float], monkeypatch: pytest.MonkeyPatch) -> Trainer:
     """The trainer, whose router seems to open ``rate(step)`` chunks a position."""
-    original = trainer._gradients
+    original = trainer.stepper.gradients.accumulate
 
-    def gradients(inputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        loss, rates, soft = original(inputs, targets)
-        return loss, torch.full_like(rates, rate(trainer.progress.step)), soft
+    def accumulate(inputs: torch.Tensor, targets: torch.Tensor) -> Figures:
+        found = original(inputs, targets)
+        return found._replace(levels=torch.full_like(found.levels, rate(trainer.progress.step)))
 
-    monkeypatch.setattr(trainer, "_gradients", gradients)
+    monkeypatch.setattr(trainer.stepper.gradients, "accumulate", accumulate)
     return trainer
 
 
@@ -518,7 +520,7 @@ def test_cuda_in_bf16_learns_like_the_cpu(network: str, data: Path, tmp_path: Pa
     make_trainer(tiny_config(network, **config), data, tmp_path / "cpu", HERE).fit()
     trainer = make_trainer(tiny_config(network, precision="bf16", **config), data, tmp_path / "cuda", place)
     trainer.fit()
-    assert isinstance(trainer.optimizer, Optimizer)
+    assert isinstance(trainer.stepper.optimizer, Optimizer)
     assert losses(tmp_path / "cuda") == pytest.approx(losses(tmp_path / "cpu"), rel=0.05)
     again = make_trainer(tiny_config(network, precision="bf16", **config), data, tmp_path / "cuda", place)
     assert again.fit(resume=True) == trainer.progress

@@ -13,14 +13,13 @@ from typing import Any
 import pytest
 import torch
 from conftest import ModelMaker, shapes_unchecked
-from tiny_run import losses, make_trainer, tiny_config
+from tiny_run import losses, make_trainer, stop_after, tiny_config
 
 from bytegolf.artifact import plan
 from bytegolf.artifact.pack import read_artifact, write_artifact
 from bytegolf.config import Config, ExportConfig, TrainConfig
 from bytegolf.errors import BytegolfError
 from bytegolf.train.compiling import obstacle
-from bytegolf.train.loop import Trainer
 from bytegolf.train.qat import QuantizedTraining
 from bytegolf.train.schedule import decay_left, learning_rate, quantises
 
@@ -121,19 +120,6 @@ def test_a_resumed_run_is_the_uninterrupted_one(data: Path, tmp_path: Path) -> N
             assert torch.equal(again.model.state_dict()[name], weight), (stop, name)
 
 
-def stop_after(trainer: Trainer, steps: int) -> None:
-    """Train for so many steps of the schedule, as Ctrl-C would end it."""
-    original = trainer._step
-
-    def step(factor: float) -> None:
-        original(factor)
-        trainer._interrupted = trainer.progress.step + 1 >= steps
-
-    trainer._step = step  # type: ignore[method-assign]
-    assert trainer.fit().step == steps
-    assert trainer.stopped_early
-
-
 # in a process of its own: there jaxtyping's import hook, whose checks a compiler cannot trace, is not installed
 COMPILED = """
 import sys, torch
@@ -141,7 +127,6 @@ from bytegolf.artifact import plan
 from bytegolf.config import ExportConfig, LevelConfig, ModelConfig, RouterConfig, StageConfig
 from bytegolf.model.lm import LanguageModel
 from bytegolf.train.compiling import CompiledStages
-from bytegolf.train.loop import Trainer
 from bytegolf.train.qat import QuantizedTraining
 
 plan.SMALL_NUMEL = 64

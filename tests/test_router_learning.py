@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import scatter, shapes_unchecked, tiny_network
 from test_loop import assert_same, final_weights
-from tiny_run import losses, make_trainer, tiny_config
+from tiny_run import losses, make_trainer, stop_after, tiny_config
 
 from bytegolf.config import Config, LevelConfig, ModelConfig, NetworkConfig, RouterConfig
 from bytegolf.data.tokenizer import ByteTokenizer
@@ -70,13 +70,13 @@ def test_training_moves_the_target_and_the_loss_asks_for_it(data: Path, tmp_path
         trace = trainer.model(ids).traces[0]
         wanted = level.config.router.loss_weight * ratio_loss(trace.p, trace.proposed, None, 2.0)
     assert float(trace.loss) == pytest.approx(float(wanted))
-    seen, original = [], trainer._step
+    seen, original = [], trainer.stepper.step
 
-    def step(factor: float) -> None:
+    def step(*given: Any) -> None:
+        original(*given)
         seen.append(level.target)
-        original(factor)
 
-    trainer._step = step  # type: ignore[method-assign]
+    trainer.stepper.step = step  # type: ignore[method-assign]
     trainer.fit()
     assert seen == pytest.approx([2, 2 + 2 / 3, 2 + 4 / 3, 4, 4, 4])
 
@@ -89,14 +89,7 @@ def test_a_resumed_run_has_the_same_targets_and_draws(network: str, data: Path, 
     whole = make_trainer(config, data, tmp_path / "whole")
     whole.fit()
     first = make_trainer(config, data, tmp_path / "run")
-    original = first._step
-
-    def interrupted(factor: float) -> None:
-        original(factor)
-        first._interrupted = first.progress.step == 3
-
-    first._step = interrupted  # type: ignore[method-assign]
-    assert first.fit().step == 4
+    stop_after(first, 4)
     torch.manual_seed(99)
     second = make_trainer(config, data, tmp_path / "run")
     second.fit(resume=True)

@@ -75,6 +75,19 @@ def make_trainer(config: Config, data: Path, run: Path, world: World = HERE, qui
     return Trainer(config, model, train, val, ByteTokenizer(), run, world, Reporter(quiet=quiet))
 
 
+def stop_after(trainer: Trainer, steps: int) -> None:
+    """Train for so many steps of the schedule, as Ctrl-C would end it."""
+    original = trainer.stepper.step
+
+    def step(*given: Any) -> None:
+        original(*given)
+        trainer.interrupt.asked = trainer.progress.step + 1 >= steps
+
+    trainer.stepper.step = step  # type: ignore[method-assign]
+    assert trainer.fit().step == steps
+    assert trainer.stopped_early
+
+
 def rows(run: Path, kind: str = "train") -> list[dict[str, Any]]:
     """The rows of a run's metrics of one kind, without what depends on the clock."""
     timed = ("seconds", "bytes_per_second")

@@ -24,7 +24,7 @@ from bytegolf.recipes.opening import build
 from bytegolf.recipes.runs import RunFolder
 from bytegolf.train import checkpoint as store
 from bytegolf.train.distributed import pick_device, pick_precision, prepare_device
-from bytegolf.train.loop import Progress
+from bytegolf.train.progress import Progress
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ from bytegolf.recipes.opening import Opened, holding, open_model
 from bytegolf.recipes.runs import RunFolder
 from bytegolf.recipes.scoring import evaluate
 from bytegolf.train.distributed import ALONE, World, join, pick_precision
-from bytegolf.train.loop import Progress, Trainer
+from bytegolf.train.loop import Trainer
+from bytegolf.train.progress import Progress
 from bytegolf.train.report import Reporter
 from bytegolf.train.soft_edges import fit_edges
 

@@ -1,6 +1,8 @@
 """What a training run adds up between two rows of metrics.jsonl.
 
 It is saved with a checkpoint, so that a resumed run writes the very rows that an uninterrupted one would.
+
+Legend: N chunking levels, S layers of soft chunking.
 """
 
 from __future__ import annotations
@@ -8,14 +10,26 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from bytegolf.errors import BytegolfError
 from bytegolf.train.checkpoint import described
 from bytegolf.train.distributed import World
+
+
+class Figures(NamedTuple):
+    """What the forward passes of one step gave on this rank, on its device: means over the step's sequences."""
+
+    loss: Float[Tensor, ""]
+    """nats a token, without the routers' losses"""
+    levels: Float[Tensor, "3 N"]
+    """of each chunking level: see ``LevelTrace.figures``"""
+    soft: Float[Tensor, "3 S"]
+    """of each layer of soft chunking: means of b and of b², and the norm of its boundary predictor's gradient"""
 
 
 @dataclass
@@ -40,14 +54,10 @@ class Window:
     _pending_bytes: int = 0
     _levels: int = 0
 
-    def add(self, loss: Tensor, figures: Tensor, soft: Tensor, tokens: int, size: int) -> None:
-        """Take in one step of this rank: its mean loss, each level's ``figures`` and each soft layer's in a column,
-        what it read.
-
-        Fetches nothing.
-        """
-        self._pending.append(torch.cat((loss.reshape(1), figures.flatten(), soft.flatten())))
-        self._levels = figures.shape[1]
+    def add(self, figures: Figures, tokens: int, size: int) -> None:
+        """Take in one step of this rank, which read so many tokens and bytes. Fetches nothing."""
+        self._pending.append(torch.cat((figures.loss.reshape(1), figures.levels.flatten(), figures.soft.flatten())))
+        self._levels = figures.levels.shape[1]
         self._pending_tokens += tokens
         self._pending_bytes += size
 
