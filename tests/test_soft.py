@@ -8,14 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import TinyRun, good, refused
+from commands import SUBWORDS, TinyRun, good, refused
 from conftest import tiny_network
 
-from bytegolf.analyze.soft import BINS, probe, shuffled
+from bytegolf.analyze.reading import read
+from bytegolf.analyze.soft import BINS, extremes, layers, of_stream, of_texts, probe, shuffled
 from bytegolf.config import ModelConfig, SoftConfig
 from bytegolf.data.shards import ShardWriter, TokenStream, shard_paths
 from bytegolf.data.tokenizer import ByteTokenizer
+from bytegolf.errors import BytegolfError
 from bytegolf.model.lm import LanguageModel
+from bytegolf.recipes.opening import open_model
 
 TEXT = "aaa aaaaaa aaaa " * 60  # a space is a fifth of it, less the first of a word
 
@@ -112,3 +115,72 @@ def test_the_verb(tiny_data: Path, soft_run: TinyRun, flat_run: TinyRun) -> None
     from_file = good("probe", run / "artifact.bgolf", "--data", tiny_data, "--limit", "1000", "--json").json
     assert from_file == {**ran.json, "history": []}
     assert "no soft chunking to probe" in refused("probe", flat_run.folder, "--data", tiny_data)
+
+
+def test_a_reading_begins_chunks_where_b_reaches_the_threshold(soft_run: TinyRun) -> None:
+    one = open_model(soft_run.folder, precision="fp32")
+    length = one.config.train.seq_len
+    ids = np.concatenate(([ByteTokenizer.BOS], ByteTokenizer().encode(TEXT))).astype(np.int64)[: 2 * length]
+    with torch.no_grad():
+        (trace,) = one.model.embed_traced(torch.from_numpy(ids).view(2, length))[1]
+    b = trace.b.flatten().numpy()[1:]
+    middle = float(np.median(b))
+    (level,) = read(one.model, one.tokenizer, ids, length, threshold=middle).levels
+    np.testing.assert_allclose(level.p, b, rtol=1e-6)
+    assert np.array_equal(level.boundary[1:], (b >= middle)[1:])
+    assert level.candidates.sum() == 2 * length - 3, "not BOS, the byte behind it, and the second window's first"
+    assert 0 < level.chosen.sum() < level.candidates.sum()
+
+
+def test_texts_are_read_as_a_stream_is(soft_run: TinyRun, stream: TokenStream) -> None:
+    one = open_model(soft_run.folder, precision="fp32")
+    ids = stream.slice(0, 512).astype(np.int64)
+    from_stream = layers(one.model, one.tokenizer, of_stream(stream, 128, 512))
+    assert layers(one.model, one.tokenizer, of_texts([ids], 128)) == from_stream
+    halves = layers(one.model, one.tokenizer, of_texts([ids[:256], ids[256:]], 128))
+    assert halves == from_stream
+    ragged = layers(one.model, one.tokenizer, of_texts([ids[:200], ids[200:201]], 128))
+    assert ragged[0]["boundaries"]["bytes"] == 200, "a text of one token has no free position"
+    with pytest.raises(BytegolfError, match="so short that no b"):
+        layers(one.model, one.tokenizer, of_texts([ids[:1]], 128))
+
+
+def test_extremes_of_b() -> None:
+    b, having = np.linspace(0, 1, 40, dtype=np.float32), np.zeros(40, np.bool_)
+    having[-3:] = having[0] = True
+    assert extremes(b, having) == {"all": 0.1, "lowest": 0.25, "highest": 0.75}
+    assert extremes(b[:0], having[:0]) == {"all": None, "lowest": None, "highest": None}
+
+
+def test_analyze_tells_of_soft_chunking(soft_run: TinyRun, tiny_run: TinyRun, tmp_path: Path) -> None:
+    page, rest = tmp_path / "page.html", ("--data", soft_run.data, "--limit", 1024, "--json")
+    ran = good("analyze", soft_run.folder, tiny_run.folder, "--edges", SUBWORDS, "--history", "--html", page, *rest)
+    soft, hnet = ran.json["models"]
+    assert (soft["chunking"], hnet["chunking"], hnet["soft"]) == ("soft", "router", None)
+    assert soft["soft"]["bpb"]["as_is"] == soft["bpb"]
+    assert len({round(value, 9) for value in soft["soft"]["bpb"].values()}) == 4
+    (layer,), (level,) = soft["soft"]["layers"], soft["levels"]
+    assert layer["boundaries"]["boundaries"] == pytest.approx(level["boundaries"], abs=1), "the byte behind BOS"
+    assert set(layer["edges"]) == set(layer["whitespace"]) == {"all", "lowest", "highest"}
+    assert [point["what"] for point in soft["history"]] == ["untrained", "step 10", "artifact"]
+    assert all(0 < point["b"] < 1 for point in soft["history"])
+    assert all(point["b"] is None for point in hnet["history"])
+    assert "Soft chunking cuts nothing: where its b is 0.5 or more" in ran.json["note"]
+    assert "b = 0 everywhere" in ran.out
+    assert "b = 0 everywhere" in page.read_text()
+    for title in (f"{soft_run.folder.name}, untrained: ", f"{soft_run.folder.name}, artifact: "):
+        assert title in page.read_text(), "two sentences side by side"
+
+
+def test_the_threshold(soft_run: TinyRun, tiny_run: TinyRun, flat_run: TinyRun) -> None:
+    rest = ("--data", soft_run.data, "--limit", 512, "--json")
+    rates = [
+        good("analyze", soft_run.folder, *rest, "--threshold", value).json["models"][0]["levels"][0]["rate"]
+        for value in (0, 1)
+    ]
+    assert rates == [1.0, 0.0]
+    assert "which no model here has" in refused("analyze", tiny_run.folder, flat_run.folder, "--threshold", 0.6)
+    assert "--threshold" in refused("analyze", soft_run.folder, "--threshold", 1.5)
+    cut = good("segment", soft_run.folder, "The quick brown fox", "--json").json
+    assert "".join(cut["chunks"]) == "The quick brown fox"
+    assert "levels 0 to 0, not 1" in refused("segment", soft_run.folder, "--level", 1)

@@ -49,6 +49,7 @@ def figures(analysis: dict[str, Any]) -> Iterator[Figure]:
     for model in analysis["models"]:
         for number, level in enumerate(model["levels"]):
             levels.append((f"{model['name']}{f' · {number}' if len(model['levels']) > 1 else ''}", level))
+    yield from _of_soft(analysis["models"])
     if levels:
         yield from _of_chunks(levels)
         yield _of_words(levels)
@@ -63,6 +64,20 @@ def figures(analysis: dict[str, Any]) -> Iterator[Figure]:
                 for color, (name, points) in enumerate(histories)
             ]
             yield Figure(f"training_{key}", f"{what[0].upper()}{what[1:]} over training", "step", what, lines)
+
+
+def _of_soft(models: list[dict[str, Any]]) -> Iterator[Figure]:
+    lines: list[Line] = []
+    for model in models:
+        layers = model["soft"]["layers"] if model["soft"] else []
+        for number, layer in enumerate(layers):
+            shares = layer["histogram"]
+            middles = _known(((place + 0.5) / len(shares), share) for place, share in enumerate(shares))
+            name = f"{model['name']} · {number}" if len(layers) > 1 else model["name"]
+            lines.append(Line(name, len(lines), middles))
+    if lines:
+        width = len(lines[0].points)
+        yield Figure("soft_b", "Soft chunking", "b", f"share of positions, in {width} parts", lines)
 
 
 def _of_chunks(levels: list[tuple[str, dict[str, Any]]]) -> Iterator[Figure]:
@@ -176,6 +191,8 @@ def _ticks(figure: Figure, low: float, high: float) -> list[tuple[float, str]]:
     """At most ten places on the x axis and what is written there."""
     if figure.ticks:
         return [(place, label) for place, label in enumerate(figure.ticks) if low <= place <= high]
+    if high - low <= 1:  # shares
+        return [(place / 10, f"{place / 10:g}") for place in range(math.ceil(10 * low), math.floor(10 * high) + 1)]
     step = next(
         step for power in range(12) for step in (10**power, 2 * 10**power, 5 * 10**power) if high - low <= 8 * step
     )

@@ -19,13 +19,21 @@ from numpy.typing import NDArray
 
 from bytegolf.analyze.figures import COLORS, Figure, figures, svg
 from bytegolf.analyze.reading import Reading
+from bytegolf.analyze.render import chunks, visible
+from bytegolf.analyze.segment import Segmentation
 from bytegolf.analyze.tables import Grid, grids
 
 _NOTHING = 65535
 
 
-def page(analysis: dict[str, Any], readings: list[list[Reading]], show: int) -> str:
-    """The page of ``recipes.analysis``'s result; ``readings[m][t]`` is what model m made of text t.
+def page(
+    analysis: dict[str, Any],
+    readings: list[list[Reading]],
+    standard: list[tuple[str, Segmentation]],
+    show: int,
+) -> str:
+    """The page of ``recipes.analysis``'s result; ``readings[m][t]`` is what model m made of text t, and ``standard``
+    the standard text in chunks, side by side, each with a title.
 
     The first ``show`` bytes of the texts, in equal parts, are there to be looked at; tables and curves are of it all.
     """
@@ -34,6 +42,7 @@ def page(analysis: dict[str, Any], readings: list[list[Reading]], show: int) -> 
     size = max(1, show // max(1, len(analysis["texts"])))
     data = {
         "names": names,
+        "chunking": [model["chunking"] for model in analysis["models"]],
         "depth": max(len(model["levels"]) for model in analysis["models"]),
         "texts": [
             {"name": text["name"], "models": [_packed(of_model[at].head(size)) for of_model in readings]}
@@ -52,7 +61,8 @@ def page(analysis: dict[str, Any], readings: list[list[Reading]], show: int) -> 
         data=_json(data),
         about=escape(_about(analysis, size)),
         scale_bits=_scale("0 bits", "8 or more"),
-        scale_p=_scale("p = 0", "1"),
+        scale_p=_scale("0", "1"),
+        standard=_standard(standard),
         tables="".join(map(_table, grids(analysis))),
         figures="".join(map(_figure, figures(analysis))),
     )
@@ -106,6 +116,22 @@ def _scale(low: str, high: str) -> str:
     return f'{low} <span class="scale">{shades}</span> {high}'
 
 
+def _standard(found: list[tuple[str, Segmentation]]) -> str:
+    """The standard text as each of the models cuts it, or one of them over training."""
+    if not found:
+        return ""
+    panels = []
+    for title, one in found:
+        pieces = chunks(one.data, one.boundaries)
+        spans = (
+            f'<span class="chunk{" odd" * (number % 2)}">{escape(visible(piece))}</span>'
+            for number, piece in enumerate(pieces)
+        )
+        heading = escape(f"{title}: {len(pieces)} chunks")
+        panels.append(f'<section><h3>{heading}</h3><pre class="text chunks">{"".join(spans)}</pre></section>')
+    return f'<h2>Side by side: two sentences in chunks</h2><div class="panels">{"".join(panels)}</div>'
+
+
 def _table(grid: Grid) -> str:
     def row(cells: list[str], tag: str) -> str:
         return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
@@ -146,16 +172,18 @@ _PAGE = """<!doctype html>
 <label>colours <select id="view">
 <option value="chunks">chunks</option>
 <option value="bits">surprisal</option>
-<option value="p">boundary probability</option>
+<option value="p" id="view-p">boundary probability</option>
 </select></label>
-<label>level <select id="level"></select></label>
-<span class="soft" id="legend-chunks">a new colour is a new chunk</span>
+<label><span id="depth">level</span> <select id="level"></select></label>
+<span class="soft" id="legend-chunks">a new colour is a new chunk<span id="legend-tick" hidden>; a line, a chunk of the
+outermost level</span></span>
 <span class="soft" id="legend-bits" hidden>{scale_bits}; a line is a boundary</span>
 <span class="soft" id="legend-p" hidden>{scale_p}; a line is a boundary</span>
 </div>
 <noscript><p>The text itself needs JavaScript; tables and curves do not.</p></noscript>
-<div id="panels"></div>
+<div id="panels" class="panels"></div>
 <aside id="info" aria-live="polite">Point at a byte, tap it, or focus a text and walk with the arrow keys.</aside>
+{standard}
 <section>{tables}</section>
 <h2>Curves</h2>
 <section class="figures">{figures}</section>
@@ -165,6 +193,9 @@ _PAGE = """<!doctype html>
 drawn, but not counted, as nobody chose it.</li>
 <li>A boundary lies <em>behind</em> whitespace if the byte before it is ASCII whitespace, <em>at</em> it if its own byte
 is, and <em>touches</em> it if either holds.</li>
+<li>Soft chunking cuts nothing: its b is the share of its own vector that a position keeps, beside what came before it.
+At 1 everywhere it is the identity, up to a linear map. The distance from that is ‖blended − own‖ / ‖own‖ behind the
+map.</li>
 <li>Figures in brackets and dashed lines are chance: as many boundaries at random places where there could be one.</li>
 <li>Surprisal is −log₂ of the probability that the model gave to a byte; over subwords a token's bits are shared out
 evenly among its bytes. “In the most surprising tenth” is the share of boundaries there, over a tenth: chance

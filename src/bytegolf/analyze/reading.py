@@ -18,8 +18,9 @@ from bytegolf.analyze.boundaries import BoundaryStats, token_boundaries_to_bytes
 from bytegolf.data.tokenizer import ByteTokenizer, Tokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.evaluate.bpb import bits_per_byte, windows_at_once
-from bytegolf.model.lm import LanguageModel
-from bytegolf.model.trace import LevelTrace
+from bytegolf.model.lm import Forward, LanguageModel
+from bytegolf.model.router import THRESHOLD
+from bytegolf.model.trace import LevelTrace, SoftTrace
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Reading:
     windows: Int[np.ndarray, " W"]
     """the byte at which each window of the model begins"""
     levels: list[LevelReading]
-    """outermost first; empty for a flat model"""
+    """outermost first; without a router, the layers of soft chunking, first to last; empty for a flat model"""
     nats: float
     """the loss of all tokens, special ones too"""
 
@@ -115,13 +116,18 @@ def encode(tokenizer: Tokenizer, data: bytes, where: str) -> NDArray[np.uint16]:
 
 
 def read_text(
-    model: LanguageModel, tokenizer: Tokenizer, data: bytes, seq_len: int, where: str = "the text"
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    data: bytes,
+    seq_len: int,
+    where: str = "the text",
+    threshold: float = THRESHOLD,
 ) -> Reading:
     """``read`` a text as one document behind a BOS. Raises BytegolfError for an empty one."""
     if not data:
         raise BytegolfError(f"{where} is empty: give some text")
     ids = np.concatenate(([tokenizer.BOS], encode(tokenizer, data, where))).astype(np.int64)
-    return read(model, tokenizer, ids, seq_len)
+    return read(model, tokenizer, ids, seq_len, threshold=threshold)
 
 
 @torch.inference_mode()
@@ -131,10 +137,13 @@ def read(
     ids: Integer[np.ndarray, " T"],
     seq_len: int,
     progress: Callable[[float], None] | None = None,
+    *,
+    threshold: float = THRESHOLD,
 ) -> Reading:
     """Read a stream of tokens in windows of ``seq_len`` that do not overlap, as ``eval`` does by default.
 
     The first token is only read; every other is also predicted, from its window. ``progress`` is told the share done.
+    ``threshold`` is the b from which on soft chunking is said to begin a chunk.
     """
     ids = ids.astype(np.int64)
     ahead = np.append(ids[1:], ids[-1:])  # the last one's loss is not used
@@ -153,7 +162,7 @@ def read(
         losses = model.losses(out, torch.from_numpy(targets).to(device).view(window.shape)).double().cpu().numpy()
         reach = min(last + 1, len(ids))
         nats[first + 1 : reach] = losses.ravel()[: reach - first - 1]
-        found += [token_levels(out.traces, row) for row in range(len(group))]
+        found += [_token_cuts(out, row, threshold) for row in range(len(group))]
         if progress:
             progress(last / len(ids))
     return _in_bytes(tokenizer, ids, seq_len, nats, found)
@@ -194,6 +203,19 @@ def free_tokens(sizes: Integer[np.ndarray, " T"]) -> Bool[np.ndarray, " T"]:
     free[1:] &= sizes[:-1] > 0
     free[:1] = False
     return free
+
+
+def _token_cuts(out: Forward, row: int, threshold: float) -> list[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
+    """``token_levels`` of the routers; where there is none, of each layer of soft chunking, as if it were outermost."""
+    if out.traces:
+        return token_levels(out.traces, row)
+    return [token_levels([as_level(trace, threshold)], row)[0] for trace in out.soft]
+
+
+def as_level(trace: SoftTrace, threshold: float = THRESHOLD) -> LevelTrace:
+    """What a router would have done that chose boundaries where b ≥ ``threshold``."""
+    boundary = trace.b >= threshold
+    return LevelTrace(trace.p, boundary, boundary, None, trace.p.new_zeros(()))
 
 
 def token_levels(traces: list[LevelTrace], row: int) -> list[tuple[NDArray[np.float32], NDArray[np.bool_]]]:

@@ -13,6 +13,7 @@ from bytegolf.data.tokenizer import Tokenizer
 from bytegolf.evaluate.bpb import Observer
 from bytegolf.evaluate.windows import Window
 from bytegolf.model.lm import LanguageModel
+from bytegolf.model.router import THRESHOLD
 from bytegolf.model.trace import LevelTrace
 
 
@@ -41,15 +42,22 @@ class Segmentation:
 
 
 def segment(
-    model: LanguageModel, tokenizer: Tokenizer, data: bytes, seq_len: int, where: str = "the text", level: int = 0
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    data: bytes,
+    seq_len: int,
+    where: str = "the text",
+    level: int = 0,
+    threshold: float = THRESHOLD,
 ) -> Segmentation:
     """Cut ``data`` into the chunks of a chunking ``level`` (0 = outermost), reading it in windows of ``seq_len``.
 
-    The text is read as one document behind a BOS, whose own chunk is not counted: the first byte opens one.
+    The text is read as one document behind a BOS, whose own chunk is not counted: the first byte opens one. Without a
+    router, a level is a layer of soft chunking, which is said to begin a chunk from a b of ``threshold`` on.
 
     Raises BytegolfError for an empty text, a flat model, or a level that the model does not have.
     """
-    reading = read_text(model, tokenizer, data, seq_len, where)
+    reading = read_text(model, tokenizer, data, seq_len, where, threshold)
     found = reading.level(level)
     return Segmentation(reading.data, found.boundary, found.candidates)
 

@@ -13,25 +13,27 @@ Legend: B windows, L positions of a window, N positions altogether.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
 from bytegolf.analyze.boundaries import BoundaryStats, touching_whitespace
+from bytegolf.analyze.reading import as_level
 from bytegolf.analyze.segment import collector
 from bytegolf.data.shards import TokenStream
 from bytegolf.data.tokenizer import Tokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.evaluate.bpb import Score, score
-from bytegolf.evaluate.windows import windows
+from bytegolf.evaluate.windows import Window, windows
 from bytegolf.model.lm import LanguageModel
 from bytegolf.model.router import THRESHOLD
 from bytegolf.model.soft_chunk import Override, SoftLayer
-from bytegolf.model.trace import LevelTrace, SoftTrace
+from bytegolf.model.trace import SoftTrace
 
 BINS = 20
 """Of the histogram of b over [0, 1]."""
@@ -63,6 +65,16 @@ def shuffled(seed: int = SEED) -> Override:
     return override
 
 
+def forcings() -> dict[str, tuple[str, Override | None]]:
+    """What b is replaced by to see what the score owes to it: a name, how to say it, and the override."""
+    return {
+        "as_is": ("b as it is", None),
+        "open": ("b = 1 everywhere", constant(1)),
+        "closed": ("b = 0 everywhere", constant(0)),
+        "shuffled": ("b shuffled", shuffled()),
+    }
+
+
 def probe(
     model: LanguageModel,
     stream: TokenStream,
@@ -74,9 +86,8 @@ def probe(
 ) -> dict[str, Any]:
     """What soft chunking does on ``stream``, in windows of ``seq_len``, as plain data.
 
-    Keys: tokens, bytes, bpb (as_is, open: b = 1, closed: b = 0, shuffled) and layers, first to last, each with what
-    ``_Layer.to_dict`` gives. ``limit`` > 0 stops after about so many tokens. ``progress`` gets the name of a score and
-    how far it is.
+    Keys: tokens, bytes, bpb (as_is, open: b = 1, closed: b = 0, shuffled) and ``layers``. ``limit`` > 0 stops after
+    about so many tokens. ``progress`` gets the name of a score and how far it is.
 
     Raises BytegolfError for a model without soft chunking, besides what ``score`` raises.
     """
@@ -84,56 +95,74 @@ def probe(
         raise BytegolfError(
             "this model has no soft chunking to probe: train one with model.soft.layers=1, say cpu-soft"
         )
-    forced: dict[str, Override | None] = {
-        "as_is": None,
-        "open": constant(1),
-        "closed": constant(0),
-        "shuffled": shuffled(),
-    }
     found: dict[str, Score] = {}
-    for name, override in forced.items():
+    for name, (_, override) in forcings().items():
         report = (lambda total, name=name: progress(name, total)) if progress else None
         with model.soft.forced(override):
             found[name] = score(model, stream, tokenizer, seq_len, drop_tail=True, limit=limit, progress=report)
-    layers = _layers(model, stream, tokenizer, seq_len, found["as_is"].tokens)
     return {
         "tokens": found["as_is"].tokens,
         "bytes": found["as_is"].bytes,
         "bpb": {name: total.bpb for name, total in found.items()},
-        "layers": [layer.to_dict() for layer in layers],
+        "layers": layers(model, tokenizer, of_stream(stream, seq_len, found["as_is"].tokens)),
     }
 
 
+Read = tuple[Window, NDArray[np.int64]]
+"""A window and the tokens that it reads; windows do not overlap and come in order."""
+
+
+def of_stream(stream: TokenStream, seq_len: int, targets: int) -> Iterator[Read]:
+    """The whole windows of a stream's first ``targets`` targets."""
+    for window in windows(targets, seq_len, drop_tail=True):
+        yield window, stream.slice(window.start, window.start + window.length).astype(np.int64)
+
+
+def of_texts(texts: Iterable[NDArray[np.int64]], seq_len: int) -> Iterator[Read]:
+    """The windows of texts, one behind the other; a text's last may be shorter."""
+    before = 0
+    for ids in texts:
+        for start in range(0, len(ids), seq_len):
+            tokens = ids[start : start + seq_len].astype(np.int64)
+            yield Window(before + start, len(tokens), len(tokens)), tokens
+        before += len(ids)
+
+
 @torch.inference_mode()
-def _layers(
-    model: LanguageModel, stream: TokenStream, tokenizer: Tokenizer, seq_len: int, targets: int
-) -> list[_Layer]:
-    """What each layer does, window by window; nothing of the network behind it is needed."""
+def layers(
+    model: LanguageModel, tokenizer: Tokenizer, read: Iterable[Read], threshold: float = THRESHOLD
+) -> list[dict[str, Any]]:
+    """What each layer does, window by window; nothing of the network behind it is needed.
+
+    Keys of each: mean, std, quantiles (by percent), histogram (shares of BINS equal parts of [0, 1]), below_half,
+    from_identity (the distance), whitespace (``extremes``) and boundaries (b ≥ ``threshold``, the keys of
+    BoundaryStats). Raises BytegolfError where nothing is read but the starts of documents.
+    """
     assert model.soft is not None
     stack = model.soft.stack
     found = [_Layer(layer, tokenizer) for layer in stack]
-    covered = 0
-    for window in windows(targets, seq_len):
-        if window.start < covered:
-            break
-        covered = window.start + window.length
-        tokens = stream.slice(window.start, covered + 1).astype(np.int64)
-        ids = torch.from_numpy(tokens[:-1]).to(model.embedding.weight.device).unsqueeze(0)
+    for window, tokens in read:
+        ids = torch.from_numpy(tokens).to(model.embedding.weight.device).unsqueeze(0)
         x = model.look_up(ids)
         traces = model.embed_traced(ids)[1]
         for one, layer, trace in zip(found, stack, traces, strict=True):
             y, _ = layer(x, trace.first)
             one.add(x, y, trace)
-            one.collect(window, tokens, [_as_level(trace)], 0)
-            one.see_whitespace(tokens[:-1], trace)
+            one.collect(window, tokens, [as_level(trace, threshold)], 0)
+            one.see_whitespace(tokens, trace)
             x = y
-    return found
+    return [one.to_dict() for one in found]
 
 
-def _as_level(trace: SoftTrace) -> LevelTrace:
-    """The boundaries b ≥ ½ as a router's."""
-    boundary = trace.b >= THRESHOLD
-    return LevelTrace(trace.p, boundary, boundary, None, trace.p.new_zeros(()))
+def extremes(b: Float[np.ndarray, " N"], having: Bool[np.ndarray, " N"]) -> dict[str, float | None]:
+    """The share of positions that have some property: all of them, and the lowest and the highest tenth of b.
+
+    It needs no threshold, and so is there too where all of b lies close together. None without positions.
+    """
+    order = np.argsort(b, kind="stable")
+    tenth = max(1, len(b) // 10)
+    parts = {"all": having, "lowest": having[order[:tenth]], "highest": having[order[-tenth:]]}
+    return {name: float(part.mean()) if part.size else None for name, part in parts.items()}
 
 
 class _Layer:
@@ -161,18 +190,17 @@ class _Layer:
         previous = np.concatenate(([self._tokenizer.BOS], tokens[:-1]))
         sizes = self._tokenizer.byte_counts(tokens, previous)
         touching = touching_whitespace(np.frombuffer(self._tokenizer.decode(tokens), np.uint8))
-        starts = np.minimum(np.cumsum(sizes) - sizes, len(touching) - 1)
-        self._touching.append((touching[starts] & (sizes > 0))[(~trace.first[0]).cpu().numpy()])
+        starts = np.cumsum(sizes) - sizes
+        touches = np.zeros(len(tokens), np.bool_)
+        touches[sizes > 0] = touching[starts[sizes > 0]]
+        self._touching.append(touches[(~trace.first[0]).cpu().numpy()])
 
     def to_dict(self) -> dict[str, Any]:
-        """Keys: mean, std, quantiles (by percent), histogram (shares of BINS equal parts of [0, 1]), below_half,
-        from_identity (the distance), whitespace (the share of positions that touch it: all, lowest and highest tenth
-        of b) and boundaries (b ≥ ½, the keys of BoundaryStats).
-        """
+        """What ``layers`` gives for it."""
         b, touching = np.concatenate(self._b).astype(np.float64), np.concatenate(self._touching)
+        if not len(b):
+            raise BytegolfError("the text is so short that no b of the soft chunking is free: give a longer one")
         counts, _ = np.histogram(b, BINS, (0.0, 1.0))
-        order = np.argsort(b, kind="stable")
-        tenth = max(1, len(b) // 10)
         return {
             "mean": float(b.mean()),
             "std": float(b.std()),
@@ -180,10 +208,6 @@ class _Layer:
             "histogram": (counts / len(b)).tolist(),
             "below_half": float((b < THRESHOLD).mean()),
             "from_identity": (self._moved / self._whole) ** 0.5 if self._whole else None,
-            "whitespace": {
-                "all": float(touching.mean()),
-                "lowest": float(touching[order[:tenth]].mean()),
-                "highest": float(touching[order[-tenth:]].mean()),
-            },
+            "whitespace": extremes(b, touching),
             "boundaries": self._stats.to_dict(),
         }

@@ -23,6 +23,7 @@ def grids(analysis: dict[str, Any]) -> Iterator[Grid]:
     models = analysis["models"]
     columns = [(f"{name}{suffix}", level) for name, suffix, level in _levels(models)]
     yield _scores(models)
+    yield from _soft(models)
     if columns:
         yield _boundaries([name for name, _ in columns], [level for _, level in columns])
     yield from _stability(models)
@@ -43,7 +44,12 @@ def grids(analysis: dict[str, Any]) -> Iterator[Grid]:
 def _levels(models: list[dict[str, Any]]) -> Iterator[tuple[str, str, dict[str, Any]]]:
     for model in models:
         for number, level in enumerate(model["levels"]):
-            yield model["name"], f" · level {number}" if len(model["levels"]) > 1 else "", level
+            yield model["name"], f" · {kind(model)} {number}" if len(model["levels"]) > 1 else "", level
+
+
+def kind(model: dict[str, Any]) -> str:
+    """What one of a model's levels is called."""
+    return "layer" if model["chunking"] == "soft" else "level"
 
 
 def _scores(models: list[dict[str, Any]]) -> Grid:
@@ -51,9 +57,53 @@ def _scores(models: list[dict[str, Any]]) -> Grid:
         ["bits per byte", *(number(model["bpb"], 4) for model in models)],
         ["bytes", *(f"{model['bytes']:,}" for model in models)],
         ["parameters", *(f"{model['params']:,}" for model in models)],
-        ["chunking levels", *(str(len(model["levels"])) if model["levels"] else "none: flat" for model in models)],
+        ["chunking", *map(_chunking, models)],
     ]
     return Grid("model", ["", *(model["name"] for model in models)], rows)
+
+
+def _chunking(model: dict[str, Any]) -> str:
+    """What a model has to chunk with."""
+    found = [f"{len(model['soft']['layers'])} × soft"] if model["soft"] else []
+    found += [f"{len(model['levels'])} × router"] if model["chunking"] == "router" else []
+    return " + ".join(found) or "none: flat"
+
+
+def _soft(models: list[dict[str, Any]]) -> Iterator[Grid]:
+    """What soft chunking does, a column a layer; the scores are a model's, and stand in its first column."""
+    found = []
+    for model in models:
+        layers = model["soft"]["layers"] if model["soft"] else []
+        for place, layer in enumerate(layers):
+            name = f"{model['name']} · layer {place}" if len(layers) > 1 else model["name"]
+            found.append((name, None if place else model["soft"]["bpb"], layer))
+    if not found:
+        return
+    scores, layers = [bpb for _, bpb, _ in found], [layer for _, _, layer in found]
+    rows = [["bits per byte, b as it is", *(number(bpb and bpb["as_is"], 4) for bpb in scores)]]
+    for what, key in (("b = 1 everywhere", "open"), ("b = 0 everywhere", "closed"), ("b shuffled", "shuffled")):
+        rows.append([f"· {what}", *(_against(bpb, key) for bpb in scores)])
+    rows += [
+        ["b, mean ± std", *(f"{one['mean']:.3f} ± {one['std']:.3f}" for one in layers)],
+        *([f"· {at} % of them below", *(f"{one['quantiles'][at]:.3f}" for one in layers)] for at in ("10", "50", "90")),
+        ["· below ½", *(percent(one["below_half"]) for one in layers)],
+        ["from the identity", *(number(one["from_identity"], 3) for one in layers)],
+    ]
+    for what, key in (("at whitespace", "whitespace"), ("at BPE edges", "edges")):
+        if any(one[key] for one in layers):
+            rows.append([f"highest tenth of b {what}", *(_beside_all(one[key], "highest") for one in layers)])
+            rows.append([f"· lowest tenth {what}", *(_beside_all(one[key], "lowest") for one in layers)])
+    yield Grid(
+        "soft chunking; in brackets the change, or what all positions have", ["", *(name for name, _, _ in found)], rows
+    )
+
+
+def _against(bpb: dict[str, float] | None, key: str) -> str:
+    return f"{bpb[key]:.4f} ({bpb[key] - bpb['as_is']:+.4f})" if bpb else "–"
+
+
+def _beside_all(shares: dict[str, float] | None, key: str) -> str:
+    return f"{percent(shares[key])} ({percent(shares['all'])})" if shares else "–"
 
 
 def _boundaries(names: list[str], levels: list[dict[str, Any]]) -> Grid:
@@ -204,6 +254,10 @@ def _history(model: dict[str, Any]) -> Grid:
         for point in model["history"]
     ]
     head = ["weights", "step", "bits per byte", "touch whitespace", "mean chunk", "CV", "per 256 bytes", "enrichment"]
+    if model["chunking"] == "soft":
+        head.append("mean b")
+        for row, point in zip(rows, model["history"], strict=True):
+            row.append(number(point["b"], 3))
     return Grid(f"over training: {model['name']}", head, rows)
 
 

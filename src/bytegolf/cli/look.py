@@ -30,7 +30,8 @@ def segment(
 ) -> None:
     """Show the chunks that a model cuts a text into.
 
-    In colours on a terminal, in brackets elsewhere.
+    In colours on a terminal, in brackets elsewhere. Soft chunking is said to
+    begin a chunk where its b is one half or more; a level is a layer of it then.
 
     Example: bytegolf segment runs/cpu-demo "The quick brown fox"
 
@@ -72,6 +73,12 @@ def analyze(
     edges: Annotated[
         str, Parameter(help="SentencePiece tokenizer to compare with: a .model file or a name in the data folder.")
     ] = "",
+    threshold: Annotated[
+        float,
+        Parameter(
+            help="Soft chunking: b from which on a chunk is said to begin.", validator=validators.Number(gte=0, lte=1)
+        ),
+    ] = 0.5,
     html: Annotated[Path | None, Parameter(help="Write a page for a browser, in one file.")] = None,
     show: Annotated[int, Parameter(help="Bytes of text on that page.", validator=validators.Number(gte=1))] = 20000,
     plots: Annotated[Path | None, Parameter(help="Draw PNG files into this folder; needs matplotlib.")] = None,
@@ -81,8 +88,9 @@ def analyze(
 
     Boundaries against whitespace, the token starts of a SentencePiece tokenizer
     and surprisal, each beside what chance would give; words cut inside; chunk
-    lengths; a row for each file and each writing system. With several models,
-    side by side.
+    lengths; a row for each file and each writing system. Of soft chunking, how
+    b is distributed, how far it is from the identity, and the score with b forced
+    to 1, to 0 and shuffled. With several models, side by side.
 
     Example: bytegolf analyze runs/cpu-demo --history --html chunks.html
     Example: bytegolf analyze runs/cpu-demo --stability
@@ -91,10 +99,13 @@ def analyze(
     JSON keys: texts (name, bytes), edges (the tokenizer compared with, or null),
     note, models. Each model: model, name, tokenizer, params, bpb, bytes, texts
     (text) and scripts (script) with a row each (bytes, characters, bpb,
-    mean_chunk_characters, and a level's first figures), levels (outermost
-    first; none for a flat model), history (null, or points: what, step, bpb,
-    whitespace_agreement, mean_chunk_bytes, cv, boundaries_per_256_bytes,
-    enrichment, chunks: byte offsets in the standard text), stability (below).
+    mean_chunk_characters, and a level's first figures), chunking (router, soft or
+    null), levels (outermost first, or layers of soft chunking; none for a flat
+    model), soft (null, or threshold, bpb: as_is, open, closed, shuffled, and
+    layers with the keys of probe's, and edges as whitespace), history (null, or
+    points: what, step, bpb, whitespace_agreement, mean_chunk_bytes, cv,
+    boundaries_per_256_bytes, enrichment, b: soft chunking's mean or null, chunks:
+    byte offsets in the standard text), stability (below).
 
     A level, where random_… is what chance would give: windows, bytes,
     boundaries, chunks, rate, boundaries_per_256, boundaries_per_256_bytes,
@@ -129,12 +140,20 @@ def analyze(
     reporter = Reporter()
     with reporter:
         found = analysis.analyze(
-            models, data, file, limit=limit, edges=edges, history=history, firmness=stability, reporter=reporter
+            models,
+            data,
+            file,
+            limit=limit,
+            edges=edges,
+            history=history,
+            firmness=stability,
+            threshold=threshold,
+            reporter=reporter,
         )
     console = screen()
     analysis.show(console, found)
     if html:
-        write_bytes(html, page(found.result, found.readings, show).encode())
+        write_bytes(html, page(found.result, found.readings, found.standard, show).encode())
         console.print(f"wrote {html}", soft_wrap=True, markup=False)
     if plots:
         for path in save_png(list(figures(found.result)), plots):

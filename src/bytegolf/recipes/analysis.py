@@ -16,7 +16,7 @@ from rich.text import Text
 
 from bytegolf.analyze import tables
 from bytegolf.analyze.metrics import describe
-from bytegolf.analyze.reading import Reading, encode, join, read
+from bytegolf.analyze.reading import LevelReading, Reading, encode, join, read
 from bytegolf.analyze.render import STANDARD_TEXT
 from bytegolf.analyze.scripts import by_script
 from bytegolf.analyze.segment import Segmentation, segment
@@ -28,7 +28,9 @@ from bytegolf.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, Token
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors
 from bytegolf.model.lm import count_parameters
+from bytegolf.model.router import THRESHOLD
 from bytegolf.recipes.opening import Opened, holding, open_model
+from bytegolf.recipes.probing import on_texts
 from bytegolf.recipes.runs import RunFolder
 from bytegolf.recipes.show import titled
 from bytegolf.recipes.stability import stability
@@ -61,21 +63,27 @@ def analyze(
     edges: str = "",
     history: bool = False,
     firmness: bool = False,
+    threshold: float = THRESHOLD,
     reporter: Reporter,
 ) -> Analysis:
     """Read ``files``, or else the validation split, with the models of ``sources``.
 
     ``limit`` > 0: that many tokens of a split, or bytes of a file. ``edges``: the SentencePiece tokenizer to compare
     boundaries with, a file or a name in the data folder; "" takes the folder's first one, if any. ``history`` adds a
-    run's untrained weights and its checkpoints, ``firmness`` what moves the boundaries.
+    run's untrained weights and its checkpoints, ``firmness`` what moves the boundaries. Soft chunking is said to begin
+    a chunk from a b of ``threshold`` on.
 
     Keys of the result: texts (name, bytes), edges (that tokenizer's name or None), note, models: a list of model
-    (path), name, tokenizer, params, bpb, bytes, texts (a row each, as scripts), scripts (``scripts.by_script``), levels
-    (``metrics.describe``, outermost first; empty for a flat model), history (None, or for each point: what, step, bpb,
-    whitespace_agreement, mean_chunk_bytes, cv, boundaries_per_256_bytes, enrichment, chunks: byte offsets of chunk
-    starts in the standard text), stability (None, or what ``recipes.stability`` gives).
+    (path), name, tokenizer, params, bpb, bytes, texts (a row each, as scripts), scripts (``scripts.by_script``),
+    chunking (what begins chunks: "router", "soft" or None), levels (``metrics.describe`` of each router's level,
+    outermost first, or else of each layer of soft chunking; empty for a flat model), soft (None, or what
+    ``probing.on_texts`` gives), history (None, or for each point: what, step, bpb, whitespace_agreement,
+    mean_chunk_bytes, cv, boundaries_per_256_bytes, enrichment, b: the mean of the first soft layer's or None, chunks:
+    byte offsets of chunk starts in the standard text), stability (None, or what ``recipes.stability`` gives).
     """
     opened = [open_model(source, data) for source in sources]
+    if threshold != THRESHOLD and not any(one.model.soft for one in opened):
+        raise BytegolfError("--threshold is about the b of soft chunking, which no model here has: leave it out")
     names = _names(sources)
     folder = data or Path(opened[0].config.data.path)
     reference = _reference(edges, folder, [one.tokenizer for one in opened])
@@ -84,11 +92,12 @@ def analyze(
     models, standard = [], []
     for source, name, one in zip(sources, names, opened, strict=True):
         tokens = list(_ids(one, data, files, limit))
-        found = [_read(one, ids, f"{name}: reading {text}", reporter) for ids, text in zip(tokens, texts, strict=True)]
+        tell = _Teller(name, threshold, reporter)
+        found = [tell.read(one, ids, f"reading {text}") for ids, text in zip(tokens, texts, strict=True)]
         readings.append(found)
-        described, pictures = _describe(source, name, one, found, texts, reference)
+        described, pictures = _describe(source, one, tokens, found, texts, reference, tell)
         if history:
-            described["history"], pictures = _history(source, one, data, found[0], name, reporter)
+            described["history"], pictures = _history(source, one, data, found[0], tell)
         if firmness:
             described["stability"] = stability(source, one, tokens, name, reporter)
         models.append(described)
@@ -96,7 +105,7 @@ def analyze(
     result = {
         "texts": [{"name": text, "bytes": len(one.data)} for text, one in zip(texts, readings[0], strict=True)],
         "edges": reference.name if reference else None,
-        "note": _note(opened, reference),
+        "note": _note(opened, reference, threshold),
         "models": models,
     }
     return Analysis(result, readings, standard)
@@ -108,12 +117,15 @@ def _names(sources: Sequence[Path]) -> list[str]:
     return short if len(set(short)) == len(short) else [str(source) for source in sources]
 
 
-def _note(opened: list[Opened], reference: SentencePieceTokenizer | None) -> str:
+def _note(opened: list[Opened], reference: SentencePieceTokenizer | None, threshold: float) -> str:
     """What the reader of the figures has to know."""
     lengths = sorted({one.config.train.seq_len for one in opened})
     said = f"Read in windows of {', '.join(f'{length:,}' for length in lengths)} tokens that do not overlap."
-    if any(not levels(one.config.model.network) for one in opened):
+    kinds = {_chunking(one) for one in opened}
+    if None in kinds:
         said += " A flat model has no router: there is only its surprisal to show."
+    if "soft" in kinds:
+        said += f" Soft chunking cuts nothing: where its b is {threshold:g} or more, a chunk is said to begin."
     if reference:
         said += f" BPE edges are the starts of {reference.name}'s tokens."
     return said
@@ -161,40 +173,71 @@ def _cut(content: bytes) -> bool:
     return False
 
 
-def _read(opened: Opened, ids: NDArray[np.int64], what: str, reporter: Reporter) -> Reading:
-    def show(share: float) -> None:
-        reporter.progress(f"{what} · {share:.0%}")
+@dataclass(frozen=True)
+class _Teller:
+    """Reads with a model, and tells how far it is."""
 
-    return read(opened.model, opened.tokenizer, ids, opened.config.train.seq_len, show)
+    name: str
+    """the model's"""
+    threshold: float
+    reporter: Reporter
+
+    def read(self, opened: Opened, ids: NDArray[np.int64], what: str) -> Reading:
+        """The tokens as the opened weights read them."""
+
+        def show(share: float) -> None:
+            self.reporter.progress(f"{self.name}: {what} · {share:.0%}")
+
+        length = opened.config.train.seq_len
+        return read(opened.model, opened.tokenizer, ids, length, show, threshold=self.threshold)
+
+    def standard(self, opened: Opened) -> Segmentation:
+        """The standard text in chunks."""
+        length, threshold = opened.config.train.seq_len, self.threshold
+        return segment(opened.model, opened.tokenizer, STANDARD_TEXT, length, threshold=threshold)
+
+
+def _chunking(opened: Opened) -> str | None:
+    """What begins a model's chunks, if anything does."""
+    if levels(opened.config.model.network):
+        return "router"
+    return "soft" if opened.model.soft else None
 
 
 def _describe(
     source: Path,
-    name: str,
     opened: Opened,
+    tokens: list[NDArray[np.int64]],
     found: list[Reading],
     texts: list[str],
     reference: SentencePieceTokenizer | None,
+    tell: _Teller,
 ) -> tuple[dict[str, Any], list[tuple[str, Segmentation]]]:
     """A model's part of the result, and the standard text as it cuts it."""
+
+    def again(ids: NDArray[np.int64], what: str) -> Reading:
+        return tell.read(opened, ids, what)
+
     whole = join(found)
     depth = len(whole.levels)
     edges = np.concatenate([token_starts(reference, one.data) for one in found]) if reference and depth else None
     outermost = 0 if depth else None
     described = {
         "model": str(source),
-        "name": name,
+        "name": tell.name,
         "tokenizer": opened.tokenizer.name,
         "params": count_parameters(opened.model),
         "bpb": whole.bpb,
         "bytes": len(whole.data),
         "texts": [{"text": text, **_row(one, outermost)} for text, one in zip(texts, found, strict=True)],
         "scripts": by_script(whole, outermost),
+        "chunking": _chunking(opened),
         "levels": [describe(whole, level, edges) for level in range(depth)],
+        "soft": on_texts(opened, tokens, found, edges, tell.threshold, again),
         "history": None,
         "stability": None,
     }
-    return described, [(name, _standard(opened))] if depth else []
+    return described, [(tell.name, tell.standard(opened))] if depth else []
 
 
 def _row(reading: Reading, level: int | None) -> dict[str, Any]:
@@ -208,12 +251,8 @@ def _row(reading: Reading, level: int | None) -> dict[str, Any]:
     return {**stats, **row, "mean_chunk_characters": None if mean is None else mean * characters / len(reading.data)}
 
 
-def _standard(opened: Opened) -> Segmentation:
-    return segment(opened.model, opened.tokenizer, STANDARD_TEXT, opened.config.train.seq_len)
-
-
 def _history(
-    source: Path, opened: Opened, data: Path | None, reading: Reading, name: str, reporter: Reporter
+    source: Path, opened: Opened, data: Path | None, reading: Reading, tell: _Teller
 ) -> tuple[list[dict[str, Any]], list[tuple[str, Segmentation]]]:
     """A run's untrained weights (made again from its seed), its checkpoints and its artifact, on the first text."""
     if not source.is_dir():
@@ -228,10 +267,10 @@ def _history(
     ids = np.concatenate(([tokenizer.BOS], encode(tokenizer, text, "the text"))).astype(np.int64)
     points, pictures = [], []
     for what, step, one in _moments(source, opened, train):
-        found = _read(one, ids, f"{name}: {what}", reporter)
+        found = tell.read(one, ids, what)
         figures = describe(found, 0)
-        standard = _standard(one)
-        pictures.append((f"{name}, {what}", standard))
+        standard = tell.standard(one)
+        pictures.append((f"{tell.name}, {what}", standard))
         keys = ("whitespace_agreement", "mean_chunk_bytes", "cv", "boundaries_per_256_bytes")
         points.append(
             {
@@ -240,10 +279,15 @@ def _history(
                 "bpb": found.bpb,
                 **{key: figures[key] for key in keys},
                 "enrichment": figures["surprisal"]["enrichment"],
+                "b": None if levels(config.model.network) else _mean_b(found.levels[0]),
                 "chunks": standard.offsets(),
             }
         )
     return points, [pictures[0], pictures[-1]]
+
+
+def _mean_b(level: LevelReading) -> float | None:
+    return float(level.p[level.candidates].mean()) if level.candidates.any() else None
 
 
 def _moments(source: Path, opened: Opened, train: TokenStream) -> Iterator[tuple[str, int, Opened]]:

@@ -1,14 +1,19 @@
-"""Probe the soft chunking of an artifact: over validation text, and over its run's training."""
+"""What the soft chunking of an artifact does: over validation text, over its run's training, and on any texts."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Bool
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
 from bytegolf.analyze import soft
+from bytegolf.analyze.reading import Reading, join
 from bytegolf.data.shards import open_split
 from bytegolf.recipes.opening import Opened
 from bytegolf.train.report import Reporter, read_metrics
@@ -35,6 +40,37 @@ def probe(opened: Opened, data: Path, source: Path, limit: int, reporter: Report
     return {**result, "history": [{"step": row["step"], "layers": row["soft"]} for row in picked]}
 
 
+def on_texts(
+    opened: Opened,
+    texts: Sequence[NDArray[np.int64]],
+    found: Sequence[Reading],
+    edges: Bool[np.ndarray, " N"] | None,
+    threshold: float,
+    again: Callable[[NDArray[np.int64], str], Reading],
+) -> dict[str, Any] | None:
+    """What a model's soft chunking does on ``texts``, whose readings are ``found``; None without it.
+
+    ``again`` reads a text anew, and is told why. Keys: threshold, bpb (as_is, open, closed, shuffled) and layers, each
+    with the keys of ``soft.layers`` and edges (``soft.extremes`` of the BPE token starts ``edges`` of the joined texts;
+    None without them, or behind a router).
+    """
+    model = opened.model
+    if model.soft is None:
+        return None
+    whole = join(found)
+    bpb = {}
+    for name, (what, override) in soft.forcings().items():
+        with model.soft.forced(override):
+            bpb[name] = join([again(ids, what) for ids in texts]).bpb if override else whole.bpb
+    layers = soft.layers(model, opened.tokenizer, soft.of_texts(texts, opened.config.train.seq_len), threshold)
+    for number, layer in enumerate(layers):
+        layer["edges"] = None
+        if edges is not None and not model.levels():
+            cut = whole.level(number)
+            layer["edges"] = soft.extremes(cut.p[cut.candidates], edges[cut.candidates])
+    return {"threshold": threshold, "bpb": bpb, "layers": layers}
+
+
 def show(console: Console, result: dict[str, Any]) -> None:
     """The probe as tables: the scores, then each layer."""
     bpb = result["bpb"]
@@ -42,8 +78,9 @@ def show(console: Console, result: dict[str, Any]) -> None:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     table.add_row("bits per byte", f"{bpb['as_is']:.4f} over {result['tokens']:,} tokens, {result['bytes']:,} bytes")
-    for name, what in (("open", "b = 1 everywhere"), ("closed", "b = 0 everywhere"), ("shuffled", "b shuffled")):
-        table.add_row("", f"{bpb[name]:.4f} ({bpb[name] - bpb['as_is']:+.4f}) with {what}")
+    for name, (what, override) in soft.forcings().items():
+        if override:
+            table.add_row("", f"{bpb[name]:.4f} ({bpb[name] - bpb['as_is']:+.4f}) with {what}")
     for number, layer in enumerate(result["layers"]):
         quantiles, white, chunks = layer["quantiles"], layer["whitespace"], layer["boundaries"]
         table.add_row(

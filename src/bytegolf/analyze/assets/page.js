@@ -63,6 +63,8 @@ function shade(model, i, view, level) {
   return p === 65535 ? 0 : Math.min(8, Math.floor((p / 10000) * 9));
 }
 
+let boxes = []; // a box of text a model; its .spans has the element of each byte
+
 function draw() {
   const text = data.texts[$("text").value], view = $("view").value, level = Number($("level").value);
   const panels = text.models.map((model, column) => {
@@ -71,7 +73,10 @@ function draw() {
     const panel = element("section"), box = element("pre", `text ${model.levels.length ? view : "bits"}`);
     panel.append(element("h3", "", data.names[column]), box);
     box.tabIndex = 0;
+    box.setAttribute("role", "group");
+    box.setAttribute("aria-label", `text as ${data.names[column]} reads it`);
     box.dataset.model = column;
+    box.spans = [];
     let chunk = element("span", "chunk"), odd = false;
     for (let i = 0; i < model.text.length;) {
       if (i && boundary?.[i]) {
@@ -83,9 +88,9 @@ function draw() {
       const one = element("span", mark ? "mark" : "", what);
       const heat = view === "chunks" && model.levels.length ? 0 : shade(model, i, model.levels.length ? view : "bits", level);
       if (heat) one.classList.add(`h${heat}`);
-      if (level > 0 && model.levels[0]?.boundary[i] && !boundary?.[i]) one.classList.add("tick");
+      if (level > 0 && data.chunking[column] === "router" && model.levels[0]?.boundary[i] && !boundary?.[i]) one.classList.add("tick");
       one.dataset.at = i;
-      one.dataset.size = size;
+      box.spans.push(...Array(size).fill(one));
       chunk.append(one);
       i += size;
     }
@@ -93,6 +98,8 @@ function draw() {
     return panel;
   });
   $("panels").replaceChildren(...panels);
+  boxes = [...document.querySelectorAll("#panels .text")];
+  $("legend-tick").hidden = level === 0 || !data.chunking.includes("router");
   for (const name of ["chunks", "bits", "p"]) $(`legend-${name}`).hidden = name !== view;
 }
 
@@ -118,27 +125,24 @@ function tell(box, at) { // what there is to know of a byte, and where it is, in
   for (const old of document.querySelectorAll(".here")) old.classList.remove("here");
   const same = (model) => model.data === own.data;
   const table = element("table"), size = character(own.text, at)[0];
-  const columns = ["byte", "p", "boundary", "surprisal", "chunk", "offset"];
-  if (data.depth > 1) columns.unshift("level");
+  const columns = ["byte", P, "boundary", "surprisal", "offset", "chunk"];
+  if (data.depth > 1) columns.unshift(DEPTH);
   if (data.names.length > 1) columns.unshift("model");
   table.append(row("th", columns));
   text.models.forEach((model, column) => {
     if (!same(model)) return;
-    document.querySelectorAll(`.text[data-model="${column}"] [data-at]`).forEach((one) => {
-      const from = Number(one.dataset.at);
-      if (from <= at && at < from + Number(one.dataset.size)) one.classList.add("here");
-    });
+    boxes[column].spans[at].classList.add("here");
     for (let i = at; i < at + size; i++) {
       for (const level of model.levels.length ? model.levels.keys() : [null]) {
         const facts = {
           model: data.names[column], offset: i, surprisal: `${bits(model.bits[i])} bits`,
           byte: `${hex([model.text[i]])[0]} ${shown(model.text, at, at + size)}`,
-          level: "–", p: "–", boundary: "–", chunk: "flat: no chunks",
+          [DEPTH]: "–", [P]: "–", boundary: "–", chunk: "flat: no chunks",
         };
         if (level !== null) {
           const [start, end] = chunkOf(model, level, i), cut = Math.min(end, start + 60);
-          facts.level = level;
-          facts.p = share(model.levels[level].p[i]);
+          facts[DEPTH] = level;
+          facts[P] = share(model.levels[level].p[i]);
           facts.boundary = model.levels[level].boundary[i] ? "● yes" : "no";
           facts.chunk = `${shown(model.text, start, cut)}${end > cut ? "…" : ""} (${end - start} bytes)`;
         }
@@ -159,17 +163,26 @@ $("panels").addEventListener("click", over);
 $("panels").addEventListener("keydown", (event) => { // arrows walk through the bytes
   const way = { ArrowRight: 1, ArrowLeft: -1 }[event.key], box = event.target.closest(".text");
   if (!way || !box) return;
-  const all = [...box.querySelectorAll("[data-at]")];
-  const next = all[Math.max(0, Math.min(all.length - 1, all.findIndex((one) => one.classList.contains("here")) + way))];
+  const here = box.querySelector(".here"), last = box.spans.length - 1;
+  let at = here ? Number(here.dataset.at) : 0;
+  if (here) at = way > 0 ? box.spans.lastIndexOf(here) + 1 : at - 1;
+  const next = box.spans[Math.max(0, Math.min(last, at))];
   event.preventDefault();
   tell(box, Number(next.dataset.at));
   next.scrollIntoView({ block: "nearest" });
 });
 
+// What the page calls a boundary's probability and its level: b and a layer, where chunking is soft.
+const routers = data.chunking.includes("router"), soft = data.chunking.includes("soft");
+const P = !soft ? "p" : routers ? "p or b" : "b", DEPTH = soft && !routers ? "layer" : "level";
+$("depth").textContent = DEPTH;
+if (soft) $("view-p").textContent = routers ? "boundary probability, or b" : "b";
+
 data.texts.forEach((text, index) => $("text").append(new Option(text.name, index)));
-for (let level = 0; level < data.depth; level++) $("level").append(new Option(level ? `${level} (inner)` : "0 (outermost)", level));
+for (let level = 0; level < data.depth; level++) $("level").append(new Option(DEPTH === "layer" ? level : level ? `${level} (inner)` : "0 (outermost)", level));
 $("text").parentElement.hidden = data.texts.length < 2;
 $("level").parentElement.hidden = data.depth < 2;
+if (soft && !routers) $("view").value = "p"; // where b passes the threshold is only one way to look at it
 if (!data.depth) {
   $("view").value = "bits";
   for (const option of $("view").options) option.disabled = option.value !== "bits";
