@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from bytegolf.config import Config, load, preset_names
-from bytegolf.model.hnet import Level
+from bytegolf.data.tokenizer import ByteTokenizer
 from bytegolf.model.lm import LanguageModel
+from bytegolf.model.router import CosineRouter, Material
 from bytegolf.recipes.opening import open_model
 from bytegolf.train.distributed import pick_device, pick_precision
 
@@ -32,26 +32,10 @@ def get(source: str, precision: str = "auto") -> tuple[LanguageModel, Config]:
     return model, config
 
 
-@torch.no_grad()
 def calibrate(model: LanguageModel) -> None:
-    """Have each router open a chunk at 1/N of the positions: its p is stretched so that this share is above ½."""
-    network = model.network
-    text = torch.randint(4, 260, (4, 1024), device=model.embedding.weight.device)
-    while isinstance(network, Level):
-        found: list[Tensor] = []
-        hook = network.router.register_forward_hook(lambda *call, found=found: found.append(call[2][0]))
-        model(text)
-        hook.remove()
-        middle = float(torch.quantile(found[0][:, 1:].flatten(), 1 - 1 / network.config.router.target))
-        network.router.forward = _stretched(network.router.forward, middle)
-        network.router.extend = _stretched(network.router.extend, middle)
-        network = network.main
-
-
-def _stretched(call: Callable[..., tuple[Tensor, ...]], middle: float) -> Callable[..., tuple[Tensor, ...]]:
-    def routed(*arguments: Tensor) -> tuple[Tensor, ...]:
-        p, _, *rest = call(*arguments)
-        p = torch.where(p < middle, p / (2 * middle), 0.5 + (p - middle) / (2 * (1 - middle)))
-        return p, p >= 0.5, *rest
-
-    return routed
+    """Have each learned router open a chunk at 1/N of the positions of random bytes, by an offset to its log odds."""
+    for level in model.levels():
+        if isinstance(level.router, CosineRouter):
+            level.router.offset = torch.nn.Parameter(torch.zeros((), device=model.embedding.weight.device))
+    tokens = np.random.default_rng(0).integers(4, 260, 1 << 13).astype(np.uint16)
+    model.prepare_routers(Material(ByteTokenizer(), tokens, Path()))

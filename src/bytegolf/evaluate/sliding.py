@@ -89,7 +89,7 @@ def _level(
     oldest = int((chunks.chunk_of[:, length - needed] - FORGOTTEN).min().clamp(min=0))
     inner = chunks.select_values(documents) if documents is not None else None
     first = windows == BOS if documents is not None else None
-    z = level.open(table[index.gather(1, chunks.starts)], chunks, level.ended(windows, chunks, first))
+    z = level.open(table[index.gather(1, chunks.starts)], level.ended(windows, chunks, first))
     if isinstance(level.main, Stage):
         z = level.main.tail(z, inner, z.shape[1] - oldest)
     else:

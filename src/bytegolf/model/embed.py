@@ -27,13 +27,13 @@ NOTHING = -1
 BASE = 1_000_003
 """Base of the polynomial hash."""
 
-_MIXER = -7_046_029_254_386_353_131
+MIXER = -7_046_029_254_386_353_131
 """2⁶⁴/φ, odd, as a signed integer: Fibonacci hashing takes the highest bits of a key's product with it."""
 
 
 def hashed(key: Int[Tensor, "*B"], bits: int) -> Int[Tensor, "*B"]:
     """A number of ``bits`` bits for each key."""
-    return ((key * _MIXER) >> (64 - bits)) & ((1 << bits) - 1)
+    return ((key * MIXER) >> (64 - bits)) & ((1 << bits) - 1)
 
 
 class RowTable(nn.Module):

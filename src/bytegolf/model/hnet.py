@@ -77,24 +77,22 @@ class Level(nn.Module):
         # a wider main network gets a learned vector beside each chunk's own; coming back it is cut off (S4)
         self.pad = nn.Parameter(torch.zeros(inner - dim)) if inner > dim else None
 
-    def open(
-        self, starts: Float[Tensor, "B C D"], chunks: Chunks, ended: Int[Tensor, "B L"] | None
-    ) -> Float[Tensor, "B C E"]:
+    def open(self, starts: Float[Tensor, "B C D"], ended: Int[Tensor, "B C"] | None) -> Float[Tensor, "B C E"]:
         """What the main network takes for the vectors at ``starts``; ``ended`` is a lexicon's, whose rows it adds."""
         z = starts
         if self.pad is not None:
             z = torch.cat((z, self.pad.to(z.dtype).expand(*z.shape[:-1], -1)), -1)
         if self.lexicon is not None and ended is not None:
-            z = z + self.lexicon(chunks.select_values(ended), z.dtype)
+            z = z + self.lexicon(ended, z.dtype)
         return z
 
     def ended(
         self, tokens: Int[Tensor, "B L"] | None, chunks: Chunks, first: Bool[Tensor, "B L"] | None
-    ) -> Int[Tensor, "B L"] | None:
-        """What a lexicon looks up in whole sequences; None without one."""
+    ) -> Int[Tensor, "B C"] | None:
+        """What a lexicon looks up for the ``chunks`` of whole sequences; None without one."""
         if self.lexicon is None or tokens is None:
             return None
-        return self.lexicon.follow(tokens, chunks.boundary, first)[0]
+        return chunks.select_values(self.lexicon.follow(tokens, chunks.boundary, first)[0])
 
     def forward(
         self,
@@ -131,7 +129,7 @@ class Level(nn.Module):
         chunks = Chunks.of(proposed, self.capacity)
         traces.append(LevelTrace(p, chunks.boundary, proposed, valid, loss))
 
-        z = self.open(chunks.select(encoded), chunks, self.ended(tokens, chunks, first))
+        z = self.open(chunks.select(encoded), self.ended(tokens, chunks, first))
         z = ops.scale_gradient(z, 1 / settings.grad_scale)
         inner_documents = chunks.select_values(documents) if documents is not None else None
         z = self.main(z, inner_documents, chunks.valid, traces)
@@ -173,6 +171,8 @@ class Level(nn.Module):
         The main network runs on the chunks that open, and only for the sequences in which one does.
         """
         assert isinstance(state, LevelState)
+        if x.shape[:2] == (1, 1):
+            return self._step(x, state, rows, traces, tokens)
         length, device = x.shape[1], x.device
         every = np.arange(x.shape[0]) if rows is None else rows
         index = slice(None) if rows is None else torch.from_numpy(rows).to(device)
@@ -207,7 +207,7 @@ class Level(nn.Module):
             all_open = len(reached) == len(opened)
             pick = slice(None) if all_open else torch.from_numpy(reached).to(device)
             chunks = Chunks.of(boundary[pick])
-            z = self.open(chunks.select(encoded[pick]), chunks, None if ended is None else ended[pick])
+            z = self.open(chunks.select(encoded[pick]), None if ended is None else chunks.select_values(ended[pick]))
             chosen, inner = rows if all_open else every[reached], opened[reached]
             ragged = (inner < z.shape[1]).any()
             z = self.main.extend(z, state.main, chosen, inner if ragged else None, traces)
@@ -219,6 +219,35 @@ class Level(nn.Module):
             smoothed = smoothed[torch.arange(len(every), device=device).unsqueeze(1), running]
             state.smoothed[index] = smoothed[:, -1]
         return self.decoder.extend(smoothed + self.residual(encoded), state.decoder, rows, counts)
+
+    def _step(
+        self, x: Float[Tensor, "1 1 D"], state: LevelState, rows: Rows | None, traces: list[StepTrace], tokens: Any
+    ) -> Float[Tensor, "1 1 D"]:
+        """``extend`` by one position of one sequence, without all that it does for the sake of more: most of a step's
+        time at batch 1.
+        """
+        row = 0 if rows is None else int(rows[0])
+        here = slice(row, row + 1)
+        fresh = bool(state.encoder.lengths[row] == 0)
+        first = torch.full((1,), fresh, device=x.device)
+        encoded = self.encoder.extend(x, state.encoder, rows)
+        p, boundary, memories = self.router.extend(encoded, state.memory[here], first, tokens)
+        state.memory[here] = memories[:, 0]
+        if state.limit is not None and state.opened[row] >= state.limit:
+            boundary = torch.zeros_like(boundary)
+        traces.append(StepTrace(np.array([row]), np.ones(1, np.int64), p, boundary))
+        ended = None
+        if self.lexicon is not None and tokens is not None:
+            ended, keys = self.lexicon.follow(tokens, boundary, before=state.keys[here].masked_fill(first, 0))
+            state.keys[here] = keys[:, 0]
+
+        smoothed = state.smoothed[here].unsqueeze(1)
+        if boundary.item():
+            state.opened[row] += 1
+            z = self.main.extend(self.open(encoded, ended), state.main, rows, None, traces)[..., : x.shape[-1]]
+            smoothed = smooth_on(z, p, smoothed[:, 0], first)
+            state.smoothed[here] = smoothed[:, 0]
+        return self.decoder.extend(smoothed + self.residual(encoded), state.decoder, rows, None)
 
 
 def _starts(documents: Int[Tensor, "B L"]) -> Bool[Tensor, "B L"]:

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from bytegolf.config import CapacityMode, ModelConfig, check_fixed_capacity, outer_dim
 from bytegolf.errors import BytegolfError
-from bytegolf.model import ops
+from bytegolf.model import ops, stepping
 from bytegolf.model.cache import Rows, StageState
 from bytegolf.model.embed import BOS, NOTHING, NgramEmbedding
 from bytegolf.model.functions import wide
@@ -286,6 +286,10 @@ class LanguageModel(nn.Module):
         return self.soft.extend(x, state.soft, rows, counts) if self.soft and state.soft else x
 
     def _look_up_next(self, ids: Tensor, state: ModelState, rows: Rows | None, counts: Rows | None) -> Tensor:
+        if stepping.usable(ids, self.precision):
+            history = state.history[0 if rows is None else int(rows[0])]
+            settings = (self.embedding.weight, self.ngrams, self.config.reset_at_bos, self.precision)
+            return stepping.embed(int(ids), history, *settings)
         if not self._context:
             return self.look_up(ids)
         every = slice(None) if rows is None else torch.from_numpy(rows)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from bytegolf.config import RouterConfig
 from bytegolf.data.tokenizer import Tokenizer
-from bytegolf.model import fused, native
+from bytegolf.model import fused, native, stepping
 from bytegolf.model.functions import wide
 from bytegolf.model.layers import Linear
 
@@ -182,7 +182,11 @@ class CosineRouter(Router):
         first: Bool[Tensor, " R"],
         tokens: Int[Tensor, "R L"] | None = None,
     ) -> tuple[Float[Tensor, "R L"], Bool[Tensor, "R L"], Tensor]:
-        keys = self.k_proj(x)
-        p = self._shaped(_probability(self.q_proj(x), torch.cat((memory.unsqueeze(1), keys[:, :-1]), 1)))
+        if stepping.usable(x):
+            p, keys = stepping.probability(x, self.q_proj.weight, self.k_proj.weight, memory)
+        else:
+            keys = self.k_proj(x)
+            p = _probability(self.q_proj(x), torch.cat((memory.unsqueeze(1), keys[:, :-1]), 1))
+        p = self._shaped(p)
         p[:, 0].masked_fill_(first, 1)
         return p, p >= THRESHOLD, keys

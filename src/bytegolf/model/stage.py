@@ -99,7 +99,7 @@ class Stage(nn.Module):
         """
         assert isinstance(state, StageState)
         length, blocks, caches = x.shape[1], self._blocks, state.blocks
-        if self.norms_input and stepping.usable(x, blocks):
+        if self.norms_input and stepping.usable(x):
             return stepping.step(blocks, self.skip_weights, x, state, 0 if rows is None else int(rows[0]))
         span = Span.of(state, rows, counts, length)
         out = self._through(x, lambda index, stream, x0: blocks[index].extend(stream, x0, caches[index], span))

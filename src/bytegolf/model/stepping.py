@@ -1,6 +1,9 @@
-"""One position of one sequence through a whole stage, as one native kernel (``kernels/step.cpp``).
+"""One position of one sequence, natively (``kernels/step.cpp``): a step is mostly the cost of starting operations.
 
-It is ``Stage.extend`` by a single position, up to rounding, where a step is mostly the cost of starting operations.
+Each function is the plain form beside its caller, up to rounding: ``step`` a whole ``Stage.extend``, ``probability``
+what the cosine router compares, ``embed`` an id's embedding with its n-grams.
+
+Legend: D width, M width of a router's vectors, H ids that n-grams reach back.
 """
 
 from __future__ import annotations
@@ -15,7 +18,9 @@ from torch import Tensor
 from bytegolf.model import native
 from bytegolf.model.block import Block
 from bytegolf.model.cache import StageState
+from bytegolf.model.embed import BASE, BOS, MIXER, NOTHING, NgramEmbedding
 from bytegolf.model.functions import NORM_EPS
+from bytegolf.model.fused import COSINE_EPS
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,8 @@ class Table:
     """Where the kernel finds a stage's parameters and the caches of a state's first sequence."""
 
     addresses: Int[Tensor, "layers 11"]
+    sizes: tuple[int, int, int, int]
+    """layers, query heads, key/value heads, hidden width"""
     tensors: list[list[Tensor | None]]
     """what lies there: nothing of it is freed as long as the table is"""
 
@@ -37,18 +44,26 @@ class Table:
             weights += [block.attn_scale, block.mlp_scale, block.resid_mix]
             rows.append([*(weight.detach().float().contiguous() for weight in weights), skip, cache.keys, cache.values])
         addresses = [[0 if tensor is None else tensor.data_ptr() for tensor in row] for row in rows]
-        return Table(torch.tensor(addresses), rows)
+        table = torch.tensor(addresses, dtype=torch.int64).view(-1, 11)
+        sizes = [(len(blocks), b.attn.heads, b.attn.groups, b.mlp.fc.weight.shape[0]) for b in blocks[:1]]
+        return Table(table, (sizes or [(0, 1, 1, 0)])[0], rows)
 
     def fits(self, blocks: Sequence[Block], state: StageState) -> bool:
         """Whether parameters and caches are still where they were."""
+        if not blocks:
+            return True
         weight, keys = self.tensors[0][0], self.tensors[0][9]
         same = weight is not None and weight.data_ptr() == blocks[0].attn.qkv.weight.data_ptr()
         return same and keys is state.blocks[0].keys
 
 
-def usable(x: Tensor, blocks: Sequence[Block]) -> bool:
-    """Whether the kernel can take ``x`` (R, L, D): one position of one sequence, in fp32 or fp64."""
-    return x.shape[:2] == (1, 1) and x.dtype != torch.bfloat16 and len(blocks) > 0 and native.usable(x)
+def usable(x: Tensor, dtype: torch.dtype | None = None) -> bool:
+    """Whether the kernels can take ``x`` (R, L, D), or ids (R, L) into ``dtype``: one position of one sequence, on a
+    CPU, in fp32 or fp64.
+    """
+    if x.shape[:2] != (1, 1) or (dtype or x.dtype) not in (torch.float32, torch.float64):
+        return False
+    return native.usable(x if dtype is None else x.new_empty(0, dtype=dtype))
 
 
 def step(
@@ -60,14 +75,45 @@ def step(
     table = state.table
     if not isinstance(table, Table) or not table.fits(blocks, state):
         table = state.table = Table.of(blocks, skip_weights, state)
-    addresses, cache, attn = table.addresses, state.blocks[0], blocks[0].attn
-    if row:
+    addresses, (layers, heads, groups, hidden) = table.addresses, table.sizes
+    slots = state.blocks[0].keys.shape[2] if layers else 1
+    if row and layers:
+        keys = state.blocks[0].keys
         addresses = addresses.clone()
-        addresses[:, 9:] += row * cache.keys.stride(0) * cache.keys.element_size()
-    slots = cache.keys.shape[2]
-    sizes = (len(blocks), x.shape[-1], attn.heads, attn.groups, blocks[0].mlp.fc.weight.shape[0])
-    places = (slots, at % slots, min(at + 1, slots))
+        addresses[:, 9:] += row * keys.stride(0) * keys.element_size()
+    sizes = (layers, x.shape[-1], heads, groups, hidden)
+    places = (slots, at % slots, min(at + 1, slots), at)
     x, out = x.contiguous(), torch.empty_like(x)
-    native.call("stage_step", x, addresses, x, state.cos[at], state.sin[at], out, *sizes, *places, NORM_EPS)
+    native.call("stage_step", x, addresses, x, state.cos, state.sin, out, *sizes, *places, NORM_EPS)
     state.lengths[row] = at + 1
+    return out
+
+
+def probability(
+    x: Float[Tensor, "1 1 D"], query: Float[Tensor, "M D"], key: Float[Tensor, "M D"], memory: Float[Tensor, "1 M"]
+) -> tuple[Float[Tensor, "1 1"], Float[Tensor, "1 1 M"]]:
+    """½(1 − cos(query·x, memory)), and key·x, with which the next position is compared."""
+    keys, p = x.new_empty(1, 1, len(key)), x.new_empty(1, 1)
+    x, memory = x.contiguous(), memory.contiguous()
+    native.call("router_step", x, x, query, key, memory, keys, p, x.shape[-1], len(key), COSINE_EPS)
+    return p, keys
+
+
+def embed(
+    token: int,
+    history: Int[Tensor, " H"],
+    weight: Float[Tensor, "V D"],
+    ngrams: NgramEmbedding | None,
+    reset_at_bos: bool,
+    dtype: torch.dtype,
+) -> Float[Tensor, "1 1 D"]:
+    """The norm of the embedding of ``token`` plus its n-grams; ``history`` is the ids before it, and takes it in."""
+    out = torch.empty(1, 1, weight.shape[1], dtype=dtype)
+    tables: tuple[Tensor | None, ...] = (None, None)
+    sizes = (0, 0, 0)
+    if ngrams is not None:
+        tables = (ngrams.table, ngrams.proj.weight)
+        sizes = (ngrams.lengths, ngrams.config.bits, ngrams.config.dim)
+    ids = (BASE, MIXER, NOTHING, BOS if reset_at_bos else NOTHING - 1)
+    native.call("embed_step", out, weight, token, history, *tables, *ids, out, weight.shape[1], *sizes, NORM_EPS)
     return out
