@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from commands import TinyRun, refused, small
+from commands import TinyRun, good, refused, small
 
 from bytegolf import files
 from bytegolf.data.manifest import LOCK
@@ -44,6 +46,27 @@ def test_a_second_process_is_refused_and_a_killed_one_is_not_in_the_way(tmp_path
     holder.stdout.close()
     with only_one(path, "taken"):
         assert path.read_text().startswith(f"process {os.getpid()} on ")
+    assert list(path.parent.iterdir()) == [], "equal work leaves equal folders"
+
+
+def test_who_opened_a_lock_that_was_deleted_then_locks_the_one_that_others_find(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The moment between opening the file and locking it, in which its holder ends and a third one begins."""
+    path, between = tmp_path / "lock", contextlib.ExitStack()
+    holder = contextlib.ExitStack()
+    holder.enter_context(only_one(path, "taken"))
+    original = files.fcntl.flock
+
+    def flock(handle: int, how: int) -> None:
+        monkeypatch.setattr(files.fcntl, "flock", original)
+        holder.close()
+        between.enter_context(only_one(path, "taken"))
+        original(handle, how)
+
+    monkeypatch.setattr(files.fcntl, "flock", flock)
+    with between, pytest.raises(BytegolfError, match=f"^taken .process {os.getpid()} on "), only_one(path, "taken"):
+        pass
 
 
 def test_train_and_export_leave_a_run_alone_that_is_taken(tiny_run: TinyRun, tmp_path: Path) -> None:
@@ -55,6 +78,18 @@ def test_train_and_export_leave_a_run_alone_that_is_taken(tiny_run: TinyRun, tmp
             assert f"another process is at work in {tiny_run.folder}" in said
             assert f"process {os.getpid()} on" in said
         assert contents(tiny_run.folder) == before
+
+
+def test_an_export_elsewhere_holds_what_it_writes_and_not_the_run(tiny_run: TinyRun, tmp_path: Path) -> None:
+    other = shutil.copytree(tiny_run.folder, tmp_path / "other")
+    out = tmp_path / "a.bgolf"
+    with RunFolder(tiny_run.folder).held(), RunFolder(other).held():
+        good("export", tiny_run.folder, "--out", out)  # of a run that is being trained
+        assert f"at work in {other}" in refused("export", tiny_run.folder, "--out", RunFolder(other).artifact)
+    with only_one(tmp_path / ".a.bgolf.lock", "taken"):
+        said = refused("export", tiny_run.folder, "--out", out)
+    assert f"another `bytegolf export` is writing {out}: " in said
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.bgolf", "other"]
 
 
 def test_prepare_leaves_a_data_folder_alone_that_is_taken(tmp_path: Path) -> None:

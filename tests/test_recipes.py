@@ -55,7 +55,6 @@ def test_a_run_leaves_what_the_readme_lists(any_run: TinyRun) -> None:
     folder = any_run.folder
     names = {path.name for path in folder.iterdir()}
     always = {"config.toml", "environment.json", "metrics.jsonl", "checkpoints", "artifact.bgolf", "summary.json"}
-    always |= {"run.lock"}
     subwords = load(folder / "config.toml").data.tokenizer == SUBWORDS
     assert names == always | ({"tokenizer.model"} if subwords else set())
     (checkpoint,) = (folder / "checkpoints").iterdir()

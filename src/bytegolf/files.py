@@ -9,7 +9,6 @@ import glob
 import hashlib
 import json
 import os
-import shutil
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
@@ -149,29 +148,35 @@ def lock_file(path: Path) -> int | None:
     The system lets go of it when the process ends, however it ends, so no lock is ever stale. On a file system without
     locks (some network ones) nobody is kept out.
     """
-    make_folder(path.parent)
-    with disk_errors(path):
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in _TAKEN:
-            os.close(handle)
-            return None
-    return handle
+    while True:
+        make_folder(path.parent)
+        with disk_errors(path):
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in _TAKEN:
+                os.close(handle)
+                return None
+        # who had it may have deleted the file since we opened it: then nobody else would find what we hold
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), path.stat()):
+                return handle
+        os.close(handle)
 
 
 @contextlib.contextmanager
 def only_one(path: Path, sentence: str) -> Iterator[None]:
     """Hold the lock ``path`` in the context; raise ``sentence``, and who has it, if another process has.
 
-    The file stays: were it deleted, a process that had just opened it would lock a file that nobody else finds. Only a
-    folder that was made for it and stayed empty, as the work was refused, goes with it.
+    Nothing of it stays, so that the same work leaves the same files; a folder that was made for it and stayed empty, as
+    the work was refused, goes as well. What a killed process leaves is a file that is in nobody's way.
     """
     fresh = not path.parent.exists()
     handle = lock_file(path)
     if handle is None:
-        with disk_errors(path, "read"):
+        holder = ""
+        with contextlib.suppress(OSError):  # it may have ended since
             holder = path.read_text(encoding="utf-8", errors="replace").strip()
         raise BytegolfError(f"{sentence} ({holder})" if holder else sentence)
     try:
@@ -181,8 +186,9 @@ def only_one(path: Path, sentence: str) -> Iterator[None]:
         yield
     finally:
         with contextlib.suppress(OSError):
-            if fresh and list(path.parent.iterdir()) == [path]:
-                shutil.rmtree(path.parent)
+            path.unlink()  # while it is held: see ``lock_file``
+            if fresh:
+                path.parent.rmdir()
         os.close(handle)
 
 

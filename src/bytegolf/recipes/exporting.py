@@ -20,6 +20,7 @@ from bytegolf.config import Config
 from bytegolf.data.shards import open_split
 from bytegolf.data.tokenizer import SentencePieceTokenizer, Tokenizer, load_tokenizer
 from bytegolf.errors import BytegolfError
+from bytegolf.files import clear_leftovers, only_one
 from bytegolf.recipes.opening import build
 from bytegolf.recipes.runs import RunFolder
 from bytegolf.train import checkpoint as store
@@ -87,11 +88,21 @@ def export(source: Path, out: Path | None = None, overrides: Sequence[str] = ())
 
 @contextlib.contextmanager
 def destination(source: Path, out: Path | None) -> Iterator[Path]:
-    """The artifact to write: ``out``, or that of the run ``source``, which is held meanwhile."""
-    run = RunFolder(source)
-    run.read_config()
-    with run.held() if out is None else contextlib.nullcontext():
-        yield out or run.artifact
+    """The artifact to write: ``out``, or that of the run ``source``; no other process writes it meanwhile.
+
+    A run whose own artifact it is is held. Any other file has a lock beside it, and the run may be trained meanwhile.
+    """
+    RunFolder(source).read_config()
+    path = out or RunFolder(source).artifact
+    run = RunFolder(path.parent)
+    if path == run.artifact and run.config.exists():
+        held = run.held()
+    else:
+        taken = f"another `bytegolf export` is writing {path}: wait for it, or choose another --out"
+        held = only_one(path.with_name(f".{path.name}.lock"), taken)
+    with held:
+        clear_leftovers(path)
+        yield path
 
 
 def export_weights(
