@@ -80,6 +80,44 @@ def tiny(arguments: list[str]) -> list[str]:
     return arguments
 
 
+def test_every_system_goes_from_preset_to_chunks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_data: Path
+) -> None:
+    """The table's commands, column by column, as a study of all systems would; what is exported scores as its run."""
+    monkeypatch.chdir(tmp_path)
+    Path("data").mkdir()
+    for name in ("default", "sp1024"):
+        Path("data", name).symlink_to(tiny_data)
+    rows = table("system")
+    assert [row[0][:2] for row in rows[:4]] == ["S0", "S1", "S2", "S3"]
+    columns = [
+        [shlex.split(cell.strip("`"))[1:] for cell in column if "`" in cell] for column in zip(*rows, strict=True)
+    ]
+    for verb, commands in zip(("train", "export", "eval", "analyze"), columns[1:], strict=True):
+        for arguments in commands:
+            assert arguments[0] == verb
+            scored = good(*_short(arguments), "--json").json
+            if verb == "eval" and arguments[-1].endswith(".bgolf"):
+                run = f"runs/{Path(arguments[-1]).stem}"
+                again = good("eval", run, "--limit", 1000, "--json").json
+                assert scored["bpb"] == again["bpb"]
+    for run in ("s1", "s2", "s3", "stride"):
+        assert "".join(good("segment", f"runs/{run}", "Fellow citizens", "--json").json["chunks"]) == "Fellow citizens"
+
+
+def _short(arguments: list[str]) -> list[str]:
+    """The command over little text, with a tiny model and few steps."""
+    if arguments[0] == "train":
+        changes = [*small(arguments[1]), "train.max_steps=2"]
+        changes += (
+            [f"data.tokenizer={SUBWORDS}", f"model.vocab_size={SUBWORDS[2:]}"] if "data/sp1024" in arguments else []
+        )
+        return [*arguments, *changes, "export.gptq_tokens=512", "eval.limit=1000"]
+    if arguments[0] == "export":
+        return [*arguments, "export.gptq_tokens=512"]
+    return [*arguments, "--limit", "1000"]
+
+
 def _sources(arguments: list[str]) -> list[str]:
     """What is neither an option nor its value (every option of `prepare` but --json has one)."""
     found, skip = [], False
