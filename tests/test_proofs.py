@@ -20,8 +20,9 @@ from bytegolf.artifact.pack import write_artifact
 from bytegolf.config import load, preset_chain, preset_names
 from bytegolf.data.tokenizer import ByteTokenizer, load_tokenizer
 from bytegolf.errors import BytegolfError
-from bytegolf.evaluate import bpb, proofs
-from bytegolf.evaluate.proofs import Check, Way
+from bytegolf.evaluate import bpb, proofs, ways
+from bytegolf.evaluate.proofs import Check
+from bytegolf.evaluate.ways import Way
 from bytegolf.evaluate.windows import Window
 from bytegolf.model.lm import Forward, LanguageModel
 from bytegolf.recipes import opening, proving
@@ -33,7 +34,7 @@ LITTLE = proving.Effort(cuts=1, places=2, streams=24, tokens=1024)
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Without checks of shapes; test-time training is tried where a test asks for it."""
-    monkeypatch.setattr(proofs, "LEARNING", ())
+    monkeypatch.setattr(ways, "LEARNING", ())
     with shapes_unchecked():
         yield
 
@@ -84,9 +85,9 @@ def test_every_preset_is_proved(preset: str, tiny_data: Path, tmp_path: Path) ->
 
 
 def test_the_future_is_not_learned_from(tiny_run: TinyRun, opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proofs, "LEARNING", ("lora", "sgd"))
+    monkeypatch.setattr(ways, "LEARNING", ("lora", "sgd"))
     tokens = np.random.default_rng(0).integers(4, 260, 65)
-    adapting = [way for way in proofs.ways(opened.model, 32) if way.ttt.mode != "off"]
+    adapting = [way for way in ways.ways(opened.model, 32) if way.ttt.mode != "off"]
     assert len(adapting) == 2
     for way in adapting:
         check = proofs.causality(opened.model, opened.tokenizer, tokens, way, 0)
@@ -183,7 +184,7 @@ def test_what_sees_ahead_fails_by_experiment_and_cannot_be_coded(
 def test_what_sees_ahead_in_its_network_fails_in_every_mode(cheat: type[LanguageModel], opened: Opened) -> None:
     cheating = disguised(opened, cheat)
     tokens = np.random.default_rng(0).integers(4, 260, 65)
-    for way in proofs.ways(cheating.model, 32):
+    for way in ways.ways(cheating.model, 32):
         assert not proofs.causality(cheating.model, cheating.tokenizer, tokens, way, 0).passed, way.name
 
 
@@ -202,7 +203,7 @@ def test_learning_before_the_score_fails(opened: Opened, monkeypatch: pytest.Mon
             with torch.no_grad():
                 model.embedding.weight.copy_(before)
 
-    monkeypatch.setattr(proofs, "score", too_soon)
+    monkeypatch.setattr(ways, "score", too_soon)
     tokens = np.random.default_rng(0).integers(4, 260, 65)
     check = proofs.causality(opened.model, opened.tokenizer, tokens, Way("", 32), 2)
     assert not check.passed

@@ -12,30 +12,26 @@ room for as many as positions: a fixed capacity with divisor 1, which truncates 
 capacity, equality is exact. Under the exact and bucketed capacities the same sums are taken in shapes that depend on
 the text, so there they are only compared up to rounding.
 
-Legend: T targets, V alphabet.
+Legend: N tokens.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bytegolf.config import TttConfig
 from bytegolf.data.shards import TokenStream
 from bytegolf.data.tokenizer import Tokenizer
 from bytegolf.errors import BytegolfError
-from bytegolf.evaluate.bpb import Score, score
-from bytegolf.evaluate.ttt import score_adapting
+from bytegolf.evaluate.bpb import Score
+from bytegolf.evaluate.ways import Way, watched
 from bytegolf.evaluate.windows import Window
-from bytegolf.model.capacity import Capacity
 from bytegolf.model.lm import Forward, LanguageModel
 from bytegolf.model.trace import LevelTrace
 
@@ -46,9 +42,6 @@ NORMALISED = 1e-4
 """How far the sum of all probabilities may lie from 1: a softmax in fp32 is within 1e-5."""
 
 
-LEARNING: tuple[Literal["lora", "sgd"], ...] = ("lora", "sgd")
-
-
 @dataclass(frozen=True)
 class Check:
     """The outcome of one experiment."""
@@ -56,114 +49,6 @@ class Check:
     name: str
     passed: bool
     evidence: str
-
-
-class Memory(TokenStream):
-    """A stream of tokens that are in memory."""
-
-    def __init__(self, tokens: Int[np.ndarray, " N"]) -> None:
-        self._tokens = tokens
-
-    def __len__(self) -> int:
-        return len(self._tokens)
-
-    def slice(self, start: int, stop: int) -> NDArray[np.uint16]:
-        """Tokens ``start`` to ``stop`` (exclusive)."""
-        return self._tokens[start:stop].astype(np.uint16)
-
-
-@dataclass(frozen=True)
-class Way:
-    """One way to score: what ``eval`` calls a mode."""
-
-    name: str
-    seq_len: int
-    stride: int = 0
-    capacity: Capacity | None = None
-    """the room for chunks at every level; None: as the model is set"""
-    exact: bool = True
-    """whether shapes do not depend on the text, so that equality is bit for bit"""
-    ttt: TttConfig = TttConfig()
-    """test-time training; of one text, without resets"""
-
-    def score(self, model: LanguageModel, tokens: Int[np.ndarray, " N"], tokenizer: Tokenizer) -> Score:
-        """The score of ``tokens``, a window at a time."""
-        with _room(model, self.capacity):
-            if self.ttt.mode != "off":
-                return score_adapting(model, Memory(tokens), tokenizer, self.seq_len, self.ttt, stride=self.stride)
-            return score(model, Memory(tokens), tokenizer, self.seq_len, stride=self.stride, batch=1)
-
-    def logits(self, model: LanguageModel, tokens: Int[np.ndarray, " N"], tokenizer: Tokenizer) -> Float[Tensor, "T V"]:
-        """The logits of each target of ``tokens``, whose windows must come out even, as the score's losses use them."""
-        seen: list[Tensor] = []
-        with _watched(model, lambda out: seen.append(model.cap(out.logits).flatten(0, 1).cpu())):
-            self.score(model, tokens, tokenizer)
-        return torch.cat(seen)
-
-    def fitting(self, most: int, windows: int = 3) -> int:
-        """How many of ``most`` tokens to take, so that up to ``windows`` of them come out even."""
-        step = self.stride or self.seq_len
-        return self.seq_len + 1 + step * max(0, min(windows - 1, (most - 1 - self.seq_len) // step))
-
-
-def ways(model: LanguageModel, seq_len: int, stride: int = 0) -> list[Way]:
-    """Every way to score ``model``: without overlap and with (``stride`` tokens a window, or a quarter of one), in each
-    capacity that it can have, and with test-time training.
-    """
-    overlap = stride if 0 < stride < seq_len else max(1, seq_len // 4)
-    sliding = f"sliding, stride {overlap}"
-    every = Capacity("fixed", 1.0)
-    adapting = [
-        Way(
-            f"learning from what was scored ({mode}), stride {overlap}",
-            seq_len,
-            overlap,
-            every,
-            ttt=TttConfig(mode=mode, chunk=overlap, reset="never"),
-        )
-        for mode in LEARNING
-    ]
-    if not model.levels():
-        return [Way("plain", seq_len), Way(sliding, seq_len, overlap), *adapting]
-    configured = model.levels()[0].capacity
-    found = [
-        Way("plain, room for all chunks", seq_len, 0, every),
-        Way(f"{sliding}, room for all chunks", seq_len, overlap, every),
-        Way("plain, exact capacity", seq_len, 0, configured.changed("exact", 0), exact=False),
-        Way("plain, bucketed capacity", seq_len, 0, configured.changed("bucketed", 0), exact=False),
-        Way(f"{sliding}, exact capacity", seq_len, overlap, configured.changed("exact", 0), exact=False),
-    ]
-    if not model.config.reset_at_bos:
-        fixed = configured.changed("fixed", 0)
-        found.append(Way(f"plain, fixed capacity 1/{fixed.divisor:g}", seq_len, 0, fixed))
-        found.append(Way(f"{sliding}, fixed capacity 1/{fixed.divisor:g}", seq_len, overlap, fixed))
-    return found + adapting
-
-
-@contextlib.contextmanager
-def _room(model: LanguageModel, capacity: Capacity | None) -> Iterator[None]:
-    with model.capacity():
-        for level in model.levels() if capacity else ():
-            assert capacity is not None
-            level.capacity = capacity
-        yield
-
-
-@contextlib.contextmanager
-def _watched(model: LanguageModel, see: Callable[[Forward], None]) -> Iterator[None]:
-    """Within the context ``see`` gets what ``model.losses`` is asked about, except while the model learns."""
-    losses = model.losses
-
-    def watching(out: Forward, targets: Tensor) -> Tensor:
-        if not torch.is_grad_enabled():
-            see(out)
-        return losses(out, targets)
-
-    model.losses = watching  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        del model.losses  # the class has it still
 
 
 # ------------------------------------------------------------------------------------------------------ causality
@@ -228,7 +113,7 @@ def normalisation(
 ) -> Check:
     """The model's own loss is asked for every token of the alphabet at some places: Σ exp(−loss) must be 1."""
     seen: list[Forward] = []
-    with _watched(model, seen.append):
+    with watched(model, seen.append):
         way.score(model, tokens[: way.seq_len + 1], tokenizer)
     logits = seen[0].logits
     at = torch.linspace(0, logits.shape[1] - 1, min(places, logits.shape[1])).long()

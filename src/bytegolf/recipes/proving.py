@@ -22,7 +22,8 @@ from bytegolf.data.shards import TokenStream, open_split
 from bytegolf.errors import BytegolfError
 from bytegolf.evaluate import proofs
 from bytegolf.evaluate.bpb import Score, score
-from bytegolf.evaluate.proofs import Check, Counting, Way
+from bytegolf.evaluate.proofs import Check, Counting
+from bytegolf.evaluate.ways import Way, ways
 from bytegolf.infer import lockstep
 from bytegolf.infer.frequencies import TOTAL, Coder, Decoder, Encoder
 from bytegolf.infer.lockstep import Mode
@@ -78,7 +79,7 @@ def prove(
         )
     tell = reporter.progress if reporter else (lambda text: None)
     sample = stream.slice(0, min(len(stream), 4 * seq_len + 1)).astype(np.int64)
-    for way in proofs.ways(model, seq_len, stride):
+    for way in ways(model, seq_len, stride):
         tell(f"changing the future: {way.name}")
         # learning makes a try many times as long: there the borders of windows must do
         yield proofs.causality(model, tokenizer, sample, way, 0 if way.ttt.mode != "off" else effort.cuts)
