@@ -11,28 +11,27 @@ from __future__ import annotations
 import ast
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bytegolf.submission.reading import dotted
+from bytegolf.submission.script_parts import (
+    Function,
+    Shape,
+    assigned,
+    holds_validation,
+    says_validation,
+    shape_of,
+    tainted_parameters,
+)
 from bytegolf.submission.verdict import Finding
 
-Function = ast.FunctionDef | ast.AsyncFunctionDef
 Steps = tuple[tuple[ast.AST, ast.Call], ...]
 """Calls on the way: the function (or script) that each is in, and the call."""
 
-_VALIDATION = re.compile(r"(^|_)(val|validation|valid)(_|$)", re.I)
-_FIGURE = re.compile(
-    r"loss|bpb|bpt|every|step|batch|time|seconds|byte|count|interval|log|acc|metric|best|size|len|num|n_val|sum|nats|bits"
-    r"|check|error|range",
-    re.I,
-)
-_SPLIT = re.compile(r"(^|[^a-z])(val|valid|validation)([^a-z]|$)", re.I)
-_BOOKED = re.compile(r"nats|loss|total|bits|bpb|score|sum", re.I)
 _CALIBRATES = re.compile(r"gptq|calib|hessian|second_moment|fisher", re.I)
 _LOOKS = frozenset({"len", "isinstance", "print", "range", "str", "repr", "type", "id", "hash", "bool"})
 _SHAPES = frozenset({"shape", "dtype", "device", "ndim", "numel", "size", "itemsize", "nbytes"})
-_EPOCHS = re.compile(r"epoch|pass(es)?$|repeat", re.I)
 _DEEPEST = 12
 _MOST = 20_000
 """Functions that are followed, counted once for each set of tainted parameters: nobody's script needs more."""
@@ -51,18 +50,6 @@ class Sink:
     """whether a score was booked before, on the way"""
     epochs: bool
     """whether it is in a loop over epochs"""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What of a function matters here."""
-
-    parts: Sequence[ast.AST]
-    """assignments, loops, calls and results, in order of lines"""
-    booked: list[int]
-    """lines that add to a sum of losses"""
-    epochs: list[tuple[int, int]]
-    """first and last lines of loops over epochs"""
 
 
 class Flow:
@@ -121,20 +108,7 @@ class Flow:
         return self._returns[key]
 
     def _assign(self, part: ast.AST, names: set[str], node: Function | ast.Module, steps: Steps) -> None:
-        pairs: list[tuple[ast.expr, ast.expr]] = []
-        if isinstance(part, ast.Assign):
-            for target in part.targets:
-                if isinstance(target, ast.Tuple) and isinstance(part.value, ast.Tuple):
-                    pairs += zip(target.elts, part.value.elts, strict=False)
-                else:
-                    pairs.append((target, part.value))
-        elif isinstance(part, (ast.AnnAssign, ast.AugAssign, ast.NamedExpr)) and part.value:
-            pairs.append((part.target, part.value))
-        elif isinstance(part, (ast.For, ast.AsyncFor, ast.comprehension)):
-            pairs.append((part.target, part.iter))
-        elif isinstance(part, ast.withitem) and part.optional_vars:
-            pairs.append((part.optional_vars, part.context_expr))
-        for target, value in pairs:
+        for target, value in assigned(part):
             if not self._tainted(value, names, node, steps):
                 continue
             held = target
@@ -172,7 +146,7 @@ class Flow:
 
     def _source(self, name: str, node: ast.expr) -> bool:
         """Whether a name says that it holds the validation split; the place is noted."""
-        found = bool(_VALIDATION.search(name)) and name not in ("val", "valid") and not _FIGURE.search(name)
+        found = holds_validation(name)
         if found:
             self.sources.add(node.lineno)
         return found
@@ -185,8 +159,8 @@ class Flow:
         receiver = call.func.value if isinstance(call.func, ast.Attribute) else None
         held = receiver is not None and self._tainted(receiver, names, node, steps)
         values = [*call.args, *(keyword.value for keyword in call.keywords)]
-        hot = [self._tainted(one, names, node, steps) or _says_validation(one) for one in values]
-        if any(map(_says_validation, values)):
+        hot = [self._tainted(one, names, node, steps) or says_validation(one) for one in values]
+        if any(map(says_validation, values)):
             self.sources.add(call.lineno)
         if name in _LOOKS or name in _SHAPES or not (held or any(hot)):
             known = self._functions.get(name, []) if receiver is None else self._methods.get(name, [])
@@ -204,7 +178,7 @@ class Flow:
         if isinstance(receiver, ast.Name) and receiver.id not in ("self", "cls") and not known:
             known = self._functions.get(name, [])
         results = [
-            self._follow(one, _parameters(one, call, hot, method=receiver is not None), (*steps, (node, call)))
+            self._follow(one, tainted_parameters(one, call, hot, method=receiver is not None), (*steps, (node, call)))
             for one in known
         ]
         return held or not known or any(results)
@@ -215,7 +189,7 @@ class Flow:
         if not made or 2 * sum(hot) >= len(hot):
             return True
         for one in made:
-            self._follow(one, _parameters(one, call, hot, method=True), (*steps, (node, call)))
+            self._follow(one, tainted_parameters(one, call, hot, method=True), (*steps, (node, call)))
         return False
 
     def _sink(self, kind: str, call: ast.Call, node: Function | ast.Module, steps: Steps) -> None:
@@ -237,7 +211,7 @@ class Flow:
 
     def _shape(self, node: ast.AST) -> Shape:
         if id(node) not in self._shapes:
-            self._shapes[id(node)] = _shape(node)
+            self._shapes[id(node)] = shape_of(node)
         return self._shapes[id(node)]
 
 
@@ -245,63 +219,6 @@ _COMMON = frozenset(
     {"get", "append", "update", "items", "keys", "values", "join", "format", "to", "add", "copy", "close"}
 )
 """Methods of Python's own types, whatever class of the script has one of that name."""
-
-
-def _shape(node: ast.AST) -> Shape:
-    """What is in a function or script, but not in the functions and classes in it; in order of lines."""
-    found: list[ast.AST] = []
-    waiting = list(ast.iter_child_nodes(node))
-    while waiting:
-        part = waiting.pop()
-        found.append(part)
-        if not isinstance(part, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-            waiting += ast.iter_child_nodes(part)
-    found.sort(key=lambda part: getattr(part, "lineno", 0))
-    added = [part for part in found if isinstance(part, ast.AugAssign) and _BOOKED.search(dotted(part.target))]
-    loops = [part for part in found if isinstance(part, ast.For) and _EPOCHS.search(dotted(part.target))]
-    relevant = [part for part in found if isinstance(part, _RELEVANT)]
-    return Shape(
-        relevant, [part.lineno for part in added], [(part.lineno, part.end_lineno or part.lineno) for part in loops]
-    )
-
-
-_RELEVANT = (
-    *(ast.Assign, ast.AnnAssign, ast.AugAssign, ast.NamedExpr, ast.For, ast.AsyncFor, ast.comprehension, ast.withitem),
-    *(ast.Call, ast.Return, ast.Yield, ast.YieldFrom),
-)
-
-
-def _says_validation(value: ast.expr) -> bool:
-    """Whether an argument names the validation split: "val", "fineweb_val_*.bin"."""
-    return any(
-        isinstance(part, ast.Constant)
-        and isinstance(part.value, str)
-        and len(part.value) < 80
-        and bool(_SPLIT.search(part.value))
-        and not _FIGURE.search(part.value)
-        and " " not in part.value
-        for part in ast.walk(value)
-    )
-
-
-def _parameters(function: Function, call: ast.Call, hot: list[bool], method: bool) -> frozenset[str]:
-    """The parameters that get tainted arguments."""
-    given = function.args
-    places = [one.arg for one in (*given.posonlyargs, *given.args)]
-    if method and places[:1] in (["self"], ["cls"]):
-        places = places[1:]
-    found: set[str] = set()
-    for number, tainted in enumerate(hot[: len(call.args)]):
-        if isinstance(call.args[number], ast.Starred) and tainted:
-            found.update(places[number:])
-        elif tainted and number < len(places):
-            found.add(places[number])
-        elif tainted and given.vararg:
-            found.add(given.vararg.arg)
-    for keyword, tainted in zip(call.keywords, hot[len(call.args) :], strict=True):
-        if tainted and keyword.arg:
-            found.add(keyword.arg)
-    return frozenset(found)
 
 
 def check_flow(trees: dict[str, ast.Module]) -> Iterator[Finding]:
@@ -331,13 +248,13 @@ def check_flow(trees: dict[str, ast.Module]) -> Iterator[Finding]:
         said = f"it learns from them once a score is booked ({name}:{sink.line}, by way of {' → '.join(sink.path)})"
         yield Finding("score, then update", "pass", said)
     if not bad:
-        seen = f"{sources} lines have to do with the split; none leads to a backward pass or a calibration"
-        seen = (
-            f"{sources} lines have to do with the split; a backward pass is reached after scoring alone"
-            if adapting
-            else seen
-        )
+        learned = "a backward pass is reached after scoring alone"
+        seen = learned if adapting else "none leads to a backward pass or a calibration"
         none = Finding("validation unseen", "not checked", "no line is seen that reads the split")
-        yield Finding("validation unseen", "pass", seen) if sources else none
+        yield (
+            Finding("validation unseen", "pass", f"{sources} lines have to do with the split; {seen}")
+            if sources
+            else none
+        )
     if not sinks and sources:
         yield Finding("score, then update", "pass", "nothing learns from tokens that are scored")
