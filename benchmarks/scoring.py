@@ -20,7 +20,8 @@ import numpy as np
 from measuring import machine, table
 from models import get
 
-from bytegolf.data.shards import ShardWriter, TokenStream, open_split
+from bytegolf.data.shard_writer import ShardWriter
+from bytegolf.data.shards import TokenStream, open_split
 from bytegolf.data.tokenizer import ByteTokenizer
 from bytegolf.evaluate.bpb import Score, score
 

@@ -34,7 +34,8 @@ from torch import Tensor, nn
 
 from bytegolf.config import Config, LevelConfig, load, outer_dim
 from bytegolf.data.loader import Loader
-from bytegolf.data.shards import ShardWriter, TokenStream, open_split, shard_paths
+from bytegolf.data.shard_writer import ShardWriter
+from bytegolf.data.shards import TokenStream, open_split, shard_paths
 from bytegolf.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 from bytegolf.model.lm import LanguageModel, count_parameters
 from bytegolf.planning.measure import CLOCKS, matmul_peak, timed

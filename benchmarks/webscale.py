@@ -26,7 +26,7 @@ from measuring import machine, table
 from bytegolf.config import load
 from bytegolf.data.loader import Loader
 from bytegolf.data.manifest import read_manifest
-from bytegolf.data.shards import SHARD_TOKENS, TokenStream, _header, _shard_bytes, shard_path, shard_paths
+from bytegolf.data.shards import SHARD_TOKENS, TokenStream, shard_bytes, shard_header, shard_path, shard_paths
 from bytegolf.train.report import Metrics
 
 PRESET = "study2-byte-4h"
@@ -52,8 +52,8 @@ def hollow_shards(folder: Path, tokens: int, shard_tokens: int = SHARD_TOKENS) -
     for index in range(-(-tokens // shard_tokens)):
         count = min(shard_tokens, tokens - index * shard_tokens)
         path = shard_path(folder, "train", index)
-        path.write_bytes(_header(count))
-        os.truncate(path, _shard_bytes(count))
+        path.write_bytes(shard_header(count))
+        os.truncate(path, shard_bytes(count))
 
 
 def manifest_of(folder: Path, paths: list[Path]) -> int:

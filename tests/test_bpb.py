@@ -13,7 +13,8 @@ from conftest import ModelMaker
 from numpy.typing import NDArray
 from test_tokenizer import made_up_documents
 
-from bytegolf.data.shards import ShardWriter, TokenStream
+from bytegolf.data.shard_writer import ShardWriter
+from bytegolf.data.shards import TokenStream
 from bytegolf.data.specs import parse_tokenizer
 from bytegolf.data.tokenizer import ByteTokenizer
 from bytegolf.data.train_tokenizer import train_sentencepiece

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from bytegolf.data.loader import Loader, permute
-from bytegolf.data.shards import ShardWriter, TokenStream
+from bytegolf.data.shard_writer import ShardWriter
+from bytegolf.data.shards import TokenStream
 from bytegolf.errors import BytegolfError
 
 

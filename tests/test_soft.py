@@ -14,7 +14,8 @@ from conftest import tiny_network
 from bytegolf.analyze.reading import read
 from bytegolf.analyze.soft import BINS, extremes, layers, of_stream, of_texts, probe, shuffled
 from bytegolf.config import ModelConfig, SoftConfig
-from bytegolf.data.shards import ShardWriter, TokenStream, shard_paths
+from bytegolf.data.shard_writer import ShardWriter
+from bytegolf.data.shards import TokenStream, shard_paths
 from bytegolf.data.tokenizer import ByteTokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.model.lm import LanguageModel

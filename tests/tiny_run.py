@@ -11,7 +11,8 @@ import torch
 from conftest import tiny_model
 
 from bytegolf.config import Config, DataConfig, EvalConfig, OptimConfig, TrainConfig
-from bytegolf.data.shards import ShardWriter, TokenStream, shard_paths
+from bytegolf.data.shard_writer import ShardWriter
+from bytegolf.data.shards import TokenStream, shard_paths
 from bytegolf.data.tokenizer import ByteTokenizer
 from bytegolf.model.lm import LanguageModel
 from bytegolf.train.distributed import World

@@ -42,7 +42,8 @@ from bytegolf.config import (
     TrainConfig,
 )
 from bytegolf.data.manifest import MANIFEST
-from bytegolf.data.shards import ShardWriter, open_split
+from bytegolf.data.shard_writer import ShardWriter
+from bytegolf.data.shards import open_split
 from bytegolf.data.tokenizer import ByteTokenizer
 from bytegolf.files import sha256
 from bytegolf.infer import format as layout

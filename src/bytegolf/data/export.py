@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from bytegolf.data.encoding import Tokens
 from bytegolf.data.manifest import DATASET_PREFIX
-from bytegolf.data.shards import ShardWriter
+from bytegolf.data.shard_writer import ShardWriter
 from bytegolf.data.specs import TokenizerSpec
 from bytegolf.data.tokenizer import Tokenizer
 from bytegolf.errors import BytegolfError

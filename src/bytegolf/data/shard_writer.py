@@ -1,0 +1,182 @@
+"""Writes token shards: complete ones only, and again from where an earlier writer was stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bytegolf.data.shards import MAX_SHARD_TOKENS, SHARD_TOKENS, shard_bytes, shard_header, shard_path, shard_paths
+from bytegolf.errors import BytegolfError
+from bytegolf.files import disk_errors, make_folder, sha256
+
+_BEHIND_BYTES = 8 << 20
+"""What is written goes on its way to the disk in such pieces, so that the wait for it in the end is short."""
+
+_ASKED_AGAIN = 4
+"""Pieces whose memory is asked for again with the next one: the disk has them by then, and memory that was in use a
+moment ago takes the next piece at half the cost of memory that was not."""
+
+
+class ShardWriter:
+    """Writes a stream of tokens as the shards of one split, with memory for a single piece of it.
+
+    A shard appears under its name only once it is complete. ``close`` (the end of the ``with`` block)
+    finishes the last one and removes the higher-numbered shards that an earlier, longer export left; an
+    exception leaves no half-written file. Without ``with``, call ``abandon`` when something fails.
+
+    Attributes:
+        paths: the finished shards.
+        sha256: their hashes, by name.
+        tokens: how many tokens have been written.
+    """
+
+    def __init__(self, folder: Path, split: str, shard_tokens: int = SHARD_TOKENS) -> None:
+        if not 0 < shard_tokens <= MAX_SHARD_TOKENS:
+            raise BytegolfError(f"a shard of {shard_tokens} tokens cannot be: choose 1 to {MAX_SHARD_TOKENS}")
+        self.folder = make_folder(Path(folder))
+        self.split = split
+        self.shard_tokens = shard_tokens
+        self.paths: list[Path] = []
+        self.sha256: dict[str, str] = {}
+        self.tokens = 0
+        self._file: io.FileIO | None = None
+        self._hash = hashlib.sha256()
+        self._in_shard = 0
+        self._sent = 0
+
+    def write(self, tokens: NDArray[np.uint16]) -> None:
+        """Append tokens, uint16 of shape (n,)."""
+        if tokens.dtype != np.uint16:
+            raise TypeError(f"tokens must be uint16, not {tokens.dtype}")
+        while len(tokens):
+            part = tokens[: self.shard_tokens - self._in_shard]
+            data = np.ascontiguousarray(part, dtype="<u2").view(np.uint8).data
+            with disk_errors(self._path):
+                if self._file is None:
+                    self._file = self._temporary.open("wb", buffering=0)
+                    # most shards will be full; the count of one that is not is put right at its end
+                    self._put(shard_header(self.shard_tokens))
+                self._put(data)
+                self._send_to_disk()
+            self._in_shard += len(part)
+            self.tokens += len(part)
+            tokens = tokens[len(part) :]
+            if self._in_shard == self.shard_tokens:
+                self._finish_shard()
+
+    def _put(self, data: bytes | memoryview) -> None:
+        assert self._file is not None
+        self._hash.update(data)
+        view = memoryview(data)
+        while len(view):  # a disk that is nearly full takes a part
+            view = view[self._file.write(view) :]
+
+    def _send_to_disk(self) -> None:
+        """Have the system begin to write what it still holds back; nobody waits, and memory is not needed for it."""
+        assert self._file is not None
+        written = self._file.tell()
+        if written - self._sent >= _BEHIND_BYTES and hasattr(os, "posix_fadvise"):
+            start = max(0, self._sent - _ASKED_AGAIN * _BEHIND_BYTES)
+            os.posix_fadvise(self._file.fileno(), start, written - start, os.POSIX_FADV_DONTNEED)
+            self._sent = written
+
+    def sync(self) -> None:
+        """Return once everything written so far is on the disk, as far as the system can tell."""
+        if self._file is not None:
+            with disk_errors(self._path):
+                os.fsync(self._file.fileno())
+
+    def resume(self, tokens: int, sha256: dict[str, str]) -> bool:
+        """Go on behind the first ``tokens`` tokens, written and synced by an earlier writer of the same folder, whose
+        finished shards had the hashes ``sha256``; False, with nothing changed, if they are not there.
+        """
+        full, rest = divmod(tokens, self.shard_tokens)
+        finished = [shard_path(self.folder, self.split, index) for index in range(full)]
+        if any(not path.exists() or path.stat().st_size != shard_bytes(self.shard_tokens) for path in finished):
+            return False
+        if not all(path.name in sha256 for path in finished):
+            return False
+        self.paths = finished
+        half = next((path for path in (self._temporary, self._path) if rest and path.exists()), None)
+        if rest and (half is None or half.stat().st_size < shard_bytes(rest)):
+            self.paths = []
+            return False
+        self.sha256 = {path.name: sha256[path.name] for path in finished}
+        self.tokens, self._in_shard = tokens, rest
+        if half is not None:
+            with disk_errors(self._path):
+                half.replace(self._temporary)  # it may have been finished since
+                self._file = self._temporary.open("r+b", buffering=0)
+                self._file.truncate(shard_bytes(rest))
+                self._file.write(shard_header(self.shard_tokens))
+                self._file.seek(0)
+                while piece := self._file.read(1 << 22):
+                    self._hash.update(piece)
+        return True
+
+    def close(self) -> None:
+        """Finish the last shard and remove those that an earlier export left behind, half-written ones too."""
+        self._finish_shard()
+        finished = set(self.paths)
+        killed = self.folder.glob(f".fineweb_{self.split}_*.bin.tmp")
+        for path in [*shard_paths(self.folder, self.split), *killed]:
+            if path not in finished:
+                with disk_errors(path, "remove the old shard"):
+                    path.unlink()
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self.close()
+        finally:
+            self.abandon()
+
+    @property
+    def _path(self) -> Path:
+        return shard_path(self.folder, self.split, len(self.paths))
+
+    @property
+    def _temporary(self) -> Path:
+        return self._path.with_name(f".{self._path.name}.tmp")
+
+    def _finish_shard(self) -> None:
+        if self._file is None:
+            return
+        path = self._path
+        with disk_errors(path):
+            if self._in_shard < self.shard_tokens:
+                self._file.seek(0)
+                self._file.write(shard_header(self._in_shard))
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self._temporary.replace(path)
+        self.sha256[path.name] = self._hash.hexdigest() if self._in_shard == self.shard_tokens else sha256(path)
+        self._file, self._hash = None, hashlib.sha256()
+        self._in_shard = self._sent = 0
+        self.paths.append(path)
+
+    def abandon(self, keep: bool = False) -> None:
+        """Close the shard that is not complete, if there is one, and remove it unless ``resume`` is to find it; the
+        finished ones stay.
+        """
+        if self._file is None:
+            return
+        try:
+            self._file.close()
+        except OSError:  # the file goes anyway
+            pass
+        finally:
+            self._file = None
+            if not keep:
+                self._temporary.unlink(missing_ok=True)
