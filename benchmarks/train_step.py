@@ -37,7 +37,8 @@ from bytegolf.data.loader import Loader
 from bytegolf.data.shard_writer import ShardWriter
 from bytegolf.data.shards import TokenStream, open_split, shard_paths
 from bytegolf.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
-from bytegolf.model.lm import LanguageModel, count_parameters
+from bytegolf.model.lm import LanguageModel
+from bytegolf.model.outline import count_parameters
 from bytegolf.planning.measure import CLOCKS, matmul_peak, timed
 from bytegolf.planning.work import forward_flops
 from bytegolf.train.average import WeightAverage

@@ -24,7 +24,7 @@ from bytegolf.config import ExportConfig, load
 from bytegolf.data.shards import TokenStream
 from bytegolf.errors import BytegolfError
 from bytegolf.model.layers import Linear
-from bytegolf.model.lm import outline
+from bytegolf.model.outline import outline
 from bytegolf.recipes import exporting, training
 from bytegolf.train.report import Reporter
 from bytegolf.train.schedule import training_budget

@@ -11,7 +11,8 @@ from conftest import TINY, ModelMaker, scatter, tiny_network
 from torch import Tensor
 
 from bytegolf.config import LevelConfig, ModelConfig, RouterConfig, StageConfig
-from bytegolf.model.lm import BOS, Forward, LanguageModel, count_parameters, outline
+from bytegolf.model.lm import BOS, Forward, LanguageModel
+from bytegolf.model.outline import count_parameters, outline
 from bytegolf.model.router_loss import surprisal_loss
 
 EVERY_MODEL = [(name, reset) for name in TINY for reset in (False, True)]

@@ -25,7 +25,8 @@ from bytegolf.config import (
 from bytegolf.model import native
 from bytegolf.model.embed import row_tables
 from bytegolf.model.layers import Linear
-from bytegolf.model.lm import LanguageModel, count_parameters, outline
+from bytegolf.model.lm import LanguageModel
+from bytegolf.model.outline import count_parameters, outline
 from bytegolf.planning import devices, work
 from bytegolf.planning.devices import DEVICES
 from bytegolf.planning.memory import SHARE, activation_bytes, at_a_time, memory_use

@@ -15,7 +15,8 @@ from conftest import scatter
 
 from bytegolf.config import Config, flatten, levels, load, preset_chain, preset_names, to_dict
 from bytegolf.model.attention import DENSE_LENGTH
-from bytegolf.model.lm import BOS, LanguageModel, count_parameters, outline
+from bytegolf.model.lm import BOS, LanguageModel
+from bytegolf.model.outline import count_parameters, outline
 
 PARAMETERS = {
     "baseline-sp1024": 17_059_912,  # S0, published

@@ -19,6 +19,7 @@ from bytegolf.config import Config, LevelConfig, ModelConfig, NetworkConfig, Rou
 from bytegolf.data.tokenizer import ByteTokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.model.lm import LanguageModel
+from bytegolf.model.preparing import prepare_routers
 from bytegolf.model.router import CosineRouter, Material
 from bytegolf.model.router_loss import guide_loss, hinge_loss, policy_loss, ratio_loss
 from bytegolf.train.schedule import chunk_target, guide_weight
@@ -181,7 +182,7 @@ def test_a_calibrated_router_starts_at_its_rate(network: str) -> None:
     model = LanguageModel(ModelConfig(shape, embed_std=0.5))
     scatter(model)
     text = material()
-    model.prepare_routers(text)
+    prepare_routers(model, text)
     ids = torch.from_numpy(text.tokens.astype(np.int64)).view(8, 1024)
     with torch.no_grad():
         traces = model(ids).traces
@@ -199,7 +200,7 @@ def test_a_random_start_is_a_rotation() -> None:
 def test_step_is_forward(settings: dict[str, Any]) -> None:
     model = LanguageModel(ModelConfig(changed(tiny_network("two-level"), **settings), embed_std=0.5)).eval()
     scatter(model)
-    model.prepare_routers(material())
+    prepare_routers(model, material())
     ids = torch.randint(1, 40, (2, 50))
     with torch.no_grad(), shapes_unchecked():
         wanted = model.cap(model(ids).logits)

@@ -20,7 +20,8 @@ from bytegolf.data.shards import open_split
 from bytegolf.data.tokenizer import load_tokenizer
 from bytegolf.evaluate.sliding import last_losses
 from bytegolf.model.embed import BOS
-from bytegolf.model.lm import LanguageModel, count_parameters, outline
+from bytegolf.model.lm import LanguageModel
+from bytegolf.model.outline import count_parameters, outline
 from bytegolf.model.router_loss import ratio_loss, surprisal_loss
 from bytegolf.model.soft_chunk import SoftChunker
 from bytegolf.train.optim import Optimizer

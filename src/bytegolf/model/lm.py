@@ -9,14 +9,13 @@ import contextlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from bytegolf.config import CapacityMode, ModelConfig, check_fixed_capacity, outer_dim
 from bytegolf.errors import BytegolfError
@@ -25,7 +24,6 @@ from bytegolf.model.cache import Rows, StageState
 from bytegolf.model.embed import BOS, NOTHING, NgramEmbedding
 from bytegolf.model.functions import wide
 from bytegolf.model.hnet import Level, LevelState, build_network
-from bytegolf.model.router import CosineRouter, Material
 from bytegolf.model.router_loss import policy_loss, surprisal_loss
 from bytegolf.model.soft_chunk import SoftChunker, SoftState
 from bytegolf.model.stage import Stage
@@ -33,9 +31,6 @@ from bytegolf.model.trace import LevelTrace, SoftTrace, StepTrace
 
 EVERYTHING = 1 << 40
 """A ``lookback`` beyond any length."""
-
-CALIBRATION_LENGTH, CALIBRATION_ROWS = 1024, 8
-"""The sequences of training text, and how many, on which a calibrated router is set to its target rate."""
 
 
 @dataclass(frozen=True)
@@ -174,23 +169,6 @@ class LanguageModel(nn.Module):
         """The chunking levels, outermost first; empty for a flat model."""
         return [module for module in self.modules() if isinstance(module, Level)]
 
-    @torch.no_grad()
-    def prepare_routers(self, material: Material) -> None:
-        """Have each router make what it needs before training, the outermost first. Raises BytegolfError if one cannot.
-
-        A calibrated router sees a few sequences of the text.
-        """
-        length = min(CALIBRATION_LENGTH, len(material.tokens))
-        rows = material.tokens[: len(material.tokens) // max(length, 1) * length].reshape(-1, max(length, 1))
-        for depth, level in enumerate(self.levels()):
-            router = level.router
-            router.prepare(material)
-            if isinstance(router, CosineRouter) and router.offset is not None and len(rows):
-                ids = torch.from_numpy(rows[:CALIBRATION_ROWS].astype(np.int64)).to(self.embedding.weight.device)
-                trace = self(ids).traces[depth]
-                seen = trace.p < 1
-                router.calibrate(trace.p[seen if trace.valid is None else seen & trace.valid], level.target)
-
     def set_capacity(self, mode: CapacityMode | Literal[""] = "", divisor: float = 0.0) -> None:
         """Give every level another ``router.capacity`` and ``capacity_divisor`` from now on; "" and 0 leave them.
 
@@ -311,27 +289,3 @@ def _check_length(state: ModelState, rows: Rows | None, more: Rows | int) -> Non
             f"the state was started for sequences of {state.length} tokens, and its fixed capacity is a share of "
             "that: start one for more, or set the capacity to exact"
         )
-
-
-class _Undrawn(TorchFunctionMode):
-    """Makes ``nn.init`` leave tensors as they are."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__module__", None) == nn.init.__name__:
-            return kwargs.get("tensor", args[0] if args else None)
-        return func(*args, **kwargs)
-
-
-def outline(config: ModelConfig) -> LanguageModel:
-    """The model on the meta device: names and shapes without storage.
-
-    Nothing is drawn: drawing on that device would import torch's compiler, which takes longer than all the rest.
-    """
-    with torch.device("meta"), _Undrawn():
-        return LanguageModel(config)
-
-
-def count_parameters(model: nn.Module) -> int:
-    """The number of parameters (a tied tensor counts once)."""
-    return sum(parameter.numel() for parameter in model.parameters())

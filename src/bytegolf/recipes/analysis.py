@@ -27,7 +27,7 @@ from bytegolf.data.shards import TokenStream, open_split
 from bytegolf.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors
-from bytegolf.model.lm import count_parameters
+from bytegolf.model.outline import count_parameters
 from bytegolf.model.router import THRESHOLD
 from bytegolf.recipes.opening import Opened, holding, open_model
 from bytegolf.recipes.probing import on_texts

@@ -13,7 +13,8 @@ from bytegolf.artifact.pack import Artifact, read_artifact
 from bytegolf.config import Config, NetworkConfig, StageConfig
 from bytegolf.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
 from bytegolf.errors import BytegolfError
-from bytegolf.model.lm import LanguageModel, outline
+from bytegolf.model.lm import LanguageModel
+from bytegolf.model.outline import outline
 from bytegolf.recipes.runs import RunFolder
 from bytegolf.train.distributed import pick_device, pick_precision, prepare_device
 

@@ -14,7 +14,8 @@ from bytegolf.artifact.plan import estimated_bytes
 from bytegolf.config import Config, levels, load
 from bytegolf.errors import BytegolfError
 from bytegolf.model import native
-from bytegolf.model.lm import LanguageModel, count_parameters, outline
+from bytegolf.model.lm import LanguageModel
+from bytegolf.model.outline import count_parameters, outline
 from bytegolf.planning.devices import DEVICES, LINK, Device, device_named
 from bytegolf.planning.measure import this_machine, timed
 from bytegolf.planning.memory import at_a_time, memory_use

@@ -24,7 +24,7 @@ from bytegolf.errors import BytegolfError
 from bytegolf.evaluate.bpb import Book, Observer, Score, score
 from bytegolf.evaluate.ttt import score_adapting
 from bytegolf.evaluate.windows import Window
-from bytegolf.model.lm import count_parameters
+from bytegolf.model.outline import count_parameters
 from bytegolf.model.trace import LevelTrace
 from bytegolf.recipes.opening import Opened
 from bytegolf.train.distributed import ALONE, World

@@ -12,7 +12,7 @@ from bytegolf.analyze import render
 from bytegolf.analyze.segment import Segmentation
 from bytegolf.artifact.plan import estimated_bytes
 from bytegolf.config import load, preset_names
-from bytegolf.model.lm import count_parameters, outline
+from bytegolf.model.outline import count_parameters, outline
 from bytegolf.recipes.training import Outcome
 
 

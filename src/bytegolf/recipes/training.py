@@ -20,6 +20,7 @@ from bytegolf.evaluate.bpb import score
 from bytegolf.files import write_json
 from bytegolf.model import native
 from bytegolf.model.lm import LanguageModel
+from bytegolf.model.preparing import prepare_routers
 from bytegolf.model.router import Material
 from bytegolf.recipes.exporting import export_weights
 from bytegolf.recipes.opening import Opened, holding, open_model
@@ -114,7 +115,7 @@ def initial_model(config: Config, tokenizer: Tokenizer, stream: TokenStream) -> 
     sample = stream.slice(0, min(len(stream), ROUTER_TOKENS))
     if model.soft and config.model.soft.init == "edges":
         fit_edges(model, tokenizer, sample)
-    model.prepare_routers(Material(tokenizer, sample, Path(config.data.path)))
+    prepare_routers(model, Material(tokenizer, sample, Path(config.data.path)))
     return model
 
 

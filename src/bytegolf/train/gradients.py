@@ -12,7 +12,8 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from bytegolf.config import Config, levels
-from bytegolf.model.lm import LanguageModel, count_parameters
+from bytegolf.model.lm import LanguageModel
+from bytegolf.model.outline import count_parameters
 from bytegolf.planning.memory import at_a_time
 from bytegolf.train.distributed import World, device_memory
 from bytegolf.train.window import Figures
