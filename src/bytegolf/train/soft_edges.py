@@ -22,6 +22,7 @@ from bytegolf.data.edges import stream_starts, word_starts
 from bytegolf.data.specs import parse_tokenizer
 from bytegolf.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, Tokenizer
 from bytegolf.data.train_tokenizer import train_sentencepiece
+from bytegolf.errors import BytegolfError
 from bytegolf.model.lm import LanguageModel
 from bytegolf.model.soft_chunk import SoftLayer
 
@@ -48,7 +49,13 @@ def edges_of(
         return word_starts(tokenizer, ids)
     spec = parse_tokenizer(f"sp{vocab}-identity")
     with tempfile.TemporaryDirectory() as folder:
-        trained = train_sentencepiece(_documents(text), spec, Path(folder) / "edges", threads=1)
+        try:
+            trained = train_sentencepiece(_documents(text), spec, Path(folder) / "edges", threads=1)
+        except BytegolfError as error:
+            raise BytegolfError(
+                f"the training text makes no BPE tokenizer of model.soft.edges_vocab = {vocab} pieces: choose another "
+                f"number, or leave out model.soft.init=edges ({error})"
+            ) from error
         return stream_starts(trained, ids)
 
 
