@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bytegolf.config import ModelConfig, OptimConfig, SoftConfig, load
 from bytegolf.data.shards import open_split
-from bytegolf.data.tokenizer import load_tokenizer
+from bytegolf.data.tokenizer import ByteTokenizer, load_tokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.evaluate.sliding import last_losses
 from bytegolf.model.embed import BOS
@@ -231,11 +231,10 @@ def test_boundaries_begin_as_edges(subwords: bool, tiny_data: Path) -> None:
         assert torch.equal(tensor, old[key]) == ("boundary_" not in key), key
 
 
-def test_edges_that_the_text_has_no_tokenizer_for(tiny_data: Path) -> None:
-    tokenizer = load_tokenizer("byte260", tiny_data)
-    sample = open_split(tiny_data, "byte260", "train", tokenizer.vocab_size).slice(0, 600)
-    with pytest.raises(BytegolfError, match="makes no BPE tokenizer of model.soft.edges_vocab = 9000 pieces"):
-        edges_of(tokenizer, sample, sample, 9000)
+def test_a_text_of_more_letters_than_pieces_has_no_edges() -> None:
+    sample = ByteTokenizer().encode("".join(chr(0x4E00 + letter) for letter in range(400)))
+    with pytest.raises(BytegolfError, match="edges_vocab = 300 pieces"):
+        edges_of(ByteTokenizer(), sample, sample, 300)
 
 
 def test_without_layers_nothing_is_drawn_and_the_input_is_normalised() -> None:
