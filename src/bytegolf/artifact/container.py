@@ -39,14 +39,13 @@ class Container:
         header: the parsed JSON object.
         version: of the format.
         packed: the payload as it lies in the file.
-        header_bytes, file_bytes: sizes in the file.
+        file_bytes: the size of the file.
         sha256: of the whole file, in hexadecimal, as ``sha256sum`` prints it.
     """
 
     header: dict[str, Any]
     version: int
     packed: memoryview
-    header_bytes: int
     file_bytes: int
     sha256: str
 
@@ -119,7 +118,7 @@ def decode(data: bytes, where: str) -> Container:
         raise damaged(where, "its hash does not match its contents")
     header = _header(data[PRELUDE_BYTES:payload_at], where)
     packed = view[payload_at:payload_end]
-    return Container(header, version, packed, header_bytes, len(data), hashlib.sha256(data).hexdigest())
+    return Container(header, version, packed, len(data), hashlib.sha256(data).hexdigest())
 
 
 def damaged(where: str, why: str) -> BytegolfError:

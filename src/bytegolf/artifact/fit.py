@@ -31,6 +31,9 @@ PRUNED = (0.25, 0.5)
 
 PRUNED_BITS = (6, 4)
 
+BATCH = 8
+"""Windows in one forward pass."""
+
 Plan = dict[str, Storage]
 Progress = Callable[[str], None]
 
@@ -98,10 +101,10 @@ def sample(stream: TokenStream, length: int, tokens: int) -> Tensor:
 
 
 @torch.inference_mode()
-def mean_loss(model: LanguageModel, windows: Tensor, batch: int = 8) -> float:
-    """Nats a token over the windows."""
+def mean_loss(model: LanguageModel, windows: Tensor) -> float:
+    """Nats a token over the windows, (N, L + 1) token ids."""
     total = 0.0
-    for part in torch.split(windows.to(model.embedding.weight.device), batch):
+    for part in torch.split(windows.to(model.embedding.weight.device), BATCH):
         total += float(model.losses(model(part[:, :-1]), part[:, 1:]).double().sum())
     return total / (windows.numel() - len(windows))
 

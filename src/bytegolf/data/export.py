@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bytegolf.data.encoding import Tokens
-from bytegolf.data.manifest import DATASET_PREFIX
+from bytegolf.data.manifest import DATASET_PREFIX, add_totals
 from bytegolf.data.shard_writer import ShardWriter
 from bytegolf.data.specs import TokenizerSpec
 from bytegolf.data.tokenizer import Tokenizer
@@ -101,8 +101,7 @@ class Export:
             stats[f"tokens_{name}"] = self.writers[side].tokens
             stats[f"bytes_{name}"] = self.piece_bytes[side]
             stats[f"original_bytes_{name}"] = self.original_bytes[side]
-        stats["files_total"] = stats["files_train"] + stats["files_val"]
-        stats["tokens_total"] = stats["tokens_train"] + stats["tokens_val"]
+        add_totals(stats)
         path = self.folder.relative_to(self.out)
         return {
             "name": self.folder.name,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bytegolf.data.download import Advance, Wanted
-from bytegolf.data.manifest import MANIFEST, read_manifest
+from bytegolf.data.manifest import MANIFEST, add_totals, read_manifest
 from bytegolf.data.mirrors import PIECE
 from bytegolf.data.published import Published
 from bytegolf.data.shards import HEADER_BYTES, TOKEN_BYTES, read_shard
@@ -118,8 +118,7 @@ def _dataset(one: Published, mirror: str, record: Record) -> dict[str, Any]:
             )
         stats |= {f"files_{split}": len(there), f"tokens_{split}": tokens}
         hashes |= {Path(path).name: hashed for path, hashed in there.items()}
-    stats["files_total"] = stats["files_train"] + stats["files_val"]
-    stats["tokens_total"] = stats["tokens_train"] + stats["tokens_val"]
+    add_totals(stats)
     entry = {**one.dataset, "path": one.folder, "stats": stats, "sha256": hashes}
     return {**entry, "fetched_from": mirror, "published_stats": one.dataset["stats"]}
 

@@ -32,6 +32,12 @@ DIGEST = "documents_digest"
 zero bytes. Unlike a hash of everything at once it can be made in parts, and gone on with."""
 
 
+def add_totals(stats: dict[str, Any]) -> None:
+    """Set the shards and tokens of a data set's ``stats`` to what both splits have together."""
+    for what in ("files", "tokens"):
+        stats[f"{what}_total"] = stats[f"{what}_train"] + stats[f"{what}_val"]
+
+
 def check_data_folder(folder: Path) -> None:
     """Raise unless ``folder`` exists and a `prepare` or `fetch` has finished in it, if one has begun."""
     with disk_errors(folder, "read"):  # of a name that is too long, for instance

@@ -18,8 +18,9 @@ from bytegolf.data.shards import shard_path
 from bytegolf.errors import BytegolfError
 from bytegolf.files import parse_json
 
-DOCUMENTS = "docs_selected.jsonl"
-DOCUMENTS_SIDECAR = "docs_selected.source_manifest.json"
+DOCUMENTS_ENDING, SIDECAR_ENDING = ".jsonl", ".source_manifest.json"
+DOCUMENTS = f"docs_selected{DOCUMENTS_ENDING}"
+DOCUMENTS_SIDECAR = f"docs_selected{SIDECAR_ENDING}"
 
 MOST_SHARDS = 1_000_000
 """The number in a shard's name has six digits."""

@@ -14,11 +14,11 @@ from typing import Any
 from bytegolf.data import blocks, corpus, default_corpus, named_corpora
 from bytegolf.data.blocks import Block
 from bytegolf.data.corpus import Advance, Document, Reading
+from bytegolf.data.published import DOCUMENTS_ENDING, SIDECAR_ENDING
 from bytegolf.data.split import DEFAULT
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors, read_json
 
-PUBLISHED_ENDING, SIDECAR_ENDING = ".jsonl", ".source_manifest.json"
 _SIDECAR_KEYS = {"docs_sha256": str, "docs_val": int, "num_docs": int}
 
 
@@ -79,8 +79,8 @@ def open_source(sources: Sequence[str], reading: Reading) -> Source:
 
 def _sidecar(files: Sequence[str]) -> dict[str, Any]:
     """What was published about a file of documents; nothing if there is no such sidecar, or several files."""
-    path = Path(files[0].removesuffix(PUBLISHED_ENDING) + SIDECAR_ENDING)
-    if len(files) > 1 or not files[0].endswith(PUBLISHED_ENDING) or not path.is_file():
+    path = Path(files[0].removesuffix(DOCUMENTS_ENDING) + SIDECAR_ENDING)
+    if len(files) > 1 or not files[0].endswith(DOCUMENTS_ENDING) or not path.is_file():
         return {}
     value = read_json(path, "documents' sidecar")
     if not isinstance(value, dict):
