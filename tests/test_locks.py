@@ -105,8 +105,9 @@ def test_a_file_system_without_locks_keeps_nobody_out(tmp_path: Path, monkeypatc
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(files.fcntl, "flock", no_locks)
-    with only_one(tmp_path / "lock", "taken"):
-        pass
+    with only_one(tmp_path / "lock", "taken"), only_one(tmp_path / "lock", "taken"):
+        inside = True
+    assert inside
 
 
 def test_what_a_killed_process_left_of_a_file_goes(tmp_path: Path) -> None:

@@ -43,11 +43,13 @@ def screen() -> Console:
 
 
 def finish(wanted: bool, result: dict[str, Any]) -> None:
+    """Write ``result`` as a line of JSON, where it is ``wanted``: the end of a verb's output."""
     if wanted:
         sys.stdout.write(json.dumps(result, ensure_ascii=False) + "\n")
 
 
 def toml_string(text: str) -> str:
+    """``text`` as TOML has it: JSON's strings are TOML's."""
     return json.dumps(text, ensure_ascii=False)
 
 

@@ -211,5 +211,5 @@ class _BoundaryProbability(Function):
 
 
 def boundary_probability(q: Float[Tensor, "B L D"], k: Float[Tensor, "B L D"]) -> Float[Tensor, "B L"]:
-    """``ops.boundary_probability``."""
+    """``router.boundary_probability``."""
     return apply(_BoundaryProbability, q, k)
