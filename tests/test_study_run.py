@@ -316,6 +316,7 @@ def test_slurm_runs_an_array(slurm: Path) -> None:
     Path("fail-0.2-2").unlink()
     Path("queue").write_text("77 is waiting")
     assert "nothing to submit" in good("study", "run", "s.toml", "--launcher", "slurm").out
+    assert "Slurm still has 1 runs of s.toml, which would be trained twice" in refused("study", "run", "s.toml")
     Path("queue").unlink()
     assert "submitted 1 runs" in good("study", "run", "s.toml", "--launcher", "slurm").out
     assert scores(good("study", "show", "s.toml", "--json").json) == SCORES

@@ -30,13 +30,19 @@ def run(study: Study, only: Sequence[str], launcher: Literal["local", "slurm", "
     wanted = jobs(study, only)
     taken = f"another `bytegolf study run` is at work on {study.path}: wait for it, or end it"
     with only_one(study.runs / "lock", taken):
+        _, todo = running.missing(study, wanted)
+        queued = [job for job in todo if slurm.pending(job.folder)]
         if launcher == "slurm":
-            _, todo = running.missing(study, wanted)
-            todo = [job for job in todo if not busy(job.folder) and not slurm.pending(job.folder)]
+            todo = [job for job in todo if job not in queued and not busy(job.folder)]
             if not todo:
                 return "nothing to submit: every run has ended, or Slurm has it"
             number = slurm.submit(study, todo, at_once)
             return f"submitted {len(todo)} runs as job {number}; `bytegolf study show {study.path}` collects what ends"
+        if queued:
+            raise BytegolfError(
+                f"Slurm still has {len(queued)} runs of {study.path}, which would be trained twice: wait for them, or "
+                "end them with scancel"
+            )
         start: Launcher = Ray(study.config.threads, study.config.gpus) if launcher == "ray" else Local()
         with Overview(study) as watch:
             running.run(study, wanted, start, at_once, watch)
