@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from commands import TinyRun, good, refused
 from conftest import TINY, ModelMaker, scatter, tiny_network
 from test_bpb import BYTES, random_tokens, stream_of
 
 from bytegolf.analyze.boundaries import BoundaryStats
 from bytegolf.analyze.segment import collector
-from bytegolf.config import LevelConfig, ModelConfig, NgramConfig, RouterConfig, StageConfig
+from bytegolf.config import LevelConfig, ModelConfig, NetworkConfig, NgramConfig, RouterConfig, StageConfig
 from bytegolf.evaluate import sliding
 from bytegolf.evaluate.bpb import score
 from bytegolf.evaluate.sliding import last_losses
+from bytegolf.model.hnet import Level
 from bytegolf.model.lm import BOS, LanguageModel
+from bytegolf.model.stage import Stage
 
 
 def stage(layers: int, window: int = 0, dim: int = 32) -> StageConfig:
@@ -111,6 +115,45 @@ def test_the_score_and_the_boundaries_are_the_same(
         assert stats[0] == stats[1]
     else:  # these random weights are far less smooth than a trained model's, and a boundary may fall either way
         assert fast.bpb == pytest.approx(plain.bpb, abs=2e-2)
+
+
+@pytest.mark.parametrize("name", ["flat", "one-level", "two-level"])
+def test_a_reach_is_a_window(name: str, tmp_path: Path) -> None:
+    """One pass over the text in which attention to everything is local is a model's that was made so."""
+    reset = name == "one-level"
+    stream = stream_of(tmp_path, random_tokens(400))
+    model, local = model_of(name, reset), model_of(name, reset)
+    for module in local.modules():
+        if isinstance(module, Stage) and not module.config.window:
+            module.config = dataclasses.replace(module.config, window=5)
+    local = LanguageModel(dataclasses.replace(model.config, network=network_of(local.network)))
+    local.load_state_dict(model.state_dict())
+    whole = score(model, stream, BYTES, 64).bpb
+    with model.reaching(5):
+        found = [score(model, stream, BYTES, 200, stride=stride).bpb for stride in (0, 150)]
+    with model.reaching(0):
+        assert score(model, stream, BYTES, 64).bpb == whole
+    wanted = [score(local, stream, BYTES, 200, stride=stride, share=False).bpb for stride in (0, 150)]
+    assert found == pytest.approx(wanted, abs=1e-6)
+    assert abs(found[0] - whole) > 1e-3
+
+
+def test_eval_in_one_pass(tiny_run: TinyRun) -> None:
+    limited = ("eval", tiny_run.folder, "--limit", 1500)
+    found = good(*limited, "--length", 500, "--stride", 300, "--reach", 9, "--json").json
+    assert (found["seq_len"], found["stride"], found["reach"], found["tokens"]) == (500, 300, 9, 1500)
+    other = good(*limited, "--length", 500, "--stride", 300, "--json").json
+    assert other["reach"] == 0
+    assert other["bpb"] != found["bpb"]
+    assert "shorter windows" in refused("eval", tiny_run.folder, "--length", 10**9)
+
+
+def network_of(network: Stage | Level) -> NetworkConfig:
+    """The configuration of what its stages are now."""
+    if isinstance(network, Stage):
+        return network.config
+    parts = {part: network_of(getattr(network, part)) for part in ("encoder", "main", "decoder")}
+    return dataclasses.replace(network.config, **parts)  # type: ignore[arg-type]
 
 
 def test_no_stride_takes_more_windows_than_fit(make_model: ModelMaker) -> None:

@@ -77,6 +77,12 @@ def evaluate(
         int,
         Parameter(help="Score about this many tokens only: a subset, labelled as one. 0 = all.", validator=COUNT),
     ] = 0,
+    length: Annotated[
+        int, Parameter(help="Tokens that a window reads; 0 = as in training (train.seq_len).", validator=COUNT)
+    ] = 0,
+    reach: Annotated[
+        int, Parameter(help="Positions (or chunks) that attention to everything sees; 0 = everything.", validator=COUNT)
+    ] = 0,
     batch: Annotated[int, Parameter(help="Windows worked out at a time; 0 = as configured.", validator=COUNT)] = 0,
     capacity: Annotated[
         Literal["exact", "bucketed", "fixed"] | None, Parameter(help="Room for chunks. By default as configured.")
@@ -101,16 +107,21 @@ def evaluate(
     train.seq_len tokens is scored on its last ones only. What windows have in
     common is then computed once, which changes no loss by more than rounding.
 
+    --length and --reach make one pass of it: long windows, in which what attends
+    to everything sees as far as it did in training. These are not the losses of
+    sliding windows, but nearly their BPB for much less work.
+
     With --ttt the model learns from each chunk of text once that is scored, and
     from no token before; every token is scored once, and each document read from
     its beginning unless --ttt-reset never.
 
     Example: bytegolf eval runs/cpu-demo --stride 512
+    Example: bytegolf eval runs/cpu-demo --length 16384 --stride 14336 --reach 146
     Example: bytegolf eval runs/cpu-demo --ttt sgd
 
     JSON keys: bpb, bpb_original (over the text before normalisation), val_loss
     (nats a token), tokens, bytes, seconds, bytes_per_second, subset (whether
-    --limit left something out), tokens_dropped, stride, seq_len, precision,
+    --limit left something out), tokens_dropped, stride, seq_len, reach, precision,
     artifact_bytes, code_bytes, total_bytes, limit_bytes, fits, params,
     artifact_sha256, boundaries (windows, bytes, boundaries, chunks, rate,
     boundaries_per_256, whitespace_agreement and random_agreement (what chance
@@ -130,6 +141,8 @@ def evaluate(
             data or Path(opened.config.data.path),
             stride=stride,
             limit=limit,
+            length=length,
+            reach=reach,
             batch=batch,
             drop_tail=None if tail == "auto" else tail == "drop",
             capacity=capacity or "",

@@ -47,7 +47,7 @@ def _checked(targets: int, seq_len: int, stride: int) -> int:
     if targets < seq_len:
         raise BytegolfError(
             f"the split has {max(0, targets)} tokens to score, fewer than one sequence of {seq_len}: "
-            "use a larger split or a shorter train.seq_len"
+            "use a larger split or shorter windows (train.seq_len, or --length of eval)"
         )
     return stride or seq_len
 

@@ -5,6 +5,7 @@ Legend: B batch, L positions, D width, R rows of an extension, N last positions.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -105,6 +106,12 @@ class Stage(nn.Module):
         out = self._through(x, lambda index, stream, x0: blocks[index].extend(stream, x0, caches[index], span))
         state.lengths[slice(None) if rows is None else rows] += length if counts is None else counts
         return out
+
+    def attend_to(self, window: int) -> None:
+        """From now on each position sees the last ``window`` ones (0: all)."""
+        self.config = dataclasses.replace(self.config, window=window)
+        for block in self._blocks:
+            block.attn.window = window
 
     def halo(self) -> int | None:
         """How many positions before its own an output depends on; None: all of them."""

@@ -42,6 +42,8 @@ def evaluate(
     capacity: CapacityMode | Literal[""] = "",
     capacity_divisor: float = 0.0,
     ttt: TttConfig | None = None,
+    length: int = 0,
+    reach: int = 0,
     reporter: Reporter | None = None,
     world: World = ALONE,
 ) -> dict[str, Any]:
@@ -51,11 +53,14 @@ def evaluate(
     that many tokens only (a window at least), which ``subset`` then says. Without overlap the tail that fills no window
     is left out, as published (formats.md); with a stride or test-time training every token counts.
 
+    ``length`` is how many tokens a window reads (0: ``train.seq_len``), and ``reach`` how many of its own positions a
+    stage sees that else sees everything (0: everything; ``LanguageModel.reaching``).
+
     The processes of ``world`` share the windows, and all of them get the result that one alone would have had.
     Test-time training reads in order: each of them would do everything.
 
     Keys: bpb, val_loss (nats a token), tokens, bytes, seconds, bytes_per_second, subset, tokens_dropped, stride,
-    seq_len, precision, artifact_bytes, code_bytes, total_bytes, limit_bytes, fits, params, artifact_sha256,
+    seq_len, reach, precision, artifact_bytes, code_bytes, total_bytes, limit_bytes, fits, params, artifact_sha256,
     bpb_original (over the bytes of the text before normalisation; null where it is not known), boundaries (null for
     a flat model; else the keys of BoundaryStats), capacity (a list of the levels, see TruncationStats), ttt (null, or
     the keys of TttConfig).
@@ -65,7 +70,7 @@ def evaluate(
     """
     config, tokenizer = opened.config, opened.tokenizer
     stride = config.eval.stride if stride is None else stride
-    length = config.train.seq_len
+    length = length or config.train.seq_len
     ttt = config.eval.ttt if ttt is None else ttt
     adapting = ttt.mode != "off"
     if adapting and drop_tail:
@@ -99,14 +104,22 @@ def evaluate(
                 f"{clock(left)} left · bpb {total.bpb:.4f}"
             )
 
-    with opened.model.capacity(capacity, capacity_divisor):
+    with opened.model.capacity(capacity, capacity_divisor), opened.model.reaching(reach):
         truncation = TruncationStats(opened.model)
         if capacity_divisor and not truncation.any_fixed:
             raise BytegolfError("a capacity divisor belongs to a fixed capacity, which no level has: choose fixed too")
         made = observer if levels(config.model.network) else None
         settings = dataclasses.replace(config.eval, stride=stride, batch=batch or config.eval.batch, ttt=ttt)
         total = score_as(
-            settings, opened, stream, drop_tail=drop, limit=limit, observer=made, progress=show, world=world
+            settings,
+            opened,
+            stream,
+            drop_tail=drop,
+            length=length,
+            limit=limit,
+            observer=made,
+            progress=show,
+            world=world,
         )
         if not adapting:
             stats = sum(world.collect([stats]), BoundaryStats())
@@ -129,6 +142,7 @@ def evaluate(
         "tokens_dropped": dropped,
         "stride": stride,
         "seq_len": length,
+        "reach": reach,
         "precision": str(opened.model.precision).removeprefix("torch."),
         "artifact_bytes": model_bytes,
         "code_bytes": source_bytes,
@@ -154,16 +168,18 @@ def score_as(
     stream: TokenStream,
     *,
     drop_tail: bool,
+    length: int = 0,
     limit: int = 0,
     observer: Callable[[], Observer] | None = None,
     book: Book | None = None,
     progress: Callable[[Score], None] | None = None,
     world: World = ALONE,
 ) -> Score:
-    """The score of ``stream`` in windows of ``train.seq_len``, with the stride, batch and test-time training of
-    ``settings``; the rest as in ``bpb.score``. The processes of ``world`` share the work, except in test-time training.
+    """The score of ``stream`` in windows of ``length`` (0: ``train.seq_len``), with the stride, batch and test-time
+    training of ``settings``; the rest as in ``bpb.score``. The processes of ``world`` share the work, but not in that
+    training.
     """
-    model, tokenizer, length = opened.model, opened.tokenizer, opened.config.train.seq_len
+    model, tokenizer, length = opened.model, opened.tokenizer, length or opened.config.train.seq_len
     if settings.ttt.mode != "off":
         return score_adapting(
             model,
