@@ -139,8 +139,9 @@ def prepare_all(home: Path) -> list[Activity]:
     finish(bytegolf(*data, str(home / "data")))
     finish(bytegolf(*_train(home, 6), str(home / "trained"), cwd=home))
     (home / "study.toml").write_text(
-        f'question = "Is anything lost?"\ndata = "{home}/data"\nseeds = [1, 2]\nbudget.steps = 3\nthreads = 1\n'
-        '[variants.a]\npreset = "cpu-demo"\n'
+        f'name = "kills"\nquestion = "Is anything lost?"\ndata = "{home}/data"\nseeds = [1, 2]\n'
+        "budget.steps = 3\nthreads = 1\n"
+        'preset = "cpu-demo"\ncontrol = "a"\n[variants.a]\n'
         + "\n".join(
             f"overrides.{key} = {json.dumps(value) if value in ('fp32', 'cpu') else value}"
             for key, _, value in (change.partition("=") for change in _TINY)

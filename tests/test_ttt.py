@@ -15,7 +15,7 @@ from conftest import ModelMaker, shapes_unchecked
 from numpy.typing import NDArray
 from test_bpb import BYTES, stream_of
 
-from bytegolf.config import ModelConfig, StageConfig, TttConfig
+from bytegolf.config import ModelConfig, SoftConfig, StageConfig, TttConfig
 from bytegolf.errors import BytegolfError
 from bytegolf.evaluate import bpb, learners, ttt
 from bytegolf.evaluate.ttt import Pace, score_adapting
@@ -248,9 +248,13 @@ def test_a_reset_forgets(mode: Any, make_model: ModelMaker, booked: Booked) -> N
 
 @pytest.mark.parametrize("mode", ["lora", "sgd"])
 @pytest.mark.parametrize("matrices", ["all", "attention", "mlp"])
-def test_it_learns(mode: Any, matrices: Any, make_model: ModelMaker, booked: Booked) -> None:
+@pytest.mark.parametrize("soft", [False, True])
+def test_it_learns(soft: bool, mode: Any, matrices: Any, make_model: ModelMaker, booked: Booked) -> None:
     """A document that repeats itself gets cheaper than without learning."""
     model = make_model("one-level")
+    if soft:
+        torch.manual_seed(0)
+        model = LanguageModel(ModelConfig(StageConfig(3, 32, 4, 2), embed_std=0.5, soft=SoftConfig(layers=1)))
     tokens = [BOS, *(documents((24,))[1:] * 10)]
     settings = TttConfig(mode, matrices=matrices, lora_lr=0.01, sgd_lr=6e-4)
     found, still = (
@@ -265,6 +269,8 @@ def test_a_router_does_not_learn_and_says_so_where_nothing_is_left(make_model: M
     assert {"ngrams.proj", "network.residual", "network.main.blocks.0.attn.qkv"} <= names.keys()
     assert not any("router" in name for name in names)
     assert {name.split(".")[-2] for name in learners.adapted(model, "mlp")} == {"mlp"}
+    soft = LanguageModel(ModelConfig(StageConfig(1, 8, 2, 1), soft=SoftConfig(layers=1)))
+    assert {name for name in learners.adapted(soft, "all") if "soft" in name} == {"soft.layers.0.chunk_mixer"}
     with pytest.raises(BytegolfError, match="no maps of the kind mlp"):
         learners.adapted(LanguageModel(ModelConfig(StageConfig(0, 8, 2, 1))), "mlp")
 

@@ -38,8 +38,10 @@ class Learner(Protocol):
 
 
 def adapted(model: LanguageModel, which: str) -> dict[str, Linear]:
-    """The maps that learn, by name; never a router's, so that chunks begin where they did."""
+    """The maps that learn, by name; never one that says where chunks begin, so that they begin where they did."""
     routing = {id(module) for level in model.levels() for module in level.router.modules()}
+    if model.soft is not None:
+        routing |= {id(layer.boundary_proj) for layer in model.soft.stack}
     found = {
         name: module
         for name, module in model.named_modules()
