@@ -10,6 +10,7 @@ import torch
 from bytegolf.config import Config, load, preset_names
 from bytegolf.data.tokenizer import ByteTokenizer
 from bytegolf.model.lm import LanguageModel
+from bytegolf.model.preparing import prepare_routers
 from bytegolf.model.router import CosineRouter, Material
 from bytegolf.recipes.opening import open_model
 from bytegolf.train.distributed import pick_device, pick_precision
@@ -38,4 +39,4 @@ def calibrate(model: LanguageModel) -> None:
         if isinstance(level.router, CosineRouter):
             level.router.offset = torch.nn.Parameter(torch.zeros((), device=model.embedding.weight.device))
     tokens = np.random.default_rng(0).integers(4, 260, 1 << 13).astype(np.uint16)
-    model.prepare_routers(Material(ByteTokenizer(), tokens, Path()))
+    prepare_routers(model, Material(ByteTokenizer(), tokens, Path()))

@@ -49,6 +49,14 @@ def test_boundaries_are_drawn_at_the_wanted_rate(benchmark) -> None:
     assert float(out.traces[0].rate()) == pytest.approx(0.3, abs=0.05)
 
 
+def test_random_weights_chunk_at_the_presets_rate(benchmark) -> None:
+    model = LanguageModel(ModelConfig(tiny_network("two-level")))
+    benchmark("models").calibrate(model)
+    with torch.no_grad():
+        traces = model(torch.randint(4, 260, (8, 512))).traces
+    assert [float(trace.rate()) for trace in traces] == pytest.approx([1 / 3, 1 / 2], rel=0.2)
+
+
 @pytest.mark.parametrize("preset", ["cpu-demo", "cpu-gpt", "hnet-2stage", "study2-byte"])
 def test_every_width_is_a_model(benchmark, preset: str) -> None:
     scaling = benchmark("scaling")
