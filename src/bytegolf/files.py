@@ -84,6 +84,16 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
             raise
 
 
+def abandon(file: IO[bytes], temporary: Path, keep: bool) -> None:
+    """Close ``file``, which is not complete and lies at ``temporary``; remove it unless it is to be gone on with."""
+    try:
+        with contextlib.suppress(OSError):  # what could not be written is not wanted any more
+            file.close()
+    finally:
+        if not keep:
+            temporary.unlink(missing_ok=True)
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Write ``data`` to ``path`` atomically."""
     write_atomically(path, lambda file: file.write(data))

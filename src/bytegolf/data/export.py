@@ -15,7 +15,7 @@ from bytegolf.data.shard_writer import ShardWriter
 from bytegolf.data.specs import TokenizerSpec
 from bytegolf.data.tokenizer import Tokenizer
 from bytegolf.errors import BytegolfError
-from bytegolf.files import disk_errors, write_atomically
+from bytegolf.files import abandon, disk_errors, write_atomically
 
 SIDECAR = "fineweb_val_documents.npy"
 """int64 (documents, 3) beside the validation shards: tokens (BOS included), bytes they stand for, original bytes."""
@@ -172,13 +172,6 @@ class _Rows:
 
     def abandon(self, keep: bool = False) -> None:
         """Close the file, and remove it unless ``resume`` is to find it."""
-        if self._file is None:
-            return
-        try:
-            self._file.close()
-        except OSError:
-            pass
-        finally:
-            self._file = None
-            if not keep:
-                self._temporary.unlink(missing_ok=True)
+        if self._file is not None:
+            file, self._file = self._file, None
+            abandon(file, self._temporary, keep)

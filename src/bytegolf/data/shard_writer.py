@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from bytegolf.data.shards import MAX_SHARD_TOKENS, SHARD_TOKENS, shard_bytes, shard_header, shard_path, shard_paths
 from bytegolf.errors import BytegolfError
-from bytegolf.files import disk_errors, make_folder, sha256
+from bytegolf.files import abandon, disk_errors, make_folder, sha256
 
 _BEHIND_BYTES = 8 << 20
 """What is written goes on its way to the disk in such pieces, so that the wait for it in the end is short."""
@@ -170,13 +170,6 @@ class ShardWriter:
         """Close the shard that is not complete, if there is one, and remove it unless ``resume`` is to find it; the
         finished ones stay.
         """
-        if self._file is None:
-            return
-        try:
-            self._file.close()
-        except OSError:  # the file goes anyway
-            pass
-        finally:
-            self._file = None
-            if not keep:
-                self._temporary.unlink(missing_ok=True)
+        if self._file is not None:
+            file, self._file = self._file, None
+            abandon(file, self._temporary, keep)
