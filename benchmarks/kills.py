@@ -11,6 +11,10 @@ scores; and `bytegolf check` must find nothing damaged after the kill, before an
 Half of the kills come after a random time. The others come at the k-th time that the process opens a file for writing,
 flushes one to the disk, renames or deletes one, for a random k: those are the moments at which a file is half there.
 One process with one thread trains, on the CPU, for a number of steps, so that nothing else can differ.
+
+Commands start as forks of this process, which has imported everything, so that they take a second instead of ten; what
+they start themselves (a study's runs, prepare's workers) are processes like any other. A study is the slowest and gets
+the smallest share of the kills. Kills of `fetch` are in benchmarks/fetching.py.
 """
 
 from __future__ import annotations
@@ -18,60 +22,35 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import importlib
+import itertools
 import json
+import math
 import os
+import pkgutil
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
+import torch
 from measuring import table
 
+import bytegolf
 from bytegolf.artifact.pack import read_artifact
 from bytegolf.check.folders import check
+from bytegolf.cli import main as main_of_bytegolf
 from bytegolf.errors import BytegolfError
 from bytegolf.train import checkpoint as store
-
-_HOOK = """
-import os, signal, sys
-at, place = int(sys.argv.pop(1)), sys.argv.pop(1)
-count = 0
-def hook(event, arguments):
-    if event == "open":
-        path, _, flags = arguments
-        hit = isinstance(path, (str, bytes)) and flags & (os.O_WRONLY | os.O_RDWR)
-    elif event in ("os.rename", "os.remove", "os.rmdir", "os.mkdir"):
-        hit, path = True, arguments[0]
-    else:
-        return
-    if not hit or place not in os.path.abspath(os.fsdecode(path)):
-        return
-    reached()
-def reached():
-    global count
-    if count == at:
-        os.kill(os.getpid(), signal.SIGKILL)
-    count += 1
-sync = os.fsync
-def fsync(handle):
-    reached()
-    sync(handle)
-    reached()
-os.fsync = fsync
-sys.addaudithook(hook)
-from bytegolf.cli import main
-try:
-    main()
-finally:
-    sys.stderr.write(f"\\npoints {count}\\n")
-"""
-"""Counts what changes the disk below a folder (Python's audit events, and fsync), and kills at a given one."""
 
 _MODEL = ("dim=16", "layers=1", "heads=2", "kv_heads=1")
 _TINY = [
@@ -95,6 +74,8 @@ _TINY = [
     ),
     "eval.limit=512",
 ]
+SHARES = {"train": 4, "checkpoint": 4, "export": 3, "prepare": 3, "study": 1}
+"""Of so many kills in a row, how many each activity gets."""
 _VOLATILE = ("seconds", "bytes_per_second")
 
 
@@ -114,16 +95,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--kills", type=int, default=60, help="how many, over all activities")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--what", choices=("train", "checkpoint", "export", "prepare", "study", "all"), default="all")
+    parser.add_argument("--what", choices=(*SHARES, "all"), default="all")
     given = parser.parse_args()
+    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    torch.set_num_threads(1)
+    preload()
     draw = random.Random(given.seed)
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
         activities = [one for one in prepare_all(home) if given.what in ("all", one.name)]
         rows = []
-        for number, activity in enumerate(activities):
-            share = given.kills // len(activities) + (number < given.kills % len(activities))
-            rows.append(try_out(activity, share, draw))
+        names = [name for name, share in SHARES.items() for _ in range(share)] if given.what == "all" else [given.what]
+        shares = Counter(itertools.islice(itertools.cycle(names), given.kills))
+        for activity in activities:
+            rows.append(try_out(activity, shares[activity.name], draw))
             print(json.dumps(rows[-1]), flush=True)
     print(table(rows))
     sys.exit(1 if any(row["lost"] for row in rows) else 0)
@@ -135,23 +120,21 @@ def prepare_all(home: Path) -> list[Activity]:
     words = ["the", "of", "state", "people", "café", "a", "constitution", "in", "to", "and"]
     texts = [" ".join(draw.choices(words, k=200)) for _ in range(120)]
     (home / "corpus.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
-    data = ["prepare", str(home / "corpus.jsonl"), "--val", "first:20", "--out"]
-    finish(bytegolf(*data, str(home / "data")))
-    finish(bytegolf(*_train(home, 6), str(home / "trained"), cwd=home))
+    data = ["prepare", str(home / "corpus.jsonl"), "--val", "first:20", "--workers", "1", "--out"]
+    Command(*data, str(home / "data")).finish()
+    Command(*_train(home, 6), str(home / "trained"), cwd=home).finish()
+    changes = [change.partition("=") for change in _TINY if not change.startswith(("train.max_seconds", "eval."))]
     (home / "study.toml").write_text(
-        f'name = "kills"\nquestion = "Is anything lost?"\ndata = "{home}/data"\nseeds = [1, 2]\n'
-        "budget.steps = 3\nthreads = 1\n"
-        'preset = "cpu-demo"\ncontrol = "a"\n[variants.a]\n'
-        + "\n".join(
-            f"overrides.{key} = {json.dumps(value) if value in ('fp32', 'cpu') else value}"
-            for key, _, value in (change.partition("=") for change in _TINY)
-            if key not in ("train.max_seconds", "eval.limit")
+        f'name = "kills"\nquestion = "Is anything lost?"\npreset = "cpu-demo"\ncontrol = "a"\nseeds = [1, 2]\n'
+        f'data = "{home}/data"\neval_limit = 512\nbudget.steps = 3\nvariants.a = {{}}\n'
+        + "".join(
+            f"overrides.{key} = {json.dumps(value) if value.isalnum() and not value.isdigit() else value}\n"
+            for key, _, value in changes
         )
-        + "\n"
     )
     often = [*_train(home, 12)[:-1], "train.checkpoint_every=0.00001", "--out"]
     return [
-        Activity("train", home, [*_train(home, 40)[:-1], "train.checkpoint_every=0.05", "--out"]),
+        Activity("train", home, [*_train(home, 16)[:-1], "train.checkpoint_every=0.05", "--out"]),
         Activity("checkpoint", home, often),
         Activity("export", home, ["export"], home / "trained"),
         Activity("prepare", home, data),
@@ -171,26 +154,98 @@ def command_of(activity: Activity, folder: Path) -> list[str]:
     return [*activity.command, str(folder)]
 
 
-def bytegolf(*arguments: str, cwd: Path | None = None, at: int = -1, place: str = "") -> subprocess.Popen[str]:
-    """Start bytegolf, to be killed at the ``at``-th change of the disk below ``place``."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-c", _HOOK, str(at), place, *arguments],
-        cwd=cwd,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+class Command:
+    """bytegolf as a fork of this process, to be killed at the ``at``-th change of the disk below ``place``."""
+
+    def __init__(self, *arguments: str, cwd: Path | None = None, at: int = -1, place: str = "") -> None:
+        self._said = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - closed with the object
+        sys.stdout.flush()
+        self.pid = os.fork()
+        if not self.pid:
+            try:
+                _become(arguments, cwd, at, place, self._said.fileno())
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(70)
+
+    def wait(self, seconds: float = math.inf) -> int | None:
+        """The exit code, negative for a signal; None if it goes on for more than so many seconds."""
+        until = time.monotonic() + seconds
+        while True:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                return os.waitstatus_to_exitcode(status)
+            if time.monotonic() >= until:
+                return None
+            time.sleep(0.002)
+
+    def finish(self) -> int:
+        """Wait for it; how many changes it made. Raises RuntimeError if it failed."""
+        code = self.wait()
+        self._said.seek(0)
+        said = self._said.read()
+        if code:
+            raise RuntimeError(f"exit code {code}: {said.strip()[-600:]}")
+        return int(said.rsplit("points ", 1)[1])
 
 
-def finish(process: subprocess.Popen[str]) -> int:
-    """Wait for it; how many changes it made. Raises RuntimeError if it failed."""
-    _, said = process.communicate()
-    if process.returncode:
-        raise RuntimeError(f"exit code {process.returncode}: {said.strip()[-600:]}")
-    return int(said.rsplit("points ", 1)[1])
+def _become(arguments: tuple[str, ...], cwd: Path | None, at: int, place: str, said: int) -> None:
+    """Be the command ``arguments`` from here on; never returns."""
+    os.setsid()
+    os.dup2(said, 1)
+    os.dup2(said, 2)
+    os.chdir(cwd or ".")
+    count = _kill_at(at, place)
+    sys.argv = ["bytegolf", *arguments]
+    code: object = 0
+    try:
+        main_of_bytegolf()
+    except SystemExit as error:
+        code = error.code
+    print("\npoints", count(), flush=True)
+    os._exit(code if isinstance(code, int) else 1)
+
+
+def _kill_at(at: int, place: str) -> Callable[[], int]:
+    """Kill this process at the ``at``-th change of the disk below ``place``; how many there were.
+
+    Python's audit events tell of them, and fsync.
+    """
+    count = 0
+
+    def reached() -> None:
+        nonlocal count
+        if count == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        count += 1
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open":
+            changes = isinstance(arguments[0], str | bytes) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        else:
+            changes = event in ("os.rename", "os.remove", "os.rmdir", "os.mkdir")
+        if changes and Path(os.fsdecode(arguments[0])).absolute().is_relative_to(place):
+            reached()
+
+    sync = os.fsync
+
+    def fsync(handle: int) -> None:
+        reached()
+        sync(handle)
+        reached()
+
+    os.fsync = fsync
+    sys.addaudithook(hook)
+    return lambda: count
+
+
+def preload() -> None:
+    """Import all that the commands import when they need it."""
+    for module in pkgutil.walk_packages(bytegolf.__path__, "bytegolf."):
+        if module.name.split(".")[1] in ("recipes", "cli", "train", "data", "study", "analyze", "artifact"):
+            with contextlib.suppress(ImportError):  # of what is installed for other verbs
+                importlib.import_module(module.name)
 
 
 def set_up(activity: Activity, folder: Path) -> Path:
@@ -212,8 +267,8 @@ def try_out(activity: Activity, kills: int, draw: random.Random) -> dict[str, ob
     folder = activity.home / "here"
     place = set_up(activity, folder)
     started = time.monotonic()
-    points = finish(bytegolf(*command_of(activity, folder), cwd=place, place=str(folder)))
-    seconds = time.monotonic() - started
+    points = Command(*command_of(activity, folder), cwd=place, place=str(folder)).finish()
+    seconds = time.monotonic() - started  # of one without a disturbance
     wanted = outcome(folder)
     killed = lost = damaged = 0
     for attempt in range(20 * kills + 20):
@@ -225,7 +280,7 @@ def try_out(activity: Activity, kills: int, draw: random.Random) -> dict[str, ob
         killed += 1
         damaged += count_damaged(folder)
         try:
-            finish(bytegolf(*command_of(activity, folder), cwd=place))
+            Command(*command_of(activity, folder), cwd=place).finish()
             found = outcome(folder)
             different = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
         except RuntimeError as error:
@@ -233,7 +288,8 @@ def try_out(activity: Activity, kills: int, draw: random.Random) -> dict[str, ob
         if different:
             lost += 1
             print(f"{activity.name}, kill {killed}: {different[:3]}", file=sys.stderr, flush=True)
-    return {"activity": activity.name, "points": points, "kills": killed, "damaged": damaged, "lost": lost}
+    row: dict[str, object] = {"activity": activity.name, "points": points, "kills": killed, "damaged": damaged}
+    return row | {"lost": lost, "seconds": round(time.monotonic() - started)}
 
 
 def kill_one(
@@ -241,18 +297,17 @@ def kill_one(
 ) -> bool:
     """Start the activity and kill it, at a random change of the disk or time; whether it did not end before."""
     at = draw.randrange(points) if by_point else -1
-    process = bytegolf(*command_of(activity, folder), cwd=place, at=at, place=str(folder))
-    try:
-        process.communicate(timeout=None if by_point else draw.uniform(0.4, 1.0) * seconds)
-    except subprocess.TimeoutExpired:
+    process = Command(*command_of(activity, folder), cwd=place, at=at, place=str(folder))
+    code = process.wait(math.inf if by_point else draw.uniform(0.02, 1.0) * seconds)
+    if code is None:
         os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        code = process.wait()
     if activity.name == "study" and draw.random() < 0.5:  # its runs have sessions of their own; otherwise they go on
         for entry in Path("/proc").iterdir():
             with contextlib.suppress(OSError, ValueError):
                 if (entry / "cwd").readlink() == folder:
                     os.kill(int(entry.name), signal.SIGKILL)
-    return process.returncode == -signal.SIGKILL
+    return code == -signal.SIGKILL
 
 
 def count_damaged(folder: Path) -> int:
