@@ -1,7 +1,7 @@
 """Does anything get lost when bytegolf is killed? kill -9 at random points, again and again, then resume and compare.
 
     python benchmarks/kills.py --kills 60
-    python benchmarks/kills.py --kills 20 --what checkpoint --seed 7
+    python benchmarks/kills.py --kills 20 --what checkpoint export --seed 7
 
 Each activity runs once without a disturbance. Then, a number of times, it is started in a fresh folder and killed with
 SIGKILL, its children too, and the same command is run again until it ends. What comes of it must be the same: the rows
@@ -27,7 +27,6 @@ import itertools
 import json
 import math
 import os
-import pkgutil
 import random
 import shutil
 import signal
@@ -45,7 +44,6 @@ import safetensors.torch
 import torch
 from measuring import table
 
-import bytegolf
 from bytegolf.artifact.pack import read_artifact
 from bytegolf.check.folders import check
 from bytegolf.cli import main as main_of_bytegolf
@@ -95,18 +93,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--kills", type=int, default=60, help="how many, over all activities")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--what", choices=(*SHARES, "all"), default="all")
+    parser.add_argument("--what", choices=SHARES, nargs="+", default=list(SHARES))
     given = parser.parse_args()
-    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    torch.set_num_threads(1)
     preload()
     draw = random.Random(given.seed)
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
-        activities = [one for one in prepare_all(home) if given.what in ("all", one.name)]
+        activities = [one for one in prepare_all(home) if one.name in given.what]
         rows = []
-        names = [name for name, share in SHARES.items() for _ in range(share)] if given.what == "all" else [given.what]
-        shares = Counter(itertools.islice(itertools.cycle(names), given.kills))
+        most = max(SHARES.values())
+        turns = [name for turn in range(most) for name in given.what if SHARES[name] > turn]
+        shares = Counter(itertools.islice(itertools.cycle(turns), given.kills))
         for activity in activities:
             rows.append(try_out(activity, shares[activity.name], draw))
             print(json.dumps(rows[-1]), flush=True)
@@ -157,12 +154,21 @@ def command_of(activity: Activity, folder: Path) -> list[str]:
 class Command:
     """bytegolf as a fork of this process, to be killed at the ``at``-th change of the disk below ``place``."""
 
-    def __init__(self, *arguments: str, cwd: Path | None = None, at: int = -1, place: str = "") -> None:
+    def __init__(
+        self,
+        *arguments: str,
+        cwd: Path | None = None,
+        at: int = -1,
+        place: str = "",
+        first: Callable[[], None] | None = None,
+    ) -> None:
         self._said = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - closed with the object
         sys.stdout.flush()
         self.pid = os.fork()
         if not self.pid:
             try:
+                if first:
+                    first()
                 _become(arguments, cwd, at, place, self._said.fileno())
             except BaseException:
                 traceback.print_exc()
@@ -180,13 +186,18 @@ class Command:
                 return None
             time.sleep(0.002)
 
+    def end(self) -> tuple[int, str]:
+        """Wait for it: its exit code, and all that it said."""
+        code = self.wait()
+        assert code is not None
+        self._said.seek(0)
+        return code, self._said.read().strip()
+
     def finish(self) -> int:
         """Wait for it; how many changes it made. Raises RuntimeError if it failed."""
-        code = self.wait()
-        self._said.seek(0)
-        said = self._said.read()
+        code, said = self.end()
         if code:
-            raise RuntimeError(f"exit code {code}: {said.strip()[-600:]}")
+            raise RuntimeError(f"exit code {code}: {said[-600:]}")
         return int(said.rsplit("points ", 1)[1])
 
 
@@ -203,7 +214,9 @@ def _become(arguments: tuple[str, ...], cwd: Path | None, at: int, place: str, s
         main_of_bytegolf()
     except SystemExit as error:
         code = error.code
-    print("\npoints", count(), flush=True)
+    sys.stdout.flush()
+    if not code:
+        print("\npoints", count(), flush=True)
     os._exit(code if isinstance(code, int) else 1)
 
 
@@ -241,11 +254,11 @@ def _kill_at(at: int, place: str) -> Callable[[], int]:
 
 
 def preload() -> None:
-    """Import all that the commands import when they need it."""
-    for module in pkgutil.walk_packages(bytegolf.__path__, "bytegolf."):
-        if module.name.split(".")[1] in ("recipes", "cli", "train", "data", "study", "analyze", "artifact"):
-            with contextlib.suppress(ImportError):  # of what is installed for other verbs
-                importlib.import_module(module.name)
+    """Import all that the commands import when they need it; they have one thread."""
+    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    torch.set_num_threads(1)
+    for name in ("recipes.training", "recipes.exporting", "data.prepare", "study.report"):
+        importlib.import_module(f"bytegolf.{name}")
 
 
 def set_up(activity: Activity, folder: Path) -> Path:

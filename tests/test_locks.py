@@ -1,15 +1,23 @@
-"""Two processes on one folder: the second is told so and changes nothing; a killed one leaves nothing in the way."""
+"""Two processes on one folder: the second is told so and changes nothing; a killed one leaves nothing in the way.
+
+A sample of benchmarks/kills.py and the simulation of benchmarks/disks.py are here too.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commands import TinyRun, good, refused, small
@@ -116,3 +124,65 @@ def test_what_a_killed_process_left_of_a_file_goes(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"half")
     clear_leftovers(tmp_path / "a[1].json")
     assert sorted(file.name for file in tmp_path.iterdir()) == [".a1.json.x7.tmp", "a[1].json"]
+
+
+# ---------------------------------------------------------------------------------------------- kills, disks, clocks
+
+
+def test_killed_at_random_points_it_goes_on_to_the_same() -> None:
+    """Kills of a training run and of an export; of a study in test_study_run, of a prepare in test_prepare_restart."""
+    script = Path(__file__).parent.parent / "benchmarks" / "kills.py"
+    done = subprocess.run(
+        [sys.executable, script, "--kills", "2", "--what", "checkpoint", "export"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert [(row["kills"], row["damaged"], row["lost"]) for row in rows] == [(1, 0, 0)] * 2
+
+
+def test_a_read_only_disk_is_said(tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.txt").write_text("some text")
+    (tmp_path / "out").mkdir()
+    before = contents(tiny_run.folder)
+    original = os.open
+
+    def read_only(path: Any, flags: int, *more: Any, **named: Any) -> int:
+        ours = any(Path(path).is_relative_to(folder) for folder in (tiny_run.folder, tmp_path))
+        if ours and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
+        return original(path, flags, *more, **named)
+
+    monkeypatch.setattr(os, "open", read_only)
+    run = ("train", "cpu-demo", *small(), "--data", tiny_run.data, "--resume", "--out", tiny_run.folder)
+    for command in (
+        run,
+        ("export", tiny_run.folder),
+        ("export", tiny_run.folder, "--out", tmp_path / "out" / "a.bgolf"),
+        ("prepare", tmp_path / "a.txt", "--out", tmp_path / "out"),
+    ):
+        said = refused(*command)
+        assert str(command[-1] if command[-1] != tmp_path / "out" / "a.bgolf" else tmp_path / "out") in said
+        assert "the file system is read-only: choose another folder" in said
+    assert contents(tiny_run.folder) == before
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_clock_that_jumps_changes_nothing(tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wall clock is a day ahead, then behind, each time that it is looked at: budgets are of another clock."""
+    now, leaps = time.time, itertools.cycle([86_400.0, -86_400.0])
+    monkeypatch.setattr(time, "time", lambda: now() + next(leaps))
+    budget = ("train.max_seconds=80000", "train.checkpoint_every=70000")
+    ran = good("train", "cpu-demo", *small(), *budget, "--data", tiny_run.data, "--out", tmp_path / "run", "--json")
+    assert (ran.json["steps"], ran.json["stopped_early"]) == (10, False)
+    assert 0 < ran.json["train_seconds"] < 3600
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
+
+
+def test_nothing_but_dates_is_told_by_the_wall_clock() -> None:
+    root = Path(files.__file__).parent
+    wall = re.compile(r"\btime\.time(_ns)?\(|from time import|datetime\.(now|utcnow|today)\(")
+    users = {file.relative_to(root).as_posix() for file in root.rglob("*.py") if wall.search(file.read_text())}
+    assert users == {"submission/folder.py"}, "its submission.json has the date"
