@@ -129,6 +129,7 @@ def test_what_a_killed_process_left_of_a_file_goes(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------- kills, disks, clocks
 
 
+@pytest.mark.slow
 def test_killed_at_random_points_it_goes_on_to_the_same() -> None:
     """Kills of a training run and of an export; of a study in test_study_run, of a prepare in test_prepare_restart."""
     script = Path(__file__).parent.parent / "benchmarks" / "kills.py"
