@@ -42,7 +42,7 @@ def chain(name: str, data: Path, steps: int, limit: int, folder: Path) -> dict[s
     budget = [f"train.max_steps={steps}", "train.max_seconds=0", "train.warmup_steps=0", "train.validate_tokens=0"]
     sizes = [f"train.batch_tokens={tokens}", "train.decay_steps=0", f"eval.limit={limit}"]
     trained = answer("train", name, "--data", str(data), "--out", out, *budget, *sizes)
-    again = answer("eval", out, "--data", str(data))
+    again = answer("eval", out, "--data", str(data), "--limit", str(limit))
     chunks = answer("segment", out, TEXT, "--data", str(data))["chunks"] if levels(load(name).model) else []
     proof = answer("prove", out, "--data", str(data))
     failed = [check for check in proof["checks"] if not check["passed"]]

@@ -133,6 +133,9 @@ def test_a_sentence_is_short_and_printable_whatever_it_quotes() -> None:
     assert len(long) <= MOST_CHARACTERS
     assert long.startswith("aaa")
     assert long.endswith("zzz")
+    escaped = str(BytegolfError("\udc80" * 900))  # six characters each
+    assert len(escaped) <= MOST_CHARACTERS
+    assert escaped.isprintable()
 
 
 def test_it_stays_the_same_between_processes() -> None:

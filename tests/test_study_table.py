@@ -141,6 +141,12 @@ def test_a_full_table(study: Study) -> None:
     assert found.commits == ["c" * 12]
 
 
+def test_a_row_need_not_say_what_code_made_it(study: Study) -> None:
+    known = rows(study, {"a": [1.0]})
+    del next(iter(known.values()))["git"]
+    assert tabulate(study, known).commits == ["no git checkout"]
+
+
 def test_the_score_over_original_bytes_is_compared_where_all_know_it(study: Study) -> None:
     known = rows(study, {"a": [1.0], "b": [1.0]})
     assert tabulate(study, known).lines[0].bpb == (1.0, None)

@@ -20,13 +20,18 @@ def presentable(sentence: str) -> str:
     >>> presentable("no key a\\nb\\x1b[2J")
     'no key a b\\\\x1b[2J'
     """
-    if len(sentence) > MOST_CHARACTERS:
-        half = MOST_CHARACTERS // 2 - 2
-        sentence = f"{sentence[:half]} … {sentence[-half:]}"
+    sentence = _shortened(sentence)
     if sentence.isprintable():
         return sentence
     shown = (
         char if char.isprintable() else " " if char in "\t\n\r" else char.encode("unicode_escape").decode("ascii")
         for char in sentence
     )
-    return "".join(shown)
+    return _shortened("".join(shown))  # an escape is up to ten characters
+
+
+def _shortened(sentence: str) -> str:
+    if len(sentence) <= MOST_CHARACTERS:
+        return sentence
+    half = MOST_CHARACTERS // 2 - 2
+    return f"{sentence[:half]} … {sentence[-half:]}"

@@ -61,7 +61,7 @@ def show(study: Study, console: Console, plot: Path | None = None) -> dict[str, 
     """
     table = known(study)
     counts = _counts(study, table)
-    console.print(study.config.question, style="bold", markup=False, soft_wrap=True)
+    console.print(study.config.question, style="bold", markup=False, highlight=False, soft_wrap=True)
     console.print(screen_table(table))
     for note in notes(table):
         console.print(note, markup=False, soft_wrap=True)

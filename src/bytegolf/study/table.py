@@ -117,7 +117,7 @@ def tabulate(study: Study, rows: Mapping[Job, Row]) -> Table:
         lines,
         [(first, second, gap, verdict(gap)) for first, second, gap in pairs],
         {job.label: row["error"] for job, row in rows.items() if row["status"] == "failed"},
-        sorted({_commit(row["git"]) for row in rows.values() if row["status"] == "done"}),
+        sorted({_commit(row.get("git")) for row in rows.values() if row["status"] == "done"}),
         sorted({f"torch {row['versions']['torch']}" for row in rows.values() if row["status"] == "done"}),
     )
 
