@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bytegolf.analyze.figures import COLORS, Figure, figures, svg
+from bytegolf.analyze.grid import Grid
 from bytegolf.analyze.reading import Reading
 from bytegolf.analyze.render import chunks, visible
 from bytegolf.analyze.segment import Segmentation
-from bytegolf.analyze.tables import Grid, grids
+from bytegolf.analyze.tables import grids
 
 _NOTHING = 65535
 

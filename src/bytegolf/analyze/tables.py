@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
-
-@dataclass(frozen=True)
-class Grid:
-    """A table: the first column says what a row is."""
-
-    title: str
-    head: list[str]
-    rows: list[list[str]]
-    wide: bool = False
-    """too many columns for a terminal"""
+from bytegolf.analyze.grid import Grid, fine, number, percent, times, with_chance
+from bytegolf.analyze.soft_table import soft_chunking
 
 
 def grids(analysis: dict[str, Any]) -> Iterator[Grid]:
@@ -23,7 +14,7 @@ def grids(analysis: dict[str, Any]) -> Iterator[Grid]:
     models = analysis["models"]
     columns = [(f"{name}{suffix}", level) for name, suffix, level in _levels(models)]
     yield _scores(models)
-    yield from _soft(models)
+    yield from soft_chunking(models)
     if columns:
         yield _boundaries([name for name, _ in columns], [level for _, level in columns])
     yield from _stability(models)
@@ -43,8 +34,8 @@ def grids(analysis: dict[str, Any]) -> Iterator[Grid]:
 
 def _levels(models: list[dict[str, Any]]) -> Iterator[tuple[str, str, dict[str, Any]]]:
     for model in models:
-        for number, level in enumerate(model["levels"]):
-            yield model["name"], f" · {kind(model)} {number}" if len(model["levels"]) > 1 else "", level
+        for depth, level in enumerate(model["levels"]):
+            yield model["name"], f" · {kind(model)} {depth}" if len(model["levels"]) > 1 else "", level
 
 
 def kind(model: dict[str, Any]) -> str:
@@ -69,48 +60,11 @@ def _chunking(model: dict[str, Any]) -> str:
     return " + ".join(found) or "none: flat"
 
 
-def _soft(models: list[dict[str, Any]]) -> Iterator[Grid]:
-    """What soft chunking does, a column a layer; the scores are a model's, and stand in its first column."""
-    found = []
-    for model in models:
-        layers = model["soft"]["layers"] if model["soft"] else []
-        for place, layer in enumerate(layers):
-            name = f"{model['name']} · layer {place}" if len(layers) > 1 else model["name"]
-            found.append((name, None if place else model["soft"]["bpb"], layer))
-    if not found:
-        return
-    scores, layers = [bpb for _, bpb, _ in found], [layer for _, _, layer in found]
-    rows = [["bits per byte, b as it is", *(number(bpb and bpb["as_is"], 4) for bpb in scores)]]
-    for what, key in (("b = 1 everywhere", "open"), ("b = 0 everywhere", "closed"), ("b shuffled", "shuffled")):
-        rows.append([f"· {what}", *(_against(bpb, key) for bpb in scores)])
-    rows += [
-        ["b, mean ± std", *(f"{one['mean']:.3f} ± {one['std']:.3f}" for one in layers)],
-        *([f"· {at} % of them below", *(f"{one['quantiles'][at]:.3f}" for one in layers)] for at in ("10", "50", "90")),
-        ["· below ½", *(percent(one["below_half"]) for one in layers)],
-        ["from the identity", *(number(one["from_identity"], 3) for one in layers)],
-    ]
-    for what, key in (("at whitespace", "whitespace"), ("at BPE edges", "edges")):
-        if any(one[key] for one in layers):
-            rows.append([f"highest tenth of b {what}", *(_beside_all(one[key], "highest") for one in layers)])
-            rows.append([f"· lowest tenth {what}", *(_beside_all(one[key], "lowest") for one in layers)])
-    yield Grid(
-        "soft chunking; in brackets the change, or what all positions have", ["", *(name for name, _, _ in found)], rows
-    )
-
-
-def _against(bpb: dict[str, float] | None, key: str) -> str:
-    return f"{bpb[key]:.4f} ({bpb[key] - bpb['as_is']:+.4f})" if bpb else "–"
-
-
-def _beside_all(shares: dict[str, float] | None, key: str) -> str:
-    return f"{percent(shares[key])} ({percent(shares['all'])})" if shares else "–"
-
-
 def _boundaries(names: list[str], levels: list[dict[str, Any]]) -> Grid:
     """A figure a row; "a (b)" is a figure and, in brackets, what chance would give."""
 
     def row(what: str, key: str, chance: str = "", digits: int | None = None) -> list[str]:
-        return [what, *(_with_chance(level, key, chance, digits) for level in levels)]
+        return [what, *(with_chance(level, key, chance, digits) for level in levels)]
 
     rows = [
         row("touch whitespace", "whitespace_agreement", "random_agreement"),
@@ -123,10 +77,10 @@ def _boundaries(names: list[str], levels: list[dict[str, Any]]) -> Grid:
     ]
     if any(level["edges"] for level in levels):
         for what, key in (("at BPE edges", "precision"), ("BPE edges met", "recall"), ("· F1", "f1")):
-            rows.append([what, *(_with_chance(level["edges"] or {}, key, f"random_{key}", None) for level in levels)])
+            rows.append([what, *(with_chance(level["edges"] or {}, key, f"random_{key}", None) for level in levels)])
     surprisal = [level["surprisal"] for level in levels]
     rows += [
-        ["in the most surprising tenth", *(_times(one["enrichment"]) for one in surprisal)],
+        ["in the most surprising tenth", *(times(one["enrichment"]) for one in surprisal)],
         ["bits a byte at boundaries", *(number(one["bits_at_boundaries"], 2) for one in surprisal)],
         ["bits a byte elsewhere", *(number(one["bits_elsewhere"], 2) for one in surprisal)],
         ["boundaries", *(f"{level['boundaries']:,}" for level in levels)],
@@ -193,8 +147,8 @@ def _words(name: str, classes: list[dict[str, Any]]) -> Grid:
             _occurrences(one),
             f"{one['words']:,}",
             number(one["mean_bytes"], 1),
-            _with_chance(one, "cut", "random_cut", None),
-            _with_chance(one, "opened", "random_opened", None),
+            with_chance(one, "cut", "random_cut", None),
+            with_chance(one, "opened", "random_opened", None),
             number(one["pieces"], 2),
         ]
         for one in classes
@@ -229,11 +183,11 @@ def _parts(title: str, first: str, key: str, parts: list[dict[str, Any]]) -> Gri
         row = [part[key], f"{part['bytes']:,}", number(part["bpb"], 3)]
         if chunked:
             row += [
-                _with_chance(part, "whitespace_agreement", "random_agreement", None),
+                with_chance(part, "whitespace_agreement", "random_agreement", None),
                 number(part["mean_chunk_bytes"], 2),
                 number(part["mean_chunk_characters"], 2),
                 number(part["cv"], 2),
-                _with_chance(part, "utf8_splits", "random_utf8_splits", None),
+                with_chance(part, "utf8_splits", "random_utf8_splits", None),
             ]
         rows.append(row)
     return Grid(title, head, rows)
@@ -249,7 +203,7 @@ def _history(model: dict[str, Any]) -> Grid:
             number(point["mean_chunk_bytes"], 2),
             number(point["cv"], 2),
             number(point["boundaries_per_256_bytes"], 1),
-            _times(point["enrichment"]),
+            times(point["enrichment"]),
         ]
         for point in model["history"]
     ]
@@ -259,26 +213,3 @@ def _history(model: dict[str, Any]) -> Grid:
         for row, point in zip(rows, model["history"], strict=True):
             row.append(number(point["b"], 3))
     return Grid(f"over training: {model['name']}", head, rows)
-
-
-def _with_chance(figures: dict[str, Any], key: str, chance: str, digits: int | None) -> str:
-    write = percent if digits is None else lambda value: number(value, digits)
-    value = write(figures.get(key))
-    return f"{value} ({write(figures.get(chance))})" if chance and value != "–" else value
-
-
-def _times(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}×"
-
-
-def percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1%}"
-
-
-def fine(value: float | None) -> str:
-    """A share that may be far below a percent."""
-    return "–" if value is None else f"{value:.3%}"
-
-
-def number(value: float | None, digits: int) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,31 +15,24 @@ from rich.table import Table
 from rich.text import Text
 
 from bytegolf.analyze import tables
+from bytegolf.analyze.grid import Grid
 from bytegolf.analyze.metrics import describe
-from bytegolf.analyze.reading import LevelReading, Reading, encode, join, read
-from bytegolf.analyze.render import STANDARD_TEXT
+from bytegolf.analyze.reading import Reading, join
 from bytegolf.analyze.scripts import by_script
-from bytegolf.analyze.segment import Segmentation, segment
+from bytegolf.analyze.segment import Segmentation
 from bytegolf.config import levels
 from bytegolf.data.edges import token_starts
-from bytegolf.data.manifest import MANIFEST, data_summary
-from bytegolf.data.shards import TokenStream, open_split
-from bytegolf.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
+from bytegolf.data.tokenizer import SentencePieceTokenizer
 from bytegolf.errors import BytegolfError
-from bytegolf.files import disk_errors
 from bytegolf.model.outline import count_parameters
 from bytegolf.model.router import THRESHOLD
-from bytegolf.recipes.opening import Opened, holding, open_model
+from bytegolf.recipes.history import history_of
+from bytegolf.recipes.opening import Opened, open_model
 from bytegolf.recipes.probing import on_texts
-from bytegolf.recipes.runs import RunFolder
 from bytegolf.recipes.show import titled
 from bytegolf.recipes.stability import stability
-from bytegolf.recipes.training import initial_model
-from bytegolf.train import checkpoint as store
+from bytegolf.recipes.texts import Teller, reference_tokenizer, text_tokens
 from bytegolf.train.report import Reporter
-
-HISTORY_BYTES = 65536
-"""How much of the first text each checkpoint reads."""
 
 
 @dataclass(frozen=True)
@@ -86,18 +79,18 @@ def analyze(
         raise BytegolfError("--threshold is about the b of soft chunking, which no model here has: leave it out")
     names = _names(sources)
     folder = data or Path(opened[0].config.data.path)
-    reference = _reference(edges, folder, [one.tokenizer for one in opened])
+    reference = reference_tokenizer(edges, folder, [one.tokenizer for one in opened])
     texts = [file.name for file in files] or [f"the validation split of {folder.name}"]
     readings: list[list[Reading]] = []
     models, standard = [], []
     for source, name, one in zip(sources, names, opened, strict=True):
-        tokens = list(_ids(one, data, files, limit))
-        tell = _Teller(name, threshold, reporter)
+        tokens = list(text_tokens(one, data, files, limit))
+        tell = Teller(name, threshold, reporter)
         found = [tell.read(one, ids, f"reading {text}") for ids, text in zip(tokens, texts, strict=True)]
         readings.append(found)
         described, pictures = _describe(source, one, tokens, found, texts, reference, tell)
         if history:
-            described["history"], pictures = _history(source, one, data, found[0], tell)
+            described["history"], pictures = history_of(source, one, data, found[0], tell)
         if firmness:
             described["stability"] = stability(source, one, tokens, name, reporter)
         models.append(described)
@@ -131,72 +124,6 @@ def _note(opened: list[Opened], reference: SentencePieceTokenizer | None, thresh
     return said
 
 
-def _reference(edges: str, folder: Path, tokenizers: list[Tokenizer]) -> SentencePieceTokenizer | None:
-    """The tokenizer whose tokens' starts boundaries are compared with."""
-    if edges and Path(edges).is_file():
-        return SentencePieceTokenizer(Path(edges))
-    names = [edges] if edges else list(data_summary(folder)) if (folder / MANIFEST).exists() else []
-    for name in names:
-        found = load_tokenizer(name, folder)
-        if isinstance(found, SentencePieceTokenizer):
-            return found
-    if edges:
-        raise BytegolfError(
-            f"the tokenizer {edges} is made of bytes, so every byte is an edge: name a SentencePiece one"
-        )
-    return next((one for one in tokenizers if isinstance(one, SentencePieceTokenizer)), None)
-
-
-def _ids(opened: Opened, data: Path | None, files: Sequence[Path], limit: int) -> Iterator[NDArray[np.int64]]:
-    """The tokens of each text, a BOS first."""
-    tokenizer = opened.tokenizer
-    for file in files:
-        with disk_errors(file, "read"):
-            content = file.read_bytes()
-        content = content[:limit] if limit else content
-        if limit and not isinstance(tokenizer, ByteTokenizer):  # the cut may have gone through a character
-            content = content.decode("utf-8", "ignore").encode() if _cut(content) else content
-        if not content:
-            raise BytegolfError(f"{file} is empty: give some text")
-        yield np.concatenate(([tokenizer.BOS], encode(tokenizer, content, str(file)))).astype(np.int64)
-    if not files:
-        stream = open_split(data or Path(opened.config.data.path), tokenizer.name, "val", tokenizer.vocab_size)
-        yield stream.slice(0, min(limit or len(stream), len(stream))).astype(np.int64)
-
-
-def _cut(content: bytes) -> bool:
-    """Whether nothing is wrong with the UTF-8 of ``content`` but its end."""
-    try:
-        content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return error.reason == "unexpected end of data"
-    return False
-
-
-@dataclass(frozen=True)
-class _Teller:
-    """Reads with a model, and tells how far it is."""
-
-    name: str
-    """the model's"""
-    threshold: float
-    reporter: Reporter
-
-    def read(self, opened: Opened, ids: NDArray[np.int64], what: str) -> Reading:
-        """The tokens as the opened weights read them."""
-
-        def show(share: float) -> None:
-            self.reporter.progress(f"{self.name}: {what} · {share:.0%}")
-
-        length = opened.config.train.seq_len
-        return read(opened.model, opened.tokenizer, ids, length, show, threshold=self.threshold)
-
-    def standard(self, opened: Opened) -> Segmentation:
-        """The standard text in chunks."""
-        length, threshold = opened.config.train.seq_len, self.threshold
-        return segment(opened.model, opened.tokenizer, STANDARD_TEXT, length, threshold=threshold)
-
-
 def _chunking(opened: Opened) -> str | None:
     """What begins a model's chunks, if anything does."""
     if levels(opened.config.model.network):
@@ -211,7 +138,7 @@ def _describe(
     found: list[Reading],
     texts: list[str],
     reference: SentencePieceTokenizer | None,
-    tell: _Teller,
+    tell: Teller,
 ) -> tuple[dict[str, Any], list[tuple[str, Segmentation]]]:
     """A model's part of the result, and the standard text as it cuts it."""
 
@@ -251,58 +178,6 @@ def _row(reading: Reading, level: int | None) -> dict[str, Any]:
     return {**stats, **row, "mean_chunk_characters": None if mean is None else mean * characters / len(reading.data)}
 
 
-def _history(
-    source: Path, opened: Opened, data: Path | None, reading: Reading, tell: _Teller
-) -> tuple[list[dict[str, Any]], list[tuple[str, Segmentation]]]:
-    """A run's untrained weights (made again from its seed), its checkpoints and its artifact, on the first text."""
-    if not source.is_dir():
-        raise BytegolfError(
-            f"{source} is an artifact, which knows only its last weights: --history needs a run's folder"
-        )
-    if not reading.levels:
-        return [], []
-    config, tokenizer = opened.config, opened.tokenizer
-    train = open_split(data or Path(config.data.path), tokenizer.name, "train", tokenizer.vocab_size)
-    text = reading.data[:HISTORY_BYTES].decode("utf-8", "ignore").encode() or reading.data[:HISTORY_BYTES]
-    ids = np.concatenate(([tokenizer.BOS], encode(tokenizer, text, "the text"))).astype(np.int64)
-    points, pictures = [], []
-    for what, step, one in _moments(source, opened, train):
-        found = tell.read(one, ids, what)
-        figures = describe(found, 0)
-        standard = tell.standard(one)
-        pictures.append((f"{tell.name}, {what}", standard))
-        keys = ("whitespace_agreement", "mean_chunk_bytes", "cv", "boundaries_per_256_bytes")
-        points.append(
-            {
-                "what": what,
-                "step": step,
-                "bpb": found.bpb,
-                **{key: figures[key] for key in keys},
-                "enrichment": figures["surprisal"]["enrichment"],
-                "b": None if levels(config.model.network) else _mean_b(found.levels[0]),
-                "chunks": standard.offsets(),
-            }
-        )
-    return points, [pictures[0], pictures[-1]]
-
-
-def _mean_b(level: LevelReading) -> float | None:
-    return float(level.p[level.candidates].mean()) if level.candidates.any() else None
-
-
-def _moments(source: Path, opened: Opened, train: TokenStream) -> Iterator[tuple[str, int, Opened]]:
-    """What to call the weights, their step, and a model with them."""
-    untrained = initial_model(opened.config, opened.tokenizer, train)
-    yield "untrained", 0, holding(opened, untrained.state_dict())
-    step = 0
-    for path in store.checkpoints(RunFolder(source).checkpoints):
-        saved = store.load(path)
-        step = store.step_of(path)
-        state = {key: saved.averaged.get(key, tensor) for key, tensor in saved.model.items()}
-        yield f"step {step:,}", step, holding(opened, state)
-    yield "artifact", int(opened.artifact.info.get("steps", step)), opened
-
-
 def show(console: Console, result: Analysis) -> None:
     """The tables of an analysis, then the standard text in chunks."""
     for grid in tables.grids(result.result):
@@ -313,7 +188,7 @@ def show(console: Console, result: Analysis) -> None:
         titled(console, title, found)
 
 
-def _grid(grid: tables.Grid) -> Table:
+def _grid(grid: Grid) -> Table:
     drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=Text(grid.title, style="bold"), title_justify="left")
     for place, heading in enumerate(grid.head):
         drawn.add_column(Text(heading), justify="right" if place else "left", overflow="fold")
