@@ -38,12 +38,14 @@ def answer(*arguments: str) -> dict[str, Any]:
 def chain(name: str, data: Path, steps: int, limit: int, folder: Path) -> dict[str, Any]:
     """One preset through all of it: a row of the table, and the evidence of the checks that failed."""
     started, out = time.perf_counter(), str(folder / name)
-    tokens = WINDOWS * load(name).train.seq_len
+    config = load(name)
+    tokens = WINDOWS * config.train.seq_len
     budget = [f"train.max_steps={steps}", "train.max_seconds=0", "train.warmup_steps=0", "train.validate_tokens=0"]
     sizes = [f"train.batch_tokens={tokens}", "train.decay_steps=0", f"eval.limit={limit}"]
     trained = answer("train", name, "--data", str(data), "--out", out, *budget, *sizes)
     again = answer("eval", out, "--data", str(data), "--limit", str(limit))
-    chunks = answer("segment", out, TEXT, "--data", str(data))["chunks"] if levels(load(name).model) else []
+    chunking = levels(config.model.network) or config.model.soft.layers  # `segment` refuses a flat model
+    chunks = answer("segment", out, TEXT, "--data", str(data))["chunks"] if chunking else []
     proof = answer("prove", out, "--data", str(data))
     failed = [check for check in proof["checks"] if not check["passed"]]
     return {

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from bytegolf.analyze.grid import Grid, number, percent
+from bytegolf.analyze.soft import forcings
 
 
 def soft_chunking(models: list[dict[str, Any]]) -> Iterator[Grid]:
@@ -20,8 +21,9 @@ def soft_chunking(models: list[dict[str, Any]]) -> Iterator[Grid]:
         return
     scores, layers = [bpb for _, bpb, _ in found], [layer for _, _, layer in found]
     rows = [["bits per byte, b as it is", *(number(bpb and bpb["as_is"], 4) for bpb in scores)]]
-    for what, key in (("b = 1 everywhere", "open"), ("b = 0 everywhere", "closed"), ("b shuffled", "shuffled")):
-        rows.append([f"· {what}", *(_against(bpb, key) for bpb in scores)])
+    for key, (what, override) in forcings().items():
+        if override:
+            rows.append([f"· {what}", *(_against(bpb, key) for bpb in scores)])
     rows += [
         ["b, mean ± std", *(f"{one['mean']:.3f} ± {one['std']:.3f}" for one in layers)],
         *([f"· {at} % of them below", *(f"{one['quantiles'][at]:.3f}" for one in layers)] for at in ("10", "50", "90")),

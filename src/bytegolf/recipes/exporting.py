@@ -92,11 +92,12 @@ def destination(source: Path, out: Path | None) -> Iterator[Path]:
 
     A run whose own artifact it is is held. Any other file has a lock beside it, and the run may be trained meanwhile.
     """
-    RunFolder(source).read_config()
-    path = out or RunFolder(source).artifact
-    run = RunFolder(path.parent)
-    if path == run.artifact and run.config.exists():
-        held = run.held()
+    run = RunFolder(source)
+    run.read_config()
+    path = out or run.artifact
+    owner = RunFolder(path.parent)
+    if path == owner.artifact and owner.config.exists():
+        held = owner.held()
     else:
         taken = f"another `bytegolf export` is writing {path}: wait for it, or choose another --out"
         held = only_one(path.with_name(f".{path.name}.lock"), taken)
