@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -72,19 +73,25 @@ def alone(path: Path, *runs: str) -> list[dict[str, Any]]:
 def test_the_script_alone_reproduces_the_score(submitted: Submitted, tiny_run: TinyRun, tmp_path: Path) -> None:
     """Scored with the kernels and without, trained again and scored again: the same bits per byte."""
     path, data = submitted.path / script.NAME, tiny_run.data
-    losses, new = tmp_path / "losses.npy", tmp_path / "new"
-    native, plain, trained, again = alone(
+    losses, new, rounded = tmp_path / "losses.npy", tmp_path / "new", tmp_path / "bf16.bgolf"
+    found = read_artifact(submitted.path / "artifact.bgolf")
+    coarse = dataclasses.replace(found.config, train=dataclasses.replace(found.config.train, precision="bf16"))
+    write_artifact(rounded, found.state, coarse, found.tokenizer, found.info)
+    native, plain, trained, again, trained_in_bf16 = alone(
         path,
         f"eval --data {data} --losses {losses}",
         f"plain eval --data {data}",
         f"train --data {data} --out {new}",
         f"eval --data {data} --artifact {new / 'artifact.bgolf'}",
+        f"plain eval --data {data} --artifact {rounded}",
     )
     claimed = submitted.json["val_bpb"]
     assert claimed == pytest.approx(tiny_run.ran.json["bpb"], abs=1e-9)
     for found in (native, plain, again):
         assert found["val_bpb"] == pytest.approx(claimed, abs=1e-4)
         assert found["tokens"] == native["tokens"]
+    # in the one arithmetic that is the same on every machine, whatever the run was trained in
+    assert (trained_in_bf16["precision"], trained_in_bf16["val_bpb"]) == ("float32", pytest.approx(claimed, abs=1e-6))
     assert trained["steps"] == 10
     before, after = (read_artifact(file).state for file in (tiny_run.folder / "artifact.bgolf", new / "artifact.bgolf"))
     assert all(bool((before[name] == after[name]).all()) for name in before), "the same weights"

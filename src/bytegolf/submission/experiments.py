@@ -87,8 +87,8 @@ class ScriptError(Exception):
 class Runner:
     """Runs the script's evaluation."""
 
-    def __init__(self, script: Path, scratch: Path, options: list[str], watch: Watch) -> None:
-        self._script, self._scratch, self._options, self._watch = script, scratch, options, watch
+    def __init__(self, script: Path, scratch: Path, watch: Watch) -> None:
+        self._script, self._scratch, self._watch = script, scratch, watch
         self._count = 0
         self._code = compile(script.read_bytes(), str(script), "exec")
 
@@ -113,7 +113,7 @@ class Runner:
     def folder(self, data: Path, losses: Path) -> tuple[dict[str, Any], np.ndarray]:
         """What it says of the validation split in ``data``: its JSON, and nats and bytes by target, (N, 2)."""
         said, complaints = io.StringIO(), io.StringIO()
-        sys.argv = [str(self._script), "eval", "--data", str(data), "--losses", str(losses), *self._options]
+        sys.argv = [str(self._script), "eval", "--data", str(data), "--losses", str(losses)]
         self._watch.on = True
         try:
             with contextlib.redirect_stdout(said), contextlib.redirect_stderr(complaints):
@@ -253,7 +253,7 @@ def main(job: dict[str, Any]) -> None:
             results.write(json.dumps({"name": name, **facts}) + "\n")
             results.flush()
 
-        runner = Runner(script, scratch, job["options"], watch)
+        runner = Runner(script, scratch, watch)
         for part in (experiments, _whole):
             try:
                 part(runner, job, note)

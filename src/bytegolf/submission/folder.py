@@ -59,7 +59,7 @@ def submit(run: Path, out: Path, data: Path | None, by: By, reporter: Reporter |
         raise BytegolfError(f"{out} exists already: name a new folder for the submission")
     folder = RunFolder(run)
     folder.read_config()
-    opened = opening.open_model(opening.artifact_path(run), data)
+    opened = opening.open_model(opening.artifact_path(run), data, precision="fp32")  # as the script does
     _check(opened, run)
     data = data or Path(opened.config.data.path)
     open_split(data, opened.tokenizer.name, "val", opened.tokenizer.vocab_size)  # raises if there is none

@@ -61,7 +61,6 @@ def trial(
         scratch.mkdir()
         size = min(len(stream), experiments.SAMPLES[-1])
         np.save(home / "tokens.npy", stream.slice(0, size).astype(np.int64))
-        options = ["--precision", "fp32"] if '"--precision"' in text else []
         job = {
             "script": str(script.absolute()),
             "data": [str(data.absolute())],
@@ -69,7 +68,6 @@ def trial(
             "tokens": str(home / "tokens.npy"),
             "results": str(home / "results.jsonl"),
             "losses": str(scratch / "whole.npy"),
-            "options": options,
             "limits": {"RLIMIT_AS": int(limits.gibibytes * 2**30), "RLIMIT_CORE": 0, "RLIMIT_FSIZE": 2**30},
         }
         (home / "job.json").write_text(json.dumps(job))
