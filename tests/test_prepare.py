@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 from test_shards import independent_read, independent_write
 
-from bytegolf.data import blocks, corpus
-from bytegolf.data.corpus import Document
+from bytegolf.data import blocks, json_lines
+from bytegolf.data.document import Document
 from bytegolf.data.export import SIDECAR
 from bytegolf.data.manifest import MANIFEST, UNFINISHED, data_summary, dataset_entry, read_manifest, validation_bytes
 from bytegolf.data.prepare import prepare
@@ -360,19 +360,16 @@ def test_stdin_cannot_train_a_tokenizer(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def break_after(monkeypatch: pytest.MonkeyPatch, count: int, error: BaseException) -> None:
-    whole = corpus.records
+    whole, read = json_lines.record, 0
 
-    read = 0
-
-    def records(*arguments: Any) -> Iterator[Document]:
+    def record(*arguments: Any) -> Document:
         nonlocal read
-        for document in whole(*arguments):
-            if read == count:
-                raise error
-            read += 1
-            yield document
+        if read == count:
+            raise error
+        read += 1
+        return whole(*arguments)
 
-    monkeypatch.setattr(corpus, "records", records)
+    monkeypatch.setattr(json_lines, "record", record)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), BytegolfError("line 61 is broken")])
@@ -478,7 +475,7 @@ def test_groups_and_hashes_hold_out_what_the_rule_says(tmp_path: Path) -> None:
     assert found == [text for number, text in enumerate(TEXTS) if number % 5 in (1, 3)]
     manifest = prepare([source], tmp_path / "h", val="hash:0.2", quiet=True)
     rule = Split.parse("hash:0.2")
-    expected = [text for text in TEXTS if rule.holds_out(0, Document(text, "", ""))]
+    expected = [text for text in TEXTS if rule.holds_out(0, Document(text.encode(), ""))]
     found = [bytes(token - 4 for token in ids).decode() for ids in tokens_of(tmp_path / "h", "byte260", "val")]
     assert found == expected
 

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,16 @@ import pytest
 from numpy.typing import NDArray
 from test_prepare import TEXTS, files_of, independent_write, lines, made_up
 
-from bytegolf.data import blocks, checkpoint, corpus
+from bytegolf.data import blocks, checkpoint, json_lines
 from bytegolf.data import prepare as module
 from bytegolf.data.blocks import Texts
 from bytegolf.data.checkpoint import PROGRESS
-from bytegolf.data.corpus import Document
+from bytegolf.data.document import Document
 from bytegolf.data.encoding import Encoder
 from bytegolf.data.manifest import MANIFEST, UNFINISHED, data_summary, read_manifest
 from bytegolf.data.prepare import prepare
 from bytegolf.data.split import Split
-from bytegolf.data.tokenizer import ByteTokenizer
+from bytegolf.data.tokenizer import Allocate, ByteTokenizer, fresh
 from bytegolf.data.workers import encode_all
 from bytegolf.errors import BytegolfError
 from bytegolf.files import sha256
@@ -105,15 +105,14 @@ def killed(source: str, out: Path, specs: str, where: str, workers: int = 1) -> 
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     """How many documents have been read since."""
-    read, whole = 0, corpus.records
+    read, whole = 0, json_lines.record
 
-    def records(*arguments: Any) -> Iterator[Document]:
+    def record(*arguments: Any) -> Document:
         nonlocal read
-        for document in whole(*arguments):
-            read += 1
-            yield document
+        read += 1
+        return whole(*arguments)
 
-    monkeypatch.setattr(corpus, "records", records)
+    monkeypatch.setattr(json_lines, "record", record)
     return lambda: read
 
 
@@ -154,13 +153,15 @@ def test_workers_end_with_the_process_that_they_work_for(
 
 
 class Deadly(ByteTokenizer):
-    def encode_documents(self, documents: Sequence[bytes]) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
+    def encode_documents(
+        self, documents: Sequence[bytes], allocate: Allocate = fresh
+    ) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError
 
 
 def test_a_worker_that_is_killed_is_said() -> None:
-    found = encode_all(Encoder(Split.parse("first:1"), [Deadly()]), [Texts([Document("text", "", "")], 4)] * 9, 2)
+    found = encode_all(Encoder(Split.parse("first:1"), [Deadly()]), [Texts([Document(b"text", "")], 4)] * 9, 2)
     with pytest.raises(BytegolfError, match="a worker of prepare was ended from outside"):
         next(found)
 

@@ -129,7 +129,7 @@ def _sources(arguments: list[str]) -> list[str]:
 
 
 def test_every_verb_is_shown_and_told() -> None:
-    from bytegolf.cli import app
+    from bytegolf.cli.run import app
 
     assert {name for name in app if not name.startswith("-")} == set(VERBS)
     assert {arguments[0] for arguments in commands()} == set(VERBS)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bytegolf.cli import app
+from bytegolf.cli.run import app
 from bytegolf.config import load
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "reproduce.md"

