@@ -132,7 +132,7 @@ def test_a_full_table(study: Study) -> None:
     assert b.difference is not None
     assert (b.difference.mean, b.difference.half) == (pytest.approx(-0.1), pytest.approx(0, abs=1e-12))
     assert (b.verdict, c.verdict) == ("better", "=")
-    assert [(first, second, said) for first, second, _, said in found.comparisons] == [
+    assert [(one.variant, one.other, one.verdict) for one in found.comparisons] == [
         ("b", "a", "better"),
         ("c", "a", "="),
         ("c", "b", "="),
@@ -217,3 +217,23 @@ def test_the_picture(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(BytegolfError, match="pip install matplotlib"):
         draw(drawn, tmp_path / "plot.png")
+
+
+def test_scores_before_quantisation(study: Study) -> None:
+    known = rows(study, {"a": [1.0, 1.1, 1.2], "b": [0.9, 1.0, 1.1], "c": [1.0, 1.2, 1.1]})
+    assert "float" not in markdown(tabulate(study, known))
+    for job, row in known.items():
+        if job.variant.name != "a":  # pieces' text is 0.1 more a byte
+            row["summary"]["bpb_unquantised"] = row["summary"]["bpb"] * (0.5 if job.variant.name == "b" else 0.25)
+    found = tabulate(study, known)
+    a, b, c = found.lines
+    assert (a.means["bpb_float"], b.means["bpb_float"]) == (None, pytest.approx(0.5))
+    assert c.means["bpb_float"] == pytest.approx(0.275)
+    last = found.comparisons[-1]
+    assert (last.variant, last.other) == ("c", "b")
+    assert last.float_difference is not None
+    assert last.float_difference.mean == pytest.approx(-0.225)
+    assert found.comparisons[0].float_difference is None
+    text = markdown(found)
+    assert "| variant | n | BPB | float |" in text
+    assert "| c | b | +0.1000 ± 0.2484 | = | -0.2250 ± 0.1076 |" in text

@@ -67,10 +67,11 @@ def show(
     JSON keys: name, question, score (bpb_original, or bpb of the tokens' text),
     subset, budget, done, failed, wanted (runs), variants (a list of variant, n,
     missing, failed, bpb, bpb_std, best, difference, difference_half_interval,
-    verdict, bpb_pieces, bpb_original, total_bytes, params, train_seconds, steps,
-    train_bytes, train_bytes_per_second, rate, whitespace_agreement, cv,
-    mean_chunk_bytes, fits), comparisons (a list of variant, with, n, difference,
-    half_interval, verdict), errors (by run), commits.
+    verdict, bpb_pieces, bpb_original, bpb_float, total_bytes, params,
+    train_seconds, steps, train_bytes, train_bytes_per_second, rate,
+    whitespace_agreement, cv, mean_chunk_bytes, fits), comparisons (a list of
+    variant, with, n, difference, half_interval, verdict, float_difference,
+    float_half_interval), errors (by run), commits.
     """
     from bytegolf.study import report
     from bytegolf.study.definition import read_study

@@ -82,14 +82,16 @@ def show(study: Study, console: Console, plot: Path | None = None) -> dict[str, 
         "variants": plain(table),
         "comparisons": [
             {
-                "variant": first,
-                "with": second,
-                "n": gap.n if gap else 0,
-                "difference": gap.mean if gap else None,
-                "half_interval": gap.half if gap else None,
-                "verdict": said or None,
+                "variant": one.variant,
+                "with": one.other,
+                "n": one.difference.n if one.difference else 0,
+                "difference": one.difference.mean if one.difference else None,
+                "half_interval": one.difference.half if one.difference else None,
+                "verdict": one.verdict or None,
+                "float_difference": one.float_difference.mean if one.float_difference else None,
+                "float_half_interval": one.float_difference.half if one.float_difference else None,
             }
-            for first, second, gap, said in table.comparisons
+            for one in table.comparisons
         ],
         "errors": table.errors,
         "commits": table.commits,

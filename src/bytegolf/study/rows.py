@@ -37,6 +37,8 @@ def check_summary(summary: Any, where: str) -> None:
             raise _wrong(where, key, summary.get(key))
     if "bpb_original" not in summary or not (summary["bpb_original"] is None or _is_figure(summary["bpb_original"])):
         raise _wrong(where, "bpb_original", summary.get("bpb_original"))
+    if (before := summary.get("bpb_unquantised")) is not None and not _is_figure(before):
+        raise _wrong(where, "bpb_unquantised", before)
     _need(summary, where, bool, "subset", "fits")
     chunks = summary.get("boundaries", "none")
     if not isinstance(chunks, dict | None):

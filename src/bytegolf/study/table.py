@@ -18,6 +18,9 @@ from bytegolf.study.plan import Job
 from bytegolf.study.results import Row
 from bytegolf.study.statistics import Difference, paired, spread
 
+FLOAT = "float"
+"""Heads what was scored before quantisation."""
+
 SAME, BETTER, WORSE, UNKNOWN = "=", "better", "worse", "?"
 """Verdicts: the interval holds zero; below it; above it; too few pairs for an interval."""
 
@@ -48,6 +51,7 @@ class Line:
 COLUMNS: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
     "bpb_pieces": lambda summary: summary["bpb"],
     "bpb_original": lambda summary: summary["bpb_original"],
+    "bpb_float": lambda summary: _float_score(summary),
     "total_bytes": lambda summary: summary["total_bytes"],
     "params": lambda summary: summary["params"],
     "train_seconds": lambda summary: summary["train_seconds"],
@@ -63,6 +67,22 @@ COLUMNS: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """Two variants, seed by seed."""
+
+    variant: str
+    other: str
+    difference: Difference | None
+    float_difference: Difference | None
+    """the same before quantisation, where that was scored"""
+
+    @property
+    def verdict(self) -> str:
+        """How the difference reads."""
+        return verdict(self.difference)
+
+
+@dataclass(frozen=True)
 class Table:
     """All that is known of a study."""
 
@@ -71,12 +91,23 @@ class Table:
     """bpb_original, or bpb where some run does not know the original bytes"""
     subset: bool
     lines: list[Line]
-    comparisons: list[tuple[str, str, Difference | None, str]]
-    """name, with which, difference, verdict"""
+    comparisons: list[Comparison]
+    """with the control, then those that the file asks for"""
     errors: dict[str, str]
     """run → why it failed"""
     commits: list[str]
     versions: list[str]
+
+    @property
+    def has_floats(self) -> bool:
+        """Whether some run was scored before quantisation as well (``eval.unquantised``)."""
+        return any(line.means["bpb_float"] is not None for line in self.lines)
+
+
+def _float_score(summary: Mapping[str, Any]) -> float | None:
+    """Bits per byte before quantisation, over the bytes of ``bpb_original`` where that is known; None if not scored."""
+    found = summary.get("bpb_unquantised")
+    return None if found is None else float(found) * ((summary["bpb_original"] or summary["bpb"]) / summary["bpb"])
 
 
 def tabulate(study: Study, rows: Mapping[Job, Row]) -> Table:
@@ -84,8 +115,11 @@ def tabulate(study: Study, rows: Mapping[Job, Row]) -> Table:
     done = {job: row["summary"] for job, row in rows.items() if row["status"] == "done"}
     score = "bpb_original" if all(s["bpb_original"] is not None for s in done.values()) else "bpb"
     scores: dict[str, dict[int, float]] = {variant.name: {} for variant in study.variants}
+    floats: dict[str, dict[int, float]] = {variant.name: {} for variant in study.variants}
     for job, summary in done.items():
         scores[job.variant.name][job.seed] = float(summary[score])
+        if (before := _float_score(summary)) is not None:
+            floats[job.variant.name][job.seed] = before
     seeds = study.config.seeds
     means = {name: fmean(found.values()) for name, found in scores.items() if len(found) == len(seeds)}
     best = min(means, key=lambda name: means[name]) if means else None
@@ -109,13 +143,16 @@ def tabulate(study: Study, rows: Mapping[Job, Row]) -> Table:
                 {key: _mean([value(summary) for summary in own]) for key, value in COLUMNS.items()},
             )
         )
-    pairs = [(first, second, _paired(scores[second], scores[first])) for first, second in study.pairs()]
+    comparisons = [
+        Comparison(first, second, *(_paired(found[second], found[first]) for found in (scores, floats)))
+        for first, second in study.pairs()
+    ]
     return Table(
         study,
         score,
         any(summary["subset"] for summary in done.values()),
         lines,
-        [(first, second, gap, verdict(gap)) for first, second, gap in pairs],
+        comparisons,
         {job.label: row["error"] for job, row in rows.items() if row["status"] == "failed"},
         sorted({_commit(row.get("git")) for row in rows.values() if row["status"] == "done"}),
         sorted({f"torch {row['versions']['torch']}" for row in rows.values() if row["status"] == "done"}),
@@ -152,14 +189,16 @@ def _commit(git: Mapping[str, Any] | None) -> str:
 
 def cells(table: Table) -> list[dict[str, str]]:
     """The table as text, a row a variant: what people read."""
-    found = []
+    found, floats = [], table.has_floats
     for line in table.lines:
         means = line.means
+        before = {FLOAT: _number(means["bpb_float"], ".4f")} if floats else {}
         found.append(
             {
                 "variant": line.variant,
                 "n": f"{line.n}" + (f" ({line.failed} failed)" if line.failed else ""),
                 "BPB": _score(line),
+                **before,
                 "− control": difference(line.difference),
                 "": line.verdict,
                 "artifact bytes": _whole(means["total_bytes"]),
@@ -211,6 +250,8 @@ def notes(table: Table) -> list[str]:
         f"− control: paired difference to {study.config.control!r} over the same seeds ± half its 95 % interval "
         f"(Student's t); {SAME} within noise.",
     ]
+    if table.has_floats:
+        lines.append(f"{FLOAT}: the same before quantisation, a score or a paired difference.")
     lines += [
         f"Missing: {line.missing} of {len(study.config.seeds)} seeds of {line.variant!r}."
         for line in table.lines
@@ -227,8 +268,14 @@ def markdown(table: Table) -> str:
     parts = [f"# {study.config.name}", study.config.question, _pipes(cells(table))]
     if study.config.compare:
         rows = [
-            {"variant": first, "with": second, "difference": difference(gap), "": said}
-            for first, second, gap, said in table.comparisons[-len(study.config.compare) :]
+            {
+                "variant": one.variant,
+                "with": one.other,
+                "difference": difference(one.difference),
+                "": one.verdict,
+                **({FLOAT: difference(one.float_difference)} if table.has_floats else {}),
+            }
+            for one in table.comparisons[-len(study.config.compare) :]
         ]
         parts.append(_pipes(rows))
     return "\n\n".join([*parts, "\n".join(f"- {note}" for note in notes(table))]) + "\n"
