@@ -8,9 +8,10 @@ SIGKILL, its children too, and the same command is run again until it ends. What
 of metrics.jsonl but for their clocks, all weights and optimiser states, artifacts and shards byte for byte, a study's
 scores; and `bytegolf check` must find nothing damaged after the kill, before anything is repaired.
 
-Half of the kills come after a random time. The others come at the k-th time that the process opens a file for writing,
-flushes one to the disk, renames or deletes one, for a random k: those are the moments at which a file is half there.
-One process with one thread trains, on the CPU, for a number of steps, so that nothing else can differ.
+A third of the kills come after a random time. The others come at the k-th time that the process opens a file for
+writing, flushes one to the disk, renames or deletes one, for a random k: half of them before that happens, half of them
+up to three milliseconds later, while a file is half there. One process with one thread trains, on the CPU, for a number
+of steps, so that nothing else can differ.
 
 Commands start as forks of this process, which has imported everything, so that they take a second instead of ten; what
 they start themselves (a study's runs, prepare's workers) are processes like any other. A study is the slowest and gets
@@ -32,6 +33,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections import Counter
@@ -152,13 +154,15 @@ def command_of(activity: Activity, folder: Path) -> list[str]:
 
 
 class Command:
-    """bytegolf as a fork of this process, to be killed at the ``at``-th change of the disk below ``place``."""
+    """bytegolf as a fork of this process, to be killed at the ``at``-th change of the disk below ``place``, or so many
+    seconds ``later``."""
 
     def __init__(
         self,
         *arguments: str,
         cwd: Path | None = None,
         at: int = -1,
+        later: float = 0.0,
         place: str = "",
         first: Callable[[], None] | None = None,
     ) -> None:
@@ -169,7 +173,7 @@ class Command:
             try:
                 if first:
                     first()
-                _become(arguments, cwd, at, place, self._said.fileno())
+                _become(arguments, cwd, at, later, place, self._said.fileno())
             except BaseException:
                 traceback.print_exc()
             finally:
@@ -201,13 +205,13 @@ class Command:
         return int(said.rsplit("points ", 1)[1])
 
 
-def _become(arguments: tuple[str, ...], cwd: Path | None, at: int, place: str, said: int) -> None:
+def _become(arguments: tuple[str, ...], cwd: Path | None, at: int, later: float, place: str, said: int) -> None:
     """Be the command ``arguments`` from here on; never returns."""
     os.setsid()
     os.dup2(said, 1)
     os.dup2(said, 2)
     os.chdir(cwd or ".")
-    count = _kill_at(at, place)
+    count = _kill_at(at, later, place)
     sys.argv = ["bytegolf", *arguments]
     code: object = 0
     try:
@@ -220,17 +224,24 @@ def _become(arguments: tuple[str, ...], cwd: Path | None, at: int, place: str, s
     os._exit(code if isinstance(code, int) else 1)
 
 
-def _kill_at(at: int, place: str) -> Callable[[], int]:
-    """Kill this process at the ``at``-th change of the disk below ``place``; how many there were.
+def _kill_at(at: int, later: float, place: str) -> Callable[[], int]:
+    """Kill this process at the ``at``-th change of the disk below ``place``, or ``later`` seconds after that; how many
+    there were.
 
     Python's audit events tell of them, and fsync.
     """
     count = 0
 
+    def kill() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
     def reached() -> None:
         nonlocal count
         if count == at:
-            os.kill(os.getpid(), signal.SIGKILL)
+            if later:
+                threading.Timer(later, kill).start()
+            else:
+                kill()
         count += 1
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
@@ -288,7 +299,7 @@ def try_out(activity: Activity, kills: int, draw: random.Random) -> dict[str, ob
         if killed == kills:
             break
         place = set_up(activity, folder)
-        if not kill_one(activity, folder, place, points, attempt % 2 == 0, seconds, draw):
+        if not kill_one(activity, folder, place, points, attempt % 3 < 2, seconds, draw):
             continue  # it was faster
         killed += 1
         damaged += count_damaged(folder)
@@ -310,7 +321,8 @@ def kill_one(
 ) -> bool:
     """Start the activity and kill it, at a random change of the disk or time; whether it did not end before."""
     at = draw.randrange(points) if by_point else -1
-    process = Command(*command_of(activity, folder), cwd=place, at=at, place=str(folder))
+    later = draw.choice((0.0, draw.uniform(0, 0.003)))
+    process = Command(*command_of(activity, folder), cwd=place, at=at, later=later, place=str(folder))
     code = process.wait(math.inf if by_point else draw.uniform(0.02, 1.0) * seconds)
     if code is None:
         os.killpg(process.pid, signal.SIGKILL)

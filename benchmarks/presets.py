@@ -41,7 +41,7 @@ def chain(name: str, data: Path, steps: int, limit: int, folder: Path) -> dict[s
     config = load(name)
     tokens = WINDOWS * config.train.seq_len
     budget = [f"train.max_steps={steps}", "train.max_seconds=0", "train.warmup_steps=0", "train.validate_tokens=0"]
-    sizes = [f"train.batch_tokens={tokens}", "train.decay_steps=0", f"eval.limit={limit}"]
+    sizes = [f"train.batch_tokens={tokens}", "train.decay_steps=0", f"eval.limit={limit}", f"export.gptq_tokens={tokens}"]
     trained = answer("train", name, "--data", str(data), "--out", out, *budget, *sizes)
     again = answer("eval", out, "--data", str(data), "--limit", str(limit))
     chunking = levels(config.model.network) or config.model.soft.layers  # `segment` refuses a flat model

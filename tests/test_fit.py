@@ -67,8 +67,7 @@ def test_points_of_the_descent_are_the_best_of_their_size() -> None:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few ways to store a group, and a coder of many lanes: small matrices take it many steps."""
     monkeypatch.setattr("bytegolf.artifact.fit.WIDTHS", (8, 4))
-    monkeypatch.setattr("bytegolf.artifact.fit.PRUNED", (0.5,))
-    monkeypatch.setattr("bytegolf.artifact.fit.PRUNED_BITS", (4,))
+    monkeypatch.setattr("bytegolf.artifact.fit.PRUNED", ((4, 0.5),))
     monkeypatch.setattr("bytegolf.artifact.payload.LANE_BYTES", 256)
     monkeypatch.setattr("bytegolf.artifact.codes._rows_at_once", lambda rows, lanes: min(rows, lanes))
 

@@ -19,17 +19,16 @@ from torch import Tensor
 
 from bytegolf.artifact.ledger import group_of
 from bytegolf.artifact.payload import coded_bits
-from bytegolf.artifact.plan import TABLES, is_control, storage_of
+from bytegolf.artifact.plan import TABLES, VERDICTS, is_control, storage_of
 from bytegolf.artifact.quantize import Storage, fake_quantize, quantize
 from bytegolf.config import ExportConfig
 from bytegolf.data.shards import TokenStream
 from bytegolf.model.lm import LanguageModel
 
 WIDTHS = (8, 7, 6, 5, 4, 3)
-PRUNED = (0.25, 0.5)
-"""Shares of a row's weights whose pruning is tried as well, at ``PRUNED_BITS``."""
-
-PRUNED_BITS = (6, 4)
+PRUNED = ((6, 0.25), (6, 0.5), (4, 0.25), (4, 0.5), (3, 0.75), (3, 0.9), (3, 0.97))
+"""Bits, and shares of a row's weights whose pruning is tried at them. The last ones keep little of a model, and are for
+limits far below its size."""
 
 BATCH = 8
 """Windows in one forward pass."""
@@ -77,11 +76,11 @@ def groups_of(state: Mapping[str, Tensor]) -> dict[str, list[str]]:
 def ways(names: list[str], state: Mapping[str, Tensor]) -> dict[str, Plan]:
     """The ways to store a group, the widest first, by label."""
     found = {str(bits): {name: _storage(name, state[name], bits) for name in names} for bits in WIDTHS}
-    if not all(name.endswith(TABLES) for name in names):
-        for bits in PRUNED_BITS:
-            for share in PRUNED:
-                pruned = {name: replace(storage, prune=share) for name, storage in found[str(bits)].items()}
-                found[f"{bits}, {share:.0%} pruned"] = pruned
+    for bits, share in PRUNED:
+        found[f"{bits}, {share:.0%} pruned"] = {
+            name: storage if name.endswith(VERDICTS) else replace(storage, prune=share)
+            for name, storage in found[str(bits)].items()
+        }
     return found
 
 
