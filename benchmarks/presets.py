@@ -40,9 +40,9 @@ def chain(name: str, data: Path, steps: int, limit: int, folder: Path) -> dict[s
     started, out = time.perf_counter(), str(folder / name)
     config = load(name)
     tokens = WINDOWS * config.train.seq_len
-    budget = [f"train.max_steps={steps}", "train.max_seconds=0", "train.warmup_steps=0", "train.validate_tokens=0"]
-    sizes = [f"train.batch_tokens={tokens}", "train.decay_steps=0", f"eval.limit={limit}", f"export.gptq_tokens={tokens}"]
-    trained = answer("train", name, "--data", str(data), "--out", out, *budget, *sizes)
+    budget = [f"train.max_steps={steps}", "train.max_seconds=0", "train.warmup_steps=0", "train.decay_steps=0"]
+    sizes = [f"train.batch_tokens={tokens}", f"export.gptq_tokens={tokens}", f"eval.limit={limit}"]
+    trained = answer("train", name, "--data", str(data), "--out", out, *budget, *sizes, "train.validate_tokens=0")
     again = answer("eval", out, "--data", str(data), "--limit", str(limit))
     chunking = levels(config.model.network) or config.model.soft.layers  # `segment` refuses a flat model
     chunks = answer("segment", out, TEXT, "--data", str(data))["chunks"] if chunking else []
