@@ -59,15 +59,17 @@ def measure(shape: tuple[int, ...], dtype: torch.dtype, repeats: int, clock: str
     for _ in range(repeats + 1):
         for fast in spent:
             spent[fast].append(passes(packed, module, heads, g, fast, clock))
-    plain, fast = ([1000 * statistics.median(part) for part in zip(*spent[key], strict=True)] for key in (False, True))
+    plain, native = (
+        [1000 * statistics.median(part) for part in zip(*spent[key], strict=True)] for key in (False, True)
+    )
     seen = sum(min(i + 1, window or length) for i in range(length))
     flops = 3 * 4 * batch * queries * width * seen
     return {
         "plain forward": plain[0],
         "plain backward": plain[1],
-        "native forward": fast[0],
-        "native backward": fast[1],
-        "GFLOP/s": flops / sum(fast) / 1e6,
+        "native forward": native[0],
+        "native backward": native[1],
+        "GFLOP/s": flops / sum(native) / 1e6,
     }
 
 

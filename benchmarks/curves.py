@@ -16,7 +16,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from measuring import table, trained
+from measuring import bytegolf, run, table
 
 
 def curve(run: Path, steps: int) -> list[float]:
@@ -46,8 +46,11 @@ def main() -> None:
     curves: dict[str, list[float]] = {}
     for name, seed, on in (("native", 0, "1"), ("plain", 0, "0"), ("another seed", 1, "1")):
         out = arguments.out / f"{Path(arguments.preset).stem}-{name.replace(' ', '-')}-{arguments.steps}"
-        environment = {**os.environ, "BYTEGOLF_NATIVE": on}
-        summary = trained(arguments.preset, arguments.seed + seed, overrides, arguments.data, out, environment)
+        if not (out / "summary.json").exists():
+            changes = [f"train.seed={arguments.seed + seed}", *overrides]
+            where = ["--data", str(arguments.data), "--out", str(out), "--resume"]
+            run(bytegolf("train", arguments.preset, *changes, *where), env={**os.environ, "BYTEGOLF_NATIVE": on})
+        summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
         curves[name] = [*curve(out, arguments.steps), summary["bpb"]]
     parts = [f"to step {(part + 1) * arguments.steps // 10}" for part in range(10)]
     rows: list[dict[str, Any]] = []

@@ -221,8 +221,8 @@ def _atheris(arguments: argparse.Namespace) -> None:
         trial(data)
 
     # its own limits are off: ours say what came of an input
-    options = (f"-seed={arguments.seed}", "-timeout=0", "-rss_limit_mb=0", "-malloc_limit_mb=0", "-max_len=1000000")
-    options += ("-verbosity=0", "-detect_leaks=0", "-len_control=0")
+    options = [f"-seed={arguments.seed}", "-timeout=0", "-rss_limit_mb=0", "-malloc_limit_mb=0", "-max_len=1000000"]
+    options += ["-verbosity=0", "-detect_leaks=0", "-len_control=0"]
     atheris.Setup([sys.argv[0], *options, str(corpus)], test, custom_mutator=change)
     atheris.Fuzz()
 

@@ -254,9 +254,9 @@ def _kill_at(at: int, later: float, place: str) -> Callable[[], int]:
 
     sync = os.fsync
 
-    def fsync(handle: int) -> None:
+    def fsync(fd: Any) -> None:
         reached()
-        sync(handle)
+        sync(fd)
         reached()
 
     os.fsync = fsync

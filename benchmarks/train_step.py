@@ -52,11 +52,12 @@ PARTS = ("data", "forward", "backward", "optimiser")
 def fix_rates(model: LanguageModel, rate: float | None) -> list[float]:
     """Have each router open chunks at random at a fixed rate; the rates, outermost first."""
     rates = []
-    network, config = model.network, model.config.network
+    network: Any = model.network
+    config = model.config.network
     generator = torch.Generator().manual_seed(0)
     while isinstance(config, LevelConfig):
         share = rate or 1 / config.router.target
-        router = network.router
+        router: Any = network.router
         original = router.forward
 
         def routed(
@@ -135,7 +136,7 @@ class Steps:
         batch: list[Tensor] = []
         spent["data"] = timed(lambda: batch.extend(self.fetch(index)), self.device, self.clock)
         micro = self.config.train.micro_batch or len(batch[0])
-        for ids, targets in zip(*(part.split(micro) for part in batch), strict=True):
+        for ids, targets in zip(*(torch.split(part, micro) for part in batch), strict=True):
             objectives: list[Tensor] = []
 
             def forward(ids: Tensor = ids, targets: Tensor = targets, found: list[Tensor] = objectives) -> None:

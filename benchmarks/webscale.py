@@ -12,6 +12,7 @@ ranks, put together, are the batch of one. Times are those of one process; memor
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import tempfile
@@ -87,7 +88,7 @@ def measure(folder: Path, tokens: int, ranks: int, shard_tokens: int = SHARD_TOK
     whole = loader(0, 1, "shuffled").starts(far)
     times, parts = [], []
     for rank in range(ranks):
-        each, part = spent(lambda rank=rank: loader(rank, ranks, "shuffled").starts(far))
+        each, part = spent(functools.partial(lambda rank: loader(rank, ranks, "shuffled").starts(far), rank))
         times.append(each)
         parts.append(part)
     one = loader(ranks // 2, ranks, "shuffled")
@@ -131,7 +132,12 @@ def metrics(folder: Path, steps: int, every: int) -> dict[str, Any]:
     }
     path = folder / "metrics.jsonl"
     log = Metrics(path)
-    write, _ = spent(lambda: [log.add(step=number, **row) for number in range(METRICS_ROWS)])
+
+    def add_all() -> None:
+        for number in range(METRICS_ROWS):
+            log.add(step=number, **row)
+
+    write, _ = spent(add_all)
     read, _ = spent(lambda: Metrics(path, lambda row: True))
     rows = steps // every
     share = rows / METRICS_ROWS

@@ -51,7 +51,7 @@ class _Watch:
     """The folder that may be read now; None while nothing is watched."""
 
     allowed: str | None = None
-    own = tuple(os.path.realpath(path) for path in _OWN)
+    own = tuple(os.path.realpath(str(path)) for path in _OWN)
 
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
         if self.allowed is None or event not in _OPENS | _FORBIDDEN:

@@ -163,7 +163,7 @@ def alter_value(chance: Chance, value: Any) -> Any:
 
 def any_value(chance: Chance) -> Any:
     """Something that hardly any field expects."""
-    simple = (None, True, False, [], {}, [[]], {"": {}}, [None])
+    simple: tuple[Any, ...] = (None, True, False, [], {}, [[]], {"": {}}, [None])
     return chance.choice((*simple, *(chance.choice(kind) for kind in (INTEGERS, FLOATS, TEXTS, TEXTS, RAW))))
 
 

@@ -14,6 +14,7 @@ import tomllib
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -112,14 +113,14 @@ class Manifest(Reader):
 
     def read(self, data: bytes) -> object:
         self.written(data, "manifest.json")
-        tried = [lambda: data_summary(self.folder)]
+        tried: list[Callable[[], object]] = [partial(data_summary, self.folder)]
         for name, size in (("byte260", 260), (samples.SUBWORDS, samples.PIECES)):
             tried += [
-                lambda name=name, size=size: open_split(self.folder, name, "val", size),
-                lambda name=name: load_tokenizer(name, self.folder),
-                lambda name=name: validation_bytes(self.folder, name),
-                lambda name=name: bytes_per_token(self.folder, name, "val"),
-                lambda name=name: data_hash(self.folder, name),
+                partial(open_split, self.folder, name, "val", size),
+                partial(load_tokenizer, name, self.folder),
+                partial(validation_bytes, self.folder, name),
+                partial(bytes_per_token, self.folder, name, "val"),
+                partial(data_hash, self.folder, name),
             ]
         return all_of(tried)
 
@@ -209,7 +210,8 @@ class Artifact(Reader):
                 "zstd": lambda data: level.compress(data) if level else b"",
                 "lzma": lambda data: lzma.compress(data, preset=0),
             }
-            return json.dumps(told).encode(), quick.get(coder, lambda data: compress(coder, data[:5000]))(payload)
+            press = quick.get(coder) or (lambda data: compress(coder, data[:5000]))
+            return json.dumps(told).encode(), press(payload)
         except Exception:
             return header, alter_bytes(chance, packed, other)
 
@@ -270,7 +272,8 @@ class Resume(Checkpoint):
         *parts, metrics = unbundled(data, 4)
         self.place(*parts)
         (self.folder / "metrics.jsonl").write_bytes(metrics)
-        return samples.resume(self.folder)
+        samples.resume(self.folder)
+        return None
 
 
 class Compressed(Reader):

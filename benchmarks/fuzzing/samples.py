@@ -265,7 +265,8 @@ def parts_of(data: bytes) -> list[bytes]:
     header_size = layout._PRELUDE.size + layout._HEADER.size
     if len(data) < header_size:
         return []
-    sizes, at, parts = [header_size + data[header_size - 1]], 0, []
+    parts: list[bytes] = []
+    sizes, at = [header_size + data[header_size - 1]], 0
     while at < len(data) and len(parts) < 20:
         if not parts:
             size = sizes[0]
