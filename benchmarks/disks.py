@@ -151,10 +151,12 @@ def try_all(activity: Activity, tries: int, draw: random.Random) -> dict[str, ob
 
 
 def refused(end: tuple[int, str]) -> str:
-    """What is wrong with a refusal; empty if it has exit code 2 and ends with one sentence."""
+    """What is wrong with a refusal; empty if it has exit code 2, or 1 if that is a study's runs', and ends with one
+    sentence."""
     code, said = end
     line = said.rpartition("\n")[2]
-    right = code == 2 and line.startswith("bytegolf: ") and "Traceback" not in said
+    wanted = 1 if line.endswith("the same command tries again") else 2
+    right = code == wanted and line.startswith("bytegolf: ") and "Traceback" not in said
     return "" if right else f"exit code {code}: {said[-500:]}"
 
 

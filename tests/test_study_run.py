@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 import tomli_w
-from commands import TinyRun, good, refused, small
+from commands import Ran, TinyRun, cli, good, refused, small
 
 from bytegolf.config import load, to_dict
 from bytegolf.study import results
@@ -149,6 +149,14 @@ def test_only_what_changed_is_run_and_the_rest_is_kept_apart(here: Path) -> None
     assert scores(good("study", "show", "s.toml", "--json").json) == SCORES
 
 
+def partly(*arguments: object) -> Ran:
+    """A study some of whose runs fail."""
+    ran = cli(*arguments)
+    assert ran.code == 1
+    assert ran.err.endswith(" failed, for what is said above: the same command tries again\n")
+    return ran
+
+
 def test_only_named_variants(here: Path) -> None:
     found = good("study", "run", "s.toml", "--only", "muon_lr=0.2", "--json").json
     assert started() == ["0.2 1", "0.2 2"]
@@ -158,8 +166,9 @@ def test_only_named_variants(here: Path) -> None:
 
 def test_a_failure_stops_nothing_and_is_tried_again(here: Path) -> None:
     Path("fail-0.1-1").touch()
-    ran = good("study", "run", "s.toml", "--jobs", 2, "--json")
+    ran = partly("study", "run", "s.toml", "--jobs", 2, "--json")
     assert (ran.json["done"], ran.json["failed"]) == (3, 1)
+    good("study", "run", "s.toml", "--only", "muon_lr=0.2")  # which lacks nothing
     assert ran.json["errors"] == {"muon_lr=0.1, seed 1": "the loss is not finite at step 3: lower it"}
     assert "failed: the loss is not finite" in ran.err
     assert "1 (1 failed)" in Path("s/table.md").read_text()
@@ -173,7 +182,7 @@ def test_a_failure_stops_nothing_and_is_tried_again(here: Path) -> None:
 def test_a_run_that_was_interrupted_goes_on(here: Path) -> None:
     """Ctrl-C has `train` export what there is: that is no result of the study's budget."""
     Path("stopped").touch()
-    assert good("study", "run", "s.toml", "--only", "muon_lr=0.1", "--json").json["failed"] == 2
+    assert partly("study", "run", "s.toml", "--only", "muon_lr=0.1", "--json").json["failed"] == 2
     assert "interrupted before its budget" in rows()[0]["error"]
     Path("stopped").unlink()
     assert good("study", "run", "s.toml", "--json").json["done"] == 4
@@ -350,7 +359,7 @@ def cluster() -> Iterator[None]:
 @pytest.mark.usefixtures("cluster")
 def test_ray_runs_a_study(here: Path) -> None:
     Path("fail-0.2-2").touch()
-    ran = good("study", "run", "s.toml", "--launcher", "ray", "--jobs", 2, "--json")
+    ran = partly("study", "run", "s.toml", "--launcher", "ray", "--jobs", 2, "--json")
     assert (ran.json["done"], ran.json["failed"]) == (3, 1)
     assert "the loss is not finite" in ran.json["errors"]["muon_lr=0.2, seed 2"]
     Path("fail-0.2-2").unlink()
@@ -465,7 +474,7 @@ def test_a_real_run_that_is_killed_ends_as_one_that_is_not(
         "variants": {"it": {}},
     }
     Path("s.toml").write_text(tomli_w.dumps(settings))
-    assert good("study", "run", "s.toml", "--json").json["errors"] == {
+    assert partly("study", "run", "s.toml", "--json").json["errors"] == {
         f"it, seed {settings['seeds'][0]}": "it was killed"
     }
     (job,) = jobs(study())

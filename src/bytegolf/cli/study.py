@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -30,7 +31,8 @@ def run(
     """Train and score what is missing of a study, then write its tables.
 
     It can be stopped at any time, by Ctrl-C or worse: the same command goes on.
-    A run that fails is written down and tried again next time; the others go on.
+    A run that fails is written down and tried again next time; the others go on,
+    and the exit code is 1.
 
     Slurm gets the runs as one array job; run or show the study again to collect
     what has ended.
@@ -46,7 +48,15 @@ def run(
     submitted = report.run(read, only or [], launcher, jobs)
     if submitted:
         screen().print(submitted, soft_wrap=True, markup=False)
-    finish(json, report.show(read, screen()))
+    found = report.show(read, screen())
+    finish(json, found)
+    wanted = [variant for variant in found["variants"] if not only or variant["variant"] in only]
+    failed = sum(variant["failed"] for variant in wanted)
+    if failed and launcher != "slurm":  # whose runs end later
+        sys.stdout.flush()
+        runs = "a run" if failed == 1 else f"{failed} runs"
+        sys.stderr.write(f"bytegolf: {runs} failed, for what is said above: the same command tries again\n")
+        sys.exit(1)
 
 
 @study.command(sort_key=10)
