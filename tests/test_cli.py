@@ -125,8 +125,8 @@ def results(run: TinyRun, soft: TinyRun, published: Path, out: Path) -> Iterator
     yield "decompress", good("decompress", run.folder, out / "b.bgz", out / "c.txt", "--json")
     yield "check", good("check", run.folder, "--json")
     (out / "s.toml").write_text(STUDY.format(data=run.data))
-    for verb in ("study run", "study show"):
-        yield verb, good(*verb.split(), out / "s.toml", "--json")
+    yield "study run", cli("study", "run", out / "s.toml", "--json")  # whose runs fail
+    yield "study show", good("study", "show", out / "s.toml", "--json")
     yield "study list", good("study", "list", out, "--json")
     yield "presets", good("presets", "--json")
 

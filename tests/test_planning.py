@@ -186,9 +186,10 @@ def test_activations_grow_with_what_there_is() -> None:
 
 def test_a_lexicon_and_a_narrow_router_are_work_and_memory() -> None:
     level = "model.network."
-    without = load("cpu-demo")
-    with_it = load("cpu-demo", [f"{level}lexicon.dim=64"])
-    narrow = load("cpu-demo", [f"{level}router.dim=16"])
+    plain = [f"{level}lexicon.dim=0", f"{level}router.dim=0"]
+    without = load("cpu-demo", plain)
+    with_it = load("cpu-demo", [*plain, f"{level}lexicon.dim=64"])
+    narrow = load("cpu-demo", [*plain, f"{level}router.dim=16"])
     count = count_parameters(outline(without.model))
     rows = 64 << 15
 

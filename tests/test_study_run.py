@@ -190,7 +190,7 @@ def test_a_run_that_was_interrupted_goes_on(here: Path) -> None:
 
 def test_a_command_that_is_not_there(here: Path) -> None:
     Path("s.toml").write_text(Path("s.toml").read_text().replace("trainer = ", 'trainer = "no-such-command" # '))
-    assert "no-such-command" in next(iter(good("study", "run", "s.toml", "--json").json["errors"].values()))
+    assert "no-such-command" in next(iter(partly("study", "run", "s.toml", "--json").json["errors"].values()))
 
 
 def test_half_a_row_is_left_behind(here: Path) -> None:

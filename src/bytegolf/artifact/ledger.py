@@ -19,6 +19,7 @@ from bytegolf.artifact import coders
 from bytegolf.artifact.layout import TensorEntry
 from bytegolf.artifact.pack import config_of
 from bytegolf.artifact.payload import Opened, open_artifact
+from bytegolf.artifact.plan import RULES
 from bytegolf.bundle.script import code_bytes
 
 LIMIT = 16_000_000
@@ -99,7 +100,8 @@ def measure(path: Path, every: bool = False) -> Ledger:
         group = label(entry)
         old = rows.get(group, LedgerRow(group, 0, 0, 0, 0))
         raw, packed = old.raw_bytes + entry.size + entry.scale_size, old.packed_bytes + share
-        rows[group] = LedgerRow(group, old.tensors + 1, old.parameters + entry.numel, raw, packed)
+        weights = 0 if entry.name.endswith(RULES) else entry.numel
+        rows[group] = LedgerRow(group, old.tensors + 1, old.parameters + weights, raw, packed)
     overhead = box.file_bytes - (len(box.packed) if rows else 0)
     config, version = box.header.get("config"), str(box.header.get("bytegolf"))
     code = code_bytes(config_of(config if isinstance(config, dict) else {}, version, str(path)))

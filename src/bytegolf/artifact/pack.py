@@ -19,7 +19,7 @@ from torch import Tensor
 from bytegolf import __version__
 from bytegolf.artifact import container, layout, payload
 from bytegolf.artifact.coders import CoderName
-from bytegolf.artifact.plan import Plan, plan_of
+from bytegolf.artifact.plan import RULES, Plan, plan_of
 from bytegolf.artifact.quantize import QuantizedTensor, dequantize, quantize
 from bytegolf.config import Config, from_dict, to_dict
 from bytegolf.errors import BytegolfError
@@ -108,7 +108,7 @@ def write_artifact(
     }
     data = payload.encode(header, stored, coder)
     write_bytes(path, data)
-    parameters = sum(math.prod(tensor.shape) for tensor in stored)
+    parameters = sum(math.prod(tensor.shape) for name, tensor in state.items() if not name.endswith(RULES))
     return Summary(path, len(data), hashlib.sha256(data).hexdigest(), parameters)
 
 

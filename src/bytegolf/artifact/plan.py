@@ -28,6 +28,9 @@ EMBEDDING, TABLES = "embedding.weight", ("ngrams.table", "lexicon.table")
 VERDICTS = "router.verdicts"
 """How the name of an entropy router's table ends: −1, 0 or 1, which any bits hold and no pruning may touch."""
 
+RULES = (VERDICTS, "router.pieces", "router.classes", "router.guide.classes")
+"""How the names of the tables end that routers go by and training leaves alone: stored, but no weights."""
+
 TABLE_GROUP = 64
 """So many rows of a table share a scale below 8 bits: its rows are as narrow as 16 numbers, and at one fp16 scale each
 the scales of a 4-bit table would take a fifth of it. A larger group costs less than fewer bits do (LOG.md)."""

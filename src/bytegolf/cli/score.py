@@ -116,7 +116,7 @@ def evaluate(
     its beginning unless --ttt-reset never.
 
     Example: bytegolf eval runs/cpu-demo --stride 512
-    Example: bytegolf eval runs/cpu-demo --length 16384 --stride 14336 --reach 146
+    Example: bytegolf eval runs/cpu-demo --length 16384 --stride 14336 --reach 171
     Example: bytegolf eval runs/cpu-demo --ttt sgd
 
     JSON keys: bpb, bpb_original (over the text before normalisation), val_loss
