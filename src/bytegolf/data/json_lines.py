@@ -44,7 +44,7 @@ def record(value: Any, where: str, group: str, reading: Reading) -> Document:
 
 
 def block_records(data: bytes, file: str, reading: Reading) -> list[Document]:
-    """The documents of whole lines together: what ``records`` gives, in half its time where lines are well-formed.
+    """The documents of whole lines together: what ``records`` gives, sooner where lines are well-formed.
 
     Raises what it raises, with the lines counted from the beginning of ``data``.
     """

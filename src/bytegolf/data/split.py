@@ -60,8 +60,8 @@ class Split:
             return number < self.first
         if self.kind == "groups":
             return document.group in self.groups
-        group = document.group.encode("utf-8", errors="surrogatepass")
-        digest = hashlib.sha256(document.data if self.kind == "hash" else group).digest()
+        key = document.data if self.kind == "hash" else document.group.encode("utf-8", errors="surrogatepass")
+        digest = hashlib.sha256(key).digest()
         return int.from_bytes(digest[:8], "big") < self.fraction * 2**64
 
     def check(self, training: int, validation: int, absent: Collection[str] = ()) -> None:
