@@ -11,6 +11,7 @@ from conftest import ModelMaker, tiny_network
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bytegolf.config import LevelConfig, ModelConfig, OptimConfig, RouterConfig, StageConfig
 from bytegolf.errors import BytegolfError
@@ -42,6 +43,33 @@ def test_orthogonalize_ignores_the_scale_and_survives_zeros() -> None:
     x = torch.randn(2, 8, 12, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(orthogonalize(x * 1024, 5), orthogonalize(x, 5), rtol=2e-2, atol=2e-2)
     assert orthogonalize(torch.zeros(1, 4, 4), 5).abs().max() == 0
+
+
+class _Products(TorchDispatchMode):
+    """The dtypes in which matrices are multiplied within the context."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtypes: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func._schema.name in ("aten::bmm", "aten::baddbmm"):
+            self.dtypes.add(args[0].dtype)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("units", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_orthogonalize_multiplies_in_bf16_only_where_the_cpu_does(
+    units: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # without units for it a product in bf16 takes fifty times as long: all of a step, where nothing else is in bf16
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: units, raising=False)
+    x = torch.randn(2, 8, 12, generator=torch.Generator().manual_seed(0))
+    with _Products() as products:
+        y = orthogonalize(x, 5)
+    assert products.dtypes == {dtype}
+    assert y.dtype == torch.bfloat16
 
 
 def newton_schulz(g: Tensor) -> Tensor:
