@@ -72,9 +72,19 @@ def test_orthogonalize_multiplies_in_bf16_only_where_the_cpu_does(
     assert y.dtype == torch.bfloat16
 
 
-def newton_schulz(g: Tensor) -> Tensor:
+@pytest.mark.parametrize("shape", [(24, 8), (8, 24), (16, 8), (9, 8), (8, 8)])
+def test_orthogonalize_in_fp32_is_newton_schulz(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    # whether on the matrix or, where it is long, on its Gram matrix alone; singular values down to 1e-4 of the largest
+    monkeypatch.setattr("bytegolf.train.muon.pick_precision", lambda wanted, device: torch.float32)
+    generator = torch.Generator().manual_seed(sum(shape))
+    x = torch.randn(3, *shape, generator=generator) * torch.logspace(0, -4, shape[1])
+    expected = torch.stack([newton_schulz(matrix, torch.float64) for matrix in x])
+    torch.testing.assert_close(orthogonalize(x, 5).float(), expected, rtol=2**-8, atol=1e-5)
+
+
+def newton_schulz(g: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """Muon's iteration as its author writes it, for one matrix."""
-    x = g.bfloat16()
+    x = g.to(dtype)
     x = x / (x.norm() + 1e-7)
     if g.shape[0] > g.shape[1]:
         x = x.T

@@ -288,3 +288,10 @@ def test_a_split_shorter_than_a_window_is_said(opened: Opened, tiny_run: TinyRun
     longer = dataclasses.replace(opened.config, train=train)
     with pytest.raises(BytegolfError, match="fewer than one sequence"):
         next(proving.prove(dataclasses.replace(opened, config=longer), tiny_run.data))
+
+
+def test_a_quick_proof_scores_less_where_windows_overlap() -> None:
+    # 1,024 tokens are worked out for 32 new ones: 65,536 targets would take 2 million
+    assert proving.QUICK.limit(1024, 0) == proving.QUICK.tokens == proving.QUICK.limit(1024, 512)
+    assert proving.QUICK.limit(1024, 32) == proving.QUICK.tokens // 4
+    assert proving.THOROUGH.limit(1024, 32) == 0

@@ -36,6 +36,9 @@ CODED_MORE = 0.005
 SAME_BPB = 1e-4
 """How far two scores of one artifact on the same tokens may differ."""
 
+AGAIN = 8
+"""How many times as many tokens as without overlap may be worked out for overlapping windows."""
+
 
 @dataclass(frozen=True)
 class Effort:
@@ -48,7 +51,13 @@ class Effort:
     streams: int
     """parts of the split that are coded"""
     tokens: int
-    """tokens that are scored (0: the whole split)"""
+    """tokens that are scored (0: the whole split); fewer where windows overlap, each token being worked out anew in
+    every window, so that no more than ``AGAIN`` times as many are worked out"""
+
+    def limit(self, seq_len: int, stride: int) -> int:
+        """Tokens to score in windows of ``seq_len`` with ``stride`` new ones each (0: all are new)."""
+        share = AGAIN * stride / seq_len if stride else 1.0
+        return max(1, int(min(1.0, share) * self.tokens)) if self.tokens else 0
 
 
 QUICK = Effort(cuts=4, places=16, streams=16, tokens=1 << 16)
@@ -86,7 +95,7 @@ def prove(
     yield proofs.normalisation(model, tokenizer, sample, Way("", seq_len), effort.places)
 
     tell("scoring")
-    limit = 0 if claim is not None else effort.tokens
+    limit = 0 if claim is not None else effort.limit(seq_len, stride)
     counting = Counting(stream, tokenizer)
     total = score(
         model,

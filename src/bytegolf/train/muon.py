@@ -29,11 +29,31 @@ def orthogonalize(matrices: Float[Tensor, "n R C"], steps: int) -> BFloat16[Tens
     x = matrices.to(pick_precision("auto", matrices.device))
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     tall = x.shape[1] > x.shape[2]
+    if x.dtype == torch.float32 and max(x.shape[1:]) >= 2 * min(x.shape[1:]):
+        return _through_gram(x, steps, tall).bfloat16()
     for _ in range(steps):
         gram = x.mT @ x if tall else x @ x.mT  # the smaller of the two
         powers = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         x = torch.baddbmm(x, x, powers, beta=a) if tall else torch.baddbmm(x, powers, x, beta=a)
     return x.bfloat16()
+
+
+def _through_gram(x: Float[Tensor, "n R C"], steps: int, tall: bool) -> Float[Tensor, "n R C"]:
+    """The same iterations on the smaller Gram matrix G alone: x ← p(G)·x gives G ← p(G)·G·p(G), and all polynomials of
+    one G commute. The long axis is multiplied twice instead of twice a step (for 1:4, 0.56 of the work).
+
+    fp32 only: G holds squares of singular values, of which bf16 would lose all but the largest.
+    """
+    a, b, c = NS_COEFFICIENTS
+    gram = x.mT @ x if tall else x @ x.mT
+    whole = torch.eye(gram.shape[1], device=x.device).expand_as(gram)
+    for step in range(steps):
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal(dim1=1, dim2=2).add_(a)
+        whole = factor @ whole if step else factor
+        if step + 1 < steps:
+            gram = factor @ (factor @ gram)
+    return x @ whole if tall else whole @ x
 
 
 @dataclass(frozen=True)
