@@ -26,7 +26,7 @@ from bytegolf.recipes.exporting import export_weights
 from bytegolf.recipes.opening import Opened, holding, open_model
 from bytegolf.recipes.runs import RunFolder
 from bytegolf.recipes.scoring import evaluate
-from bytegolf.train.distributed import ALONE, World, join, pick_precision
+from bytegolf.train.distributed import ALONE, World, has_bf16, join, pick_precision
 from bytegolf.train.loop import Trainer
 from bytegolf.train.progress import Progress
 from bytegolf.train.report import Reporter
@@ -85,6 +85,10 @@ def fit(
         reporter.warn(reason)
     model = initial_model(config, tokenizer, train).to(world.device)
     model.precision = pick_precision(config.train.precision, world.device)
+    if model.precision == torch.bfloat16 and not has_bf16(world.device):
+        reporter.warn(
+            "train.precision is bf16, in which this device cannot multiply: steps take many times as long as with auto"
+        )
     trainer = Trainer(config, model, train, validation, tokenizer, folder, world, reporter)
     trainer.fit(resume)
     return trainer

@@ -133,21 +133,18 @@ def prepare_device(device: torch.device) -> torch.device:
     return device
 
 
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies in bf16. A CPU without units for it would do so by a loop, far slower than fp32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    # both names are private, but nothing public tells
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return device.type == "cpu" and any(getattr(torch.cpu, name, lambda: False)() for name in names)
+
+
 def pick_precision(wanted: str, device: torch.device) -> torch.dtype:
     """The compute dtype: bf16 where the device multiplies in it, else fp32, unless ``wanted`` says which."""
-    if wanted == "auto":
-        if device.type == "cuda":
-            wanted = "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-        elif device.type == "cpu":
-            # both names are private, but nothing public tells; without such units bf16 is slower than fp32
-            native = any(
-                getattr(torch.cpu, name, lambda: False)()
-                for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-            )
-            wanted = "bf16" if native else "fp32"
-        else:
-            wanted = "fp32"
-    return torch.bfloat16 if wanted == "bf16" else torch.float32
+    return torch.bfloat16 if wanted == "bf16" or (wanted == "auto" and has_bf16(device)) else torch.float32
 
 
 @contextlib.contextmanager

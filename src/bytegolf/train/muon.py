@@ -14,7 +14,7 @@ from jaxtyping import BFloat16, Float
 from torch import Tensor, nn
 
 from bytegolf.model import native
-from bytegolf.train.distributed import ALONE, World, pick_precision
+from bytegolf.train.distributed import ALONE, World, has_bf16
 
 NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
@@ -26,7 +26,7 @@ def orthogonalize(matrices: Float[Tensor, "n R C"], steps: int) -> BFloat16[Tens
     the iterations, and for what is returned; a CPU without bf16 units would take fifty times as long over them.
     """
     a, b, c = NS_COEFFICIENTS
-    x = matrices.to(pick_precision("auto", matrices.device))
+    x = matrices.to(torch.bfloat16 if has_bf16(matrices.device) else torch.float32)
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     tall = x.shape[1] > x.shape[2]
     if x.dtype == torch.float32 and max(x.shape[1:]) >= 2 * min(x.shape[1:]):
