@@ -357,7 +357,8 @@ def outcome(folder: Path) -> dict[str, object]:
             found[name] = [_plain(json.loads(line)) for line in path.read_text().splitlines()]
         elif path.name == "results.jsonl":
             rows = [json.loads(line) for line in path.read_text().splitlines()]
-            found[name] = sorted((row["variant"], row["seed"], row["status"], row["summary"]["bpb"]) for row in rows)
+            done = [row for row in rows if row["status"] == "done"]  # failures stay there too
+            found[name] = sorted((row["variant"], row["seed"], row["summary"]["bpb"]) for row in done)
         elif path.name == "summary.json":
             found[name] = {key: json.loads(path.read_text())[key] for key in ("bpb", "steps", "train_bytes", "params")}
         elif path.name == "artifact.bgolf":  # its header has the seconds of training
