@@ -109,6 +109,15 @@ def handler(root: Path, faults: float, corrupt: float, seed: int, sent: list[int
     return Handler
 
 
+class Server(http.server.ThreadingHTTPServer):
+    """It says nothing of clients that are killed in the middle of an answer."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Nothing on stderr."""
+
+
 def wrong_files(out: Path, hashes: dict[str, str]) -> list[str]:
     """Files that have their name and are not what was published."""
     there = [path for path in hashes if (out / path).exists()]
@@ -120,9 +129,7 @@ def measure(kills: int, megabytes: float, faults: float, corrupt: float, seed: i
     with tempfile.TemporaryDirectory() as name:
         root, out, draw, sent = Path(name) / "mirror", Path(name) / "data", random.Random(seed), [0]
         hashes = make_mirror(root, megabytes, 8, seed)
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler(root, faults, corrupt, seed, sent))
-        server.daemon_threads = True
-        server.handle_error = lambda *request: None  # type: ignore[method-assign]
+        server = Server(("127.0.0.1", 0), handler(root, faults, corrupt, seed, sent))
         threading.Thread(target=server.serve_forever, daemon=True).start()
         options = ["--variant", "made", "--mirror", f"http://127.0.0.1:{server.server_address[1]}", "--out", str(out)]
         command = [sys.executable, "-c", _COMMAND, "fetch", *options]

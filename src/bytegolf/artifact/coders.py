@@ -113,7 +113,7 @@ def _brotli_module() -> ModuleType:
         import brotli
     except ImportError as error:
         raise BytegolfError("brotli is not installed: `pip install 'brotli>=1.2'`, or use another coder") from error
-    return brotli  # type: ignore[no-any-return]
+    return brotli  # type: ignore[no-any-return]  # it comes without types
 
 
 _COMPRESS: dict[CoderName, Callable[[bytes], bytes]] = {"zlib": _zlib, "zstd": _zstd, "brotli": _brotli, "lzma": _xz}

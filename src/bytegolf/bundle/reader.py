@@ -34,6 +34,7 @@ class _Reader(ast.NodeVisitor):
 
     def span(self, node: ast.AST) -> tuple[int, int]:
         """Where a node begins and ends; decorators are part of what they decorate."""
+        # the ignored attributes: what is parsed from a text has its position, which `ast.AST` alone does not promise
         first = node.decorator_list[0] if isinstance(node, NAMED) and node.decorator_list else node
         start = self.starts[first.lineno - 1] + first.col_offset - (first is not node)  # type: ignore[attr-defined]
         return start, self.starts[node.end_lineno - 1] + node.end_col_offset  # type: ignore[attr-defined]

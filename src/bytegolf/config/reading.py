@@ -34,7 +34,7 @@ def from_dict(cls: type[T], raw: Any, where: str = "") -> T:
     if not isinstance(raw, dict):
         raise BytegolfError(f"{where or 'the configuration'} must be a table of keys, not {raw!r}")
     hints = typing.get_type_hints(cls)
-    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]  # T stands for dataclasses
     dotted = f"{where}." if where else ""
     for key in raw:
         if key not in fields:

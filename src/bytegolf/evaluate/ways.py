@@ -129,7 +129,7 @@ def watched(model: LanguageModel, see: Callable[[Forward], None]) -> Iterator[No
             see(out)
         return losses(out, targets)
 
-    model.losses = watching  # type: ignore[method-assign]
+    model.losses = watching  # type: ignore[method-assign]  # until the context ends
     try:
         yield
     finally:

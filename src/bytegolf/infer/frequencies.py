@@ -77,7 +77,7 @@ def quantised(p: Float[np.ndarray, "R A"]) -> Int[np.ndarray, "R A"]:
 
 def bits(frequencies: Int[np.ndarray, " R"]) -> Float[np.ndarray, " R"]:
     """The ideal cost of symbols of these frequencies."""
-    return PRECISION - np.log2(frequencies)  # type: ignore[no-any-return]
+    return PRECISION - np.log2(frequencies)  # type: ignore[no-any-return]  # to mypy, shaped arrays are Any
 
 
 class Coder(ABC):
@@ -116,7 +116,7 @@ class Encoder(Coder):
 
     def payload(self) -> bytes:
         """What was written."""
-        return self._coder.get_compressed().astype("<u4").tobytes()  # type: ignore[no-any-return]
+        return self._coder.get_compressed().astype("<u4").tobytes()  # type: ignore[no-any-return]  # constriction has no types
 
 
 class Decoder(Coder):
@@ -130,4 +130,5 @@ class Decoder(Coder):
 
     def code(self, frequencies: Int[np.ndarray, "R A"], symbols: Int[np.ndarray, " R"]) -> Int[np.ndarray, " R"]:
         """Read the next symbols; ``symbols`` are ignored."""
-        return self._coder.decode(_FAMILY, _weights(frequencies)).astype(np.int64)  # type: ignore[no-any-return]
+        found = self._coder.decode(_FAMILY, _weights(frequencies))
+        return found.astype(np.int64)  # type: ignore[no-any-return]  # constriction has no types

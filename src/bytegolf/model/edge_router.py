@@ -41,7 +41,7 @@ class EdgeRouter(FixedRouter):
         self.register_buffer("pieces", torch.zeros(config.edges_room))
         self._next: NDArray[np.int64] = np.zeros((1, 256), np.int64)
         """the child of each node by each byte; 0 = none"""
-        self.register_load_state_dict_post_hook(_grow)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_grow)  # type: ignore[no-untyped-call]  # torch gives it no types
 
     def prepare(self, material: Material) -> None:
         name = self.config.edges

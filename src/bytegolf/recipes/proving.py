@@ -56,8 +56,7 @@ class Effort:
 
     def limit(self, seq_len: int, stride: int) -> int:
         """Tokens to score in windows of ``seq_len`` with ``stride`` new ones each (0: all are new)."""
-        share = AGAIN * stride / seq_len if stride else 1.0
-        return max(1, int(min(1.0, share) * self.tokens)) if self.tokens else 0
+        return min(self.tokens, AGAIN * stride * self.tokens // seq_len or 1) if stride else self.tokens
 
 
 QUICK = Effort(cuts=4, places=16, streams=16, tokens=1 << 16)

@@ -45,14 +45,18 @@ def _through_gram(x: Float[Tensor, "n R C"], steps: int, tall: bool) -> Float[Te
     fp32 only: G holds squares of singular values, of which bf16 would lose all but the largest.
     """
     a, b, c = NS_COEFFICIENTS
+
+    def polynomial(gram: Tensor) -> Tensor:
+        p = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        p.diagonal(dim1=1, dim2=2).add_(a)
+        return p
+
     gram = x.mT @ x if tall else x @ x.mT
-    whole = torch.eye(gram.shape[1], device=x.device).expand_as(gram)
-    for step in range(steps):
-        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        factor.diagonal(dim1=1, dim2=2).add_(a)
-        whole = factor @ whole if step else factor
-        if step + 1 < steps:
-            gram = factor @ (factor @ gram)
+    whole = factor = polynomial(gram)
+    for _ in range(steps - 1):
+        gram = factor @ (factor @ gram)
+        factor = polynomial(gram)
+        whole = factor @ whole
     return x @ whole if tall else whole @ x
 
 
