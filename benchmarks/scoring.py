@@ -18,7 +18,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
 from measuring import machine, table
 from models import get
 
@@ -26,14 +25,7 @@ from bytegolf.data.shard_writer import ShardWriter
 from bytegolf.data.shards import TokenStream, open_split
 from bytegolf.data.tokenizer import ByteTokenizer
 from bytegolf.evaluate.bpb import Score, score
-from bytegolf.model.lm import LanguageModel
-
-
-@torch.inference_mode()
-def seen(model: LanguageModel, stream: TokenStream, length: int) -> int:
-    """How many positions a window's innermost network has: the chunks of the first one, or its tokens."""
-    traces = model(torch.from_numpy(stream.slice(0, length).astype(np.int64)).unsqueeze(0)).traces
-    return int(traces[-1].boundary.sum()) if traces else length
+from bytegolf.evaluate.one_pass import one_pass, reaching
 
 
 def main() -> None:
@@ -58,7 +50,9 @@ def main() -> None:
             with ShardWriter(Path(folder), "val") as writer:
                 writer.write(np.random.default_rng(0).integers(4, 260, 8 * arguments.tokens + 1).astype(np.uint16))
             stream = TokenStream(writer.paths, config.model.vocab_size)
-        reach = seen(model, stream, length)
+        started = time.perf_counter()
+        plan = one_pass(model, stream, length, arguments.stride, length + arguments.tokens)
+        planning = time.perf_counter() - started
         # the first window is scored whole whatever the stride: it is timed by itself and taken off
         ways = {
             "first window": (length, 0, True, arguments.batch),
@@ -66,7 +60,7 @@ def main() -> None:
             "one window at a time": (length + arguments.tokens, arguments.stride, False, 1),
             "full windows": (length + arguments.tokens, arguments.stride, False, arguments.batch),
             "shared work": (length + arguments.tokens, arguments.stride, True, arguments.batch),
-            "one pass": (length + arguments.tokens, 0, True, arguments.batch),
+            "one pass": (length + arguments.tokens, plan.stride, True, arguments.batch),
         }
         seconds: dict[str, list[float]] = {name: [] for name in ways}
         scores: dict[str, Score] = {}
@@ -74,23 +68,17 @@ def main() -> None:
             for name, (limit, stride, share, batch) in ways.items():
                 limit = min(limit, 2 * length if turn == 0 else limit)  # the first turn only warms up
                 started = time.perf_counter()
-                once = name == "one pass"
-                with model.reaching(reach if once else 0):
+                size, reach = (min(plan.length, limit), plan.reach) if name == "one pass" else (length, ())
+                stride = min(stride, size)
+                with reaching(model, reach):
                     scores[name] = score(
-                        model,
-                        stream,
-                        tokenizer,
-                        limit if once else length,
-                        stride=stride,
-                        limit=limit,
-                        batch=batch,
-                        share=share,
+                        model, stream, tokenizer, size, stride=stride, limit=limit, batch=batch, share=share
                     )
                 seconds[name].append(time.perf_counter() - started)
     median = {name: statistics.median(times[1:]) for name, times in seconds.items()}
     first, start = scores["first window"], median["first window"]
-    speed = {"no overlap": scores["no overlap"].bytes / median["no overlap"]}
-    for name in ("one window at a time", "full windows", "shared work", "one pass"):
+    speed = {name: scores[name].bytes / median[name] for name in ("no overlap", "one pass")}
+    for name in ("one window at a time", "full windows", "shared work"):
         speed[name] = (scores[name].bytes - first.bytes) / (median[name] - start)
     result = {
         "model": arguments.model,
@@ -99,10 +87,12 @@ def main() -> None:
         "bytes_per_second": {name: round(value, 1) for name, value in speed.items()},
         "shared_over_single": round(speed["shared work"] / speed["one window at a time"], 2),
         "shared_over_full": round(speed["shared work"] / speed["full windows"], 2),
+        "one_pass_over_single": round(speed["one pass"] / speed["one window at a time"], 2),
         "one_pass_over_full": round(speed["one pass"] / speed["full windows"], 2),
         "bpb_difference": scores["shared work"].bpb - scores["full windows"].bpb,
         "bpb_difference_of_one_pass": scores["one pass"].bpb - scores["full windows"].bpb,
-        "reach": reach,
+        "reach": plan.reach,
+        "seconds_to_find_the_reach": round(planning, 2),
         "machine": machine(),
     }
     print(
@@ -110,7 +100,7 @@ def main() -> None:
             [
                 {
                     "way": name,
-                    "stride": ways[name][1] or length,
+                    "stride": arguments.stride if name == "one pass" else ways[name][1] or length,
                     "bytes/s": speed[name],
                     "times full windows": speed[name] / speed["full windows"],
                     "BPB": f"{scores[name].bpb:.6f}",

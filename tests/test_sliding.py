@@ -17,6 +17,7 @@ from bytegolf.analyze.segment import collector
 from bytegolf.config import LevelConfig, ModelConfig, NetworkConfig, NgramConfig, RouterConfig, StageConfig
 from bytegolf.evaluate import sliding
 from bytegolf.evaluate.bpb import score
+from bytegolf.evaluate.one_pass import reaching
 from bytegolf.evaluate.sliding import last_losses
 from bytegolf.model.hnet import Level
 from bytegolf.model.lm import BOS, LanguageModel
@@ -129,9 +130,9 @@ def test_a_reach_is_a_window(name: str, tmp_path: Path) -> None:
     local = LanguageModel(dataclasses.replace(model.config, network=network_of(local.network)))
     local.load_state_dict(model.state_dict())
     whole = score(model, stream, BYTES, 64).bpb
-    with model.reaching(5):
+    with reaching(model, (5,)):
         found = [score(model, stream, BYTES, 200, stride=stride).bpb for stride in (0, 150)]
-    with model.reaching(0):
+    with reaching(model, ()):
         assert score(model, stream, BYTES, 64).bpb == whole
     wanted = [score(local, stream, BYTES, 200, stride=stride, share=False).bpb for stride in (0, 150)]
     assert found == pytest.approx(wanted, abs=1e-6)
@@ -141,9 +142,9 @@ def test_a_reach_is_a_window(name: str, tmp_path: Path) -> None:
 def test_eval_in_one_pass(tiny_run: TinyRun) -> None:
     limited = ("eval", tiny_run.folder, "--limit", 1500)
     found = good(*limited, "--length", 500, "--stride", 300, "--reach", 9, "--json").json
-    assert (found["seq_len"], found["stride"], found["reach"], found["tokens"]) == (500, 300, 9, 1500)
+    assert (found["seq_len"], found["stride"], found["reach"], found["tokens"]) == (500, 300, [9], 1500)
     other = good(*limited, "--length", 500, "--stride", 300, "--json").json
-    assert other["reach"] == 0
+    assert other["reach"] == []
     assert other["bpb"] != found["bpb"]
     assert "shorter windows" in refused("eval", tiny_run.folder, "--length", 10**9)
 

@@ -190,20 +190,6 @@ class LanguageModel(nn.Module):
             for level, capacity in zip(self.levels(), before, strict=True):
                 level.capacity = capacity
 
-    @contextlib.contextmanager
-    def reaching(self, window: int) -> Iterator[None]:
-        """For as long as the context lasts, stages that see everything see the last ``window`` of their own positions
-        instead: chunks, in an H-Net's main network (0: as they are).
-        """
-        found = [stage for stage in self.modules() if isinstance(stage, Stage) and not stage.config.window and window]
-        for stage in found:
-            stage.attend_to(window)
-        try:
-            yield
-        finally:
-            for stage in found:
-                stage.attend_to(0)
-
     def start(self, batch: int, length: int | None = None) -> ModelState:
         """An empty state for ``batch`` sequences.
 

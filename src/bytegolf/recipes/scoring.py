@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from bytegolf.data.manifest import validation_bytes
 from bytegolf.data.shards import TokenStream, open_split
 from bytegolf.errors import BytegolfError
 from bytegolf.evaluate.bpb import Book, Observer, Score, score
+from bytegolf.evaluate.one_pass import OnePass, one_pass, reaching
 from bytegolf.evaluate.ttt import score_adapting
 from bytegolf.evaluate.windows import Window
 from bytegolf.model.outline import count_parameters
@@ -43,7 +44,8 @@ def evaluate(
     capacity_divisor: float = 0.0,
     ttt: TttConfig | None = None,
     length: int = 0,
-    reach: int = 0,
+    reach: Sequence[int] = (),
+    once: OnePass | None = None,
     reporter: Reporter | None = None,
     world: World = ALONE,
 ) -> dict[str, Any]:
@@ -54,16 +56,17 @@ def evaluate(
     is left out, as published (formats.md); with a stride or test-time training every token counts.
 
     ``length`` is how many tokens a window reads (0: ``train.seq_len``), and ``reach`` how many of its own positions a
-    stage sees that else sees everything (0: everything; ``LanguageModel.reaching``).
+    stage sees that else sees everything (none: everything; ``evaluate.one_pass.reaching``). ``once`` has all three of
+    them from ``plan_one_pass``.
 
     The processes of ``world`` share the windows, and all of them get the result that one alone would have had.
     Test-time training reads in order: each of them would do everything.
 
     Keys: bpb, val_loss (nats a token), tokens, bytes, seconds, bytes_per_second, subset, tokens_dropped, stride,
-    seq_len, reach, precision, artifact_bytes, code_bytes, total_bytes, limit_bytes, fits, params, artifact_sha256,
-    bpb_original (over the bytes of the text before normalisation; null where it is not known), boundaries (null for
-    a flat model; else the keys of BoundaryStats), capacity (a list of the levels, see TruncationStats), ttt (null, or
-    the keys of TttConfig).
+    seq_len, reach, one_pass (null, or the windows that it stands for: seq_len, stride), precision, artifact_bytes,
+    code_bytes, total_bytes, limit_bytes, fits, params, artifact_sha256, bpb_original (over the bytes of the text before
+    normalisation; null where it is not known), boundaries (null for a flat model; else the keys of BoundaryStats),
+    capacity (a list of the levels, see TruncationStats), ttt (null, or the keys of TttConfig).
 
     Raises BytegolfError for a divisor without a fixed capacity, or a tail dropped in test-time training, besides what
     ``score`` raises.
@@ -71,6 +74,8 @@ def evaluate(
     config, tokenizer = opened.config, opened.tokenizer
     stride = config.eval.stride if stride is None else stride
     length = length or config.train.seq_len
+    if once:
+        stride, length, reach = once.stride, once.length, once.reach
     ttt = config.eval.ttt if ttt is None else ttt
     adapting = ttt.mode != "off"
     if adapting and drop_tail:
@@ -104,7 +109,7 @@ def evaluate(
                 f"{clock(left)} left · bpb {total.bpb:.4f}"
             )
 
-    with opened.model.capacity(capacity, capacity_divisor), opened.model.reaching(reach):
+    with opened.model.capacity(capacity, capacity_divisor), reaching(opened.model, reach):
         truncation = TruncationStats(opened.model)
         if capacity_divisor and not truncation.any_fixed:
             raise BytegolfError("a capacity divisor belongs to a fixed capacity, which no level has: choose fixed too")
@@ -142,7 +147,8 @@ def evaluate(
         "tokens_dropped": dropped,
         "stride": stride,
         "seq_len": length,
-        "reach": reach,
+        "reach": list(reach),
+        "one_pass": {"seq_len": once.stands_for[0], "stride": once.stands_for[1]} if once else None,
         "precision": str(opened.model.precision).removeprefix("torch."),
         "artifact_bytes": model_bytes,
         "code_bytes": source_bytes,
@@ -155,6 +161,25 @@ def evaluate(
         "capacity": truncation.to_dicts(),
         "ttt": to_dict(ttt) if adapting else None,
     }
+
+
+def plan_one_pass(
+    opened: Opened,
+    data: Path,
+    stride: int | None = None,
+    limit: int = 0,
+    capacity: CapacityMode | Literal[""] = "",
+) -> OnePass:
+    """What ``evaluate`` needs to read the validation split in ``data`` once instead of in windows of
+    ``train.seq_len`` with ``stride`` (as configured by default).
+
+    Raises BytegolfError for what ``one_pass`` does.
+    """
+    config, tokenizer = opened.config, opened.tokenizer
+    stride = config.eval.stride if stride is None else stride
+    stream = open_split(data, tokenizer.name, "val", tokenizer.vocab_size)
+    with opened.model.capacity(capacity):
+        return one_pass(opened.model, stream, config.train.seq_len, stride, limit)
 
 
 def drops_tail(stride: int, seq_len: int, ttt: TttConfig) -> bool:

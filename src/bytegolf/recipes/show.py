@@ -45,6 +45,10 @@ def score(console: Console, result: dict[str, Any]) -> None:
         "scored",
         f"{result['tokens']:,} tokens, {result['bytes']:,} bytes{dropped} in windows of {result['seq_len']}{overlap}",
     )
+    if result["one_pass"]:
+        windows = f"windows of {result['one_pass']['seq_len']}, stride {result['one_pass']['stride']}"
+        seen = ", then ".join(f"{positions:,}" for positions in result["reach"])
+        table.add_row("", f"in one pass that stands for {windows}; attention sees {seen} positions")
     if result["ttt"]:
         table.add_row("learned", _learned(result["ttt"], result["seq_len"]))
     table.add_row("speed", f"{result['bytes_per_second']:,} bytes/s, {result['seconds']:.1f} s")

@@ -1,0 +1,123 @@
+"""One pass over a text instead of sliding windows: nearly their BPB, for little more work than windows without overlap.
+
+A sliding window forgets what lies more than its length back. In one pass attention does that by itself: a stage that
+attends to everything sees as many of its own positions (bytes, chunks, chunks of chunks) as it does in a window, on
+average over the targets that a window scores. That is not the same: a chunk here counts its reach from itself and not
+from a window's start, and what earlier layers made of its past has seen further back than a window begins. How far the
+two are apart is measured, not proved (LOG.md: less than 1e-4 bits a byte).
+
+Legend: L tokens of a window, S of them scored, N windows that are looked at.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from bytegolf.data.shards import TokenStream
+from bytegolf.errors import BytegolfError
+from bytegolf.evaluate.bpb import windows_at_once
+from bytegolf.model.hnet import Level
+from bytegolf.model.lm import LanguageModel
+from bytegolf.model.stage import Stage
+
+SAMPLES = 64
+"""Windows whose chunks are counted: 1/√64 of how much their number differs from one to the next is the mean's error."""
+WINDOWS = 16
+"""What is read at a time, in windows …"""
+CONTEXT = 2
+"""… and how much of that only for what comes behind it: past two reaches back there is hardly anything."""
+
+
+@dataclass(frozen=True)
+class OnePass:
+    """How to read a text in one pass: long windows that stand for others."""
+
+    stands_for: tuple[int, int]
+    """L and S of those others"""
+    length: int
+    """tokens that are read at a time"""
+    stride: int
+    """how many of them are new"""
+    reach: tuple[int, ...]
+    """positions that attention to everything sees: of the outermost network, of the next, … of the innermost"""
+
+
+def one_pass(model: LanguageModel, stream: TokenStream, seq_len: int, stride: int, limit: int = 0) -> OnePass:
+    """What stands for windows of ``seq_len`` (L) tokens that score ``stride`` (S) each, by the chunks in windows of
+    ``stream``. A scored target has L − S + 1 to L tokens to go by, itself included: L − ⌊S/2⌋ in the middle.
+    ``limit`` > 0: only so many targets are going to be scored.
+
+    Raises BytegolfError where there is nothing to stand for: windows without overlap, chunks that compete for the room
+    of their window (a fixed capacity), a text shorter than a window.
+    """
+    if not 0 < stride < seq_len:
+        raise BytegolfError(
+            f"one pass stands for windows that overlap, and a stride of {stride} in windows of {seq_len} makes none: "
+            f"give one between 1 and {seq_len - 1} (--stride of eval)"
+        )
+    if any(level.capacity.mode == "fixed" for level in model.levels()):
+        raise BytegolfError(
+            "one pass cannot stand for windows whose chunks have a fixed capacity: choose exact, or score windows"
+        )
+    targets = len(stream) - 1
+    if targets < seq_len:
+        raise BytegolfError(
+            f"the split has {max(0, targets)} tokens to score, fewer than one sequence of {seq_len}: use a larger split"
+        )
+    length = min(WINDOWS * seq_len, targets, max(limit, seq_len) if limit else targets)
+    step = max(stride, length - CONTEXT * seq_len)
+    return OnePass((seq_len, stride), length, step, _reach(model, stream, seq_len - stride // 2))
+
+
+@torch.inference_mode()
+def _reach(model: LanguageModel, stream: TokenStream, length: int) -> tuple[int, ...]:
+    """The mean number of positions that each network, outermost first, has in ``length`` tokens of ``stream``."""
+    levels = len(model.levels())
+    if not levels:
+        return (length,)
+    starts = np.unique(np.linspace(0, len(stream) - length, SAMPLES).astype(np.int64))
+    counts = np.zeros(levels)
+    device, size = model.embedding.weight.device, windows_at_once(model, length)
+    for some in np.split(starts, range(size, len(starts), size)):
+        tokens = np.stack([stream.slice(int(start), int(start) + length) for start in some]).astype(np.int64)
+        traces = model(torch.from_numpy(tokens).to(device)).traces
+        counts += [int(trace.boundary.sum()) for trace in traces]
+    return (length, *(max(1, round(count / len(starts))) for count in counts))
+
+
+@contextlib.contextmanager
+def reaching(model: LanguageModel, reach: Sequence[int]) -> Iterator[None]:
+    """For as long as the context lasts, stages of ``model`` that see everything see the last ``reach`` of their own
+    positions instead: one number for each network, outermost first (bytes, then chunks, …), one for all of them, or
+    none, which changes nothing; 0 is everything.
+
+    Raises BytegolfError for another number of numbers.
+    """
+    found = list(_stages(model.network, 0))
+    depths = 1 + max(depth for depth, _ in found)
+    if len(reach) not in (0, 1, depths):
+        raise BytegolfError(f"a reach of {len(reach)} numbers for {depths} networks inside each other: give one each")
+    each = tuple(reach or (0,)) * (1 if len(reach) == depths else depths)
+    changed = [(stage, each[depth]) for depth, stage in found if not stage.config.window and each[depth]]
+    for stage, window in changed:
+        stage.attend_to(window)
+    try:
+        yield
+    finally:
+        for stage, _ in changed:
+            stage.attend_to(0)
+
+
+def _stages(network: Stage | Level, depth: int) -> Iterator[tuple[int, Stage]]:
+    """Every stage of ``network`` and how many levels are around its positions."""
+    if isinstance(network, Stage):
+        yield depth, network
+        return
+    yield depth, network.encoder
+    yield depth, network.decoder
+    yield from _stages(network.main, depth + 1)
