@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,15 @@ from test_bpb import BYTES, random_tokens, stream_of
 
 from bytegolf.analyze.boundaries import BoundaryStats
 from bytegolf.analyze.segment import collector
-from bytegolf.config import LevelConfig, ModelConfig, NetworkConfig, NgramConfig, RouterConfig, StageConfig
+from bytegolf.config import (
+    LevelConfig,
+    LexiconConfig,
+    ModelConfig,
+    NetworkConfig,
+    NgramConfig,
+    RouterConfig,
+    StageConfig,
+)
 from bytegolf.evaluate import sliding
 from bytegolf.evaluate.bpb import score
 from bytegolf.evaluate.one_pass import reaching
@@ -34,6 +43,9 @@ NETWORKS = {
     "no outer blocks": LevelConfig(stage(0), RouterConfig(4.0), stage(3), stage(0)),
     "full outer attention": LevelConfig(stage(2), RouterConfig(4.0), stage(2), stage(3)),
     "local main": LevelConfig(stage(1, 4), RouterConfig(4.0), stage(3, 4, 48), stage(1, 8)),
+    "local main, tables": LevelConfig(stage(0), RouterConfig(4.0), stage(2, 4), stage(1, 8), LexiconConfig(8, 8)),
+    "local main, strides": LevelConfig(stage(1, 4), RouterConfig(4.0, kind="stride"), stage(2, 4), stage(1, 8)),
+    "local main, words": LevelConfig(stage(0), RouterConfig(4.0, kind="whitespace"), stage(2, 4), stage(1, 8)),
     "few chunks": LevelConfig(
         stage(1, 8), RouterConfig(4.0, capacity="fixed", capacity_divisor=7.0), stage(2), stage(1, 8)
     ),
@@ -83,6 +95,51 @@ def test_an_encoder_runs_once_over_what_windows_share(monkeypatch: pytest.Monkey
     monkeypatch.setattr(model.network.encoder, "forward", forward)
     last_losses(model, torch.tensor(random_tokens(96 + 9 * 8 + 1)), 96, 8)
     assert read == [150, 168]
+
+
+@pytest.mark.parametrize(
+    ("name", "reset", "stride", "alone"),
+    [
+        ("local main", False, 8, []),
+        ("local main", True, 8, []),
+        ("local main, tables", False, 8, []),
+        ("local main, tables", True, 8, []),
+        ("local main, strides", False, 8, []),
+        ("local main, strides", False, 6, [5]),  # every other window counts its strides from elsewhere
+        ("local main, words", False, 8, [6]),  # a word of 200 letters leaves some windows too few others
+    ],
+)
+def test_a_local_main_network_runs_once(
+    name: str, reset: bool, stride: int, alone: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where windows are long enough to hold, behind their first chunks, all that their last ones look at."""
+    model = model_of(name, reset)
+    model.precision = torch.float64
+    text = b"the sea is so big " * 8 + 200 * b"a" + b"to us it is as if " * 10
+    tokens = torch.tensor([byte + 4 for byte in text] if "words" in name else random_tokens(600))
+    tokens = tokens[: 300 + 9 * stride + 1]
+    windows = tokens.unfold(0, 301, stride)
+    with torch.no_grad():
+        out = model(windows[:, :-1])
+        wanted = model.losses(out, windows[:, 1:])[:, -stride:]
+    counted = by_window(monkeypatch)
+    found, traces = last_losses(model, tokens, 300, stride)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+    assert counted == alone
+    assert torch.equal(traces[0].boundary, out.traces[0].boundary)
+
+
+def by_window(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many windows are going to be worked out by themselves, call by call."""
+    counted: list[int] = []
+    plain = sliding._by_window
+
+    def count(*arguments: Any) -> Any:
+        counted.append(len(arguments[2]))
+        return plain(*arguments)
+
+    monkeypatch.setattr(sliding, "_by_window", count)
+    return counted
 
 
 def test_what_smoothing_forgets_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:

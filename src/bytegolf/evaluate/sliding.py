@@ -9,7 +9,8 @@ What a window gives for its last positions is what a full forward pass of it wou
 - Where chunks begin follows from the encoder's output, and a window's first position always opens one. (Fixed rules
   may count from a window's start; they cost little, and are asked for each window.)
 - A main network that attends to everything depends on where the window starts, at every layer. It runs on each
-  window's chunks; its last block only where the scored positions look.
+  window's chunks; its last block only where the scored positions look. One whose attention is local sees so many chunks
+  back: where all of those are the stretch's own, in the window as well, it and the decoder run once for the stretch.
 - Smoothing forgets: a chunk opens where P ≥ ½, so what lies ``FORGOTTEN`` chunks back weighs less than fp32 resolves.
 
 A flat model whose reach fits into the window beside the stride is one pass over the text. What attends to everything
@@ -20,6 +21,8 @@ V alphabet, n scored tokens of a window.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -74,18 +77,56 @@ def _documents(model: LanguageModel, tokens: Int[Tensor, "N L"]) -> Int[Tensor, 
     return (tokens == BOS).cumsum(1) if model.config.reset_at_bos else None
 
 
+@dataclass(frozen=True)
+class _Encoded:
+    """What the encoder and the router make of N windows."""
+
+    table: Float[Tensor, "T D"]
+    """the encoder's outputs, of which some belong to many windows"""
+    index: Int[Tensor, "N L"]
+    """which of them is each position's own"""
+    p: Float[Tensor, "N L"]
+    boundary: Bool[Tensor, "N L"]
+    heads: int
+    """H: the positions at which a window's own outputs begin to be those of the stretch; L if none are"""
+    stretch: tuple[Float[Tensor, "1 S D"], Float[Tensor, "1 S"], Bool[Tensor, "1 S"]] | None
+    """outputs, p and boundaries of the stretch; None if no window shares any"""
+
+    def rows(self, picked: Bool[Tensor, " N"]) -> _Encoded:
+        """The same for some of the windows."""
+        parts = self.index[picked], self.p[picked], self.boundary[picked]
+        return _Encoded(self.table, *parts, self.heads, self.stretch)
+
+
 def _level(
     model: LanguageModel, level: Level, tokens: Int[Tensor, " S"], length: int, stride: int
 ) -> tuple[Float[Tensor, "N n D"], list[LevelTrace]]:
     windows = tokens.unfold(0, length, stride)
-    count, device = windows.shape[0], tokens.device
+    encoded = _encode(model, level, tokens, length, stride)
+    held = _held(level, encoded, length, stride)
+    if not held.any():
+        return _by_window(model, level, windows, encoded, stride)
+    hidden = _by_stretch(model, level, tokens, encoded, length, stride)
+    if not held.all():
+        hidden[~held] = _by_window(model, level, windows[~held], encoded.rows(~held), stride)[0]
+    return hidden, [_trace(encoded, encoded.boundary)]
+
+
+def _trace(encoded: _Encoded, boundary: Bool[Tensor, "N L"]) -> LevelTrace:
+    return LevelTrace(encoded.p, boundary, encoded.boundary, None, encoded.p.new_zeros(()))
+
+
+def _by_window(
+    model: LanguageModel, level: Level, windows: Int[Tensor, "N L"], encoded: _Encoded, stride: int
+) -> tuple[Float[Tensor, "N n D"], list[LevelTrace]]:
+    """The main network on each window's chunks; its last block, and the decoder, only where the scored look."""
+    (count, length), device = windows.shape, windows.device
+    table, index, p = encoded.table, encoded.index, encoded.p
     documents = _documents(model, windows)
-    table, index, p, boundary = _encode(model, level, tokens, length, stride)
-    reach = level.decoder.halo()
-    needed = length if reach is None else min(length, stride + reach)
+    needed = _needed(level, length, stride)
     # what does not depend on the data decides nothing here: only a fixed capacity is more than room
-    chunks = Chunks.of(boundary, level.capacity if level.capacity.mode == "fixed" else EXACT)
-    traces = [LevelTrace(p, chunks.boundary, boundary, None, torch.zeros((), device=device))]
+    chunks = Chunks.of(encoded.boundary, level.capacity if level.capacity.mode == "fixed" else EXACT)
+    traces = [_trace(encoded, chunks.boundary)]
     oldest = int((chunks.chunk_of[:, length - needed] - FORGOTTEN).min().clamp(min=0))
     inner = chunks.select_values(documents) if documents is not None else None
     first = windows == BOS if documents is not None else None
@@ -105,12 +146,53 @@ def _level(
     return level.decoder.tail(y, seen, stride), traces
 
 
-def _encode(
-    model: LanguageModel, level: Level, tokens: Int[Tensor, " S"], length: int, stride: int
-) -> tuple[Float[Tensor, "T D"], Int[Tensor, "N L"], Float[Tensor, "N L"], Bool[Tensor, "N L"]]:
-    """The encoder's outputs, of which some belong to many windows (T in all), and for each position of each window:
-    which of them is its own, its p, and whether a chunk starts there.
+def _needed(level: Level, length: int, stride: int) -> int:
+    """How many positions at a window's end the decoder reads for the scored ones."""
+    reach = level.decoder.halo()
+    return length if reach is None else min(length, stride + reach)
+
+
+def _held(level: Level, encoded: _Encoded, length: int, stride: int) -> Bool[Tensor, " N"]:
+    """Which windows' scored positions hold nothing of where the window starts: all that the main network and the
+    smoothing look at for them, chunk by chunk, is as it is in the stretch.
     """
+    count, device = len(encoded.p), encoded.p.device
+    halo = level.main.halo() if isinstance(level.main, Stage) else None
+    if halo is None or encoded.stretch is None or level.capacity.mode == "fixed":
+        return torch.zeros(count, dtype=torch.bool, device=device)
+    boundary = encoded.stretch[2][0]
+    chunk_of = (boundary.cumsum(0) - 1).unfold(0, length, stride)
+    places = torch.arange(1, length + 1, device=device)
+    differs = (encoded.boundary != boundary.unfold(0, length, stride)) * places
+    alike = differs.amax(1).clamp(min=encoded.heads)  # from here on chunks begin where those of the stretch do
+    # the first of them may follow a chunk that began elsewhere, which a lexicon sees
+    known = chunk_of.gather(1, alike.clamp(max=length).unsqueeze(1) - 1).squeeze(1) + 2
+    wanted = chunk_of[:, length - _needed(level, length, stride)] - FORGOTTEN - halo
+    return wanted >= known
+
+
+def _by_stretch(
+    model: LanguageModel, level: Level, tokens: Int[Tensor, " S"], encoded: _Encoded, length: int, stride: int
+) -> Float[Tensor, "N n D"]:
+    """The main network and the decoder once for the whole stretch: right for the windows that are held."""
+    assert encoded.stretch is not None
+    text = tokens.unsqueeze(0)
+    table, p, boundary = encoded.stretch
+    documents = _documents(model, text)
+    first = text == BOS if documents is not None else None
+    chunks = Chunks.of(boundary)
+    z = level.open(chunks.select(table), level.ended(text, chunks, first))
+    assert isinstance(level.main, Stage)
+    z = level.main(z, chunks.select_values(documents) if documents is not None else None)[..., : table.shape[-1]]
+    z = smooth(z, chunks.select_values(p), chunks.select_values(first) if first is not None else None)
+    start = length - _needed(level, length, stride)
+    y = z[0, chunks.chunk_of[0, start:]] + level.residual(table[0, start:])
+    seen = documents[:, start:] if documents is not None else None
+    out = level.decoder.tail(y.unsqueeze(0), seen, len(tokens) - length + stride)
+    return torch.unflatten(out[0], 0, (-1, stride))
+
+
+def _encode(model: LanguageModel, level: Level, tokens: Int[Tensor, " S"], length: int, stride: int) -> _Encoded:
     reach = router_reach(model, level)
     size = length if reach is None or reach + stride >= length else reach
     count = (len(tokens) - length) // stride + 1
@@ -118,18 +200,19 @@ def _encode(
     heads, p, boundary = routed(model, level, tokens.unfold(0, size, stride)[:count])
     index = torch.arange(count * size, device=device).view(count, size)
     table = heads.flatten(0, 1)
-    if size < length:
-        shared, shared_p, shared_boundary = routed(model, level, tokens.unsqueeze(0))
-        p = torch.cat((p, shared_p[0].unfold(0, length, stride)[:, size:]), 1)
-        boundary = torch.cat((boundary, shared_boundary[0].unfold(0, length, stride)[:, size:]), 1)
-        places = torch.arange(len(table), len(table) + len(tokens), device=device)
-        index = torch.cat((index, places.unfold(0, length, stride)[:, size:]), 1)
-        table = torch.cat((table, shared[0]))
-    if isinstance(level.router, FixedRouter) and size < length:
+    if size == length:
+        return _Encoded(table, index, p, boundary, size, None)
+    shared, shared_p, shared_boundary = routed(model, level, tokens.unsqueeze(0))
+    p = torch.cat((p, shared_p[0].unfold(0, length, stride)[:, size:]), 1)
+    boundary = torch.cat((boundary, shared_boundary[0].unfold(0, length, stride)[:, size:]), 1)
+    places = torch.arange(len(table), len(table) + len(tokens), device=device)
+    index = torch.cat((index, places.unfold(0, length, stride)[:, size:]), 1)
+    table = torch.cat((table, shared[0]))
+    if isinstance(level.router, FixedRouter):
         windows = tokens.unfold(0, length, stride)
         boundary = level.router.mark(windows, (windows == BOS) & model.config.reset_at_bos)
         p = boundary.to(p.dtype)
-    return table, index, p, boundary
+    return _Encoded(table, index, p, boundary, size, (shared, shared_p, shared_boundary))
 
 
 def router_reach(model: LanguageModel, level: Level) -> int | None:
