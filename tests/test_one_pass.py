@@ -45,6 +45,8 @@ def test_what_is_read_at_a_time(make_model: ModelMaker, tmp_path: Path) -> None:
     assert [one_pass(model, stream, 64, 8, limit).length for limit in (1, 500, 5000)] == [64, 500, 1024]
     short = one_pass(model, stream, 2990, 100)
     assert (short.length, short.stride) == (2999, 100)
+    with pytest.raises(BytegolfError, match="2999 tokens to score, fewer than one sequence of 3000"):
+        one_pass(model, stream, 3000, 100)
 
 
 @pytest.mark.parametrize("name", NAMES)

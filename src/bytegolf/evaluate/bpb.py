@@ -22,7 +22,7 @@ from bytegolf.data.shards import TokenStream
 from bytegolf.data.tokenizer import Tokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.evaluate.sliding import last_losses
-from bytegolf.evaluate.windows import Window, windows
+from bytegolf.evaluate.windows import Window, targets_of, windows
 from bytegolf.model.lm import LanguageModel
 from bytegolf.model.trace import LevelTrace
 
@@ -102,10 +102,7 @@ def score(
     """
     if batch < 0 or limit < 0:
         raise BytegolfError(f"cannot score {limit} tokens in batches of {batch}: give a batch and a limit of 0 or more")
-    targets = len(stream) - 1
-    if limit:
-        targets = min(targets, max(seq_len, limit))
-    plan = windows(targets, seq_len, stride, drop_tail)
+    plan = windows(targets_of(len(stream), seq_len, limit), seq_len, stride, drop_tail)
     batch = batch or windows_at_once(model, seq_len)
     scores: list[Score] = []
     total = Score()

@@ -21,6 +21,7 @@ import torch
 from bytegolf.data.shards import TokenStream
 from bytegolf.errors import BytegolfError
 from bytegolf.evaluate.bpb import windows_at_once
+from bytegolf.evaluate.windows import targets_of, windows
 from bytegolf.model.hnet import Level
 from bytegolf.model.lm import LanguageModel
 from bytegolf.model.stage import Stage
@@ -64,12 +65,9 @@ def one_pass(model: LanguageModel, stream: TokenStream, seq_len: int, stride: in
         raise BytegolfError(
             "one pass cannot stand for windows whose chunks have a fixed capacity: choose exact, or score windows"
         )
-    targets = len(stream) - 1
-    if targets < seq_len:
-        raise BytegolfError(
-            f"the split has {max(0, targets)} tokens to score, fewer than one sequence of {seq_len}: use a larger split"
-        )
-    length = min(WINDOWS * seq_len, targets, max(limit, seq_len) if limit else targets)
+    targets = targets_of(len(stream), seq_len, limit)
+    windows(targets, seq_len, stride)  # raises if they do not fit
+    length = min(WINDOWS * seq_len, targets)
     step = max(stride, length - CONTEXT * seq_len)
     return OnePass((seq_len, stride), length, step, _reach(model, stream, seq_len - stride // 2))
 
@@ -99,7 +97,7 @@ def reaching(model: LanguageModel, reach: Sequence[int]) -> Iterator[None]:
     Raises BytegolfError for another number of numbers.
     """
     found = list(_stages(model.network, 0))
-    depths = 1 + max(depth for depth, _ in found)
+    depths = 1 + len(model.levels())
     if len(reach) not in (0, 1, depths):
         raise BytegolfError(f"a reach of {len(reach)} numbers for {depths} networks inside each other: give one each")
     each = tuple(reach or (0,)) * (1 if len(reach) == depths else depths)

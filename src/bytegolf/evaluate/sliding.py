@@ -89,8 +89,8 @@ class _Encoded:
     boundary: Bool[Tensor, "N L"]
     heads: int
     """H: the positions at which a window's own outputs begin to be those of the stretch; L if none are"""
-    stretch: tuple[Float[Tensor, "1 S D"], Float[Tensor, "1 S"], Bool[Tensor, "1 S"]] | None
-    """outputs, p and boundaries of the stretch; None if no window shares any"""
+    stretch: _Encoded | None
+    """the stretch as one window of S tokens; None if the windows share no outputs"""
 
     def rows(self, picked: Bool[Tensor, " N"]) -> _Encoded:
         """The same for some of the windows."""
@@ -104,9 +104,11 @@ def _level(
     windows = tokens.unfold(0, length, stride)
     encoded = _encode(model, level, tokens, length, stride)
     held = _held(level, encoded, length, stride)
-    if not held.any():
+    if encoded.stretch is None or not held.any():
         return _by_window(model, level, windows, encoded, stride)
-    hidden = _by_stretch(model, level, tokens, encoded, length, stride)
+    # one long window scores what all of them do: right for those that are held
+    whole = _by_window(model, level, tokens.unsqueeze(0), encoded.stretch, len(windows) * stride)[0]
+    hidden = torch.unflatten(whole[0], 0, (-1, stride))
     if not held.all():
         hidden[~held] = _by_window(model, level, windows[~held], encoded.rows(~held), stride)[0]
     return hidden, [_trace(encoded, encoded.boundary)]
@@ -160,7 +162,7 @@ def _held(level: Level, encoded: _Encoded, length: int, stride: int) -> Bool[Ten
     halo = level.main.halo() if isinstance(level.main, Stage) else None
     if halo is None or encoded.stretch is None or level.capacity.mode == "fixed":
         return torch.zeros(count, dtype=torch.bool, device=device)
-    boundary = encoded.stretch[2][0]
+    boundary = encoded.stretch.boundary[0]
     chunk_of = (boundary.cumsum(0) - 1).unfold(0, length, stride)
     places = torch.arange(1, length + 1, device=device)
     differs = (encoded.boundary != boundary.unfold(0, length, stride)) * places
@@ -169,27 +171,6 @@ def _held(level: Level, encoded: _Encoded, length: int, stride: int) -> Bool[Ten
     known = chunk_of.gather(1, alike.clamp(max=length).unsqueeze(1) - 1).squeeze(1) + 2
     wanted = chunk_of[:, length - _needed(level, length, stride)] - FORGOTTEN - halo
     return wanted >= known
-
-
-def _by_stretch(
-    model: LanguageModel, level: Level, tokens: Int[Tensor, " S"], encoded: _Encoded, length: int, stride: int
-) -> Float[Tensor, "N n D"]:
-    """The main network and the decoder once for the whole stretch: right for the windows that are held."""
-    assert encoded.stretch is not None
-    text = tokens.unsqueeze(0)
-    table, p, boundary = encoded.stretch
-    documents = _documents(model, text)
-    first = text == BOS if documents is not None else None
-    chunks = Chunks.of(boundary)
-    z = level.open(chunks.select(table), level.ended(text, chunks, first))
-    assert isinstance(level.main, Stage)
-    z = level.main(z, chunks.select_values(documents) if documents is not None else None)[..., : table.shape[-1]]
-    z = smooth(z, chunks.select_values(p), chunks.select_values(first) if first is not None else None)
-    start = length - _needed(level, length, stride)
-    y = z[0, chunks.chunk_of[0, start:]] + level.residual(table[0, start:])
-    seen = documents[:, start:] if documents is not None else None
-    out = level.decoder.tail(y.unsqueeze(0), seen, len(tokens) - length + stride)
-    return torch.unflatten(out[0], 0, (-1, stride))
 
 
 def _encode(model: LanguageModel, level: Level, tokens: Int[Tensor, " S"], length: int, stride: int) -> _Encoded:
@@ -203,16 +184,17 @@ def _encode(model: LanguageModel, level: Level, tokens: Int[Tensor, " S"], lengt
     if size == length:
         return _Encoded(table, index, p, boundary, size, None)
     shared, shared_p, shared_boundary = routed(model, level, tokens.unsqueeze(0))
+    places = torch.arange(len(tokens), device=device)
+    stretch = _Encoded(shared[0], places.unsqueeze(0), shared_p, shared_boundary, len(tokens), None)
     p = torch.cat((p, shared_p[0].unfold(0, length, stride)[:, size:]), 1)
     boundary = torch.cat((boundary, shared_boundary[0].unfold(0, length, stride)[:, size:]), 1)
-    places = torch.arange(len(table), len(table) + len(tokens), device=device)
-    index = torch.cat((index, places.unfold(0, length, stride)[:, size:]), 1)
+    index = torch.cat((index, len(table) + places.unfold(0, length, stride)[:, size:]), 1)
     table = torch.cat((table, shared[0]))
     if isinstance(level.router, FixedRouter):
         windows = tokens.unfold(0, length, stride)
         boundary = level.router.mark(windows, (windows == BOS) & model.config.reset_at_bos)
         p = boundary.to(p.dtype)
-    return _Encoded(table, index, p, boundary, size, (shared, shared_p, shared_boundary))
+    return _Encoded(table, index, p, boundary, size, stretch)
 
 
 def router_reach(model: LanguageModel, level: Level) -> int | None:

@@ -36,7 +36,7 @@ from bytegolf.data.tokenizer import Tokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.evaluate.bpb import Book, Observer, Score, groups, score_group
 from bytegolf.evaluate.learners import Learner, learner_of
-from bytegolf.evaluate.windows import Window, windows
+from bytegolf.evaluate.windows import Window, targets_of, windows
 from bytegolf.model.embed import BOS
 from bytegolf.model.lm import LanguageModel
 
@@ -128,7 +128,7 @@ def score_adapting(
     Raises BytegolfError if the stream is shorter than a window, a chunk than the stride, or the loss is not finite.
     """
     pace = Pace.of(seq_len, stride, settings.chunk)
-    targets = min(len(stream) - 1, max(seq_len, limit)) if limit else len(stream) - 1
+    targets = targets_of(len(stream), seq_len, limit)
     windows(targets, seq_len, pace.stride)  # raises if they do not fit
     edges = [0, targets]
     if settings.reset == "document":

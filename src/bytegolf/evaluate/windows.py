@@ -38,6 +38,11 @@ def windows(targets: int, seq_len: int, stride: int = 0, drop_tail: bool = False
     return _windows(targets, seq_len, _checked(targets, seq_len, stride), drop_tail)
 
 
+def targets_of(tokens: int, seq_len: int, limit: int = 0) -> int:
+    """How many targets of a stream of ``tokens`` are scored: all, or ``limit`` > 0 of them, but a window's at least."""
+    return min(tokens - 1, max(seq_len, limit)) if limit else tokens - 1
+
+
 def _checked(targets: int, seq_len: int, stride: int) -> int:
     """The stride to use; raises BytegolfError if it or the stream does not fit."""
     if not 0 <= stride <= seq_len:

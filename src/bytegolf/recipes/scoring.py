@@ -24,7 +24,7 @@ from bytegolf.errors import BytegolfError
 from bytegolf.evaluate.bpb import Book, Observer, Score, score
 from bytegolf.evaluate.one_pass import OnePass, one_pass, reaching
 from bytegolf.evaluate.ttt import score_adapting
-from bytegolf.evaluate.windows import Window
+from bytegolf.evaluate.windows import Window, targets_of
 from bytegolf.model.outline import count_parameters
 from bytegolf.model.trace import LevelTrace
 from bytegolf.recipes.opening import Opened
@@ -95,7 +95,7 @@ def evaluate(
 
         return observe
 
-    targets = min(max(limit, length) if limit else len(stream), len(stream) - 1)
+    targets = targets_of(len(stream), length, limit)
     if not adapting:
         targets = -(-targets // world.size)
     started = time.perf_counter()
