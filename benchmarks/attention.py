@@ -18,11 +18,11 @@ import torch
 from measuring import machine, table
 from torch import Tensor
 
-from bytegolf.config import StageConfig
-from bytegolf.model import native
-from bytegolf.model.attend import Heads, attend
+from bytegolf.config import StackConfig
 from bytegolf.model.attention import Attention
-from bytegolf.planning.measure import CLOCKS
+from bytegolf.ops import native
+from bytegolf.ops.attend import AttentionShape, attend
+from bytegolf.tools.plan.measure import CLOCKS
 
 # name → sequences, length, query heads, key/value heads, head width, window
 SHAPES = {
@@ -38,7 +38,9 @@ SHAPES = {
 }
 
 
-def passes(packed: Tensor, module: Attention, heads: Heads, g: Tensor, fast: bool, clock: str) -> tuple[float, float]:
+def passes(
+    packed: Tensor, module: Attention, heads: AttentionShape, g: Tensor, fast: bool, clock: str
+) -> tuple[float, float]:
     """Seconds of one forward and one backward pass."""
     now = CLOCKS[clock]
     started = now()
@@ -51,8 +53,8 @@ def passes(packed: Tensor, module: Attention, heads: Heads, g: Tensor, fast: boo
 def measure(shape: tuple[int, ...], dtype: torch.dtype, repeats: int, clock: str) -> dict[str, float]:
     """Median milliseconds of both forms, and the native form's rate."""
     batch, length, queries, groups, width, window = shape
-    module = Attention(StageConfig(1, queries * width, queries, groups, window=window))
-    heads = Heads(queries, groups, width, window, module.base)
+    module = Attention(StackConfig(1, queries * width, queries, groups, window=window))
+    heads = AttentionShape(queries, groups, width, window, module.base)
     packed = torch.randn(batch, length, (queries + 2 * groups) * width, dtype=dtype).requires_grad_()
     g = torch.randn(batch, length, queries * width, dtype=dtype)
     spent: dict[bool, list[tuple[float, float]]] = {False: [], True: []}

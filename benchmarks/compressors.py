@@ -19,7 +19,7 @@ from pathlib import Path
 from measuring import table
 
 from bytegolf.infer.compressors import MISSING, Compress, best, optional, zstd
-from bytegolf.recipes.compressing import split_text
+from bytegolf.infer.files import split_text
 
 
 def compressors(order: int, memory: int) -> dict[str, Compress]:

@@ -33,7 +33,7 @@ from bytegolf.data.shard_writer import ShardWriter
 NAME, VOCABULARY = "fineweb10B_made", 1000
 _COMMAND = """
 import sys
-from bytegolf.data import download
+from bytegolf.tools.fetch import download
 from bytegolf.cli import main
 download.NOTE_BYTES, download.DELAY = 1 << 18, 0.01
 sys.argv = ["bytegolf", *sys.argv[1:]]

@@ -17,10 +17,11 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from bytegolf.config import Config, LevelConfig, StageConfig, load
-from bytegolf.model import native, ops
+from bytegolf.config import Config, HNetConfig, StackConfig, load
 from bytegolf.model.residual import Stream
 from bytegolf.model.router import boundary_probability
+from bytegolf.ops import native
+from bytegolf.ops import primitives as ops
 
 BATCH = 8192
 """Positions a step at most: those of a published batch's micro-batch would take too long here."""
@@ -31,7 +32,7 @@ Case = tuple[Callable[..., object], tuple[Tensor, ...]]
 def cases(config: Config) -> dict[str, Case]:
     """name → (operation, its inputs that take a gradient), at the shapes of the outermost stage of ``config``."""
     network = config.model.network
-    stage: StageConfig = network.encoder if isinstance(network, LevelConfig) else network
+    stage: StackConfig = network.encoder if isinstance(network, HNetConfig) else network
     length, vocab, dim = config.train.seq_len, config.model.vocab_size, stage.dim
     rows = min(config.train.batch_tokens, BATCH) // length
     hidden = int(stage.mlp_mult * dim)

@@ -7,19 +7,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from bytegolf.artifact.loading import load_model
 from bytegolf.config import Config, load, preset_names
 from bytegolf.data.tokenizer import ByteTokenizer
+from bytegolf.device import pick_device, pick_precision
 from bytegolf.model.lm import LanguageModel
 from bytegolf.model.preparing import prepare_routers
 from bytegolf.model.router import CosineRouter, Material
-from bytegolf.recipes.opening import open_model
-from bytegolf.train.distributed import pick_device, pick_precision
 
 
 def get(source: str, precision: str = "auto") -> tuple[LanguageModel, Config]:
     """The model of a preset (random weights, 1/N of the positions open a chunk), a run's folder or an artifact."""
     if source not in preset_names():
-        opened = open_model(Path(source), precision=precision)
+        opened = load_model(Path(source), precision=precision)
         return opened.model, opened.config
     config = load(source)
     torch.manual_seed(0)

@@ -24,15 +24,15 @@ from typing import Any
 
 from measuring import fresh, machine, table
 
-from bytegolf.config import Config, LevelConfig, NetworkConfig, StageConfig, load
+from bytegolf.config import Config, HNetConfig, NetworkConfig, StackConfig, load
 
 Point = dict[str, list[str]]
 """what to call a point: the arguments for ``train_step.py``"""
 
 
-def stages(network: NetworkConfig, where: str = "model.network") -> dict[str, StageConfig]:
+def stages(network: NetworkConfig, where: str = "model.network") -> dict[str, StackConfig]:
     """Every stage by the dotted path of its configuration, outermost first, the innermost main stage last."""
-    if isinstance(network, StageConfig):
+    if isinstance(network, StackConfig):
         return {where: network}
     found = {f"{where}.encoder": network.encoder, f"{where}.decoder": network.decoder}
     return found | stages(network.main, f"{where}.main")
@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     arguments = parser.parse_intermixed_args()
     config = load(arguments.preset, arguments.overrides)
-    chunked = isinstance(config.model.network, LevelConfig)
+    chunked = isinstance(config.model.network, HNetConfig)
     *_, main_stage = stages(config.model.network)
     families: dict[str, Point] = {}
     if "sequence" in arguments.family:

@@ -21,11 +21,12 @@ import numpy as np
 from measuring import machine, table
 from models import get
 
+from bytegolf.bpb import Score
 from bytegolf.data.shard_writer import ShardWriter
 from bytegolf.data.shards import TokenStream, open_split
 from bytegolf.data.tokenizer import ByteTokenizer
-from bytegolf.evaluate.bpb import Score, score
 from bytegolf.evaluate.one_pass import one_pass, reaching
+from bytegolf.evaluate.score import score
 
 
 def main() -> None:

@@ -32,19 +32,20 @@ import torch
 from measuring import machine, peak_memory, table
 from torch import Tensor, nn
 
-from bytegolf.config import Config, LevelConfig, load, outer_dim
+from bytegolf.config import Config, HNetConfig, load, outer_dim
 from bytegolf.data.loader import Loader
 from bytegolf.data.shard_writer import ShardWriter
 from bytegolf.data.shards import TokenStream, open_split, shard_paths
 from bytegolf.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
+from bytegolf.device import pick_device, pick_precision, prepare_device
+from bytegolf.distributed import DistributedContext
 from bytegolf.model.lm import LanguageModel
 from bytegolf.model.outline import count_parameters
-from bytegolf.planning.measure import CLOCKS, matmul_peak, timed
-from bytegolf.planning.work import forward_flops
+from bytegolf.tools.plan.measure import CLOCKS, matmul_peak, timed
 from bytegolf.train.average import WeightAverage
-from bytegolf.train.compiling import compile_stages
-from bytegolf.train.distributed import World, pick_device, pick_precision, prepare_device
+from bytegolf.train.compiling import compile_stacks
 from bytegolf.train.optim import Optimizer
+from bytegolf.train.work import forward_flops
 
 PARTS = ("data", "forward", "backward", "optimiser")
 
@@ -55,7 +56,7 @@ def fix_rates(model: LanguageModel, rate: float | None) -> list[float]:
     network: Any = model.network
     config = model.config.network
     generator = torch.Generator().manual_seed(0)
-    while isinstance(config, LevelConfig):
+    while isinstance(config, HNetConfig):
         share = rate or 1 / config.router.target
         router: Any = network.router
         original = router.forward
@@ -101,8 +102,8 @@ class Steps:
         torch.manual_seed(0)
         self.model = LanguageModel(config.model).to(self.device)
         self.model.precision = pick_precision(settings.precision, self.device)
-        World(0, 1, self.device).wrap(self.model)
-        self.compiled = compile_stages(self.model, settings.compile, self.device, print)
+        DistributedContext(0, 1, self.device).wrap(self.model)
+        self.compiled = compile_stacks(self.model, settings.compile, self.device, print)
         self.rates = fix_rates(self.model, rate)
         self.optimizer = Optimizer(self.model, config.optim)
         self.average = WeightAverage(self.model, settings.ema_decay) if settings.ema_decay else None

@@ -132,10 +132,10 @@ def small(preset: str = "cpu-demo", *, dim: int = 32, layers: int = 1, seq_len: 
 
 def stages(config: Config) -> Iterator[tuple[str, Any]]:
     """Each stage of a configuration with its dotted path."""
-    from bytegolf.config import LevelConfig, StageConfig
+    from bytegolf.config import HNetConfig, StackConfig
 
-    def walk(network: StageConfig | LevelConfig, path: str) -> Iterator[tuple[str, StageConfig]]:
-        if isinstance(network, StageConfig):
+    def walk(network: StackConfig | HNetConfig, path: str) -> Iterator[tuple[str, StackConfig]]:
+        if isinstance(network, StackConfig):
             yield path, network
         else:
             yield f"{path}.encoder", network.encoder

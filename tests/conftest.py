@@ -102,22 +102,22 @@ def seeded() -> None:
 
 def tiny_network(name: str) -> NetworkConfig:
     """One of the networks of ``TINY``: each kind of attention, depth and change of width, at toy size."""
-    from bytegolf.config import LevelConfig, LexiconConfig, RouterConfig, StageConfig
+    from bytegolf.config import ChunkHashConfig, HNetConfig, RouterConfig, StackConfig
 
-    def stage(layers: int, dim: int = 32, window: int = 0) -> StageConfig:
-        return StageConfig(layers, dim, heads=4, kv_heads=2, window=window)
+    def stage(layers: int, dim: int = 32, window: int = 0) -> StackConfig:
+        return StackConfig(layers, dim, heads=4, kv_heads=2, window=window)
 
     if name == "flat":
         return stage(4)
     if name == "flat-local":
         return stage(3, window=8)
     if name in ("one-level", "tables"):
-        lexicon = LexiconConfig(dim=8, bits=8) if name == "tables" else LexiconConfig()
+        chunk_hash = ChunkHashConfig(dim=8, bits=8) if name == "tables" else ChunkHashConfig()
         outer = stage(2, window=8)
-        return LevelConfig(outer, RouterConfig(4.0, grad_scale=0.75), stage(3), outer, lexicon)
+        return HNetConfig(outer, RouterConfig(4.0, grad_scale=0.75), stage(3), outer, chunk_hash)
     assert name == "two-level"
-    inner = LevelConfig(stage(1, 48), RouterConfig(2.0), stage(3, 64), stage(1, 48, window=4))
-    return LevelConfig(stage(1, window=8), RouterConfig(3.0), inner, stage(1))
+    inner = HNetConfig(stage(1, 48), RouterConfig(2.0), stage(3, 64), stage(1, 48, window=4))
+    return HNetConfig(stage(1, window=8), RouterConfig(3.0), inner, stage(1))
 
 
 def tiny_model(name: str, **settings: Any) -> ModelConfig:

@@ -14,14 +14,15 @@ from bytegolf.config import Config, DataConfig, EvalConfig, OptimConfig, TrainCo
 from bytegolf.data.shard_writer import ShardWriter
 from bytegolf.data.shards import TokenStream, shard_paths
 from bytegolf.data.tokenizer import ByteTokenizer
+from bytegolf.distributed import DistributedContext
 from bytegolf.model.lm import LanguageModel
-from bytegolf.train.distributed import World
+from bytegolf.progress import Reporter
 from bytegolf.train.loop import Trainer
-from bytegolf.train.report import Reporter, read_metrics
+from bytegolf.train.metrics import read_metrics
 
 WORDS = ["the", "of", "state", "message", "people", "1789", "café", "a", "unconstitutionally", "in", "to", "—", "and"]
 OPTIM = OptimConfig(muon_lr=0.01, embed_lr=0.02, scalar_lr=0.01, muon_momentum_steps=8)
-HERE = World(0, 1, torch.device("cpu"))
+HERE = DistributedContext(0, 1, torch.device("cpu"))
 
 
 def text(documents: int, seed: int) -> list[str]:
@@ -63,7 +64,9 @@ def tiny_config(network: str = "one-level", optim: OptimConfig = OPTIM, **train:
     return Config("tiny", "a test", model, TrainConfig(**settings), DataConfig(), optim, EvalConfig(batch=4))
 
 
-def make_trainer(config: Config, data: Path, run: Path, world: World = HERE, quiet: bool = True) -> Trainer:
+def make_trainer(
+    config: Config, data: Path, run: Path, world: DistributedContext = HERE, quiet: bool = True
+) -> Trainer:
     """A trainer of ``config``'s model on the splits in ``data``, which are made if they are not there."""
     if not shard_paths(data, "train"):
         write_stream(data, "train", 40, seed=1)

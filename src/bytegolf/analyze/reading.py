@@ -15,12 +15,13 @@ from jaxtyping import Bool, Float32, Int, Integer
 from numpy.typing import NDArray
 
 from bytegolf.analyze.boundaries import BoundaryStats, token_boundaries_to_bytes
+from bytegolf.bpb import bits_per_byte
 from bytegolf.data.tokenizer import ByteTokenizer, Tokenizer
 from bytegolf.errors import BytegolfError
-from bytegolf.evaluate.bpb import bits_per_byte, windows_at_once
+from bytegolf.evaluate.score import windows_at_once
 from bytegolf.model.lm import Forward, LanguageModel
 from bytegolf.model.router import THRESHOLD
-from bytegolf.model.trace import LevelTrace, SoftTrace
+from bytegolf.model.trace import RouterTrace, SoftTrace
 
 
 @dataclass(frozen=True)
@@ -212,13 +213,13 @@ def _token_cuts(out: Forward, row: int, threshold: float) -> list[tuple[NDArray[
     return [token_levels([as_level(trace, threshold)], row)[0] for trace in out.soft]
 
 
-def as_level(trace: SoftTrace, threshold: float = THRESHOLD) -> LevelTrace:
+def as_level(trace: SoftTrace, threshold: float = THRESHOLD) -> RouterTrace:
     """What a router would have done that chose boundaries where b ≥ ``threshold``."""
     boundary = trace.b >= threshold
-    return LevelTrace(trace.p, boundary, boundary, None, trace.p.new_zeros(()))
+    return RouterTrace(trace.p, boundary, boundary, None, trace.p.new_zeros(()))
 
 
-def token_levels(traces: list[LevelTrace], row: int) -> list[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
+def token_levels(traces: list[RouterTrace], row: int) -> list[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
     """Of each level, p and the boundaries as positions of the outermost sequence, for a row of a batch.
 
     An inner chunk starts where the outer chunk that it starts with does; elsewhere an inner level's p is NaN.

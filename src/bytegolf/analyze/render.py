@@ -12,7 +12,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+from rich.console import Console
 from rich.text import Text
+
+from bytegolf.analyze.segment import Segmentation
 
 STANDARD_TEXT = (
     b"The quick brown fox jumps over the lazy dog. "
@@ -78,3 +81,18 @@ def colored(pieces: Sequence[bytes]) -> Text:
             text.append(visible(line) + ("\\n" if ended else ""), style=COLORS[index % 2])
             text.append("\n" if ended else "")
     return text
+
+
+def segmentation(console: Console, found: Segmentation) -> None:
+    """The chunks, in colour on a terminal and in brackets elsewhere."""
+    pieces = chunks(found.data, found.boundaries)
+    if console.is_terminal:
+        console.print(colored(pieces), soft_wrap=True)
+    else:
+        console.print(brackets(pieces), soft_wrap=True, markup=False)
+
+
+def titled(console: Console, title: str, found: Segmentation) -> None:
+    """The chunks below a headline with their number."""
+    console.print(f"{title}, {len(found.offsets())} chunks:", style="bold", markup=False, soft_wrap=True)
+    segmentation(console, found)

@@ -21,7 +21,7 @@ import numpy as np
 
 from bytegolf.analyze.boundaries import BoundaryStats
 from bytegolf.analyze.reading import Reading
-from bytegolf.evaluate.bpb import bits_per_byte
+from bytegolf.bpb import bits_per_byte
 
 BROKEN, NONE = "no UTF-8", "no letters"
 

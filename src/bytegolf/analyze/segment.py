@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from bytegolf.analyze.boundaries import BoundaryStats, token_boundaries_to_bytes
 from bytegolf.analyze.reading import check_level, free_tokens, read_text, token_levels
 from bytegolf.data.tokenizer import Tokenizer
-from bytegolf.evaluate.bpb import Observer
+from bytegolf.evaluate.score import Observer
 from bytegolf.evaluate.windows import Window
 from bytegolf.model.lm import LanguageModel
 from bytegolf.model.router import THRESHOLD
-from bytegolf.model.trace import LevelTrace
+from bytegolf.model.trace import RouterTrace
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def collector(stats: BoundaryStats, tokenizer: Tokenizer, level: int = 0) -> Obs
     """
     covered = 0
 
-    def observe(window: Window, tokens: NDArray[np.int64], traces: list[LevelTrace], row: int) -> None:
+    def observe(window: Window, tokens: NDArray[np.int64], traces: list[RouterTrace], row: int) -> None:
         nonlocal covered
         if window.start < covered:
             return

@@ -25,10 +25,11 @@ from torch import Tensor
 from bytegolf.analyze.boundaries import BoundaryStats, touching_whitespace
 from bytegolf.analyze.reading import as_level
 from bytegolf.analyze.segment import collector
+from bytegolf.bpb import Score
 from bytegolf.data.shards import TokenStream
 from bytegolf.data.tokenizer import Tokenizer
 from bytegolf.errors import BytegolfError
-from bytegolf.evaluate.bpb import Score, score
+from bytegolf.evaluate.score import score
 from bytegolf.evaluate.windows import Window, windows
 from bytegolf.model.lm import LanguageModel
 from bytegolf.model.router import THRESHOLD

@@ -27,14 +27,14 @@ from jaxtyping import Bool, Int, Integer
 from numpy.typing import NDArray
 
 from bytegolf.analyze.reading import token_levels
-from bytegolf.evaluate.bpb import windows_at_once
+from bytegolf.evaluate.score import windows_at_once
 from bytegolf.evaluate.sliding import routed
 from bytegolf.model.capacity import Capacity
 from bytegolf.model.embed import BOS
-from bytegolf.model.hnet import Level
+from bytegolf.model.hnet import HNet
 from bytegolf.model.lm import Forward, LanguageModel
-from bytegolf.model.stage import Stage
-from bytegolf.model.trace import LevelTrace
+from bytegolf.model.stack import Stack
+from bytegolf.model.trace import RouterTrace
 
 SHIFT = 64
 """Tokens that a window moves on: S3's evaluation stride."""
@@ -86,12 +86,12 @@ def read_cuts(
     ]
 
 
-def _traces(model: LanguageModel, ids: Int[torch.Tensor, "W L"]) -> list[LevelTrace]:
+def _traces(model: LanguageModel, ids: Int[torch.Tensor, "W L"]) -> list[RouterTrace]:
     """What the routers did; with one level there is no need to go on behind its router."""
     network = model.network
-    if isinstance(network, Level) and isinstance(network.main, Stage):
+    if isinstance(network, HNet) and isinstance(network.main, Stack):
         _, p, boundary = routed(model, network, ids)
-        return [LevelTrace(p, boundary, boundary, None, p.new_zeros(()))]
+        return [RouterTrace(p, boundary, boundary, None, p.new_zeros(()))]
     out: Forward = model(ids)
     return out.traces
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bytegolf.model.lm import LanguageModel
-from bytegolf.model.trace import LevelTrace
+from bytegolf.model.trace import RouterTrace
 
 
 class TruncationStats:
@@ -23,7 +23,7 @@ class TruncationStats:
         """Whether anything could be truncated at all."""
         return any(capacity.mode == "fixed" for capacity in self._capacities)
 
-    def add(self, traces: list[LevelTrace], row: int) -> None:
+    def add(self, traces: list[RouterTrace], row: int) -> None:
         """Take in the window that is ``row`` of a batch."""
         self.windows += 1
         for level, trace in enumerate(traces):

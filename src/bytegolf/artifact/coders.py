@@ -53,7 +53,7 @@ def decompress(coder: CoderName, packed: memoryview, size: int) -> bytes:
 
 
 def _zlib(data: bytes) -> bytes:
-    """Level 9, tuned for noise: weights repeat no strings, so only long matches pay (``Z_FILTERED``).
+    """HNet 9, tuned for noise: weights repeat no strings, so only long matches pay (``Z_FILTERED``).
 
     That and the larger block (``memLevel`` 9) save 0.3 % on normal and 0.7 % on heavy-tailed int8 weights over
     ``zlib.compress(data, 9)``, and any zlib reads it.

@@ -17,9 +17,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from bytegolf.artifact.ledger import group_of
 from bytegolf.artifact.payload import coded_bits
-from bytegolf.artifact.plan import TABLES, VERDICTS, is_control, storage_of
+from bytegolf.artifact.plan import TABLES, VERDICTS, group_of, is_control, storage_of
 from bytegolf.artifact.quantize import Storage, fake_quantize, quantize
 from bytegolf.config import ExportConfig
 from bytegolf.data.shards import TokenStream
@@ -38,7 +37,7 @@ Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Way:
+class StorageOption:
     """One way to store the tensors of a group.
 
     Attributes:
@@ -110,7 +109,7 @@ def mean_loss(model: LanguageModel, windows: Tensor) -> float:
 
 def measure_ways(
     model: LanguageModel, state: Mapping[str, Tensor], windows: Tensor, progress: Progress
-) -> tuple[dict[str, list[Way]], Plan, float]:
+) -> tuple[dict[str, list[StorageOption]], Plan, float]:
     """The ways to store every group, the widest first; the storage of all other tensors; and their coded bits.
 
     ``model`` holds ``state``, and does so again afterwards.
@@ -121,7 +120,7 @@ def measure_ways(
     other = sum(coded_bits([quantize(name, state[name], storage) for name, storage in fixed.items()]))
     held = model.state_dict()
     whole = mean_loss(model, windows)
-    found: dict[str, list[Way]] = {group: [] for group in groups}
+    found: dict[str, list[StorageOption]] = {group: [] for group in groups}
     labels = dict.fromkeys(label for plans in tried.values() for label in plans)
     for done, label in enumerate(labels):
         progress(f"fit · measured {done} of {len(labels)} widths")
@@ -138,11 +137,13 @@ def measure_ways(
                 held[name].copy_(state[name])
             if not math.isfinite(loss):
                 loss = math.inf
-            found[group].append(Way(label, plans[label], sum(bits[name] for name in groups[group]), max(loss, 0.0)))
+            found[group].append(
+                StorageOption(label, plans[label], sum(bits[name] for name in groups[group]), max(loss, 0.0))
+            )
     return found, fixed, other
 
 
-def descend(found: Mapping[str, list[Way]], fixed: Plan, other: float) -> list[Point]:
+def descend(found: Mapping[str, list[StorageOption]], fixed: Plan, other: float) -> list[Point]:
     """The frontier by the sums, from the widest plan to the narrowest."""
     chosen = {group: max(group_ways, key=lambda way: way.bits) for group, group_ways in found.items()}
     points = []
@@ -160,7 +161,7 @@ def descend(found: Mapping[str, list[Way]], fixed: Plan, other: float) -> list[P
         chosen[group] = way
 
 
-def fill(point: Point, found: Mapping[str, list[Way]], fixed: Plan, other: float, room: int) -> Point:
+def fill(point: Point, found: Mapping[str, list[StorageOption]], fixed: Plan, other: float, room: int) -> Point:
     """What becomes of a point if the bytes that it leaves of ``room`` are spent where they lower the loss most each.
 
     The descent takes large steps (a table may lose four bits at once), and so may land far below.
@@ -180,7 +181,7 @@ def fill(point: Point, found: Mapping[str, list[Way]], fixed: Plan, other: float
         chosen[group] = way
 
 
-def _point(chosen: Mapping[str, Way], fixed: Plan, other: float) -> Point:
+def _point(chosen: Mapping[str, StorageOption], fixed: Plan, other: float) -> Point:
     plan = dict(fixed) | {name: storage for way in chosen.values() for name, storage in way.storages.items()}
     size = math.ceil((other + sum(way.bits for way in chosen.values())) / 8)
     labels = {group: way.label for group, way in chosen.items()}

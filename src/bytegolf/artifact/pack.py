@@ -137,7 +137,7 @@ def read_artifact(path: Path) -> Artifact:
         BytegolfError: the file is missing, no artifact, damaged, or its configuration is unknown to this
         version.
     """
-    opened, where = payload.open_artifact(path), str(path)
+    opened, where = payload.open_payload(path), str(path)
     box = opened.box
     tables: dict[str, dict[str, Any]] = {}
     for key in ("config", "tokenizer", "info"):

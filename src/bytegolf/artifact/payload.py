@@ -30,7 +30,7 @@ MAX_STEPS = 1 << 23
 
 
 @dataclass(frozen=True)
-class Opened:
+class Payload:
     """An artifact's file, read, checked and decompressed.
 
     Attributes:
@@ -69,7 +69,7 @@ def encode(header: dict[str, Any], stored: list[QuantizedTensor], coder: CoderNa
     return container.encode(full, packed, len(payload), version=1 if coder == "zlib" else 2)
 
 
-def open_artifact(path: Path) -> Opened:
+def open_payload(path: Path) -> Payload:
     """Read and check the file at ``path``.
 
     Raises:
@@ -85,9 +85,9 @@ def open_artifact(path: Path) -> Opened:
     try:
         if coder == "range":
             entries = layout.read_entries(header.get("tensors"), size, where)
-            return Opened(box, entries, *_read_range(box, entries, size))
+            return Payload(box, entries, *_read_range(box, entries, size))
         payload = coders.decompress(coder, box.packed, size)
-        return Opened(box, layout.read_entries(header.get("tensors"), size, where), payload, None)
+        return Payload(box, layout.read_entries(header.get("tensors"), size, where), payload, None)
     except (BadStreamError, BrokenStreamError) as error:
         raise damaged(where, str(error)) from error
 

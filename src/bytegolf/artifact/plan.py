@@ -7,6 +7,7 @@ storing: every tensor in an artifact carries its own scheme.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 
 from torch import Tensor
@@ -22,7 +23,7 @@ SMALL_NUMEL = 65_536
 CONTROL_SUFFIXES = ("_scale", "_mix", "_gain", "skip_weights")
 """How the names of control tensors with two dimensions end: mixes of (2, D), skip weights of (n, D)."""
 
-EMBEDDING, TABLES = "embedding.weight", ("ngrams.table", "lexicon.table")
+EMBEDDING, TABLES = "embedding.weight", ("ngrams.table", "chunk_hash.table")
 """The tied embedding, and how the names of the tables of n-grams and chunks end, which may have bits of their own."""
 
 VERDICTS = "router.verdicts"
@@ -70,3 +71,23 @@ def storage_of(name: str, shape: tuple[int, ...], export: ExportConfig) -> Stora
 def is_control(name: str, shape: tuple[int, ...]) -> bool:
     """Whether a tensor steers the network and so keeps fp32: vectors, scalars and ``CONTROL_SUFFIXES``."""
     return len(shape) < 2 or name.endswith(CONTROL_SUFFIXES)
+
+
+def group_of(name: str) -> str:
+    """The group of a tensor: its stage, and within the stage attention, MLP or the scales and mixes.
+
+    >>> group_of("network.encoder.blocks.0.attn.qkv.weight")
+    'network.encoder attn'
+    >>> group_of("network.encoder.blocks.0.resid_mix")
+    'network.encoder scales'
+    >>> group_of("embedding.weight")
+    'embedding'
+    >>> group_of("network.chunk_hash.table")
+    'network.chunk_hash'
+    """
+    block = re.match(r"(.*?)\.?blocks\.\d+\.(.+)", name)
+    if block:
+        part, dot, _ = block[2].partition(".")
+        return f"{block[1]} {part if dot else 'scales'}".strip()
+    parent, _, leaf = name.rpartition(".")
+    return parent if leaf in ("weight", "table") and parent else f"{parent} scales" if parent else name

@@ -57,9 +57,12 @@ def export(
     of a validation subset, widths).
     """
     from bytegolf.analyze import frontier as picture
-    from bytegolf.artifact import ledger
-    from bytegolf.recipes import exporting, fitting, opening, scoring
-    from bytegolf.train.report import Reporter
+    from bytegolf.api import evaluation as scoring
+    from bytegolf.artifact import export as exporting
+    from bytegolf.artifact import loading as opening
+    from bytegolf.progress import Reporter
+    from bytegolf.tools.bundle import fit_run as fitting
+    from bytegolf.tools.bundle import ledger
 
     console = screen()
     if not fit:
@@ -75,7 +78,7 @@ def export(
         with reporter:
             fitted = fitting.fit(run, fit, out, data, overrides, tokens=tokens, points=points, reporter=reporter)
             summary, checkpoint, more = fitted.summary, fitted.checkpoint, fitted.result
-            opened = opening.open_model(summary.path, data)
+            opened = opening.load_model(summary.path, data)
             found = scoring.evaluate(opened, data or Path(opened.config.data.path), reporter=reporter)
         more["bpb"] = found["bpb"]
         if more["frontier"]:

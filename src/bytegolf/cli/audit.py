@@ -45,8 +45,8 @@ def audit(
     JSON keys: passed (no rule is broken), verdicts (rule, about, outcome: pass,
     BROKEN, doubt or not checked, evidence).
     """
-    from bytegolf.submission import audit as job
-    from bytegolf.submission.trial import Limits
+    from bytegolf.tools.submission import audit as job
+    from bytegolf.tools.submission.trial import Limits
 
     found = job.audit(folder, data, tokenizer, Limits(seconds, memory))
     screen().print(job.table(found))

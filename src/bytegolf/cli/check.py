@@ -37,8 +37,8 @@ def check(
     from rich.table import Table
     from rich.text import Text
 
-    from bytegolf.check.folders import check as verdicts_on
     from bytegolf.errors import BytegolfError
+    from bytegolf.tools.check.folders import check as verdicts_on
 
     if not paths:
         raise BytegolfError("name what is to be checked: a run, a data folder, an artifact, …")

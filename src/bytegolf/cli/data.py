@@ -53,9 +53,9 @@ def fetch(
     (variants), dry_run, seconds, datasets (by tokenizer: tokenizer, vocab_size,
     and the counts that `prepare` has).
     """
-    from bytegolf.data import hub
     from bytegolf.errors import BytegolfError
-    from bytegolf.recipes import fetching
+    from bytegolf.tools.fetch import hub
+    from bytegolf.tools.fetch import job as fetching
 
     if mirror is not None and repo is not None:
         raise BytegolfError("both --mirror and --repo are given: leave one out")

@@ -57,8 +57,9 @@ def compress(
     artifact_sha256; with --bench rows (source, compressor, bytes,
     compressed_bytes, bits_per_byte, mb_per_second).
     """
-    from bytegolf.recipes import compressing, show
-    from bytegolf.train.report import Reporter
+    from bytegolf.cli import show
+    from bytegolf.infer import files as compressing
+    from bytegolf.progress import Reporter
 
     reporter = Reporter()
     if bench:
@@ -97,8 +98,8 @@ def decompress(
 
     JSON keys: original_bytes, seconds, bytes_per_second.
     """
-    from bytegolf.recipes import compressing
-    from bytegolf.train.report import Reporter
+    from bytegolf.infer import files as compressing
+    from bytegolf.progress import Reporter
 
     _check_stdout(target, json)
     reporter = Reporter()

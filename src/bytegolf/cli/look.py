@@ -41,12 +41,12 @@ def segment(
     """
     from bytegolf.analyze import render
     from bytegolf.analyze import segment as segmenting
-    from bytegolf.recipes import opening, show
+    from bytegolf.artifact import loading as opening
 
     content, where = text_of(text, file, render.STANDARD_TEXT)
-    opened = opening.open_model(model, data)
+    opened = opening.load_model(model, data)
     found = segmenting.segment(opened.model, opened.tokenizer, content, opened.config.train.seq_len, where, level)
-    show.segmentation(screen(), found)
+    render.segmentation(screen(), found)
     stats = found.stats().to_dict()
     keys = ("mean_chunk_bytes", "cv", "whitespace_agreement", "bytes")
     pieces = [piece.decode("utf-8", errors="backslashreplace") for piece in render.chunks(found.data, found.boundaries)]
@@ -129,11 +129,11 @@ def analyze(
     positions, flips, per_position), weights (against the float ones: weights,
     flips, appeared, per_window, per_position, per_boundary).
     """
+    from bytegolf.analyze import report as analysis
     from bytegolf.analyze.figures import figures, save_png
     from bytegolf.analyze.page import page
     from bytegolf.files import write_bytes
-    from bytegolf.recipes import analysis
-    from bytegolf.train.report import Reporter
+    from bytegolf.progress import Reporter
 
     if not models:
         raise BytegolfError("name a model to analyse: a run's folder or an artifact file")
@@ -195,10 +195,10 @@ def sample(
     """
     import time
 
+    from bytegolf.artifact import loading as opening
     from bytegolf.infer.sample import as_text, generate
-    from bytegolf.recipes import opening
 
-    opened = opening.open_model(model, data, precision="fp32")
+    opened = opening.load_model(model, data, precision="fp32")
     opened.model.set_capacity("exact")  # a text has no length before it is written, so no share of it either
     begun = [prompt for prompt in prompts or ("",) for _ in range(count)]
     seeds = list(range(seed, seed + len(begun)))

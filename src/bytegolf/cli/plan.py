@@ -50,7 +50,8 @@ def plan(
     predicted_ms, error, published_bytes and predicted_bytes (null if unknown).
     """
     from bytegolf.config import load
-    from bytegolf.recipes import plan_tables, planning
+    from bytegolf.tools.plan import prediction as planning
+    from bytegolf.tools.plan import tables as plan_tables
 
     if preset is None:
         rows = planning.against_published()

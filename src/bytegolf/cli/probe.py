@@ -36,10 +36,11 @@ def probe(
     eval's)), history (rows of metrics.jsonl, 20 at most: step, and for each layer
     b, std, gradient; empty for an artifact file).
     """
-    from bytegolf.recipes import opening, probing
-    from bytegolf.train.report import Reporter
+    from bytegolf.analyze import probing
+    from bytegolf.artifact import loading as opening
+    from bytegolf.progress import Reporter
 
-    opened = opening.open_model(model, data)
+    opened = opening.load_model(model, data)
     reporter = Reporter()
     with reporter:
         result = probing.probe(opened, data or Path(opened.config.data.path), model, limit, reporter)

@@ -37,10 +37,11 @@ def prove(
     JSON keys: passed, artifact_sha256, precision, checks (name, passed,
     evidence).
     """
-    from bytegolf.recipes import opening, proving
-    from bytegolf.train.report import Reporter
+    from bytegolf.artifact import loading as opening
+    from bytegolf.evaluate import verification as proving
+    from bytegolf.progress import Reporter
 
-    opened = opening.open_model(model, data, "cpu", precision)
+    opened = opening.load_model(model, data, "cpu", precision)
     reporter, console, checks = Reporter(), screen(), []
     effort = proving.THOROUGH if thorough else proving.QUICK
     with reporter:

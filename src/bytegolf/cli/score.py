@@ -137,12 +137,14 @@ def evaluate(
     the chunking levels: capacity, divisor, windows, truncated_boundaries,
     truncated_windows), ttt (the settings of test-time training; null without).
     """
-    from bytegolf.recipes import opening, scoring, show
-    from bytegolf.train.report import Reporter
+    from bytegolf.api import evaluation as scoring
+    from bytegolf.artifact import loading as opening
+    from bytegolf.cli import show
+    from bytegolf.progress import Reporter
 
     if one_pass and (length or reach):
         raise BytegolfError("--one-pass finds the length and the reach itself: leave --length and --reach out")
-    opened = opening.open_model(model, data, device, precision)
+    opened = opening.load_model(model, data, device, precision)
     folder = data or Path(opened.config.data.path)
     ttt = (test_time or TestTime()).over(opened.config.eval.ttt)
     if one_pass and ttt.mode != "off":

@@ -41,8 +41,8 @@ def run(
 
     JSON keys: those of `bytegolf study show`.
     """
-    from bytegolf.study import report
-    from bytegolf.study.definition import read_study
+    from bytegolf.tools.study import report
+    from bytegolf.tools.study.definition import read_study
 
     read = read_study(file)
     submitted = report.run(read, only or [], launcher, jobs)
@@ -83,8 +83,8 @@ def show(
     variant, with, n, difference, half_interval, verdict, float_difference,
     float_half_interval), errors (by run), commits.
     """
-    from bytegolf.study import report
-    from bytegolf.study.definition import read_study
+    from bytegolf.tools.study import report
+    from bytegolf.tools.study.definition import read_study
 
     finish(json, report.show(read_study(file), screen(), plot))
 
@@ -100,7 +100,7 @@ def list_(
     JSON keys: studies, a list of file, name, question, variants, seeds, budget,
     done, failed, wanted (runs).
     """
-    from bytegolf.study import report
+    from bytegolf.tools.study import report
 
     rows = report.overview(folder)
     screen().print(report.overview_table(rows))

@@ -37,8 +37,8 @@ def submit(
     name, blurb, date, track, val_loss, val_bpb, pre_quant_val_bpb, step_stop,
     wallclock_seconds, bytes_total, bytes_model_int8_zlib, bytes_code).
     """
-    from bytegolf.submission import folder
-    from bytegolf.train.report import Reporter
+    from bytegolf.progress import Reporter
+    from bytegolf.tools.submission import folder
 
     reporter = Reporter()
     with reporter:

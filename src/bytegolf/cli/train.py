@@ -36,8 +36,9 @@ def train(
     and after quantisation, on train.validate_tokens), stopped_early, chunks_before
     and chunks_after (byte offsets in two standard sentences), artifact.
     """
+    from bytegolf.api import run as training
+    from bytegolf.cli import show
     from bytegolf.config import load
-    from bytegolf.recipes import show, training
 
     changes = [*overrides, *([f"data.path={toml_string(str(data))}"] if data else [])]
     config = load(preset, changes)
@@ -74,7 +75,7 @@ def presets(
         sys.stdout.write(tomli_w.dumps(settings))
         finish(json, {"config": settings})
         return
-    from bytegolf.recipes import show
+    from bytegolf.cli import show
 
     rows = show.preset_rows()
     screen().print(show.preset_table(rows))

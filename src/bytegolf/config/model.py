@@ -10,7 +10,7 @@ from bytegolf.errors import BytegolfError
 
 
 @dataclass(frozen=True)
-class StageConfig(Ranged):
+class StackConfig(Ranged):
     """A stack of transformer blocks at one resolution (S0's block: PR #1104, PR #1191 and the official baseline)."""
 
     layers: int = doc("number of blocks", least=0)
@@ -131,22 +131,22 @@ class RouterConfig(Ranged):
 
 
 @dataclass(frozen=True)
-class LexiconConfig(Ranged):
+class ChunkHashConfig(Ranged):
     """Embeddings of whole chunks by the hash of their tokens, beside the vectors at the starts of the next."""
 
-    dim: int = doc("width of a row; 0 = no lexicon", 0, least=0)
+    dim: int = doc("width of a row; 0 = no chunk_hash", 0, least=0)
     bits: int = doc("a table of 2^bits rows, which chunks share by their hash", 15, least=4, most=24)
 
 
 @dataclass(frozen=True)
-class LevelConfig:
+class HNetConfig:
     """One level of an H-Net: encoder, router and decoder around a main network, which may be a level itself (S4)."""
 
-    encoder: StageConfig = doc("blocks before the chunking, at this level's resolution")
+    encoder: StackConfig = doc("blocks before the chunking, at this level's resolution")
     router: RouterConfig = doc("the chunking")
-    main: StageConfig | LevelConfig = doc("the network over chunks: a stage, or a further level")
-    decoder: StageConfig = doc("blocks after the chunks are expanded again")
-    lexicon: LexiconConfig = doc("embeddings of whole chunks (outermost level only)", LexiconConfig())
+    main: StackConfig | HNetConfig = doc("the network over chunks: a stage, or a further level")
+    decoder: StackConfig = doc("blocks after the chunks are expanded again")
+    chunk_hash: ChunkHashConfig = doc("embeddings of whole chunks (outermost level only)", ChunkHashConfig())
 
     def __post_init__(self) -> None:
         if self.encoder.dim != self.decoder.dim:
@@ -158,18 +158,18 @@ class LevelConfig:
                 f"main.dim {outer_dim(self.main)} is below encoder.dim {self.encoder.dim}: an inner network must be "
                 "at least as wide as the one around it"
             )
-        inner = self.main.router.capacity if isinstance(self.main, LevelConfig) else "exact"
+        inner = self.main.router.capacity if isinstance(self.main, HNetConfig) else "exact"
         if inner == "fixed" != self.router.capacity:
             raise BytegolfError(
                 f"main.router.capacity is 'fixed' inside a level of {self.router.capacity!r} capacity, whose number of "
                 "chunks depends on the whole sequence: set router.capacity to 'fixed' as well"
             )
-        if isinstance(self.main, LevelConfig):
+        if isinstance(self.main, HNetConfig):
             check_inner_router(self.main.router)
-            if self.main.lexicon.dim:
+            if self.main.chunk_hash.dim:
                 raise BytegolfError(
-                    f"main.lexicon.dim is {self.main.lexicon.dim}, but a lexicon is of tokens, and an inner level sees "
-                    "chunks: set it to 0 there"
+                    f"main.chunk_hash.dim is {self.main.chunk_hash.dim}, but chunk hashes are of tokens, and an inner "
+                    "level sees chunks: set it to 0 there"
                 )
 
 
@@ -188,18 +188,18 @@ def check_inner_router(router: RouterConfig) -> None:
             )
 
 
-NetworkConfig = StageConfig | LevelConfig
+NetworkConfig = StackConfig | HNetConfig
 
 
 def outer_dim(network: NetworkConfig) -> int:
     """The width at a network's own (outermost) resolution."""
-    return network.dim if isinstance(network, StageConfig) else network.encoder.dim
+    return network.dim if isinstance(network, StackConfig) else network.encoder.dim
 
 
-def levels(network: NetworkConfig) -> list[LevelConfig]:
+def levels(network: NetworkConfig) -> list[HNetConfig]:
     """The chunking levels of a network, outermost first; empty for a flat model."""
-    found: list[LevelConfig] = []
-    while isinstance(network, LevelConfig):
+    found: list[HNetConfig] = []
+    while isinstance(network, HNetConfig):
         found.append(network)
         network = network.main
     return found
@@ -250,7 +250,7 @@ class SoftConfig(Ranged):
 class ModelConfig(Ranged):
     """A language model: tied embedding, a network, softcapped logits (S0)."""
 
-    network: StageConfig | LevelConfig = doc("a stage (flat model) or a level (H-Net)")
+    network: StackConfig | HNetConfig = doc("a stage (flat model) or a level (H-Net)")
     vocab_size: int = doc("size of the alphabet; 260 for byte260", 260, least=5, most=1 << 16)
     embed_std: float = doc("standard deviation of the initial embedding", 0.005, above=0)
     softcap: float = doc("logits z become softcap·tanh(z/softcap); 0 = off", 30.0, least=0)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from bytegolf.config.fields import check_ranges
-from bytegolf.config.model import LevelConfig, StageConfig
+from bytegolf.config.model import HNetConfig, StackConfig
 from bytegolf.config.run import Config
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors, read_file
@@ -57,9 +57,9 @@ def from_dict(cls: type[T], raw: Any, where: str = "") -> T:
 def _value(kind: Any, raw: Any, where: str) -> Any:
     if type(None) in typing.get_args(kind):  # float | None
         return None if raw is None else _value(typing.get_args(kind)[0], raw, where)
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):  # StageConfig | LevelConfig
-        own = {field.name for field in dataclasses.fields(LevelConfig)}
-        kind = LevelConfig if isinstance(raw, dict) and own & raw.keys() else StageConfig
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):  # StackConfig | HNetConfig
+        own = {field.name for field in dataclasses.fields(HNetConfig)}
+        kind = HNetConfig if isinstance(raw, dict) and own & raw.keys() else StackConfig
     if dataclasses.is_dataclass(kind):
         return from_dict(typing.cast("type[Any]", kind), raw, where)
     if typing.get_origin(kind) is Literal:

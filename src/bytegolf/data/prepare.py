@@ -39,7 +39,7 @@ from bytegolf.files import disk_errors
 CHECKPOINT_SECONDS = 2.0
 """What a kill can cost, besides the training of a tokenizer."""
 
-ALONE: dict[TokenizerKind, int] = {"byte": 64 << 20, "sentencepiece": 4 << 20}
+SINGLE_PROCESS: dict[TokenizerKind, int] = {"byte": 64 << 20, "sentencepiece": 4 << 20}
 """Up to so many bytes of documents this process needs less time than others need to start (half a second)."""
 
 
@@ -88,7 +88,7 @@ def prepare(
     job = job_of(source, split, specs, shard_tokens)
     progress = Progress(job) if source.once else Progress.load(out, job)
     if not workers:
-        alone = source.size is not None and source.size <= min(ALONE[spec.kind] for spec in specs)
+        alone = source.size is not None and source.size <= min(SINGLE_PROCESS[spec.kind] for spec in specs)
         workers = 1 if alone else cores()
     bar = ProgressBar(quiet)
     made = []

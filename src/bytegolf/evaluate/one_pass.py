@@ -20,11 +20,11 @@ import torch
 
 from bytegolf.data.shards import TokenStream
 from bytegolf.errors import BytegolfError
-from bytegolf.evaluate.bpb import windows_at_once
+from bytegolf.evaluate.score import windows_at_once
 from bytegolf.evaluate.windows import targets_of, windows
-from bytegolf.model.hnet import Level
+from bytegolf.model.hnet import HNet
 from bytegolf.model.lm import LanguageModel
-from bytegolf.model.stage import Stage
+from bytegolf.model.stack import Stack
 
 SAMPLES = 64
 """Windows whose chunks are counted: 1/√64 of how much their number differs from one to the next is the mean's error."""
@@ -111,9 +111,9 @@ def reaching(model: LanguageModel, reach: Sequence[int]) -> Iterator[None]:
             stage.attend_to(0)
 
 
-def _stages(network: Stage | Level, depth: int) -> Iterator[tuple[int, Stage]]:
+def _stages(network: Stack | HNet, depth: int) -> Iterator[tuple[int, Stack]]:
     """Every stage of ``network`` and how many levels are around its positions."""
-    if isinstance(network, Stage):
+    if isinstance(network, Stack):
         yield depth, network
         return
     yield depth, network.encoder

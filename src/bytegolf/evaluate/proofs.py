@@ -26,14 +26,14 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bytegolf.bpb import Score
 from bytegolf.data.shards import TokenStream
 from bytegolf.data.tokenizer import Tokenizer
 from bytegolf.errors import BytegolfError
-from bytegolf.evaluate.bpb import Score
-from bytegolf.evaluate.ways import Way, watched
+from bytegolf.evaluate.scoring_modes import ScoringMode, watched
 from bytegolf.evaluate.windows import Window
 from bytegolf.model.lm import Forward, LanguageModel
-from bytegolf.model.trace import LevelTrace
+from bytegolf.model.trace import RouterTrace
 
 ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.5}
 """How far a logit may move where shapes depend on the text, by the compute dtype."""
@@ -54,7 +54,9 @@ class Check:
 # ------------------------------------------------------------------------------------------------------ causality
 
 
-def causality(model: LanguageModel, tokenizer: Tokenizer, tokens: Int[np.ndarray, " N"], way: Way, cuts: int) -> Check:
+def causality(
+    model: LanguageModel, tokenizer: Tokenizer, tokens: Int[np.ndarray, " N"], way: ScoringMode, cuts: int
+) -> Check:
     """Replace, delete from and shuffle what lies behind each of some places: no distribution before may change.
 
     ``cuts`` places at random, half of them at odd tokens, and the two at the end of the first window.
@@ -109,7 +111,7 @@ def _difference(a: Tensor, b: Tensor) -> float:
 
 
 def normalisation(
-    model: LanguageModel, tokenizer: Tokenizer, tokens: Int[np.ndarray, " N"], way: Way, places: int
+    model: LanguageModel, tokenizer: Tokenizer, tokens: Int[np.ndarray, " N"], way: ScoringMode, places: int
 ) -> Check:
     """The model's own loss is asked for every token of the alphabet at some places: Σ exp(−loss) must be 1."""
     seen: list[Forward] = []
@@ -141,7 +143,7 @@ class Counting:
         self._times = np.zeros(len(stream) - 1, np.int64)
         self._bytes = 0
 
-    def observe(self, window: Window, tokens: NDArray[np.int64], traces: list[LevelTrace], row: int) -> None:
+    def observe(self, window: Window, tokens: NDArray[np.int64], traces: list[RouterTrace], row: int) -> None:
         """An ``Observer``."""
         start = window.start + window.length - window.scored
         self._times[start : start + window.scored] += 1

@@ -2,7 +2,7 @@
 
 What a window gives for its last positions is what a full forward pass of it would. That rests on four facts:
 
-- A stage of local attention sees only the last ``Stage.halo`` positions, an embedding the last ``lookback`` ids, and
+- A stage of local attention sees only the last ``Stack.halo`` positions, an embedding the last ``lookback`` ids, and
   rotary positions are relative. So an encoder's output is the same in every window, but for a window's first
   positions, which have less before them: those are computed for each window ("heads"), all others once for the whole
   stretch of text.
@@ -32,10 +32,10 @@ from bytegolf.model.capacity import EXACT
 from bytegolf.model.chunk import Chunks, smooth
 from bytegolf.model.embed import BOS
 from bytegolf.model.fixed_router import FixedRouter
-from bytegolf.model.hnet import Level
+from bytegolf.model.hnet import HNet
 from bytegolf.model.lm import EVERYTHING, Forward, LanguageModel
-from bytegolf.model.stage import Stage
-from bytegolf.model.trace import LevelTrace
+from bytegolf.model.stack import Stack
+from bytegolf.model.trace import RouterTrace
 
 FORGOTTEN = 24
 """Chunks after which a smoothed vector is forgotten: 2⁻²⁴ is fp32's resolution, and P ≥ ½ at every chunk."""
@@ -44,7 +44,7 @@ FORGOTTEN = 24
 @torch.inference_mode()
 def last_losses(
     model: LanguageModel, tokens: Int[Tensor, " X"], length: int, stride: int
-) -> tuple[Float[Tensor, "N n"], list[LevelTrace]]:
+) -> tuple[Float[Tensor, "N n"], list[RouterTrace]]:
     """The losses of the last ``stride`` (n) targets of each window of ``length`` tokens, and what the routers did.
 
     ``tokens`` (X = S + 1) are those of N = (S − length)/stride + 1 windows, each ``stride`` behind the one before it,
@@ -52,7 +52,7 @@ def last_losses(
     """
     inputs = tokens[:-1]
     network = model.network
-    if isinstance(network, Level):
+    if isinstance(network, HNet):
         hidden, traces = _level(model, network, inputs, length, stride)
     else:
         hidden, traces = _flat(model, network, inputs, length, stride), []
@@ -61,7 +61,7 @@ def last_losses(
 
 
 def _flat(
-    model: LanguageModel, stage: Stage, tokens: Int[Tensor, " S"], length: int, stride: int
+    model: LanguageModel, stage: Stack, tokens: Int[Tensor, " S"], length: int, stride: int
 ) -> Float[Tensor, "N n D"]:
     halo = stage.halo()
     if halo is not None and halo + model.lookback + stride <= length:
@@ -99,8 +99,8 @@ class _Encoded:
 
 
 def _level(
-    model: LanguageModel, level: Level, tokens: Int[Tensor, " S"], length: int, stride: int
-) -> tuple[Float[Tensor, "N n D"], list[LevelTrace]]:
+    model: LanguageModel, level: HNet, tokens: Int[Tensor, " S"], length: int, stride: int
+) -> tuple[Float[Tensor, "N n D"], list[RouterTrace]]:
     windows = tokens.unfold(0, length, stride)
     encoded = _encode(model, level, tokens, length, stride)
     held = _held(level, encoded, length, stride)
@@ -114,13 +114,13 @@ def _level(
     return hidden, [_trace(encoded, encoded.boundary)]
 
 
-def _trace(encoded: _Encoded, boundary: Bool[Tensor, "N L"]) -> LevelTrace:
-    return LevelTrace(encoded.p, boundary, encoded.boundary, None, encoded.p.new_zeros(()))
+def _trace(encoded: _Encoded, boundary: Bool[Tensor, "N L"]) -> RouterTrace:
+    return RouterTrace(encoded.p, boundary, encoded.boundary, None, encoded.p.new_zeros(()))
 
 
 def _by_window(
-    model: LanguageModel, level: Level, windows: Int[Tensor, "N L"], encoded: _Encoded, stride: int
-) -> tuple[Float[Tensor, "N n D"], list[LevelTrace]]:
+    model: LanguageModel, level: HNet, windows: Int[Tensor, "N L"], encoded: _Encoded, stride: int
+) -> tuple[Float[Tensor, "N n D"], list[RouterTrace]]:
     """The main network on each window's chunks; its last block, and the decoder, only where the scored look."""
     (count, length), device = windows.shape, windows.device
     table, index, p = encoded.table, encoded.index, encoded.p
@@ -133,7 +133,7 @@ def _by_window(
     inner = chunks.select_values(documents) if documents is not None else None
     first = windows == BOS if documents is not None else None
     z = level.open(table[index.gather(1, chunks.starts)], level.ended(windows, chunks, first))
-    if isinstance(level.main, Stage):
+    if isinstance(level.main, Stack):
         z = level.main.tail(z, inner, z.shape[1] - oldest)
     else:
         z = level.main(z, inner, chunks.valid, traces)[:, oldest:]
@@ -148,18 +148,18 @@ def _by_window(
     return level.decoder.tail(y, seen, stride), traces
 
 
-def _needed(level: Level, length: int, stride: int) -> int:
+def _needed(level: HNet, length: int, stride: int) -> int:
     """How many positions at a window's end the decoder reads for the scored ones."""
     reach = level.decoder.halo()
     return length if reach is None else min(length, stride + reach)
 
 
-def _held(level: Level, encoded: _Encoded, length: int, stride: int) -> Bool[Tensor, " N"]:
+def _held(level: HNet, encoded: _Encoded, length: int, stride: int) -> Bool[Tensor, " N"]:
     """Which windows' scored positions hold nothing of where the window starts: all that the main network and the
     smoothing look at for them, chunk by chunk, is as it is in the stretch.
     """
     count, device = len(encoded.p), encoded.p.device
-    halo = level.main.halo() if isinstance(level.main, Stage) else None
+    halo = level.main.halo() if isinstance(level.main, Stack) else None
     if halo is None or encoded.stretch is None or level.capacity.mode == "fixed":
         return torch.zeros(count, dtype=torch.bool, device=device)
     boundary = encoded.stretch.boundary[0]
@@ -167,13 +167,13 @@ def _held(level: Level, encoded: _Encoded, length: int, stride: int) -> Bool[Ten
     places = torch.arange(1, length + 1, device=device)
     differs = (encoded.boundary != boundary.unfold(0, length, stride)) * places
     alike = differs.amax(1).clamp(min=encoded.heads)  # from here on chunks begin where those of the stretch do
-    # the first of them may follow a chunk that began elsewhere, which a lexicon sees
+    # the first of them may follow a chunk that began elsewhere, which a chunk_hash sees
     known = chunk_of.gather(1, alike.clamp(max=length).unsqueeze(1) - 1).squeeze(1) + 2
     wanted = chunk_of[:, length - _needed(level, length, stride)] - FORGOTTEN - halo
     return wanted >= known
 
 
-def _encode(model: LanguageModel, level: Level, tokens: Int[Tensor, " S"], length: int, stride: int) -> _Encoded:
+def _encode(model: LanguageModel, level: HNet, tokens: Int[Tensor, " S"], length: int, stride: int) -> _Encoded:
     reach = router_reach(model, level)
     size = length if reach is None or reach + stride >= length else reach
     count = (len(tokens) - length) // stride + 1
@@ -197,7 +197,7 @@ def _encode(model: LanguageModel, level: Level, tokens: Int[Tensor, " S"], lengt
     return _Encoded(table, index, p, boundary, size, stretch)
 
 
-def router_reach(model: LanguageModel, level: Level) -> int | None:
+def router_reach(model: LanguageModel, level: HNet) -> int | None:
     """How many positions before its own decide p of the outermost level, as far as its encoder has to do with it; None:
     all of them.
 
@@ -208,9 +208,9 @@ def router_reach(model: LanguageModel, level: Level) -> int | None:
 
 
 def routed(
-    model: LanguageModel, level: Level, tokens: Int[Tensor, "N L"]
+    model: LanguageModel, level: HNet, tokens: Int[Tensor, "N L"]
 ) -> tuple[Float[Tensor, "N L D"], Float[Tensor, "N L"], Bool[Tensor, "N L"]]:
-    """The encoder's output, p and the boundaries of ``tokens``, as ``Level.forward`` works them out."""
+    """The encoder's output, p and the boundaries of ``tokens``, as ``HNet.forward`` works them out."""
     documents = _documents(model, tokens)
     encoded = level.encoder(model.embed(tokens), documents)
     p, boundary = level.router(encoded, tokens == BOS if documents is not None else None, tokens)

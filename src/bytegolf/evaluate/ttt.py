@@ -30,12 +30,13 @@ from jaxtyping import Bool, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bytegolf.bpb import Score
 from bytegolf.config import TttConfig
 from bytegolf.data.shards import TokenStream
 from bytegolf.data.tokenizer import Tokenizer
 from bytegolf.errors import BytegolfError
-from bytegolf.evaluate.bpb import Book, Observer, Score, groups, score_group
-from bytegolf.evaluate.learners import Learner, learner_of
+from bytegolf.evaluate.adapters import TestTimeAdapter, learner_of
+from bytegolf.evaluate.score import Book, Observer, groups, score_group
 from bytegolf.evaluate.windows import Window, targets_of, windows
 from bytegolf.model.embed import BOS
 from bytegolf.model.lm import LanguageModel
@@ -161,7 +162,7 @@ def score_adapting(
 
 
 def _learn(
-    learner: Learner, stream: TokenStream, rows: list[_Text], read: list[list[Window]], pace: Pace, steps: int
+    learner: TestTimeAdapter, stream: TokenStream, rows: list[_Text], read: list[list[Window]], pace: Pace, steps: int
 ) -> None:
     """Learn from the chunks that have just been ``read``, except where nothing comes behind them any more."""
     chunks = [group if text.chunks else [] for text, group in zip(rows, read, strict=True)]

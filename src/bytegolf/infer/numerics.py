@@ -19,8 +19,8 @@ import torch
 from bytegolf import __version__
 from bytegolf.errors import BytegolfError
 from bytegolf.infer.frequencies import probabilities, quantised
-from bytegolf.model import native
 from bytegolf.model.lm import LanguageModel
+from bytegolf.ops import native
 
 PROBE_STEPS = 12
 PROBE_BYTES = 8

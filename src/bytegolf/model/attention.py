@@ -14,12 +14,13 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from bytegolf.config import StageConfig
-from bytegolf.model import flexible, native, ops
-from bytegolf.model.attend import Heads, attend, rotary_angles
+from bytegolf.config import StackConfig
 from bytegolf.model.cache import Cache, Span, as_bias
-from bytegolf.model.functions import wide
 from bytegolf.model.layers import Linear
+from bytegolf.ops import flexible, native
+from bytegolf.ops import primitives as ops
+from bytegolf.ops.attend import AttentionShape, attend, rotary_angles
+from bytegolf.ops.functions import wide
 
 DENSE_LENGTH = 512
 """Up to this length full attention on a CPU is two batched products: its fused kernel's backward is several times
@@ -33,7 +34,7 @@ class Attention(nn.Module):
     memory are linear in L.
     """
 
-    def __init__(self, config: StageConfig) -> None:
+    def __init__(self, config: StackConfig) -> None:
         super().__init__()
         self.heads, self.groups = config.heads, config.kv_heads
         self.width = config.dim // config.heads
@@ -63,7 +64,7 @@ class Attention(nn.Module):
 
     def _mixed(self, packed: Tensor, documents: Tensor | None) -> Float[Tensor, "B L D"]:
         if native.usable(packed):
-            heads = Heads(self.heads, self.groups, self.width, self.window, self.base)
+            heads = AttentionShape(self.heads, self.groups, self.width, self.window, self.base)
             return attend(packed, self.q_gain, documents, heads)
         return self._attend(packed, documents)
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from bytegolf.config import StageConfig
+from bytegolf.config import StackConfig
 from bytegolf.model.attention import Attention
 from bytegolf.model.cache import Cache, Span
 from bytegolf.model.layers import Mlp
@@ -21,7 +21,7 @@ from bytegolf.model.residual import Stream
 class Block(nn.Module):
     """S0's block: residual mix with the stage's input, then attention and MLP, each scaled per channel."""
 
-    def __init__(self, config: StageConfig) -> None:
+    def __init__(self, config: StackConfig) -> None:
         super().__init__()
         dim = config.dim
         self.attn = Attention(config)

@@ -43,7 +43,7 @@ class Cache:
 
 
 @dataclass
-class StageState:
+class StackState:
     """What a stage remembers: how many positions each sequence has had, each block's cache, and the rotary angles."""
 
     lengths: Rows
@@ -95,7 +95,7 @@ class Span:
     """1 for positions that are there, 0 for what a ring has not seen yet, for these W and the new ones (X = W + L)"""
 
     @staticmethod
-    def of(state: StageState, rows: Rows | None, counts: Rows | None, length: int) -> Span:
+    def of(state: StackState, rows: Rows | None, counts: Rows | None, length: int) -> Span:
         """Where ``length`` positions go, of which the first ``counts`` (None: all) are there and the rest padding."""
         device, dtype, window = state.cos.device, state.cos.dtype, state.window
         at = state.lengths if rows is None else state.lengths[rows]

@@ -47,7 +47,7 @@ class Capacity:
         """
         if self.mode != "fixed":
             return None
-        assert length is not None, "LanguageModel.start asks for it, and LevelConfig for a fixed level around"
+        assert length is not None, "LanguageModel.start asks for it, and HNetConfig for a fixed level around"
         return max(1, math.floor(length / self.divisor))
 
     def room(self, length: int, needed: int) -> int:

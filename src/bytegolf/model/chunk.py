@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from bytegolf.model import dechunk, native, ops
 from bytegolf.model.capacity import EXACT, Capacity
+from bytegolf.ops import dechunk, native
+from bytegolf.ops import primitives as ops
 
 P_FLOOR = 1e-4
 """Probabilities are clamped to [P_FLOOR, 1 − P_FLOOR] in the smoothing (S2)."""

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from bytegolf.config import RouterConfig
 from bytegolf.data.tokenizer import WHITESPACE, ByteTokenizer, SentencePieceTokenizer, Tokenizer
-from bytegolf.model.functions import wide
 from bytegolf.model.router import Material, Router
+from bytegolf.ops.functions import wide
 
 
 class FixedRouter(Router):

@@ -17,36 +17,36 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from bytegolf.config import LevelConfig, NetworkConfig, StageConfig, outer_dim
-from bytegolf.model import ops
-from bytegolf.model.cache import Rows, StageState
+from bytegolf.config import HNetConfig, NetworkConfig, StackConfig, outer_dim
+from bytegolf.model.cache import Rows, StackState
 from bytegolf.model.capacity import Capacity
 from bytegolf.model.chunk import Chunks, smooth_on
+from bytegolf.model.chunk_hash import ChunkHashEmbedding
 from bytegolf.model.layers import Linear
-from bytegolf.model.lexicon import Lexicon
 from bytegolf.model.router_loss import guide_loss, hinge_loss, ratio_loss
 from bytegolf.model.routers import build_router
-from bytegolf.model.stage import Stage
-from bytegolf.model.trace import LevelTrace, StepTrace
+from bytegolf.model.stack import Stack
+from bytegolf.model.trace import RouterTrace, StepTrace
+from bytegolf.ops import primitives as ops
 
 
 @dataclass
-class LevelState:
+class HNetState:
     """What a level remembers between calls."""
 
-    encoder: StageState
+    encoder: StackState
     memory: Tensor
     """what the router remembers, (B, M)"""
-    main: StageState | LevelState
+    main: StackState | HNetState
     smoothed: Float[Tensor, "B D"]
     """z̄ of the current chunk"""
-    decoder: StageState
+    decoder: StackState
     opened: Rows
     """chunks so far, on the host"""
     limit: int | None
     """how many there may be, under a fixed capacity"""
     keys: Int[Tensor, " B"]
-    """the lexicon's hash of each sequence's chunk so far"""
+    """the chunk_hash's hash of each sequence's chunk so far"""
 
     def reset(self, rows: Rows) -> None:
         """Forget the sequences ``rows``: a new document starts in them."""
@@ -54,10 +54,10 @@ class LevelState:
             part.reset(rows)
 
 
-class Level(nn.Module):
+class HNet(nn.Module):
     """One level of an H-Net around a main network that runs once a chunk."""
 
-    def __init__(self, config: LevelConfig, vocab_size: int = 0) -> None:
+    def __init__(self, config: HNetConfig, vocab_size: int = 0) -> None:
         """``vocab_size`` is the number of token ids, or 0 for an inner level."""
         super().__init__()
         dim, inner = config.encoder.dim, outer_dim(config.main)
@@ -68,38 +68,38 @@ class Level(nn.Module):
         """N as the ratio loss wants it now: training moves it"""
         self.guide = config.router.guide_weight
         """the weight of the guide's loss now: training moves it"""
-        self.encoder = Stage(config.encoder)
+        self.encoder = Stack(config.encoder)
         self.router = build_router(config.router, dim, vocab_size)
         self.main = build_network(config.main)
-        self.decoder = Stage(config.decoder)
+        self.decoder = Stack(config.decoder)
         self.residual = Linear(dim, dim, zero=True)
-        self.lexicon = Lexicon(config.lexicon, inner) if config.lexicon.dim else None
+        self.chunk_hash = ChunkHashEmbedding(config.chunk_hash, inner) if config.chunk_hash.dim else None
         # a wider main network gets a learned vector beside each chunk's own; coming back it is cut off (S4)
         self.pad = nn.Parameter(torch.zeros(inner - dim)) if inner > dim else None
 
     def open(self, starts: Float[Tensor, "B C D"], ended: Int[Tensor, "B C"] | None) -> Float[Tensor, "B C E"]:
-        """What the main network takes for the vectors at ``starts``; ``ended`` is a lexicon's, whose rows it adds."""
+        """What the main network takes for the vectors at ``starts``; ``ended`` are chunk hashes."""
         z = starts
         if self.pad is not None:
             z = torch.cat((z, self.pad.to(z.dtype).expand(*z.shape[:-1], -1)), -1)
-        if self.lexicon is not None and ended is not None:
-            z = z + self.lexicon(ended, z.dtype)
+        if self.chunk_hash is not None and ended is not None:
+            z = z + self.chunk_hash(ended, z.dtype)
         return z
 
     def ended(
         self, tokens: Int[Tensor, "B L"] | None, chunks: Chunks, first: Bool[Tensor, "B L"] | None
     ) -> Int[Tensor, "B C"] | None:
-        """What a lexicon looks up for the ``chunks`` of whole sequences; None without one."""
-        if self.lexicon is None or tokens is None:
+        """What a chunk_hash looks up for the ``chunks`` of whole sequences; None without one."""
+        if self.chunk_hash is None or tokens is None:
             return None
-        return chunks.select_values(self.lexicon.follow(tokens, chunks.boundary, first)[0])
+        return chunks.select_values(self.chunk_hash.follow(tokens, chunks.boundary, first)[0])
 
     def forward(
         self,
         x: Float[Tensor, "B L D"],
         documents: Int[Tensor, "B L"] | None,
         valid: Bool[Tensor, "B L"] | None,
-        traces: list[LevelTrace],
+        traces: list[RouterTrace],
         tokens: Int[Tensor, "B L"] | None = None,
     ) -> Float[Tensor, "B L D"]:
         """Run the level and append its trace (its main network's follow).
@@ -127,7 +127,7 @@ class Level(nn.Module):
         if self.training and self.router.guide is not None and self.guide > 0:
             loss = loss + self.guide * guide_loss(p, self.router.guide(x, first, tokens)[1])
         chunks = Chunks.of(proposed, self.capacity)
-        traces.append(LevelTrace(p, chunks.boundary, proposed, valid, loss))
+        traces.append(RouterTrace(p, chunks.boundary, proposed, valid, loss))
 
         z = self.open(chunks.select(encoded), self.ended(tokens, chunks, first))
         z = ops.scale_gradient(z, 1 / settings.grad_scale)
@@ -138,14 +138,14 @@ class Level(nn.Module):
         y = ops.scale_gradient(y, settings.grad_scale)
         return self.decoder(y, documents)  # type: ignore[no-any-return]
 
-    def start(self, batch: int, device: torch.device, dtype: torch.dtype, length: int | None = None) -> LevelState:
+    def start(self, batch: int, device: torch.device, dtype: torch.dtype, length: int | None = None) -> HNetState:
         """An empty state for ``batch`` sequences with room for ``length`` positions, all of them if a fixed capacity
         is a share of that; otherwise it grows.
         """
         dim = self.config.encoder.dim
         limit = self.capacity.limit(length)
         expected = math.ceil(1.5 * length / self.config.router.target) if length else None
-        return LevelState(
+        return HNetState(
             encoder=self.encoder.start(batch, device, dtype, length),
             memory=self.router.start(batch, device, dtype),
             main=self.main.start(batch, device, dtype, limit or expected),
@@ -165,12 +165,12 @@ class Level(nn.Module):
         traces: list[StepTrace],
         tokens: Int[Tensor, "R L"] | None = None,
     ) -> Float[Tensor, "R L D"]:
-        """The next positions of the sequences ``rows`` (None: all) of ``state``, a LevelState, changed in place.
+        """The next positions of the sequences ``rows`` (None: all) of ``state``, a HNetState, changed in place.
 
         The first ``counts`` of a row's L positions are there (None: all), the rest is padding, which leaves no trace.
         The main network runs on the chunks that open, and only for the sequences in which one does.
         """
-        assert isinstance(state, LevelState)
+        assert isinstance(state, HNetState)
         if x.shape[:2] == (1, 1):
             return self._step(x, state, rows, traces, tokens)
         length, device = x.shape[1], x.device
@@ -196,9 +196,9 @@ class Level(nn.Module):
         opened = running[:, -1].cpu().numpy()
         state.opened[every] += opened
         ended = None
-        if self.lexicon is not None and tokens is not None:
+        if self.chunk_hash is not None and tokens is not None:
             before = state.keys[index].masked_fill(first, 0)
-            ended, keys = self.lexicon.follow(tokens, boundary, before=before)
+            ended, keys = self.chunk_hash.follow(tokens, boundary, before=before)
             state.keys[index] = keys[last]
 
         smoothed = state.smoothed[index].unsqueeze(1)
@@ -221,7 +221,7 @@ class Level(nn.Module):
         return self.decoder.extend(smoothed + self.residual(encoded), state.decoder, rows, counts)
 
     def _step(
-        self, x: Float[Tensor, "1 1 D"], state: LevelState, rows: Rows | None, traces: list[StepTrace], tokens: Any
+        self, x: Float[Tensor, "1 1 D"], state: HNetState, rows: Rows | None, traces: list[StepTrace], tokens: Any
     ) -> Float[Tensor, "1 1 D"]:
         """``extend`` by one position of one sequence, without all that it does for the sake of more: most of a step's
         time at batch 1.
@@ -237,8 +237,8 @@ class Level(nn.Module):
             boundary = torch.zeros_like(boundary)
         traces.append(StepTrace(np.array([row]), np.ones(1, np.int64), p, boundary))
         ended = None
-        if self.lexicon is not None and tokens is not None:
-            ended, keys = self.lexicon.follow(tokens, boundary, before=state.keys[here].masked_fill(first, 0))
+        if self.chunk_hash is not None and tokens is not None:
+            ended, keys = self.chunk_hash.follow(tokens, boundary, before=state.keys[here].masked_fill(first, 0))
             state.keys[here] = keys[:, 0]
 
         smoothed = state.smoothed[here].unsqueeze(1)
@@ -257,6 +257,6 @@ def _starts(documents: Int[Tensor, "B L"]) -> Bool[Tensor, "B L"]:
     return first
 
 
-def build_network(config: NetworkConfig, vocab_size: int = 0) -> Stage | Level:
+def build_network(config: NetworkConfig, vocab_size: int = 0) -> Stack | HNet:
     """The module that a network's configuration describes; ``vocab_size`` is 0 where it sees no tokens."""
-    return Stage(config) if isinstance(config, StageConfig) else Level(config, vocab_size)
+    return Stack(config) if isinstance(config, StackConfig) else HNet(config, vocab_size)

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bytegolf.config import StageConfig
-from bytegolf.model import ops
+from bytegolf.config import StackConfig
+from bytegolf.ops import primitives as ops
 
 
 class Linear(nn.Module):
@@ -41,7 +41,7 @@ class Linear(nn.Module):
 class Mlp(nn.Module):
     """W₂·relu(W₁x)² (S0)."""
 
-    def __init__(self, config: StageConfig) -> None:
+    def __init__(self, config: StackConfig) -> None:
         super().__init__()
         hidden = int(config.mlp_mult * config.dim)
         self.fc = Linear(config.dim, hidden)

@@ -19,15 +19,16 @@ from torch import Tensor, nn
 
 from bytegolf.config import CapacityMode, ModelConfig, check_fixed_capacity, outer_dim
 from bytegolf.errors import BytegolfError
-from bytegolf.model import ops, stepping
-from bytegolf.model.cache import Rows, StageState
+from bytegolf.model import stepping
+from bytegolf.model.cache import Rows, StackState
 from bytegolf.model.embed import BOS, NOTHING, NgramEmbedding
-from bytegolf.model.functions import wide
-from bytegolf.model.hnet import Level, LevelState, build_network
+from bytegolf.model.hnet import HNet, HNetState, build_network
 from bytegolf.model.router_loss import policy_loss, surprisal_loss
 from bytegolf.model.soft_chunk import SoftChunker, SoftState
-from bytegolf.model.stage import Stage
-from bytegolf.model.trace import LevelTrace, SoftTrace, StepTrace
+from bytegolf.model.stack import Stack
+from bytegolf.model.trace import RouterTrace, SoftTrace, StepTrace
+from bytegolf.ops import primitives as ops
+from bytegolf.ops.functions import wide
 
 EVERYTHING = 1 << 40
 """A ``lookback`` beyond any length."""
@@ -39,7 +40,7 @@ class Forward:
 
     logits: Float[Tensor, "B L V"]
     """before the softcap, in the compute dtype; ``LanguageModel.cap`` applies it"""
-    traces: list[LevelTrace]
+    traces: list[RouterTrace]
     """one a chunking level, outermost first; empty for a flat model"""
     soft: list[SoftTrace] = field(default_factory=list)
     """one a layer of soft chunking, first to last"""
@@ -53,7 +54,7 @@ class Forward:
 class ModelState:
     """The state of step-wise inference for a batch of sequences."""
 
-    network: StageState | LevelState
+    network: StackState | HNetState
     traces: list[StepTrace]
     """of the last step, outermost level first"""
     history: Int[Tensor, "B H"]
@@ -81,7 +82,7 @@ class LanguageModel(nn.Module):
         self.network = build_network(config.network, config.vocab_size)
         self.soft = SoftChunker(dim, config.soft) if config.soft.layers else None
         if self.soft and not config.soft.norm:
-            outermost = self.network if isinstance(self.network, Stage) else self.network.encoder
+            outermost = self.network if isinstance(self.network, Stack) else self.network.encoder
             outermost.norms_input = False
 
     @property
@@ -134,7 +135,7 @@ class LanguageModel(nn.Module):
             raise BytegolfError(f"a batch of {ids.shape[0]} sequences of {ids.shape[1]} tokens is empty: give some")
         documents = (ids == BOS).cumsum(1) if self.config.reset_at_bos else None
         x, soft = self.embed_traced(ids)
-        traces: list[LevelTrace] = []
+        traces: list[RouterTrace] = []
         x = self.network(x, documents, None, traces, ids)
         return Forward(self.project(x), traces, soft)
 
@@ -148,7 +149,7 @@ class LanguageModel(nn.Module):
         total = losses.mean() + out.router_loss()
         if self.soft:
             total = total + self.soft.loss(out.soft, losses)
-        if isinstance(self.network, Level) and self.network.router.learned:
+        if isinstance(self.network, HNet) and self.network.router.learned:
             settings = self.network.config.router
             if settings.surprisal_weight > 0:
                 total = total + settings.surprisal_weight * surprisal_loss(out.traces[0].p, losses)
@@ -165,9 +166,9 @@ class LanguageModel(nn.Module):
         cap = self.config.softcap
         return cap * torch.tanh(logits / cap) if cap > 0 else logits
 
-    def levels(self) -> list[Level]:
+    def levels(self) -> list[HNet]:
         """The chunking levels, outermost first; empty for a flat model."""
-        return [module for module in self.modules() if isinstance(module, Level)]
+        return [module for module in self.modules() if isinstance(module, HNet)]
 
     def set_capacity(self, mode: CapacityMode | Literal[""] = "", divisor: float = 0.0) -> None:
         """Give every level another ``router.capacity`` and ``capacity_divisor`` from now on; "" and 0 leave them.
@@ -282,7 +283,7 @@ class LanguageModel(nn.Module):
 
 
 def _check_length(state: ModelState, rows: Rows | None, more: Rows | int) -> None:
-    assert isinstance(state.network, LevelState)
+    assert isinstance(state.network, HNetState)
     taken = state.network.encoder.lengths[slice(None) if rows is None else rows]
     if (taken + more).max() > state.length:
         raise BytegolfError(

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from bytegolf.model import fused, native, ops
+from bytegolf.ops import fused, native
+from bytegolf.ops import primitives as ops
 
 
 @dataclass(frozen=True)

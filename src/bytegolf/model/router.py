@@ -22,9 +22,10 @@ from torch import Tensor, nn
 
 from bytegolf.config import RouterConfig
 from bytegolf.data.tokenizer import Tokenizer
-from bytegolf.model import fused, native, stepping
-from bytegolf.model.functions import wide
+from bytegolf.model import stepping
 from bytegolf.model.layers import Linear
+from bytegolf.ops import fused, native
+from bytegolf.ops.functions import wide
 
 THRESHOLD = 0.5
 

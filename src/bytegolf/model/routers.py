@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bytegolf.config import RouterConfig
-from bytegolf.model.edge_router import EdgeRouter
+from bytegolf.model.bpe_router import BpeRouter
 from bytegolf.model.entropy_router import EntropyRouter
 from bytegolf.model.fixed_router import RandomRouter, StrideRouter, WhitespaceRouter
 from bytegolf.model.router import CosineRouter, Router
@@ -21,6 +21,6 @@ def build_router(config: RouterConfig, dim: int, vocab_size: int) -> Router:
         case "whitespace":
             return WhitespaceRouter(config, vocab_size)
         case "edges":
-            return EdgeRouter(config)
+            return BpeRouter(config)
         case "entropy":
             return EntropyRouter(config, vocab_size)

@@ -25,14 +25,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from bytegolf.config import SoftConfig
-from bytegolf.model import ops
 from bytegolf.model.cache import Rows
 from bytegolf.model.chunk import smooth, smooth_on
-from bytegolf.model.functions import wide
 from bytegolf.model.layers import Linear
 from bytegolf.model.router import THRESHOLD
 from bytegolf.model.router_loss import ratio_loss, surprisal_loss
 from bytegolf.model.trace import SoftTrace
+from bytegolf.ops import primitives as ops
+from bytegolf.ops.functions import wide
 
 Override = Callable[[Float[Tensor, "B L"], Bool[Tensor, "B L"]], Float[Tensor, "B L"]]
 """What takes the place of b, given a layer's b and where documents begin (b stays 1 there)."""

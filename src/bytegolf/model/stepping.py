@@ -1,6 +1,6 @@
 """One position of one sequence, natively (``kernels/step.cpp``): a step is mostly the cost of starting operations.
 
-Each function is the plain form beside its caller, up to rounding: ``step`` a whole ``Stage.extend``, ``probability``
+Each function is the plain form beside its caller, up to rounding: ``step`` a whole ``Stack.extend``, ``probability``
 what the cosine router compares, ``embed`` an id's embedding with its n-grams.
 
 Legend: D width, M width of a router's vectors, H ids that n-grams reach back.
@@ -15,12 +15,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bytegolf.model import native
 from bytegolf.model.block import Block
-from bytegolf.model.cache import StageState
+from bytegolf.model.cache import StackState
 from bytegolf.model.embed import BASE, BOS, MIXER, NOTHING, NgramEmbedding
-from bytegolf.model.functions import NORM_EPS
-from bytegolf.model.fused import COSINE_EPS
+from bytegolf.ops import native
+from bytegolf.ops.functions import NORM_EPS
+from bytegolf.ops.fused import COSINE_EPS
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Table:
     """what lies there: nothing of it is freed as long as the table is"""
 
     @staticmethod
-    def of(blocks: Sequence[Block], skip_weights: Tensor, state: StageState) -> Table:
+    def of(blocks: Sequence[Block], skip_weights: Tensor, state: StackState) -> Table:
         """The table of ``blocks``, the second half of which adds skips scaled by ``skip_weights`` (one row each)."""
         pushed, rows = len(skip_weights), []
         for index, (block, cache) in enumerate(zip(blocks, state.blocks, strict=True)):
@@ -48,7 +48,7 @@ class Table:
         sizes = [(len(blocks), b.attn.heads, b.attn.groups, b.mlp.fc.weight.shape[0]) for b in blocks[:1]]
         return Table(table, (sizes or [(0, 1, 1, 0)])[0], rows)
 
-    def fits(self, blocks: Sequence[Block], state: StageState) -> bool:
+    def fits(self, blocks: Sequence[Block], state: StackState) -> bool:
         """Whether parameters and caches are still where they were."""
         if not blocks:
             return True
@@ -67,7 +67,7 @@ def usable(x: Tensor, dtype: torch.dtype | None = None) -> bool:
 
 
 def step(
-    blocks: Sequence[Block], skip_weights: Tensor, x: Float[Tensor, "1 1 D"], state: StageState, row: int
+    blocks: Sequence[Block], skip_weights: Tensor, x: Float[Tensor, "1 1 D"], state: StackState, row: int
 ) -> Float[Tensor, "1 1 D"]:
     """The stage's output for the next position of the sequence ``row`` of ``state``, which takes it in."""
     at = int(state.lengths[row])

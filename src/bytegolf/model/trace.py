@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class LevelTrace:
+class RouterTrace:
     """What a level's router did in one forward pass."""
 
     p: Float[Tensor, "B L"]

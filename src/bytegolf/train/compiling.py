@@ -16,10 +16,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from bytegolf.model import native
-from bytegolf.model.hnet import Level
+from bytegolf.model.hnet import HNet
 from bytegolf.model.lm import LanguageModel
-from bytegolf.model.stage import Stage
+from bytegolf.model.stack import Stack
+from bytegolf.ops import native
 
 Say = Callable[[str], None]
 
@@ -44,7 +44,7 @@ def obstacle(device: torch.device) -> str | None:
     return None
 
 
-class CompiledStages:
+class CompiledStacks:
     """The compiled stages of a model, in whose place the model calls them; eager again where compiling fails."""
 
     def __init__(self, model: LanguageModel, say: Say, backend: str = "inductor") -> None:
@@ -81,9 +81,9 @@ class CompiledStages:
         return forward
 
 
-def compile_stages(
+def compile_stacks(
     model: LanguageModel, setting: Literal["auto", "on", "off"], device: torch.device, say: Say
-) -> CompiledStages | None:
+) -> CompiledStacks | None:
     """Have ``model`` compile its stages when they first train, if ``setting`` wants it; None if not.
 
     Where that cannot work, ``say`` gets one sentence, and the model stays as it is.
@@ -93,12 +93,12 @@ def compile_stages(
     if reason := obstacle(device):
         say(f"train.compile: {reason}; training goes on without torch.compile")
         return None
-    return CompiledStages(model, say)
+    return CompiledStacks(model, say)
 
 
-def _stages_of_recurring_length(network: Stage | Level) -> Iterator[Stage]:
+def _stages_of_recurring_length(network: Stack | HNet) -> Iterator[Stack]:
     """The stages of ``network``, whose own length recurs, that are worth a graph for each length."""
-    if isinstance(network, Stage):
+    if isinstance(network, Stack):
         if network.config.layers:
             yield network
         return

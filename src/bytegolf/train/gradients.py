@@ -12,21 +12,26 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from bytegolf.config import Config, levels
+from bytegolf.device import device_memory
+from bytegolf.distributed import DistributedContext
+from bytegolf.model.embed import row_tables
 from bytegolf.model.lm import LanguageModel
 from bytegolf.model.outline import count_parameters
-from bytegolf.planning.memory import at_a_time
-from bytegolf.train.distributed import World, device_memory
-from bytegolf.train.window import Figures
+from bytegolf.train.memory import at_a_time
+from bytegolf.train.metric_accumulator import Figures
 
 
 class Gradients:
     """Accumulates the gradients of a model's objective, averaged over the ranks of ``world``."""
 
-    def __init__(self, config: Config, model: LanguageModel, world: World) -> None:
+    def __init__(self, config: Config, model: LanguageModel, world: DistributedContext) -> None:
         self.model, self.world = model, world
         self.at_a_time = at_a_time(config, count_parameters(model), world.size, device_memory(world.device))
         """sequences of this rank in one forward pass"""
         self._parallel = world.wrap(model)
+        if world.size == 1:  # several ranks reduce dense gradients: nccl knows no others
+            for table in row_tables(model):
+                table.sparse_gradients = True
         self._levels = len(levels(config.model.network))
 
     def accumulate(self, inputs: Int[Tensor, "B L"], targets: Int[Tensor, "B L"]) -> Figures:

@@ -11,22 +11,22 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
+from bytegolf.artifact import checkpoint as store
+from bytegolf.artifact.run_progress import Progress
 from bytegolf.config import Config, levels
 from bytegolf.data.shards import TokenStream
 from bytegolf.data.tokenizer import Tokenizer
+from bytegolf.distributed import DistributedContext
 from bytegolf.errors import BytegolfError
-from bytegolf.evaluate.bpb import score
+from bytegolf.evaluate.score import score
 from bytegolf.model.lm import LanguageModel
-from bytegolf.train import checkpoint as store
+from bytegolf.progress import Reporter
 from bytegolf.train.clock import Clock
-from bytegolf.train.distributed import World
 from bytegolf.train.interrupt import Interrupt
-from bytegolf.train.journal import Journal
-from bytegolf.train.progress import Progress
-from bytegolf.train.report import Reporter
+from bytegolf.train.metric_accumulator import MetricAccumulator
+from bytegolf.train.metrics_logger import MetricsLogger
 from bytegolf.train.schedule import learning_rate, remaining, training_budget
 from bytegolf.train.stepper import Stepper
-from bytegolf.train.window import Window
 
 
 class Trainer:
@@ -40,19 +40,19 @@ class Trainer:
         validation: TokenStream,
         tokenizer: Tokenizer,
         run: Path,
-        world: World,
+        world: DistributedContext,
         reporter: Reporter,
     ) -> None:
         self.config, self.model, self.validation, self.tokenizer = config, model, validation, tokenizer
         self.run, self.world, self.reporter = run, world, reporter
         self.clock = Clock(config.train.clock, world.device)
         self.stepper = Stepper(config, model, train, tokenizer, world, reporter)
-        self.journal = Journal(config, model, run, reporter)
+        self.journal = MetricsLogger(config, model, run, reporter)
         self.interrupt = Interrupt()
         self.progress = Progress()
         self.stopped_early = False
         self._budget = training_budget(config)
-        self._window = Window()
+        self._window = MetricAccumulator()
         self._validated_step: int | None = None
 
     def fit(self, resume: bool = False) -> Progress:
@@ -90,7 +90,7 @@ class Trainer:
             done = self._left() <= 0
             if logs:
                 self.journal.steps(progress, self._window, factor)
-                self._window = Window()
+                self._window = MetricAccumulator()
             if done or stop:
                 break
             save = settings.checkpoint_every > 0 and progress.seconds - saved >= settings.checkpoint_every
@@ -208,4 +208,6 @@ class Trainer:
             self.stepper.average.load_state(saved.averaged or saved.model)
         self.progress = Progress.of(saved, path)
         soft = self.config.model.soft.layers
-        self._window = Window.of(saved.progress.get("window", {}), len(levels(self.config.model.network)), soft, path)
+        self._window = MetricAccumulator.of(
+            saved.progress.get("window", {}), len(levels(self.config.model.network)), soft, path
+        )

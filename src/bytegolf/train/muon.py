@@ -13,8 +13,9 @@ import torch
 from jaxtyping import BFloat16, Float
 from torch import Tensor, nn
 
-from bytegolf.model import native
-from bytegolf.train.distributed import ALONE, World, has_bf16
+from bytegolf.device import has_bf16
+from bytegolf.distributed import SINGLE_PROCESS, DistributedContext
+from bytegolf.ops import native
 
 NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
@@ -82,7 +83,7 @@ class _Shape:
     pieces: list[_Piece]
     first_rank: int
 
-    def owned(self, world: World) -> list[_Piece]:
+    def owned(self, world: DistributedContext) -> list[_Piece]:
         """Those of ``world``'s rank."""
         return self.pieces[(world.rank - self.first_rank) % world.size :: world.size]
 
@@ -106,7 +107,7 @@ class Muon:
         splits: list[tuple[int, ...]],
         multipliers: list[float],
         ns_steps: int,
-        world: World = ALONE,
+        world: DistributedContext = SINGLE_PROCESS,
     ) -> None:
         self.parameters: list[Tensor] = list(parameters)
         self.multipliers, self.ns_steps, self.world = multipliers, ns_steps, world

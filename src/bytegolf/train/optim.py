@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from bytegolf.config import OptimConfig
+from bytegolf.distributed import SINGLE_PROCESS, DistributedContext
 from bytegolf.errors import BytegolfError
 from bytegolf.model.embed import row_tables
-from bytegolf.model.hnet import Level
+from bytegolf.model.hnet import HNet
 from bytegolf.model.layers import Linear
 from bytegolf.model.soft_chunk import SoftLayer
-from bytegolf.model.stage import Stage
-from bytegolf.train.distributed import ALONE, World
+from bytegolf.model.stack import Stack
 from bytegolf.train.muon import Muon
 from bytegolf.train.rows import RowAdam
 
@@ -23,7 +23,7 @@ from bytegolf.train.rows import RowAdam
 class Optimizer:
     """Muon and Adam over a model's parameters, with per-stage learning-rate multipliers."""
 
-    def __init__(self, model: nn.Module, config: OptimConfig, world: World = ALONE) -> None:
+    def __init__(self, model: nn.Module, config: OptimConfig, world: DistributedContext = SINGLE_PROCESS) -> None:
         self.config = config
         multipliers = dict(_multipliers(model))
         packed = {id(module.weight): module.splits for module in model.modules() if isinstance(module, Linear)}
@@ -122,10 +122,10 @@ class Optimizer:
 def _multipliers(model: nn.Module) -> Iterator[tuple[str, float]]:
     """Each parameter's learning-rate multiplier: its stage's; a level's own parts follow its encoder."""
     for prefix, module in model.named_modules():
-        if isinstance(module, Stage):
+        if isinstance(module, Stack):
             for name, _ in module.named_parameters():
                 yield f"{prefix}.{name}", module.config.lr_mult
-        elif isinstance(module, Level):
+        elif isinstance(module, HNet):
             outer = module.config.encoder.lr_mult
             for part, factor in (("router", module.config.router.lr_mult), ("residual", 1.0)):
                 for name, _ in getattr(module, part).named_parameters():

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from bytegolf.model import native
+from bytegolf.ops import native
 
 EPS = 1e-12
 """Added to the root of the mean squared gradient; far below any gradient, so that the scale of a loss cancels."""

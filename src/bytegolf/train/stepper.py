@@ -8,21 +8,21 @@ import time
 import torch
 from torch import Tensor
 
+from bytegolf.artifact.run_progress import Progress
 from bytegolf.config import Config
 from bytegolf.data.loader import Loader
 from bytegolf.data.shards import TokenStream
 from bytegolf.data.tokenizer import Tokenizer
+from bytegolf.distributed import DistributedContext
 from bytegolf.model.lm import LanguageModel
+from bytegolf.progress import Reporter
 from bytegolf.train.average import WeightAverage
-from bytegolf.train.compiling import compile_stages
-from bytegolf.train.distributed import World
+from bytegolf.train.compiling import compile_stacks
 from bytegolf.train.gradients import Gradients
+from bytegolf.train.metric_accumulator import MetricAccumulator
 from bytegolf.train.optim import Optimizer
-from bytegolf.train.progress import Progress
 from bytegolf.train.qat import QuantizedTraining
-from bytegolf.train.report import Reporter
 from bytegolf.train.schedule import chunk_target, guide_weight, quantises, remaining, training_budget
-from bytegolf.train.window import Window
 
 
 class Stepper:
@@ -34,7 +34,7 @@ class Stepper:
         model: LanguageModel,
         train: TokenStream,
         tokenizer: Tokenizer,
-        world: World,
+        world: DistributedContext,
         reporter: Reporter,
     ) -> None:
         settings = config.train
@@ -43,14 +43,14 @@ class Stepper:
         self.loader = Loader(
             train, settings.seq_len, settings.batch_tokens, settings.seed, config.data.order, world.rank, world.size
         )
-        self.compiled = compile_stages(model, settings.compile, world.device, reporter.warn)
+        self.compiled = compile_stacks(model, settings.compile, world.device, reporter.warn)
         self.gradients = Gradients(config, model, world)
         self.optimizer = Optimizer(model, config.optim, world)
         self.average = WeightAverage(model, settings.ema_decay) if settings.ema_decay else None
         self._budget = training_budget(config)
         self._qat: QuantizedTraining | None = None
 
-    def step(self, factor: float, progress: Progress, window: Window) -> None:
+    def step(self, factor: float, progress: Progress, window: MetricAccumulator) -> None:
         """The step that comes after ``progress``, its learning rates times ``factor``; ``window`` gets its figures."""
         self._set_routers(progress)
         inputs, targets = self.loader.batch(progress.step)

@@ -1,0 +1,142 @@
+"""From weights to an artifact: calibrate if GPTQ is asked for, quantise, pack, write."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bytegolf.artifact import checkpoint as store
+from bytegolf.artifact.calibration import second_moments
+from bytegolf.artifact.gptq import quantize_state
+from bytegolf.artifact.loading import build
+from bytegolf.artifact.pack import Summary, write_artifact
+from bytegolf.artifact.plan import plan_of
+from bytegolf.artifact.quantize import ROW_BITS, QuantizedTensor
+from bytegolf.artifact.run_folder import RunFolder
+from bytegolf.artifact.run_progress import Progress
+from bytegolf.config import Config
+from bytegolf.data.shards import open_split
+from bytegolf.data.tokenizer import SentencePieceTokenizer, Tokenizer, load_tokenizer
+from bytegolf.device import pick_device, pick_precision, prepare_device
+from bytegolf.errors import BytegolfError
+from bytegolf.files import clear_leftovers, only_one
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote."""
+
+    summary: Summary
+    gptq_seconds: float
+    """training time that GPTQ took, as it looks at training data; 0 without it"""
+
+
+@dataclass(frozen=True)
+class Latest:
+    """A run's latest checkpoint, as its artifact is made of it."""
+
+    run: RunFolder
+    config: Config
+    """with what the export changes"""
+    tokenizer: Tokenizer
+    state: dict[str, torch.Tensor]
+    """the averaged weights, where it has some"""
+    progress: Progress
+    checkpoint: Path
+
+
+def latest(source: Path, overrides: Sequence[str] = ()) -> Latest:
+    """Open the latest checkpoint of the run ``source``.
+
+    ``overrides`` change the run's configuration for the artifact: how it is quantised, and how it is scored. Raises
+    BytegolfError for overrides of anything else, and where there is no checkpoint.
+    """
+    run = RunFolder(source)
+    for override in overrides:
+        if not override.startswith(("export.", "eval.")):
+            raise BytegolfError(
+                f"{override.partition('=')[0]} cannot be changed after training: give overrides of export.… or eval.…"
+            )
+    config = run.read_config(overrides)
+    found = store.checkpoints(run.checkpoints)
+    if not found:
+        raise BytegolfError(f"the run {source} has no checkpoint yet: train it first")
+    saved = store.load(found[-1])
+    state = {name: saved.averaged.get(name, tensor) for name, tensor in saved.model.items()}
+    build(config, state, str(found[-1]))
+    if run.tokenizer.exists():
+        tokenizer: Tokenizer = SentencePieceTokenizer(run.tokenizer, config.data.tokenizer)
+    else:
+        tokenizer = load_tokenizer(config.data.tokenizer, Path(config.data.path))
+    return Latest(run, config, tokenizer, state, Progress.of(saved, found[-1]), found[-1])
+
+
+def export(source: Path, out: Path | None = None, overrides: Sequence[str] = ()) -> tuple[Exported, Path]:
+    """Export the latest checkpoint of a run (see ``latest``): what was written, and the checkpoint."""
+    with destination(source, out) as path:
+        saved = latest(source, overrides)
+        device = prepare_device(pick_device(saved.config.train.device))
+        done = export_weights(path, saved.config, saved.tokenizer, saved.state, saved.progress, device)
+    return done, saved.checkpoint
+
+
+@contextlib.contextmanager
+def destination(source: Path, out: Path | None) -> Iterator[Path]:
+    """The artifact to write: ``out``, or that of the run ``source``; no other process writes it meanwhile.
+
+    A run whose own artifact it is is held. Any other file has a lock beside it, and the run may be trained meanwhile.
+    """
+    run = RunFolder(source)
+    run.read_config()
+    path = out or run.artifact
+    owner = RunFolder(path.parent)
+    if path == owner.artifact and owner.config.exists():
+        held = owner.held()
+    else:
+        taken = f"another `bytegolf export` is writing {path}: wait for it, or choose another --out"
+        held = only_one(path.with_name(f".{path.name}.lock"), taken)
+    with held:
+        clear_leftovers(path)
+        yield path
+
+
+def export_weights(
+    path: Path,
+    config: Config,
+    tokenizer: Tokenizer,
+    state: dict[str, torch.Tensor],
+    progress: Progress,
+    device: torch.device,
+) -> Exported:
+    """Write the artifact of ``state`` to ``path``; the forward passes that GPTQ needs run on ``device``."""
+    now = time.process_time if config.train.clock == "processor" else time.perf_counter
+    started = now()
+    stored = solved(config, tokenizer, state, device) if config.export.gptq else state
+    spent = now() - started if config.export.gptq else 0.0
+    told = info(progress, spent) | ({"gptq_seconds": round(spent, 1)} if config.export.gptq else {})
+    return Exported(write_artifact(path, stored, config, tokenizer.identity(), told, coder=config.export.coder), spent)
+
+
+def info(progress: Progress, more_seconds: float = 0.0) -> dict[str, Any]:
+    """What an artifact tells of its training."""
+    seconds = round(progress.seconds + more_seconds, 1)
+    return {"steps": progress.step, "train_seconds": seconds, "train_bytes": progress.bytes}
+
+
+def solved(
+    config: Config, tokenizer: Tokenizer, state: dict[str, torch.Tensor], device: torch.device
+) -> dict[str, torch.Tensor | QuantizedTensor]:
+    """``state`` with its linear maps quantised by GPTQ, which looks at the run's training split and at nothing else."""
+    plan = plan_of(state, config.export)
+    names = {name for name, storage in plan.items() if storage.scheme in ROW_BITS}
+    train = open_split(Path(config.data.path), tokenizer.name, "train", tokenizer.vocab_size)
+    model = build(config, state, "the run").to(device).eval()
+    model.precision = pick_precision(config.train.precision, device)
+    moments = second_moments(model, train, config.train.seq_len, config.export.gptq_tokens, names)
+    return quantize_state(state, plan, moments, config.export.gptq_damping)

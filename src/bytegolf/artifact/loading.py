@@ -1,0 +1,133 @@
+"""Opening a trained model for scoring, segmenting and sampling: always the artifact, as it was shipped."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bytegolf.artifact.pack import Artifact, read_artifact
+from bytegolf.artifact.run_folder import RunFolder
+from bytegolf.config import Config, NetworkConfig, StackConfig
+from bytegolf.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
+from bytegolf.device import pick_device, pick_precision, prepare_device
+from bytegolf.errors import BytegolfError
+from bytegolf.model.lm import LanguageModel
+from bytegolf.model.outline import outline
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model that is ready to use, and where it came from."""
+
+    model: LanguageModel
+    config: Config
+    tokenizer: Tokenizer
+    artifact: Artifact
+    path: Path
+    """the artifact's file"""
+
+
+def load_model(source: Path, data: Path | None = None, device: str = "auto", precision: str = "auto") -> LoadedModel:
+    """Load the model of a run folder or an artifact file, with the chunk capacity that ``eval`` configures.
+
+    A SentencePiece tokenizer is looked for beside the artifact, then in ``data``, and must be the very one that the
+    model was trained with.
+    """
+    path = artifact_path(source)
+    return load_artifact(read_artifact(path), path, data, device, precision)
+
+
+def load_artifact(
+    artifact: Artifact, path: Path, data: Path | None = None, device: str = "auto", precision: str = "auto"
+) -> LoadedModel:
+    """The same for an artifact that was read from ``path``."""
+    config = artifact.config
+    tokenizer = _find_tokenizer(artifact.tokenizer, path, data, config)
+    place = prepare_device(pick_device(device))
+    model = build(config, artifact.state, str(path)).to(place)
+    model.precision = pick_precision(config.train.precision if precision == "auto" else precision, place)
+    model.set_capacity(config.eval.capacity, config.eval.capacity_divisor)
+    return LoadedModel(model.eval(), config, tokenizer, artifact, path)
+
+
+def artifact_path(source: Path) -> Path:
+    """The artifact's file, given it or its run's folder."""
+    if not source.is_dir():
+        return source
+    run = RunFolder(source)
+    if not run.artifact.exists():
+        run.read_config()
+        raise BytegolfError(f"the run {source} has no artifact yet: make one with `bytegolf export {source}`")
+    return run.artifact
+
+
+def build(config: Config, state: dict[str, torch.Tensor], where: str) -> LanguageModel:
+    """The model of ``config`` with the weights ``state``; an error naming ``where`` if they do not fit.
+
+    Shapes are compared on the meta device first, so that a hostile configuration allocates nothing; and the number of
+    blocks before that, as even an outline of a billion of them would.
+    """
+    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    try:
+        if _blocks(config.model.network) > len(found):
+            raise _misfit(where, "more blocks than tensors")
+        model = outline(config.model)
+    except (RuntimeError, OverflowError) as error:  # a width beyond what torch can address
+        raise _misfit(where, "no such shapes") from error
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if expected != found:
+        raise _misfit(where, f"tensor {min(set(expected.items()) ^ set(found.items()))[0]}")
+    if not all(
+        tensor.is_floating_point() == model.state_dict()[name].is_floating_point() for name, tensor in state.items()
+    ):
+        raise _misfit(where, "integers")
+    model.load_state_dict(state, assign=True)
+    return model
+
+
+def with_weights(opened: LoadedModel, state: dict[str, torch.Tensor]) -> LoadedModel:
+    """The opened artifact with the weights ``state`` in place of its own."""
+    model = build(opened.config, state, "the run").to(opened.model.embedding.weight.device)
+    model.precision = opened.model.precision
+    model.set_capacity(opened.config.eval.capacity, opened.config.eval.capacity_divisor)
+    return dataclasses.replace(opened, model=model.eval())
+
+
+def _misfit(where: str, what: str) -> BytegolfError:
+    return BytegolfError(
+        f"the weights in {where} do not fit its configuration ({what}): it was damaged or edited; export it again"
+    )
+
+
+def _blocks(network: NetworkConfig) -> int:
+    """The number of blocks in a network."""
+    if isinstance(network, StackConfig):
+        return network.layers
+    return network.encoder.layers + _blocks(network.main) + network.decoder.layers
+
+
+def _find_tokenizer(identity: dict[str, Any], artifact: Path, data: Path | None, config: Config) -> Tokenizer:
+    """The artifact's own tokenizer; a byte tokenizer needs no file."""
+    name = str(identity.get("name"))
+    beside = artifact.parent / "tokenizer.model"
+    tokenizer: Tokenizer
+    if identity.get("kind") == "byte":
+        tokenizer = ByteTokenizer(name)
+    elif beside.exists():
+        tokenizer = SentencePieceTokenizer(beside, name)
+    elif data is not None:
+        tokenizer = load_tokenizer(name, data)
+    else:
+        try:
+            tokenizer = load_tokenizer(name, Path(config.data.path))
+        except BytegolfError as error:
+            raise BytegolfError(
+                f"{artifact} reads {name} tokens, but their tokenizer is neither in {beside} nor in the data folder "
+                f"{config.data.path}: name the data with --data, or put tokenizer.model beside the artifact"
+            ) from error
+    tokenizer.check_identity(identity)
+    return tokenizer

@@ -1,0 +1,163 @@
+"""Bits per byte: the only place that computes it.
+
+BPB = Σ nats / ln 2 / Σ bytes, over the scored tokens: nats summed in float64, bytes as integers from the tokenizer's
+exact count of each token (formats.md; 0 for special tokens, whose loss still counts).
+
+Legend: B windows of a batch, L tokens of a window.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bytegolf.bpb import Score
+from bytegolf.config import StackConfig
+from bytegolf.data.shards import TokenStream
+from bytegolf.data.tokenizer import Tokenizer
+from bytegolf.errors import BytegolfError
+from bytegolf.evaluate.sliding import last_losses
+from bytegolf.evaluate.windows import Window, targets_of, windows
+from bytegolf.model.lm import LanguageModel
+from bytegolf.model.trace import RouterTrace
+
+Observer = Callable[[Window, NDArray[np.int64], list[RouterTrace], int], None]
+"""Called with a window, its tokens (L + 1,), what the routers did in its batch, and the window's row there."""
+
+Book = Callable[[Window, NDArray[np.float64], NDArray[np.int64]], None]
+"""Called with a window, and the nats and bytes of each of its scored targets (scored − blank,), once they are final."""
+
+
+def score(
+    model: LanguageModel,
+    stream: TokenStream,
+    tokenizer: Tokenizer,
+    seq_len: int,
+    *,
+    stride: int = 0,
+    drop_tail: bool = False,
+    batch: int = 0,
+    limit: int = 0,
+    share: bool = True,
+    observe: Observer | None = None,
+    book: Book | None = None,
+    progress: Callable[[Score], None] | None = None,
+    collect: Callable[[list[Score]], list[Score]] | None = None,
+    turn: tuple[int, int] = (0, 1),
+) -> Score:
+    """Score ``stream`` with ``model`` in windows of ``seq_len`` tokens; each target counts exactly once.
+
+    ``stride`` and ``drop_tail``: see ``windows``. ``limit`` > 0 stops after that many targets (a subset: say so where
+    it is reported), but not before a first window. ``batch`` windows are worked out at a time; 0 = as many as
+    ``windows_at_once`` says. ``progress`` gets the running score after each batch.
+
+    Windows that overlap share what they have in common (``evaluate.sliding``): the losses are those of a full forward
+    pass of each window, up to rounding. ``share`` False makes those passes, as the reference that this is tested
+    against.
+
+    Several processes share the work with ``turn`` = (rank, how many): each does every so many-th batch, and
+    ``collect`` puts their batches' scores together again, by turns. Every process then has the sum that one alone
+    would have had, to the bit.
+
+    Raises BytegolfError if the stream is shorter than a window, or the loss is not finite.
+    """
+    if batch < 0 or limit < 0:
+        raise BytegolfError(f"cannot score {limit} tokens in batches of {batch}: give a batch and a limit of 0 or more")
+    plan = windows(targets_of(len(stream), seq_len, limit), seq_len, stride, drop_tail)
+    batch = batch or windows_at_once(model, seq_len)
+    scores: list[Score] = []
+    total = Score()
+    training = model.training
+    model.eval()
+    try:
+        for chunk in itertools.islice(groups(plan, batch), turn[0], None, turn[1]):
+            tokens = np.stack([stream.slice(w.start, w.start + w.length + 1) for w in chunk]).astype(np.int64)
+            scores.append(score_group(model, tokenizer, chunk, tokens, share, observe, book))
+            total += scores[-1]
+            if progress:
+                progress(total)
+    finally:
+        model.train(training)
+    return sum(collect(scores), Score()) if collect else total
+
+
+def groups(plan: Iterator[Window], batch: int) -> Iterator[list[Window]]:
+    """Windows in batches; those of a batch score as many targets each and follow each other by as much."""
+    group: list[Window] = []
+    for window in plan:
+        if group and (
+            len(group) == batch or window.scored != group[-1].scored or window.start - group[-1].start != window.scored
+        ):
+            yield group
+            group = []
+        group.append(window)
+    if group:
+        yield group
+
+
+def score_group(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    group: list[Window],
+    tokens: NDArray[np.int64],
+    share: bool = True,
+    observe: Observer | None = None,
+    book: Book | None = None,
+) -> Score:
+    """The score of windows that go together (see ``groups``), whose ``tokens`` are (B, L + 1).
+
+    Raises BytegolfError if a loss is not finite.
+    """
+    losses, traces = _losses(model, group, tokens, share)
+    total = Score()
+    for row, window in enumerate(group):
+        counted = window.scored - window.blank
+        nats = float(losses[row, :counted].sum())
+        if not math.isfinite(nats):
+            raise BytegolfError(
+                f"the loss is not finite in the window at token {window.start}: the weights are broken, or were moved "
+                "at test time by too high a learning rate"
+            )
+        scored = tokens[row, window.length - window.scored :][: counted + 1]
+        size = tokenizer.byte_counts(scored[1:], scored[:-1])
+        total += Score(nats, counted, int(size.sum()))
+        if observe:
+            observe(window, tokens[row], traces, row)
+        if book:
+            book(window, losses[row, :counted], size)
+    return total
+
+
+@torch.inference_mode()
+def _losses(
+    model: LanguageModel, group: list[Window], tokens: NDArray[np.int64], share: bool
+) -> tuple[NDArray[np.float64], list[RouterTrace]]:
+    """The losses of the scored targets, (B, scored) in float64, and what the routers did."""
+    device = model.embedding.weight.device
+    length, scored = group[0].length, group[0].scored
+    if share and scored < length:
+        stretch = np.concatenate((tokens[0], tokens[1:, -scored:].ravel()))
+        losses, traces = last_losses(model, torch.from_numpy(stretch).to(device), length, scored)
+    else:
+        ids = torch.from_numpy(tokens).to(device)
+        out = model(ids[:, :-1])
+        losses, traces = model.losses(out, ids[:, 1:])[:, length - scored :], out.traces
+    return losses.double().cpu().numpy(), traces
+
+
+def windows_at_once(model: LanguageModel, seq_len: int) -> int:
+    """How many windows to work out at a time: as many as keep the activations of a layer within ``ACTIVATIONS``."""
+    network = model.config.network
+    outer = network if isinstance(network, StackConfig) else network.encoder
+    widest = outer.dim * (2 + outer.mlp_mult) * model.precision.itemsize
+    size = seq_len * max(widest, 8 * model.config.vocab_size)  # the loss takes its logits twice in fp32
+    return max(1, min(64, int(ACTIVATIONS / size)))
+
+
+ACTIVATIONS = 64e6
+"""Bytes: enough to keep every core busy, and little beside a model's own memory."""

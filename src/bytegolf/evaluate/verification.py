@@ -1,0 +1,214 @@
+"""Prove a score: every claim that a BPB makes, tested on the artifact as it would be shipped."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Int, UInt16
+from rich.text import Text
+
+from bytegolf.artifact.loading import LoadedModel
+from bytegolf.bpb import Score
+from bytegolf.data.manifest import validation_bytes
+from bytegolf.data.shards import TokenStream, open_split
+from bytegolf.errors import BytegolfError
+from bytegolf.evaluate import proofs
+from bytegolf.evaluate.proofs import Check, Counting
+from bytegolf.evaluate.score import score
+from bytegolf.evaluate.scoring_modes import ScoringMode, ways
+from bytegolf.infer import lockstep
+from bytegolf.infer.frequencies import TOTAL, Coder, Decoder, Encoder
+from bytegolf.infer.lockstep import Mode
+from bytegolf.progress import Reporter
+
+CODED_MORE = 0.005
+"""How much longer than claimed the code of a sample may be."""
+
+SAME_BPB = 1e-4
+"""How far two scores of one artifact on the same tokens may differ."""
+
+AGAIN = 8
+"""How many times as many tokens as without overlap may be worked out for overlapping windows."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is tried."""
+
+    cuts: int
+    """places behind which the future is changed, besides those at the borders of windows"""
+    places: int
+    """distributions that are summed up"""
+    streams: int
+    """parts of the split that are coded"""
+    tokens: int
+    """tokens that are scored (0: the whole split); fewer where windows overlap, each token being worked out anew in
+    every window, so that no more than ``AGAIN`` times as many are worked out"""
+
+    def limit(self, seq_len: int, stride: int) -> int:
+        """Tokens to score in windows of ``seq_len`` with ``stride`` new ones each (0: all are new)."""
+        return min(self.tokens, AGAIN * stride * self.tokens // seq_len or 1) if stride else self.tokens
+
+
+QUICK = Effort(cuts=4, places=16, streams=16, tokens=1 << 16)
+THOROUGH = Effort(cuts=32, places=128, streams=128, tokens=0)
+
+
+def prove(
+    opened: LoadedModel,
+    data: Path,
+    effort: Effort = QUICK,
+    *,
+    claim: float | None = None,
+    fresh: bool = True,
+    reporter: Reporter | None = None,
+) -> Iterator[Check]:
+    """Check after check, on the validation split in ``data``, in the mode in which ``eval`` scores the artifact.
+
+    ``claim`` is a BPB over the whole split that the score must come to, whatever ``effort`` says. Without ``fresh`` no
+    other process is started.
+    """
+    model, tokenizer = opened.model, opened.tokenizer
+    seq_len, stride = opened.config.train.seq_len, opened.config.eval.stride
+    stream = open_split(data, tokenizer.name, "val", tokenizer.vocab_size)
+    if len(stream) <= seq_len:
+        raise BytegolfError(
+            f"the validation split in {data} has {len(stream)} tokens, fewer than one sequence of {seq_len} and its "
+            "last target: use a larger split"
+        )
+    tell = reporter.progress if reporter else (lambda text: None)
+    sample = stream.slice(0, min(len(stream), 4 * seq_len + 1)).astype(np.int64)
+    for way in ways(model, seq_len, stride):
+        tell(f"changing the future: {way.name}")
+        # learning makes a try many times as long: there the borders of windows must do
+        yield proofs.causality(model, tokenizer, sample, way, 0 if way.ttt.mode != "off" else effort.cuts)
+    yield proofs.normalisation(model, tokenizer, sample, ScoringMode("", seq_len), effort.places)
+
+    tell("scoring")
+    limit = 0 if claim is not None else effort.limit(seq_len, stride)
+    counting = Counting(stream, tokenizer)
+    total = score(
+        model,
+        stream,
+        tokenizer,
+        seq_len,
+        stride=stride,
+        drop_tail=not 0 < stride < seq_len,
+        batch=opened.config.eval.batch,
+        limit=limit,
+        observe=counting.observe,
+    )
+    yield counting.check(total, validation_bytes(data, tokenizer.name))
+    tell("coding a sample")
+    yield from _coded(opened, stream, effort.streams)
+    if fresh:
+        tell("scoring in a process of its own")
+        yield _recomputed(opened, data, total, limit)
+    if claim is not None:
+        passed = abs(total.bpb - claim) <= SAME_BPB
+        yield Check("as claimed", passed, f"{total.bpb:.6f} over the whole split, {claim:.6f} claimed")
+
+
+class _Checked(Coder):
+    """A coder that looks at every distribution before it passes it on."""
+
+    def __init__(self, inner: Coder) -> None:
+        self._inner = inner
+        self.distributions, self.wrong = 0, 0
+
+    def code(self, frequencies: Int[np.ndarray, "R A"], symbols: Int[np.ndarray, " R"]) -> Int[np.ndarray, " R"]:
+        self.distributions += len(frequencies)
+        self.wrong += int(((frequencies.sum(1) != TOTAL) | (frequencies.min(1) < 1)).sum())
+        return self._inner.code(frequencies, symbols)
+
+
+def _coded(opened: LoadedModel, stream: TokenStream, most: int) -> Iterator[Check]:
+    """Code parts of the split as `compress` codes files, over the whole alphabet, and decode them; what `eval` claims
+    for these parts is what they may cost.
+    """
+    model, tokenizer = opened.model, opened.tokenizer
+    mode = Mode(opened.config.train.seq_len, opened.config.eval.stride)
+    size = ScoringMode("", mode.window, mode.stride).fitting(len(stream), windows=3 if mode.stride else 1)
+    count = max(1, min(most, len(stream) // size))
+    starts = np.linspace(0, len(stream) - size, count, dtype=np.int64)
+    tokens = np.stack([stream.slice(int(start), int(start) + size) for start in starts])
+    claimed = 0.0
+    for part in tokens.astype(np.int64):
+        claimed += ScoringMode("", mode.window, mode.stride).score(model, part, tokenizer).nats / math.log(2)
+
+    precision, lengths = model.precision, np.full(count, size)
+    model.precision = torch.float32  # as `compress` does: native steps are in fp32
+    try:
+        encoder = Encoder()
+        checked = _Checked(encoder)
+        lockstep.run(model, tokens.copy(), lengths, mode, checked, 0)
+        payload = encoder.payload()
+        decoded = _decoded(opened, tokens, lengths, mode, payload)
+    finally:
+        model.precision = precision
+    yield Check(
+        "frequencies",
+        not checked.wrong,
+        f"{checked.distributions:,} distributions of integers sum to 2^24 exactly, none below 1"
+        + (f"; {checked.wrong:,} do not" if checked.wrong else ""),
+    )
+    bits = 8 * len(payload)
+    more = bits / claimed - 1
+    yield Check(
+        "coded size",
+        more <= CODED_MORE,
+        f"{count * (size - 1):,} tokens take {bits:,} bits, {more:+.3%} of the {claimed:,.0f} claimed for them",
+    )
+    same = bool((decoded == tokens).all())
+    yield Check("decoded", same, "every token came back" if same else "the decoded tokens are not those coded")
+
+
+def _decoded(
+    opened: LoadedModel, tokens: UInt16[np.ndarray, "S L"], lengths: Int[np.ndarray, " S"], mode: Mode, payload: bytes
+) -> UInt16[np.ndarray, "S L"]:
+    """What a decoder makes of ``payload``, knowing no more than each stream's first token."""
+    found = np.zeros_like(tokens)
+    found[:, 0] = tokens[:, 0]
+    lockstep.run(opened.model, found, lengths, mode, Decoder(payload), 0)
+    return found
+
+
+def _recomputed(opened: LoadedModel, data: Path, total: Score, limit: int) -> Check:
+    """`eval` of a copy of the artifact, alone in a folder, by a new process."""
+    with tempfile.TemporaryDirectory() as name:
+        copy = Path(name) / "artifact.bgolf"
+        shutil.copyfile(opened.path, copy)
+        beside = opened.path.parent / "tokenizer.model"
+        if beside.exists():
+            shutil.copyfile(beside, copy.parent / beside.name)
+        precision = "bf16" if opened.model.precision == torch.bfloat16 else "fp32"
+        device = opened.model.embedding.weight.device.type
+        command = [sys.executable, "-m", "bytegolf", "eval", str(copy), "--data", str(data.resolve()), "--json"]
+        command += ["--limit", str(limit), "--precision", precision, "--device", device]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=name)
+    if done.returncode:
+        return Check("recomputed", False, f"`eval` of the artifact fails: {done.stderr.strip()[-300:]}")
+    found = json.loads(done.stdout.splitlines()[-1])
+    same = abs(found["bpb"] - total.bpb) <= SAME_BPB and found["tokens"] == total.tokens
+    return Check(
+        "recomputed",
+        same,
+        f"{found['bpb']:.6f} over {found['tokens']:,} tokens from the artifact alone in a new process, "
+        f"{total.bpb:.6f} over {total.tokens:,} here",
+    )
+
+
+def verdict(check: Check) -> Text:
+    """A check in a line: green or red on a terminal."""
+    said = Text.assemble(("pass" if check.passed else "FAIL", "bold green" if check.passed else "bold red"))
+    return said.append(f"  {check.name}: {check.evidence}", style="not bold")

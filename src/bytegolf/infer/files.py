@@ -1,0 +1,191 @@
+"""Compress and decompress files with an artifact, and compare it with the usual compressors."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+from bytegolf.artifact import loading as opening
+from bytegolf.artifact.pack import read_artifact
+from bytegolf.data.shards import open_split
+from bytegolf.data.tokenizer import ByteTokenizer
+from bytegolf.errors import BytegolfError
+from bytegolf.files import disk_errors, write_atomically
+from bytegolf.infer import compressors
+from bytegolf.infer.codec import Codec
+from bytegolf.progress import Reporter, clock
+
+_Result = TypeVar("_Result")
+
+PIPE = Path("-")
+"""Stands for stdin and stdout."""
+
+
+def open_codec(model: Path) -> tuple[Codec, opening.LoadedModel]:
+    """The codec of a run's folder or an artifact file: in fp32 on the CPU, with the chunk capacity of ``eval``.
+
+    Raises BytegolfError for an artifact that does not read bytes.
+    """
+    path = opening.artifact_path(model)
+    artifact = read_artifact(path)
+    if artifact.tokenizer.get("kind") != "byte":
+        raise BytegolfError(
+            f"{path} reads {artifact.tokenizer.get('name')} tokens, whose tokenizer normalises text, so that bytes "
+            "would not come back as they were: choose an artifact with the tokenizer byte260"
+        )
+    opened = opening.load_artifact(artifact, path, device="cpu", precision="fp32")
+    return Codec(opened.model, bytes.fromhex(artifact.sha256), opened.config.train.seq_len), opened
+
+
+def compress(
+    model: Path, source: Path, target: Path, stride: int | None, streams: int, reporter: Reporter
+) -> dict[str, Any]:
+    """Compress ``source`` into ``target`` ("-": stdin, stdout), as plain data.
+
+    ``stride``: as ``eval`` has it by default. Keys: original_bytes, compressed_bytes, bits_per_byte (null for an empty
+    file), coded_bits, seam_bits (estimated), streams, coded_blocks, stored_blocks, stride, seconds, bytes_per_second,
+    artifact_sha256.
+    """
+    codec, opened = open_codec(model)
+    stride = opened.config.eval.stride if stride is None else stride
+    progress = _Progress(reporter, "compressed")
+    with _reading(source) as (file, size):
+        told = functools.partial(progress, total=size)
+        report = _write(target, lambda out: codec.compress(file, out, stride, streams, size, told))
+    seconds = progress.seconds()
+    return {
+        "original_bytes": report.original,
+        "compressed_bytes": report.compressed,
+        "bits_per_byte": 8 * report.compressed / report.original if report.original else None,
+        "coded_bits": report.coded_bits,
+        "seam_bits": report.seam_bits,
+        "streams": report.streams,
+        "coded_blocks": report.coded_blocks,
+        "stored_blocks": report.stored_blocks,
+        "stride": stride,
+        "seconds": round(seconds, 3),
+        "bytes_per_second": round(report.original / seconds, 1),
+        "artifact_sha256": opened.artifact.sha256,
+    }
+
+
+def decompress(model: Path, source: Path, target: Path, reporter: Reporter) -> dict[str, Any]:
+    """Decompress ``source`` into ``target`` ("-": stdin, stdout); keys: original_bytes, seconds, bytes_per_second.
+
+    The target appears once all of it is there and its checksum is right.
+    """
+    codec, _ = open_codec(model)
+    progress = _Progress(reporter, "decompressed")
+    where = "stdin" if source == PIPE else str(source)
+    with _reading(source) as (file, _):
+        size = _write(target, lambda out: codec.decompress(file, out, where, progress))
+    seconds = progress.seconds()
+    return {
+        "original_bytes": size,
+        "seconds": round(seconds, 3),
+        "bytes_per_second": round(size / seconds, 1),
+    }
+
+
+def bench(
+    model: Path, sources: list[Path], stride: int | None, streams: int, reporter: Reporter
+) -> list[dict[str, Any]]:
+    """Each source's bits per byte and MB/s by the usual compressors and by the model, which must give it back.
+
+    A folder made by `prepare` stands for the text of its validation split. Keys of a row: source, compressor, bytes,
+    compressed_bytes, bits_per_byte, mb_per_second.
+    """
+    codec, opened = open_codec(model)
+    stride = opened.config.eval.stride if stride is None else stride
+    progress = _Progress(reporter, "compressed")
+    texts = {str(source): _contents(source) for source in sources}
+    total = sum(map(len, texts.values()))
+
+    def by_model(text: bytes) -> bytes:
+        packed = io.BytesIO()
+        told = functools.partial(progress, total=total)
+        codec.compress(io.BytesIO(text), packed, stride, streams, len(text), told)
+        return packed.getvalue()
+
+    rows = []
+    for source, text in texts.items():
+        if not text:
+            raise BytegolfError(f"{source} is empty: there is nothing to compare")
+        for name, squeeze in {**compressors.best(), opened.config.name: by_model}.items():
+            started = time.perf_counter()
+            packed = squeeze(text)
+            row = {"source": source, "compressor": name, "bytes": len(text), "compressed_bytes": len(packed)}
+            pace = len(text) / 1e6 / max(1e-9, time.perf_counter() - started)
+            rows.append({**row, "bits_per_byte": 8 * len(packed) / len(text), "mb_per_second": pace})
+        unpacked = io.BytesIO()
+        codec.decompress(io.BytesIO(packed), unpacked)
+        if unpacked.getvalue() != text:
+            raise BytegolfError(f"{source} did not come back from the model as it was: report this as a bug")
+    return rows
+
+
+def split_text(data: Path, split: str) -> bytes:
+    """The bytes of a split's documents, one behind the other, from its byte260 shards."""
+    tokenizer = ByteTokenizer()
+    stream = open_split(data, tokenizer.name, split, tokenizer.vocab_size)
+    return tokenizer.decode(stream.slice(0, len(stream)))
+
+
+def _contents(source: Path) -> bytes:
+    if source.is_dir():
+        return split_text(source, "val")
+    with disk_errors(source, "read"):
+        return source.read_bytes()
+
+
+class _Progress:
+    """How far it is, how fast, and how long it will take."""
+
+    def __init__(self, reporter: Reporter, done: str) -> None:
+        self._reporter, self._done = reporter, done
+        self._started, self._bytes = time.perf_counter(), 0
+
+    def __call__(self, count: int, total: int | None) -> None:
+        self._bytes += count
+        pace = self._bytes / self.seconds()
+        left = f" · {self._bytes / total:.0%} · {clock((total - self._bytes) / pace)} left" if total else ""
+        self._reporter.progress(f"{self._done} {self._bytes / 1e6:.2f} MB · {pace / 1000:.1f} kB/s{left}")
+
+    def seconds(self) -> float:
+        """Since the start; above 0."""
+        return max(1e-9, time.perf_counter() - self._started)
+
+
+@contextlib.contextmanager
+def _reading(source: Path) -> Iterator[tuple[IO[bytes], int | None]]:
+    """The file, and how many bytes it has if it is a regular one."""
+    if source == PIPE:
+        yield sys.stdin.buffer, None
+        return
+    with disk_errors(source, "read"):
+        file = source.open("rb")
+        size = source.stat().st_size if source.is_file() else None
+    with file:
+        yield file, size
+
+
+def _write(target: Path, write: Callable[[IO[bytes]], _Result]) -> _Result:
+    """Have ``write`` make the target, of which nothing is seen before it is complete; what ``write`` gives."""
+    results: list[_Result] = []
+    if target != PIPE:
+        write_atomically(target, lambda file: results.append(write(file)))
+        return results[0]
+    with tempfile.TemporaryFile() as file:
+        result = write(file)
+        file.seek(0)
+        shutil.copyfileobj(file, sys.stdout.buffer)
+        sys.stdout.buffer.flush()
+    return result

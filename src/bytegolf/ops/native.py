@@ -1,0 +1,201 @@
+"""The native kernels: C++ in ``kernels/``, compiled once for this machine, called through ctypes.
+
+They fuse the passes over activations that PyTorch makes one by one; matrix products stay PyTorch's. Each kernel has a
+plain PyTorch form beside its caller, which is the reference in the tests and what runs where there is no compiler, on
+any device but a CPU, or with ``BYTEGOLF_NATIVE=0`` in the environment.
+
+The library lands in the cache folder under a hash of its sources, compiler and machine, so it is built once (seconds).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import itertools
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from importlib import resources
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bytegolf.files import cache_folder
+
+_DTYPES = {torch.bfloat16: 0, torch.float32: 1, torch.float64: 2}
+"""The codes by which kernels choose their instance; ``common.h`` has the same."""
+
+# reassociating sums lets the compiler vectorise them; infinities and NaN keep their meaning
+_FLAGS = ["-std=c++17", "-O3", "-march=native", "-fPIC"]
+_FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math"]
+
+_enabled = os.environ.get("BYTEGOLF_NATIVE", "1") != "0"
+
+
+class NativeUnavailableError(Exception):
+    """Why there are no native kernels here, in words."""
+
+
+@contextlib.contextmanager
+def disabled() -> Iterator[None]:
+    """Within the context the plain PyTorch path runs (for tests and benchmarks)."""
+    global _enabled
+    before, _enabled = _enabled, False
+    try:
+        yield
+    finally:
+        _enabled = before
+
+
+def usable(*tensors: Tensor) -> bool:
+    """Whether native kernels can take these tensors: on a CPU, all of one supported dtype, kernels built."""
+    first = tensors[0]
+    if not _enabled or first.dtype not in _DTYPES:
+        return False
+    if any(tensor.device.type != "cpu" or tensor.dtype != first.dtype for tensor in tensors):
+        return False
+    return not torch.compiler.is_compiling() and _library() is not None
+
+
+def why_not() -> str | None:
+    """Why the native kernels are not used, as a sentence; None if they are."""
+    if not _enabled:
+        return "native kernels are switched off (BYTEGOLF_NATIVE=0): the plain PyTorch path is slower"
+    try:
+        _built()
+    except NativeUnavailableError as error:
+        return f"no native kernels: {error}; the plain PyTorch path is slower"
+    return None
+
+
+def call(name: str, like: Tensor, *arguments: Tensor | int | float | None) -> None:
+    """Run the kernel ``name`` in the instance for ``like.dtype``.
+
+    Tensors are passed as pointers to their first element and must be contiguous (None: a null pointer), ints as
+    int64, floats as double. The caller answers for shapes and dtypes: kernels check nothing.
+    """
+    library = _library()
+    assert library is not None
+    packed: list[object] = [ctypes.c_int64(_DTYPES[like.dtype])]
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            assert argument.is_contiguous(), name
+            packed.append(ctypes.c_void_p(argument.data_ptr()))
+        elif argument is None:
+            packed.append(ctypes.c_void_p(None))
+        elif isinstance(argument, float):
+            packed.append(ctypes.c_double(argument))
+        else:
+            packed.append(ctypes.c_int64(argument))
+    getattr(library, name)(*packed)  # an attribute is looked up in the library once, an item every time
+
+
+NO_COMPILER = "no C++ compiler was found (install g++, or name one in CXX)"
+
+
+def find_compiler(*others: str) -> list[str]:
+    """The C++ compiler's command: $CXX, or the first there is of the usual ones and ``others``; empty if none is."""
+    named = shlex.split(os.environ.get("CXX", ""))
+    command = named or list(filter(shutil.which, ("g++", "clang++", "c++", *others)))[:1]
+    return command if command and shutil.which(command[0]) else []
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    try:
+        return _built()
+    except NativeUnavailableError:
+        return None
+
+
+@functools.cache
+def _built() -> ctypes.CDLL:
+    """The loaded library, compiled if the cache has none for this machine."""
+    compiler = find_compiler()
+    if not compiler:
+        raise NativeUnavailableError(NO_COMPILER)
+    sources = _sources()
+    key = hashlib.sha256(repr((sorted(sources.items()), _FLAGS, _identity(compiler))).encode()).hexdigest()[:16]
+    folder = cache_folder() / "native"
+    try:
+        path = next(filter(_intact, folder.glob(f"kernels-{key}-*.so")), None)
+        return ctypes.CDLL(str(path or _compile(compiler, sources, folder, key)))
+    except OSError as error:
+        raise NativeUnavailableError(
+            f"they cannot be built or loaded in {folder} ({error.strerror or error})"
+        ) from error
+
+
+def _sources() -> dict[str, bytes]:
+    folder = resources.files("bytegolf.ops") / "kernels"
+    return {entry.name: entry.read_bytes() for entry in folder.iterdir() if entry.is_file()}
+
+
+def _intact(path: Path) -> bool:
+    """Whether a library is whole: its name ends in its hash, for loading half a file can end the process."""
+    return path.stem.rpartition("-")[2] == _digest(path.read_bytes())
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def _identity(compiler: list[str]) -> tuple[str, ...]:
+    """What a compiled library depends on besides its sources: the compiler, the CPU, torch's OpenMP."""
+    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=False).stdout
+    cpu = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        cpu += "".join(next((line for line in lines if line.startswith(key)), "") for key in ("model name", "flags"))
+    return *compiler, version, cpu, torch.__version__
+
+
+def _compile(compiler: list[str], sources: dict[str, bytes], folder: Path, key: str) -> Path:
+    """Compile each source by itself, as many at a time as there are CPUs, and link them; the library's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        work = Path(name)
+        for source, text in sources.items():
+            (work / source).write_bytes(text)
+        units = [str(work / source) for source in sorted(sources) if source.endswith(".cpp")]
+        begin = _command(compiler, [*_FLAGS, *_openmp()])
+        with ThreadPool(min(len(units), os.cpu_count() or 1)) as pool:
+            pool.map(lambda unit: _run([*begin, "-c", unit, "-o", f"{unit}.o"]), units)
+        built = work / "kernels.so"
+        objects = [f"{unit}.o" for unit in units]
+        _run([*begin, "-shared", *objects, "-o", str(built), *map(str, _torch_openmp())])
+        path = folder / f"kernels-{key}-{_digest(built.read_bytes())}.so"
+        built.replace(path)  # atomic: another process may be building the same
+    return path
+
+
+def _command(compiler: list[str], flags: list[str]) -> list[str]:
+    """The compiler with ``flags``, and behind them the user's own (`CXX="g++ -O1"`): the last one counts."""
+    program = list(itertools.takewhile(lambda word: not word.startswith("-"), compiler))
+    return [*program, *flags, *compiler[len(program) :]]
+
+
+def _run(command: list[str]) -> None:
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        first = next((line for line in result.stderr.splitlines() if "error" in line), result.stderr[:200])
+        raise NativeUnavailableError(f"{command[0]} failed ({first.strip()})")
+
+
+def _openmp() -> list[str]:
+    """Apple's compiler has no OpenMP: there the kernels run on one thread."""
+    return [] if sys.platform == "darwin" else ["-fopenmp"]
+
+
+def _torch_openmp() -> list[Path]:
+    """torch's own OpenMP runtime, named first: a second one in the process would fight it over the cores."""
+    return sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*")) if sys.platform == "linux" else []

@@ -1,0 +1,152 @@
+"""Where every byte of a submission goes, against Parameter Golf's limit of 16,000,000.
+
+The rules count the compressed model and all code of one's own that training and evaluation need, as it is
+shipped; public libraries are free. That code is the one script that ``bundle.script`` makes for a submission.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from bytegolf.artifact import coders
+from bytegolf.artifact.layout import TensorEntry
+from bytegolf.artifact.pack import config_of
+from bytegolf.artifact.payload import Payload, open_payload
+from bytegolf.artifact.plan import RULES, group_of
+from bytegolf.tools.bundle.script import code_bytes
+
+LIMIT = 16_000_000
+"""Bytes of code and model together; decimal, not 16 MiB (the rules of Parameter Golf)."""
+
+
+@dataclass(frozen=True)
+class LedgerRow:
+    """One group of bytes, or one tensor.
+
+    Attributes:
+        group: what they are: tensors that belong together, a tensor's name and scheme, the header, the code.
+        tensors, parameters: how many of each; 0 for what is no weight.
+        raw_bytes: size before compression.
+        packed_bytes: its part of the total. For tensors this is a share of the packed payload, so that the rows add up
+            to the total exactly: in proportion to the bits that each was coded with (``range``), or, of one stream, to
+            what each tensor compresses to on its own.
+    """
+
+    group: str
+    tensors: int
+    parameters: int
+    raw_bytes: int
+    packed_bytes: int
+
+    @property
+    def bits_per_weight(self) -> float | None:
+        """Of the packed bytes; None for what is no weight."""
+        return 8 * self.packed_bytes / self.parameters if self.parameters else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON data: the attributes and bits_per_weight."""
+        return {**asdict(self), "bits_per_weight": self.bits_per_weight}
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The account of one artifact: all sizes in bytes, rows in the file's order."""
+
+    rows: tuple[LedgerRow, ...]
+    model_bytes: int
+    code_bytes: int
+    limit: int = LIMIT
+
+    @property
+    def total_bytes(self) -> int:
+        """Code and model together."""
+        return self.model_bytes + self.code_bytes
+
+    @property
+    def fits(self) -> bool:
+        """Whether the total keeps within the limit."""
+        return self.total_bytes <= self.limit
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON data: model_bytes, code_bytes, total_bytes, limit, fits, rows."""
+        return {
+            "model_bytes": self.model_bytes,
+            "code_bytes": self.code_bytes,
+            "total_bytes": self.total_bytes,
+            "limit": self.limit,
+            "fits": self.fits,
+            "rows": [row.to_dict() for row in self.rows],
+        }
+
+
+def measure(path: Path, every: bool = False) -> Ledger:
+    """The ledger of the artifact at ``path``, as it lies on the disk; one row a tensor if ``every``, else one a group.
+
+    Raises:
+        BytegolfError: the file is missing, no artifact, damaged, or of an unknown configuration.
+    """
+    opened = open_payload(path)
+    box = opened.box
+    label: Callable[[TensorEntry], str] = _tensor_label if every else lambda entry: group_of(entry.name)
+    rows: dict[str, LedgerRow] = {}
+    for entry, share in zip(opened.entries, _apportion(len(box.packed), _weights(opened)), strict=True):
+        group = label(entry)
+        old = rows.get(group, LedgerRow(group, 0, 0, 0, 0))
+        raw, packed = old.raw_bytes + entry.size + entry.scale_size, old.packed_bytes + share
+        weights = 0 if entry.name.endswith(RULES) else entry.numel
+        rows[group] = LedgerRow(group, old.tensors + 1, old.parameters + weights, raw, packed)
+    overhead = box.file_bytes - (len(box.packed) if rows else 0)
+    config, version = box.header.get("config"), str(box.header.get("bytegolf"))
+    code = code_bytes(config_of(config if isinstance(config, dict) else {}, version, str(path)))
+    others = [LedgerRow("header and hash", 0, 0, overhead, overhead), LedgerRow("code", 0, 0, code, code)]
+    return Ledger((*rows.values(), *others), box.file_bytes, code)
+
+
+def _weights(opened: Payload) -> list[int]:
+    """What the tensors' shares of the packed payload are in proportion to; positive."""
+    if opened.bits is not None:
+        return [1 + round(bits) for bits in opened.bits]
+    return [len(coders.compress("zlib", entry.raw(opened.payload))) for entry in opened.entries]
+
+
+def _tensor_label(entry: TensorEntry) -> str:
+    return f"{entry.name} ({entry.scheme})"
+
+
+def table(ledger: Ledger) -> Table:
+    """The ledger for people: one row a group, then the total against the limit."""
+    spare = ledger.limit - ledger.total_bytes
+    verdict = f"fits, {spare:,} bytes to spare" if ledger.fits else f"{-spare:,} bytes too large"
+    drawn = Table(box=box.SIMPLE_HEAD, show_footer=True, pad_edge=False)
+    drawn.add_column("bytes of", footer="total")
+    drawn.add_column("parameters", justify="right", footer=f"{sum(row.parameters for row in ledger.rows):,}")
+    drawn.add_column("raw", justify="right", footer=f"{sum(row.raw_bytes for row in ledger.rows):,}")
+    drawn.add_column("packed", justify="right", footer=f"{ledger.total_bytes:,}")
+    drawn.add_column("bits each", justify="right")
+    drawn.add_column("of limit", justify="right", footer=f"{ledger.total_bytes / ledger.limit:.2%}")
+    for row in ledger.rows:
+        parameters = f"{row.parameters:,}" if row.tensors else ""
+        bits = "" if row.bits_per_weight is None else f"{row.bits_per_weight:.2f}"
+        share = f"{row.packed_bytes / ledger.limit:.2%}"
+        drawn.add_row(row.group, parameters, f"{row.raw_bytes:,}", f"{row.packed_bytes:,}", bits, share)
+    drawn.caption = f"limit {ledger.limit:,}: {verdict}"
+    drawn.caption_justify = "left"
+    return drawn
+
+
+def _apportion(total: int, weights: list[int]) -> list[int]:
+    """Split ``total`` in proportion to positive ``weights``, into integers whose sum is ``total``."""
+    shares, before, done = [], 0, 0
+    whole = sum(weights)
+    for weight in weights:
+        before += weight
+        cut = total * before // whole
+        shares.append(cut - done)
+        done = cut
+    return shares

@@ -1,0 +1,122 @@
+"""A submission's one script, made of this package's own modules: it trains and scores one configuration by itself.
+
+It is what a submission ships, so its size is what the rules count as code. What ``recipes.entry.main`` does not reach
+is left out, and so are docstrings, comments and annotations; what is left reads as it was written. The native kernels
+are in it as text, to be compiled where there is a compiler.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import sys
+from collections.abc import Iterator
+from importlib import resources
+from importlib.resources.abc import Traversable
+
+import tomli_w
+
+from bytegolf import __version__
+from bytegolf.config import Config, DataConfig, to_dict
+from bytegolf.tools.bundle.flatten import Flattened
+from bytegolf.tools.bundle.names import Target
+from bytegolf.tools.bundle.reader import PACKAGE
+
+NAME = "train_gpt.py"
+"""What the public repository calls such a script."""
+
+ROOT = Target("bytegolf.tools.bundle.entry", "main")
+_CONFIG = b'\nCONFIG = ""\n'
+_KERNELS = Target("bytegolf.ops.native", "_sources")
+
+
+def script(config: Config) -> str:
+    """The script that trains and scores ``config``; where its data lie is no part of it."""
+    before, after = _around_config()
+    plain = dataclasses.replace(config, data=dataclasses.replace(config.data, path=DataConfig().path))
+    return before + _literal(tomli_w.dumps(to_dict(plain))) + after
+
+
+def code_bytes(config: Config) -> int:
+    """The bytes of a submission's code, as the rules count them."""
+    return len(script(config).encode())
+
+
+def requirements() -> list[str]:
+    """The public libraries that the script imports, some of them only where a configuration asks for it; sorted."""
+    names = set(_imported(ast.parse("''".join(_around_config()))))
+    return sorted(names - set(sys.stdlib_module_names))
+
+
+@functools.cache
+def _around_config() -> tuple[str, str]:
+    """The script before and after its configuration."""
+    texts = dict(_sources(resources.files(PACKAGE), PACKAGE))
+    texts[_KERNELS.module] = _with_kernels(texts[_KERNELS.module])
+    assert texts[ROOT.module].count(_CONFIG) == 1
+    marker = "the configuration goes here"
+    texts[ROOT.module] = texts[ROOT.module].replace(_CONFIG, f'\nCONFIG = "{marker}"\n'.encode())
+    flattened = Flattened(texts, ROOT)
+    parts = [_HEAD.format(version=__version__), "from __future__ import annotations\n\n", *flattened.imports()]
+    for module, text in flattened.blocks():
+        path = module.name.partition(".")[2].replace(".", "/") or PACKAGE
+        parts.append(f"\n\n# ---- {path}: {module.title}\n\n{text}")
+    parts.append('\n\nif __name__ == "__main__":\n    main()\n')
+    before, after = "".join(parts).split(f'"{marker}"')
+    return before, after
+
+
+_HEAD = '''"""A submission to Parameter Golf: one model, trained and scored by this file alone.
+
+python train_gpt.py train --data FOLDER --out FOLDER
+python train_gpt.py eval --data FOLDER
+
+bytegolf {version} wrote it out of its own modules (`bytegolf submit`). The model is configured in CONFIG.
+"""
+
+'''
+
+
+def _sources(folder: Traversable, name: str) -> Iterator[tuple[str, bytes]]:
+    """The package's modules: their names and texts."""
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            yield from _sources(entry, f"{name}.{entry.name}")
+        elif entry.name.endswith(".py"):
+            stem = entry.name.removesuffix(".py")
+            yield name if stem == "__init__" else f"{name}.{stem}", entry.read_bytes()
+
+
+def _with_kernels(module: bytes) -> bytes:
+    """``model.native`` with the kernels' texts in it, in place of the function that reads their files."""
+    folder = resources.files("bytegolf.ops") / "kernels"
+    files = sorted((entry for entry in folder.iterdir() if entry.is_file()), key=lambda entry: entry.name)
+    texts = "".join(f"    {entry.name!r}: {_literal(entry.read_text(encoding='utf-8'))},\n" for entry in files)
+    own = f"KERNELS = {{\n{texts}}}\n\n\ndef {_KERNELS.name}():\n    return {_SERVED}\n"
+    lines = module.decode().splitlines(keepends=True)
+    tree = ast.parse(module)
+    (old,) = (part for part in tree.body if isinstance(part, ast.FunctionDef) and part.name == _KERNELS.name)
+    lines[old.lineno - 1 : old.end_lineno] = [own]
+    return "".join(lines).encode()
+
+
+_SERVED = "{name: text.encode() for name, text in KERNELS.items()}"
+
+
+def _literal(text: str) -> str:
+    """Python that says ``text``, readable where it can be."""
+    raw = f'r"""{text}"""'
+    try:
+        return raw if ast.literal_eval(raw) == text else repr(text)
+    except (SyntaxError, ValueError):
+        return repr(text)
+
+
+def _imported(tree: ast.AST) -> Iterator[str]:
+    """The top names of what a script imports."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module.partition(".")[0]

@@ -1,0 +1,150 @@
+"""One thing at a time: is this file, or this checkpoint, what was written?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from bytegolf.artifact import checkpoint as store
+from bytegolf.artifact import container
+from bytegolf.artifact.pack import read_artifact
+from bytegolf.data.shards import read_shard
+from bytegolf.errors import BytegolfError
+from bytegolf.files import disk_errors, sha256
+from bytegolf.infer import format as compressed
+from bytegolf.tools.study.results import CHECKSUM, row_of
+
+RESULTS = "results.jsonl"
+_SUFFIXES = {container.MAGIC: ".bgolf", compressed.MAGIC: ".bgz"}
+"""By which a file is known whose first bytes are damaged."""
+
+Finding = Literal["whole", "no checksum", "unfinished", "damaged"]
+"""``no checksum``: by its structure alone it could be whole, and nothing was recorded to tell for sure."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of looking at a file or a checkpoint."""
+
+    path: Path
+    kind: str
+    finding: Finding
+    evidence: str
+    """what was compared, or what is wrong and what to do about it"""
+
+
+Look = Callable[[], tuple[Finding, str]]
+
+
+def verdict(path: Path, kind: str, look: Look) -> Verdict:
+    """The verdict on ``path``, where ``look`` says what it found or raises a BytegolfError that says what is wrong."""
+    try:
+        return Verdict(path, kind, *look())
+    except BytegolfError as error:
+        return Verdict(path, kind, "damaged", str(error))
+
+
+def artifact(path: Path) -> Verdict:
+    """An artifact, by the hash at its end, and every tensor in it."""
+
+    def look() -> tuple[Finding, str]:
+        found = read_artifact(path)
+        return "whole", f"its hash matches; {len(found.state)} tensors, SHA-256 {found.sha256[:16]}…"
+
+    return verdict(path, "artifact", look)
+
+
+def compressed_file(path: Path) -> Verdict:
+    """What `compress` wrote, by the checksums of its parts; the model that it needs is not asked."""
+
+    def look() -> tuple[Finding, str]:
+        with disk_errors(path, "read"), path.open("rb") as file:
+            header = compressed.Header.read(file, str(path))
+            size = blocks = 0
+            while isinstance(part := compressed.read_part(file, header.streams, str(path)), compressed.Block):
+                size, blocks = size + part.size, blocks + 1
+        if part.size != size or header.size not in (None, size):
+            raise compressed.damaged(str(path), f"its blocks hold {size:,} bytes, and it declares another number")
+        return "whole", f"{blocks + 2} checksums match; {size:,} bytes, of artifact {header.artifact.hex()[:16]}…"
+
+    return verdict(path, "compressed file", look)
+
+
+def shard(path: Path, known: str | None = None, ids: int | None = None, remedy: str = "make it again") -> Verdict:
+    """A token shard: its hash, where ``known``, its header, and that its tokens are below ``ids``, where given."""
+
+    def look() -> tuple[Finding, str]:
+        tokens = len(read_shard(path, ids))
+        if known is None:
+            return "no checksum", f"{tokens:,} tokens, header and length agree"
+        return hashed(path, known, remedy, f"{tokens:,} tokens")
+
+    return verdict(path, "shard", look)
+
+
+def hashed(path: Path, known: str, remedy: str, more: str = "") -> tuple[Finding, str]:
+    """Compare the hash of a file with the ``known`` one; ``remedy`` says what to do if it is another."""
+    if (found := sha256(path)) != known:
+        raise BytegolfError(f"{path} has the SHA-256 {found[:16]}… and not {known[:16]}…: {remedy}")
+    return "whole", f"SHA-256 {found[:16]}… as recorded" + (f"; {more}" if more else "")
+
+
+def checkpoint(path: Path) -> Verdict:
+    """A checkpoint's folder: every file against its checksums, and each can be read."""
+
+    def look() -> tuple[Finding, str]:
+        saved = store.load(path)
+        count = len(saved.model) + len(saved.optimizer) + len(saved.averaged)
+        if (hashes := store.checksums(path)) is None:
+            return "no checksum", f"{count} tensors can be read"
+        if missing := [name for name in hashes if not (path / name).is_file()]:
+            raise BytegolfError(f"{path} lacks {missing[0]}: delete the folder to go on from the one before")
+        return "whole", f"{len(hashes)} checksums match; {count} tensors"
+
+    return verdict(path, "checkpoint", look)
+
+
+def results(path: Path) -> Verdict:
+    """A study's rows, each by its own checksum."""
+
+    def look() -> tuple[Finding, str]:
+        with disk_errors(path, "read the results"):
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        without = 0
+        for number, line in enumerate(lines, start=1):
+            if row_of(line, f"{path}, line {number},") is None:
+                raise BytegolfError(
+                    f"{path}, line {number}, is no row (cut short or damaged): delete it, and `bytegolf study run` "
+                    "does that run again"
+                )
+            without += f'"{CHECKSUM}"' not in line
+        if without:
+            return "no checksum", f"{without} of {len(lines)} rows have none; all can be read"
+        return "whole", f"{len(lines)} rows, each with its checksum"
+
+    return verdict(path, "study results", look)
+
+
+def plain(path: Path, kind: str, read: Callable[[Path], Any]) -> Verdict:
+    """A file without a checksum that ``read`` understands or refuses."""
+
+    def look() -> tuple[Finding, str]:
+        with disk_errors(path, "read"):
+            read(path)
+            return "no checksum", f"it can be read; {path.stat().st_size:,} bytes"
+
+    return verdict(path, kind, look)
+
+
+def any_file(path: Path) -> Verdict | None:
+    """The verdict on a file by how it begins, or by its name; None if it is nothing that bytegolf writes."""
+    with disk_errors(path, "read"), path.open("rb") as file:
+        start = file.read(len(container.MAGIC))
+    for magic, look in ((container.MAGIC, artifact), (compressed.MAGIC, compressed_file)):
+        if start == magic or path.suffix == _SUFFIXES[magic]:
+            return look(path)
+    if path.suffix == ".bin":
+        return shard(path)
+    return results(path) if path.name == RESULTS else None

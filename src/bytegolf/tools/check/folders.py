@@ -1,0 +1,217 @@
+"""What lies in a folder: a run, a data folder, a submission, a study's results, or several of these."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bytegolf.artifact import checkpoint as store
+from bytegolf.artifact.container import read as read_container
+from bytegolf.artifact.run_folder import RunFolder
+from bytegolf.config import load
+from bytegolf.data.export import SIDECAR
+from bytegolf.data.manifest import FETCHING, MANIFEST, UNFINISHED, path_in, read_manifest, unfinished
+from bytegolf.errors import BytegolfError
+from bytegolf.files import disk_errors, read_json, read_json_object, sha256
+from bytegolf.tools.bundle import entry, script
+from bytegolf.tools.check.files import (
+    Finding,
+    Verdict,
+    any_file,
+    artifact,
+    checkpoint,
+    hashed,
+    plain,
+    shard,
+    verdict,
+)
+from bytegolf.tools.submission import folder as submission
+from bytegolf.train.metrics import read_metrics
+
+_FETCHED = "run the same `bytegolf fetch --verify` again"
+_PREPARED = "run the same `bytegolf prepare` again"
+
+
+def check(path: Path) -> list[Verdict]:
+    """The verdicts on whatever ``path`` is; a BytegolfError if there is nothing in it that bytegolf wrote."""
+    if not path.exists():
+        raise BytegolfError(f"there is no file or folder {path}: name what is to be checked")
+    found = list(_folder(path)) if path.is_dir() else [one for one in [any_file(path)] if one]
+    if not found:
+        raise BytegolfError(
+            f"{path} is nothing that bytegolf wrote: name a run, a data folder, a checkpoint, a shard, an artifact, a "
+            "compressed file, a study's results or a submission"
+        )
+    return found
+
+
+def _folder(path: Path) -> Iterator[Verdict]:
+    run = RunFolder(path)
+    if store.is_name(path.name):
+        yield checkpoint(path)
+    elif (path / submission.CLAIMS).exists():
+        yield from _submission(path)
+    elif run.config.exists():
+        yield from _run(run)
+    elif (path / MANIFEST).exists() or unfinished(path) or unfinished(path, FETCHING):
+        yield from _data(path)
+    else:
+        with disk_errors(path, "read"):
+            inside = sorted(child for child in path.iterdir() if not child.name.startswith("."))
+        for child in inside:
+            if child.is_dir():
+                yield from _folder(child)
+            elif child.is_file() and (found := any_file(child)):
+                yield found
+
+
+# ---------------------------------------------------------------------------------------------- runs
+
+
+def _run(run: RunFolder) -> Iterator[Verdict]:
+    yield plain(run.config, "configuration", load)
+    for file, kind, read in (
+        (run.path / "environment.json", "environment", lambda path: read_json_object(path, "environment")),
+        (run.path / "metrics.jsonl", "metrics", read_metrics),
+        (run.summary, "summary", lambda path: read_json_object(path, "summary")),
+    ):
+        if file.exists():
+            yield plain(file, kind, read)
+    for path in store.checkpoints(run.checkpoints):
+        found = checkpoint(path)
+        if path.exists():  # a run at work deletes old ones
+            yield found
+    if run.artifact.exists():
+        yield artifact(run.artifact)
+    if run.tokenizer.exists():
+        yield _tokenizer(run.tokenizer, run.artifact)
+
+
+def _tokenizer(path: Path, model: Path) -> Verdict:
+    """A SentencePiece model beside an artifact, which knows its hash."""
+
+    def look() -> tuple[Finding, str]:
+        known = None
+        if model.exists():
+            identity = read_container(model).header.get("tokenizer")
+            known = identity.get("sha256") if isinstance(identity, dict) else None
+        if not isinstance(known, str):
+            return "no checksum", f"{path.stat().st_size:,} bytes, and no artifact that knows it"
+        return hashed(path, known, "copy it from the data folder's tokenizers")
+
+    return verdict(path, "tokenizer", look)
+
+
+# ---------------------------------------------------------------------------------------------- data
+
+
+def _data(path: Path) -> Iterator[Verdict]:
+    half = set()
+    for marker, verb in ((UNFINISHED, "prepare"), (FETCHING, "fetch")):
+        for name in unfinished(path, marker):
+            half.add(name)
+            said = f"a `bytegolf {verb}` has begun {name} and not finished: run the same again"
+            yield Verdict(path / marker, "data set", "unfinished", said)
+    if not (path / MANIFEST).exists():
+        return
+    yield plain(path / MANIFEST, "manifest", lambda file: read_manifest(file.parent))
+    try:
+        manifest = read_manifest(path)
+    except BytegolfError:  # which the verdict says
+        return
+    for dataset in manifest["datasets"]:
+        if dataset.get("name") not in half:
+            yield from _dataset(path, dataset)
+    for tokenizer in manifest["tokenizers"]:
+        known, file = tokenizer.get("sha256"), path_in(path, tokenizer, "model_path")
+        if file is not None:
+            yield _recorded(file, known, _remedy(tokenizer), "tokenizer")
+        elif (file := path_in(path, tokenizer, "path")) is not None and file.exists():
+            yield plain(file, "tokenizer", lambda at: read_json(at, "tokenizer"))
+
+
+def _remedy(entry_of: dict[str, Any]) -> str:
+    return _FETCHED if "published_stats" in entry_of else _PREPARED
+
+
+def _dataset(path: Path, dataset: dict[str, Any]) -> Iterator[Verdict]:
+    """The shards of a data set and what lies beside them; those that the manifest names must be there."""
+    folder, known = path_in(path, dataset, "path"), dataset.get("sha256")
+    if folder is None:
+        return
+    hashes = known if isinstance(known, dict) else {}
+    size = dataset.get("vocab_size")
+    there = {file.name for file in folder.glob("fineweb_*.bin")} | hashes.keys()
+    for name in sorted(there):
+        hash_of = hashes.get(name)
+        known_hash = hash_of if isinstance(hash_of, str) else None
+        yield shard(folder / name, known_hash, size if isinstance(size, int) else None, _remedy(dataset))
+    counts = dataset.get("stats") or {}
+    for split in ("train", "val"):
+        wanted, found = counts.get(f"files_{split}"), len(list(folder.glob(f"fineweb_{split}_*.bin")))
+        if wanted is not None and wanted != found:
+            said = f"the manifest counts {wanted} shards of {split}, and {found} are there: {_remedy(dataset)}"
+            yield Verdict(folder, "data set", "damaged", said)
+    if (folder / SIDECAR).exists():
+        yield plain(folder / SIDECAR, "documents", _load_array)
+
+
+def _load_array(file: Path) -> None:
+    try:
+        np.load(file, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise BytegolfError(f"{file} is no array ({' '.join(str(error).split())[:120]}): {_PREPARED}") from error
+
+
+def _recorded(file: Path, known: Any, remedy: str, kind: str) -> Verdict:
+    """A file whose hash was recorded, or not."""
+
+    def look() -> tuple[Finding, str]:
+        if isinstance(known, str):
+            return hashed(file, known, remedy)
+        with disk_errors(file, "read"):
+            return "no checksum", f"{file.stat().st_size:,} bytes"
+
+    return verdict(file, kind, look)
+
+
+# ---------------------------------------------------------------------------------------------- submissions
+
+
+def _submission(path: Path) -> Iterator[Verdict]:
+    """What a submission claims of its sizes, and its artifact; whether it obeys the rules is `audit`'s question."""
+    code, model = path / script.NAME, path / entry.ARTIFACT
+    yield verdict(code, "script", lambda: _script(code))
+    yield artifact(model)
+    if (path / "tokenizer.model").exists():
+        yield _tokenizer(path / "tokenizer.model", model)
+    sizes = {"bytes_code": code, "bytes_model_int8_zlib": model}
+
+    def claims() -> tuple[Finding, str]:
+        told = read_json_object(path / submission.CLAIMS, "submission's claims")
+        for key, file in sizes.items():
+            found = file.stat().st_size if file.exists() else 0
+            if told.get(key) != found:
+                raise BytegolfError(
+                    f"{path / submission.CLAIMS} says {key} = {told.get(key)}, but {file} has {found} bytes: make the "
+                    "submission again with `bytegolf submit`"
+                )
+        return "no checksum", "its sizes are those of the files"
+
+    yield verdict(path / submission.CLAIMS, "claims", claims)
+    for name in (submission.README, submission.LOG):
+        yield plain(path / name, "text", lambda file: file.read_text(encoding="utf-8"))
+
+
+def _script(path: Path) -> tuple[Finding, str]:
+    with disk_errors(path, "read"):
+        source = path.read_bytes()
+    try:
+        ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise BytegolfError(f"{path} is no Python ({error}): make the submission again") from error
+    return "no checksum", f"it is Python; SHA-256 {sha256(path)[:16]}…"

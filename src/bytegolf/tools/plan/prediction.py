@@ -1,0 +1,210 @@
+"""Before a run: how large it is, what a step costs on some device, how many steps its budget holds, and how far such
+predictions were off where step times are known.
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from bytegolf.artifact.plan import estimated_bytes
+from bytegolf.config import Config, levels, load
+from bytegolf.device import pick_device, pick_precision, prepare_device
+from bytegolf.errors import BytegolfError
+from bytegolf.model.lm import LanguageModel
+from bytegolf.model.outline import count_parameters, outline
+from bytegolf.ops import native
+from bytegolf.tools.plan.devices import DEVICES, LINK, Device, device_named
+from bytegolf.tools.plan.measure import this_machine, timed
+from bytegolf.tools.plan.published import STEP_TIMES
+from bytegolf.tools.plan.roofline import PartTime, part_times, step_seconds
+from bytegolf.train.memory import at_a_time, memory_use
+from bytegolf.train.optim import Optimizer
+from bytegolf.train.schedule import training_budget
+from bytegolf.train.work import BF16, FP32, SPREAD, Code, chunk_rates, step_work
+
+OURS = Code(compiled=True)
+"""This package on a GPU."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A step on ``count`` devices."""
+
+    parts: list[PartTime]
+    rates: list[float]
+    sequences: int
+    """of a rank, a step"""
+    at_a_time: int
+    reduced: float
+    """bytes of gradients that a rank sends while it computes them"""
+    gathered: float
+    """bytes of updates that it sends afterwards"""
+    seconds: float
+
+    @property
+    def passes(self) -> int:
+        """Micro-batches a step."""
+        return -(-self.sequences // self.at_a_time)
+
+
+def predict(config: Config, device: Device, count: int, rates: list[float], code: Code) -> Prediction:
+    """What a step of ``config`` takes on each of ``count`` devices, with room for ``rates`` chunks a position.
+
+    Raises BytegolfError if the batch does not split.
+    """
+    whole = config.train.batch_tokens // config.train.seq_len
+    if whole % count:
+        raise BytegolfError(
+            f"a batch of {whole} sequences does not split among {count} devices: change --count or train.batch_tokens"
+        )
+    parameters, share = count_parameters(outline(config.model)), whole // count
+    size = at_a_time(config, parameters, count, device.memory)
+    parts = part_times(step_work(config, count, code, rates, -(-share // size)), device)
+    ring = 2 * (count - 1) / count
+    reduced, gathered = ring * FP32 * parameters, ring / 2 * BF16 * parameters
+    seconds = step_seconds(parts, gathered, reduced, device)
+    return Prediction(parts, rates, share, size, reduced, gathered, seconds)
+
+
+def plan(config: Config, name: str, count: int, rate: float | None, steps: int) -> dict[str, Any]:
+    """All of a plan, as plain data; ``name`` is a device's, or "here", which is measured and takes ``steps`` steps."""
+    measured, rates, code = None, chunk_rates(config.model, rate), OURS
+    clock = "cpu" if config.train.clock == "processor" else "wall"
+    if name == "here":
+        if count != 1:
+            raise BytegolfError(f"--count is {count}, but 'here' is one device: leave it out, or name a device")
+        place = prepare_device(pick_device(config.train.device))
+        precision = pick_precision(config.train.precision, place)
+        code = Code(compiled=place.type == "cuda", native=native.why_not() is None and place.type == "cpu")
+        if steps:
+            measured, rates = measure(config, place, precision, steps, clock)
+        device = this_machine(place, precision, clock)
+    else:
+        device = device_named(name)
+    found = predict(config, device, count, rates, code)
+    model = outline(config.model)
+    parameters = count_parameters(model)
+    use = memory_use(config, parameters, found.at_a_time, count, found.rates)
+    train = training_budget(config)
+    budgets = [train.max_steps or float("inf"), train.max_seconds / found.seconds or float("inf")]
+    fit = int(min(budgets))
+    total = {key: sum(getattr(part, key) for part in found.parts) for key in ("flops", "bytes", "kernels")}
+    return {
+        "preset": config.name,
+        "device": device.name,
+        "count": count,
+        "params": parameters,
+        "artifact_estimate_bytes": estimated_bytes(model.state_dict(), config.export),
+        "sequences": found.sequences,
+        "micro_batch": found.at_a_time,
+        "accumulation": found.passes,
+        "rates": [round(value, 4) for value in found.rates],
+        "flops": total["flops"],
+        "bytes": total["bytes"],
+        "kernels": round(total["kernels"]),
+        "parts": [_row(part) for part in found.parts],
+        "memory_bytes": {**{key: round(value) for key, value in vars(use).items()}, "total": round(use.total)},
+        "communication_bytes": {"gradients": round(found.reduced), "updates": round(found.gathered)},
+        "step_ms": round(1e3 * found.seconds, 3),
+        "steps": fit,
+        "train_tokens": fit * config.train.batch_tokens,
+        "measured": measured and {**measured, "error": round(1e3 * found.seconds / measured["step_ms"] - 1, 3)},
+        "assumptions": assumptions(config, device, rate, measured is not None),
+    }
+
+
+def _row(part: PartTime) -> dict[str, Any]:
+    return {
+        "name": part.name,
+        "gflop": round(part.flops / 1e9, 2),
+        "gigabytes": round(part.bytes / 1e9, 3),
+        "kernels": round(part.kernels),
+        "computing_ms": round(1e3 * part.computing, 3),
+        "starting_ms": round(1e3 * part.starting, 3),
+    }
+
+
+def assumptions(config: Config, device: Device, rate: float | None, counted: bool) -> list[str]:
+    """What a prediction for ``device`` stands on, a sentence each; ``counted``: chunks were, in real steps."""
+    products, attention, passes = device.reached
+    said = [
+        f"{device.name}: {device.flops / 1e12:.3g} TFLOP/s, {device.bandwidth / 1e9:.4g} GB/s, "
+        f"{1e6 * device.launch:.1f} µs a kernel",
+        f"reached of it: {products:.0%} by products, {attention:.0%} by attention, {passes:.0%} by passes over memory, "
+        f"{LINK:.0%} of the link by collectives",
+        "stages of constant length are compiled or native: an activation is passed over as often as it must be",
+        "gradients travel while the backward pass computes, updates do not",
+    ]
+    if levels(config.model.network):
+        how = f"{rate:.3f} of the positions" if rate else "1/N"
+        room = (
+            "those of the untrained router on random tokens" if counted else f"{how}, and {SPREAD - 1:.0%} for padding"
+        )
+        said.append(f"chunks: {room}; under a fixed capacity, all of it")
+    if device.name in DEVICES:
+        errors = [row["error"] for row in against_published()]
+        said.append(
+            f"against the published step times this arithmetic is off by {min(errors):+.0%} to {max(errors):+.0%} "
+            "(`bytegolf plan`); this package's own code has not been timed on such a device"
+        )
+    return said
+
+
+def measure(
+    config: Config, place: torch.device, precision: torch.dtype, steps: int, clock: str
+) -> tuple[dict[str, Any], list[float]]:
+    """Median of real training steps on random tokens, and each level's room for chunks a position in them."""
+    torch.manual_seed(config.train.seed)
+    model = LanguageModel(config.model).to(place)
+    model.precision = precision
+    optimizer = Optimizer(model, config.optim)
+    shape = (config.train.batch_tokens // config.train.seq_len, config.train.seq_len)
+    tokens = torch.randint(4, config.model.vocab_size, shape, device=place)
+    tokens[:, 0] = 1
+    size = config.train.micro_batch or shape[0]
+    rooms: list[float] = []
+
+    def step() -> None:
+        for ids in torch.split(tokens, size):
+            out = model(ids)
+            inner = [trace.p.shape[1] for trace in out.traces[1:]]
+            last = [int(trace.boundary.sum(1).max()) for trace in out.traces[-1:]]
+            rooms[:] = [room / trace.p.shape[1] for room, trace in zip([*inner, *last], out.traces, strict=True)]
+            torch.autograd.backward(model.objective(out, model.losses(out, ids)))
+        optimizer.step(0.0, 0)
+        optimizer.zero_grad()
+
+    step()
+    spent = [timed(step, place, clock) for _ in range(steps)]
+    return {"step_ms": round(1e3 * statistics.median(spent), 2), "steps": steps, "clock": clock}, rooms
+
+
+def against_published() -> list[dict[str, Any]]:
+    """Every published step time beside what the same arithmetic predicts for the code that took it."""
+    device, rows = DEVICES["h100"], []
+    for known in STEP_TIMES:
+        config = load(known.preset, known.overrides)
+        rates = chunk_rates(config.model, known.rate)
+        parts = part_times(step_work(config, known.count, known.code, rates, known.passes), device)
+        milliseconds = 1e3 * step_seconds(parts, 0.0, 0.0, device)
+        sequences = config.train.batch_tokens // config.train.seq_len // known.count // known.passes
+        parameters = count_parameters(outline(config.model))
+        # the published Muon keeps all of its momenta on every rank
+        use = memory_use(config, parameters, sequences, 1, rates).total
+        rows.append(
+            {
+                "what": known.what,
+                "preset": known.preset,
+                "count": known.count,
+                "published_ms": round(known.milliseconds, 2),
+                "predicted_ms": round(milliseconds, 2),
+                "error": round(milliseconds / known.milliseconds - 1, 3),
+                "published_bytes": known.memory,
+                "predicted_bytes": round(use) if known.memory else None,
+            }
+        )
+    return rows

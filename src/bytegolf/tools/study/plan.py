@@ -1,0 +1,180 @@
+"""The runs of a study: each variant with each seed, its resolved configuration, and what identifies it.
+
+A run is identified by the hash of what decides its outcome: the configuration (without housekeeping, names and fields
+left at their defaults, so that new fields change nothing), budget, threads and the data it reads. Runs are resolved
+anew each time; those whose identity has results are done, and results of a definition that has changed stay apart.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bytegolf.config import Config, flatten, load, to_dict
+from bytegolf.data.manifest import dataset_entry, dataset_folder, tokenizer_entry
+from bytegolf.errors import BytegolfError
+from bytegolf.files import sha256
+from bytegolf.tools.study.definition import BudgetConfig, Study, Variant
+
+_NOT_OF_THE_RESULT = {
+    "name",
+    "about",
+    "data.path",  # what lies there counts, not where
+    "train.seed",
+    "train.validate_every",
+    "train.validate_tokens",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.log_every",
+    "eval.batch",
+}
+"""Configuration keys that do not change what a run scores, or that its identity holds under another name."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a study."""
+
+    variant: Variant
+    seed: int
+    config: Config
+    """as it is trained"""
+    definition: str
+    """hash of configuration, budget and threads"""
+    data: str
+    """hash of the data; empty where the folder is not there"""
+    folder: Path
+    """the run's own"""
+
+    def __hash__(self) -> int:
+        return hash((self.definition, self.seed, self.data, self.variant.name))
+
+    @property
+    def label(self) -> str:
+        """What people call it."""
+        return f"{self.variant.name}, seed {self.seed}"
+
+
+def jobs(study: Study, only: Iterable[str] = (), *, without_data: bool = False) -> list[Job]:
+    """The runs of ``study``, a seed of every variant before the next one; ``only`` these variants, if any are named.
+
+    ``without_data`` allows for data folders that are not there: such runs can be looked up, but not be trained.
+
+    Raises BytegolfError for a name that is no variant, a configuration that cannot be, or missing data.
+    """
+    wanted, names = list(only), [variant.name for variant in study.variants]
+    for name in wanted:
+        if name not in names:
+            raise BytegolfError(f"{study.path} has no variant {name!r}: there are {', '.join(map(repr, names))}")
+    variants = [variant for variant in study.variants if not wanted or variant.name in wanted]
+    hashes: dict[tuple[Path, str], str] = {}
+    bases = []
+    for variant in variants:
+        try:
+            config = _base(study, variant)
+            place = (variant.data, config.data.tokenizer)
+            if place not in hashes:
+                hashes[place] = _hash_if_there(*place) if without_data else data_hash(*place)
+            bases.append((variant, config, hashes[place]))
+        except BytegolfError as error:
+            raise BytegolfError(f"{study.path}, variant {variant.name!r}: {error}") from error
+    found = []
+    for seed in study.config.seeds:
+        for variant, config, data in bases:
+            definition = definition_hash(config, study.config.budget, study.config.threads, study.config.eval_limit)
+            slug = re.sub(r"[^A-Za-z0-9.=_-]+", "-", variant.name).strip("-.")[:60]
+            folder = study.runs / f"{slug}-seed{seed}-{definition[:6]}{data[:6]}"
+            seeded = _seeded(config, study, variant, seed) if data else config
+            found.append(Job(variant, seed, seeded, definition, data, folder))
+    return found
+
+
+def _hash_if_there(data: Path, tokenizer: str) -> str:
+    try:
+        return data_hash(data, tokenizer)
+    except BytegolfError:
+        return ""
+
+
+def _base(study: Study, variant: Variant) -> Config:
+    """The variant's configuration without its budget in steps, which for one in bytes depends on the data."""
+    changes = {**variant.overrides, "data.path": str(variant.data)}
+    return load(variant.preset, [f"{key}={_toml(value)}" for key, value in {**changes, **_budget(study)}.items()])
+
+
+def _budget(study: Study) -> dict[str, Any]:
+    budget = study.config.budget
+    seconds = {"train.max_seconds": budget.seconds, "train.clock": budget.clock if budget.seconds else "wall"}
+    return {**seconds, "train.max_steps": budget.steps or (1 if budget.bytes else 0)}
+
+
+def _seeded(config: Config, study: Study, variant: Variant, seed: int) -> Config:
+    train = dataclasses.replace(config.train, seed=seed)
+    budget, limit = study.config.budget, study.config.eval_limit
+    if budget.bytes:
+        tokens = budget.bytes / bytes_per_token(variant.data, config.data.tokenizer, "train")
+        train = dataclasses.replace(train, max_steps=max(1, round(tokens / train.batch_tokens)))
+    if limit:
+        limit = max(1, round(limit / bytes_per_token(variant.data, config.data.tokenizer, "val")))
+    return dataclasses.replace(config, train=train, eval=dataclasses.replace(config.eval, limit=limit))
+
+
+def _toml(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def bytes_per_token(data: Path, tokenizer: str, split: str) -> float:
+    """The mean original bytes that a token of a split stands for, from the manifest."""
+    stats = (dataset_entry(data, tokenizer) or {}).get("stats") or {}
+    tokens, size = stats.get(f"tokens_{split}"), stats.get(f"original_bytes_{split}")
+    if not tokens or not size:
+        raise BytegolfError(
+            f"{data} does not record how many bytes its {tokenizer} tokens stand for, which a budget or a score "
+            "in bytes needs: run prepare again, or give the budget in steps or seconds and no eval_limit"
+        )
+    return float(size) / float(tokens)
+
+
+def definition_hash(config: Config, budget: BudgetConfig, threads: int, eval_limit: int) -> str:
+    """The hash of what a run does, but for its data and its seed."""
+    kept = {key: value for key, value in flatten(_unlike_default(config)).items() if key not in _NOT_OF_THE_RESULT}
+    return _hash({"config": kept, "budget": _unlike_default(budget), "threads": threads, "eval_limit": eval_limit})
+
+
+def _unlike_default(value: Any) -> dict[str, Any]:
+    """The fields of a configuration dataclass that differ from their defaults, nested ones likewise."""
+    found = {}
+    for field in dataclasses.fields(value):
+        item = getattr(value, field.name)
+        if item == field.default:
+            continue
+        found[field.name] = _unlike_default(item) if dataclasses.is_dataclass(item) else item
+    return found
+
+
+def data_hash(folder: Path, tokenizer: str) -> str:
+    """The hash of a data set: its shards, statistics and tokenizer as the manifest has them, or else the shards."""
+    entry = dataset_entry(folder, tokenizer)
+    if entry is not None and entry.get("sha256"):
+        model = (tokenizer_entry(folder, tokenizer) or {}).get("sha256")
+        return _hash({"shards": entry["sha256"], "stats": entry.get("stats"), "tokenizer": model})
+    shards = sorted(dataset_folder(folder, tokenizer).glob("fineweb_*.bin"))
+    return _hash({shard.name: sha256(shard) for shard in shards})
+
+
+def _hash(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def as_toml(config: Config) -> bytes:
+    """The file that trains ``config``."""
+    import tomli_w
+
+    return tomli_w.dumps(to_dict(config)).encode()

@@ -1,0 +1,161 @@
+"""A submission's folder: the script, the artifact, the training log, and what is claimed for them.
+
+What is claimed is what the script itself says of the artifact in the folder, in a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from bytegolf.api import evaluation as scoring
+from bytegolf.artifact import export as exporting
+from bytegolf.artifact import loading as opening
+from bytegolf.artifact.loading import LoadedModel
+from bytegolf.artifact.run_folder import RunFolder
+from bytegolf.data.shards import open_split
+from bytegolf.errors import BytegolfError
+from bytegolf.files import disk_errors, make_folder, write_bytes, write_json
+from bytegolf.progress import Reporter
+from bytegolf.tools.bundle import entry, script
+from bytegolf.tools.bundle.ledger import LIMIT
+from bytegolf.tools.submission.readme import readme
+
+CLAIMS = "submission.json"
+LOG = "train.log"
+README = "README.md"
+TRACK = "non-record-unlimited-compute-16mb"
+
+
+@dataclass(frozen=True)
+class By:
+    """What a submission says of itself besides figures."""
+
+    author: str = ""
+    github_id: str = ""
+    name: str = ""
+    """by default the configuration's"""
+    blurb: str = ""
+    """by default what the configuration is about"""
+    track: str = TRACK
+
+
+def submit(run: Path, out: Path, data: Path | None, by: By, reporter: Reporter | None = None) -> dict[str, Any]:
+    """Write the submission of the run ``run`` to the folder ``out``, which must not be there yet; its submission.json.
+
+    The artifact is scored over the whole validation split in ``data`` (by default the run's own) by the script, and
+    its weights before quantisation here.
+
+    Raises BytegolfError if it is too large, was made by other means than the script has, or the script fails.
+    """
+    tell = reporter.progress if reporter else (lambda text: None)
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise BytegolfError(f"{out} exists already: name a new folder for the submission")
+    folder = RunFolder(run)
+    folder.read_config()
+    opened = opening.load_model(opening.artifact_path(run), data, precision="fp32")  # as the script does
+    _check(opened, run)
+    data = data or Path(opened.config.data.path)
+    open_split(data, opened.tokenizer.name, "val", opened.tokenizer.vocab_size)  # raises if there is none
+    tell("scoring the weights before quantisation")
+    whole = scoring.evaluate(opening.with_weights(opened, exporting.latest(run).state), data, reporter=reporter)
+    make_folder(out.absolute().parent)
+    with disk_errors(out), tempfile.TemporaryDirectory(prefix=".submission.", dir=out.absolute().parent) as name:
+        home = Path(name) / out.name
+        home.mkdir()
+        write_bytes(home / script.NAME, script.script(opened.config).encode())
+        shutil.copyfile(opened.path, home / entry.ARTIFACT)
+        if folder.tokenizer.exists():
+            shutil.copyfile(folder.tokenizer, home / folder.tokenizer.name)
+        write_bytes(home / LOG, _log(folder).encode())
+        tell("scoring with the submission's own script")
+        found = run_script(home / script.NAME, "eval", "--data", str(data.absolute()))
+        claims = _claims(opened, by, found, whole["bpb"], (home / script.NAME).stat().st_size)
+        write_json(home / CLAIMS, claims)
+        write_bytes(home / README, readme(opened, claims, found, _versions()).encode())
+        home.chmod(0o755)
+        if out.exists():
+            out.rmdir()
+        home.rename(out)
+    return claims
+
+
+def _check(opened: LoadedModel, run: Path) -> None:
+    """Raise if the artifact cannot be submitted."""
+    code, model = script.code_bytes(opened.config), opened.artifact.file_bytes
+    if code + model > LIMIT:
+        raise BytegolfError(
+            f"{model:,} bytes of model and {code:,} of code are {code + model - LIMIT:,} more than the {LIMIT:,} of a "
+            f"submission: export with fewer bits (`bytegolf export {run} export.bits=6`), or train a smaller model"
+        )
+    if "fit_bytes" in opened.artifact.info:
+        raise BytegolfError(
+            f"{opened.path} was chosen by `export --fit`, which a submission's script does not do: export as "
+            f"configured (`bytegolf export {run}`, with export.bits=… if need be)"
+        )
+
+
+def run_script(path: Path, *arguments: str) -> dict[str, Any]:
+    """What a submission's script answers in a new process that starts in its folder; BytegolfError if it fails."""
+    ran = subprocess.run(
+        [sys.executable, path.name, *arguments], cwd=path.parent, capture_output=True, text=True, check=False
+    )
+    if ran.returncode:
+        said = ran.stderr.strip().splitlines() or ["no words"]
+        raise BytegolfError(f"the submission's script fails with {' '.join(arguments)}: {said[-1][:300]}")
+    found = json.loads(ran.stdout.splitlines()[-1])
+    assert isinstance(found, dict)
+    return found
+
+
+def _claims(opened: LoadedModel, by: By, found: dict[str, Any], whole: float, code: int) -> dict[str, Any]:
+    """submission.json: the public fields; bytes_model_int8_zlib is the model's, whatever it is coded with."""
+    info, model = opened.artifact.info, found["bytes_model"]
+    return {
+        "author": by.author,
+        "github_id": by.github_id,
+        "name": by.name or opened.config.name,
+        "blurb": by.blurb or opened.config.about,
+        "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "track": by.track,
+        "val_loss": found["val_loss"],
+        "val_bpb": found["val_bpb"],
+        "pre_quant_val_bpb": whole,
+        "step_stop": info.get("steps"),
+        "wallclock_seconds": info.get("train_seconds"),
+        "bytes_total": model + code,
+        "bytes_model_int8_zlib": model,
+        "bytes_code": code,
+    }
+
+
+def _log(folder: RunFolder) -> str:
+    """The training log: what it ran on, the rows of metrics.jsonl, and the summary, one JSON object a line."""
+    lines = []
+    for path, kind in ((folder.path / "environment.json", "environment"), (folder.summary, "summary")):
+        if path.exists():
+            with disk_errors(path, "read"):
+                lines.append(json.dumps({"kind": kind, **json.loads(path.read_text(encoding="utf-8"))}))
+    metrics = folder.path / "metrics.jsonl"
+    with disk_errors(metrics, "read"):
+        rows = metrics.read_text(encoding="utf-8").splitlines()
+    return "\n".join([*lines[:1], *rows, *lines[1:]]) + "\n"
+
+
+def _versions() -> dict[str, str]:
+    """The script's libraries that are installed here, and their versions."""
+    found = {"python": ".".join(map(str, sys.version_info[:3]))}
+    for name in script.requirements():
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

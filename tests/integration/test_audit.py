@@ -1,0 +1,320 @@
+"""An audit passes what keeps the rules, and finds each planted breach of one, by the rule's name."""
+
+from __future__ import annotations
+
+import ast
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from commands import TinyRun, cli, good, refused
+from test_submit import Submitted, submitted  # noqa: F401  (a fixture)
+from toy_submission import SCRIPT, write
+
+from bytegolf.tools.submission.flow import check_flow
+from bytegolf.tools.submission.reading import check_text
+from bytegolf.tools.submission.verdict import RULES
+
+
+def outcomes(folder: Path, *arguments: object) -> dict[str, tuple[str, str]]:
+    """What an audit says of each rule, with its first evidence."""
+    ran = cli("audit", folder, *arguments, "--json")
+    verdicts = {row["rule"]: (row["outcome"], row["evidence"][0]) for row in ran.json["verdicts"]}
+    assert list(verdicts) == list(RULES)
+    broken = any(outcome == "BROKEN" for outcome, _ in verdicts.values())
+    assert ran.code == int(broken), ran.err
+    assert ran.json["passed"] is not broken
+    return verdicts
+
+
+@pytest.fixture(scope="module")
+def data(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The byte tokens of the tiny corpus, the validation split cut short."""
+    folder = tmp_path_factory.mktemp("bytes")
+    for split, most in (("train", 20_000), ("val", 1500)):
+        whole = next(path for path in tiny_data.rglob(f"fineweb_{split}_*.bin") if "byte260" in str(path)).read_bytes()
+        header = bytearray(whole[:1024])
+        header[8:12] = most.to_bytes(4, "little")
+        (folder / f"fineweb_{split}_000000.bin").write_bytes(bytes(header) + whole[1024 : 1024 + 2 * most])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def toy(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An honest submission of another kind than ours."""
+    folder = tmp_path_factory.mktemp("toys") / "honest"
+    (data / "byte260").mkdir()  # where the toy's writer looks for them
+    for path in data.glob("*.bin"):
+        (data / "byte260" / path.name).symlink_to(path)
+    write(folder, data)
+    shutil.rmtree(data / "byte260")
+    return folder
+
+
+def changed(toy: Path, home: Path, old: str, new: str) -> Path:
+    """A copy of the honest submission whose script has ``new`` for ``old``."""
+    assert SCRIPT.count(old) == 1
+    folder = home / "cheat"
+    shutil.copytree(toy, folder)
+    (folder / "train_gpt.py").write_text(SCRIPT.replace(old, new))
+    return folder
+
+
+def test_our_own_submission_passes(submitted: Submitted, tiny_run: TinyRun) -> None:  # noqa: F811
+    found = outcomes(submitted.path, "--data", tiny_run.data)
+    assert {outcome for outcome, _ in found.values()} == {"pass"}, found
+
+
+def test_a_strangers_honest_submission_passes(toy: Path, data: Path) -> None:
+    found = outcomes(toy, "--data", data)
+    assert {outcome for outcome, _ in found.values()} == {"pass"}, found
+
+
+def test_without_data_the_script_is_only_read(toy: Path) -> None:
+    found = outcomes(toy)
+    assert {rule for rule, (outcome, _) in found.items() if outcome == "not checked"} == {
+        "causal",
+        "counted once",
+        "as claimed",
+    }
+
+
+PEEK = "row = np.where(np.arange(ALPHABET) == target, 50.0, 1.0)"
+CHEATS = {
+    "looks at the token that it predicts": ("row = counts[context]\n", f"{PEEK}\n", "normalised", "Σp"),
+    "probabilities that add up to 2": ("p = row / row.sum()", "p = 2 * row / row.sum()", "normalised", "is 2"),
+    "looks one token further": (
+        "row = counts[context]\n",
+        "row = counts[context] + 5 * (val_tokens[min(at + 2, len(val_tokens) - 1)] == np.arange(ALPHABET))\n",
+        "causal",
+        "earlier scores",
+    ),
+    "learns from all of it before it scores": (
+        "    total = 0.0\n",
+        "    np.add.at(shipped, (val_tokens[:-1], val_tokens[1:]), 1)\n    total = 0.0\n",
+        "score, then update",
+        "move earlier scores",
+    ),
+    "learns from a token before it scores it": (
+        "        row = counts[context]\n",
+        "        counts[context, target] += 1\n        row = counts[context].copy()\n",
+        "normalised",
+        "Σp",
+    ),
+    "a cache that is looked up by the target": (
+        "            counts = shipped.copy()\n        row = counts[context]\n",
+        "            counts, cache = shipped.copy(), {}\n"
+        "        row = counts[context] + 5 * cache.get((context * 260) ^ target, 0) * (np.arange(ALPHABET) == target)\n"
+        "        cache[(context * 260) ^ target] = 1\n",
+        "normalised",
+        "key made of the target",
+    ),
+    "bytes that are counted twice": (", target >= 4\n", ", 2 * (target >= 4)\n", "counted once", "bytes are counted"),
+    "a part of the split only": ('tokens_of(data, "val")', 'tokens_of(data, "val")[:700]', "counted once", "listed"),
+    "a file from elsewhere": (
+        "    shipped = np.load(HERE",
+        '    np.load(HERE.parent / "honest" / "model.npy")\n    shipped = np.load(HERE',
+        "self-contained",
+        "honest/model.npy",
+    ),
+    "a connection": (
+        "    total = 0.0\n",
+        "    import socket\n    socket.create_connection(('127.0.0.1', 9))\n    total = 0.0\n",
+        "no network",
+        "socket",
+    ),
+    "our package, which is not counted": (
+        "    total = 0.0\n",
+        "    import bytegolf\n    total = 0.0\n",
+        "self-contained",
+        "bytegolf",
+    ),
+}
+
+
+@pytest.mark.parametrize("cheat", CHEATS)
+def test_a_planted_cheat_is_found(cheat: str, toy: Path, data: Path, tmp_path: Path) -> None:
+    old, new, rule, words = CHEATS[cheat]
+    folder = changed(toy, tmp_path, old, new)
+    outcome, evidence = outcomes(folder, "--data", data)[rule]
+    assert outcome == "BROKEN"
+    assert words in evidence
+
+
+def test_papers_that_are_wrong(toy: Path, data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "papers"
+    shutil.copytree(toy, folder)
+    claims = json.loads((folder / "submission.json").read_text())
+
+    def claim(**changes: object) -> dict[str, tuple[str, str]]:
+        told = {key: value for key, value in {**claims, **changes}.items() if value is not None}
+        (folder / "submission.json").write_text(json.dumps(told))
+        return outcomes(folder)
+
+    assert claim(track=None, val_bpb="low")["fields"][1] == "track is missing; val_bpb is 'low', no number"
+    assert claim(val_loss=float("nan"))["fields"][0] == "BROKEN"
+    assert claim(author="")["fields"] == ("doubt", "empty: author")
+    assert "bytes_code is claimed to be 10" in claim(bytes_code=10)["size"][1]
+    (folder / "submission.json").write_text("[1]")
+    assert outcomes(folder)["fields"][0] == "BROKEN"
+    (folder / "train_gpt.py").write_text("def (:\n")
+    assert "cannot be read as Python" in outcomes(folder)["files"][1]
+    (folder / "train.log").unlink()
+    assert "training log" in outcomes(folder)["files"][1]
+
+
+def test_a_wrong_claim_and_too_many_bytes(toy: Path, data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "claim"
+    shutil.copytree(toy, folder)
+    claims = json.loads((folder / "submission.json").read_text())
+    (folder / "submission.json").write_text(json.dumps({**claims, "val_bpb": claims["val_bpb"] - 0.01}))
+    with (folder / "weights.bin").open("wb") as file:
+        file.truncate(16_000_000)
+    found = outcomes(folder, "--data", data)
+    assert found["as claimed"][0] == "BROKEN"
+    assert found["size"][0] == "BROKEN"
+    assert "of 16,000,000" in found["size"][1]
+
+
+def test_a_script_that_cannot_be_run_is_not_judged_by_it(toy: Path, data: Path, tmp_path: Path) -> None:
+    quiet = changed(toy, tmp_path, '"--losses"', '"--nothing"')
+    assert outcomes(quiet, "--data", data)["causal"] == (
+        "not checked",
+        "not run: the script has no `eval --data FOLDER --losses FILE.npy`",
+    )
+    shutil.rmtree(quiet)
+    failing = changed(toy, tmp_path, "    table = score(given.data)\n", "    raise SystemExit('out of order')\n")
+    found = outcomes(failing, "--data", data)
+    assert found["causal"] == ("not checked", "by experiment: out of order")
+    assert found["as claimed"][0] == "not checked"
+    shutil.rmtree(failing)
+    endless = changed(toy, tmp_path, "    table = score(given.data)\n", "    import time; time.sleep(60)\n")
+    assert "stopped after 1 s" in outcomes(endless, "--data", data, "--seconds", 1)["causal"][1]
+
+
+TRAINS = {
+    "on the validation split": """
+        val_tokens = load_data_shard("fineweb_val_000000.bin")
+        for step in range(100):
+            x, y = batch(val_tokens, step)
+            loss = model(x, y)
+            loss.backward()
+        """,
+    "on both splits at once": """
+        tokens = torch.cat([load("fineweb_train_0.bin"), load("fineweb_val_0.bin")])
+        for step in range(100):
+            loss = model(*batch(tokens, step))
+            loss.backward()
+        """,
+    "through a loader and a helper": """
+        class Loader:
+            def __init__(self, pattern, size):
+                self.tokens = load(pattern)
+                self.size = size
+
+            def next(self):
+                return self.tokens[: self.size]
+
+        def learn(model, x):
+            out = model(x)
+            out.mean().backward()
+
+        def main():
+            loader = Loader(args.val_files, 1024)
+            while True:
+                learn(model, loader.next())
+        """,
+    "in several epochs": """
+        def adapt(val_tokens):
+            total_nats = 0.0
+            for epoch in range(3):
+                for x, y in chunks(val_tokens):
+                    total_nats += score(x, y)
+                    loss = model(x, y)
+                    loss.backward()
+        """,
+    "when it calibrates": """
+        def quantise(model, val_tokens):
+            hessians = collect_hessians(model, val_tokens[:4096])
+            return gptq_quantise(model, hessians)
+        """,
+}
+
+FAIR = """
+    def evaluate(model, val_tokens, optimizer):
+        total_nats = 0.0
+        for x, y in chunks(val_tokens):
+            with torch.inference_mode():
+                total_nats += model(x, y).sum().item()
+            loss = model(x, y)
+            loss.backward()
+            optimizer.step()
+
+    def main(args):
+        train_loader, val_tokens = Loader(args.train_files, 1024), load(args.val_files)
+        for step in range(args.steps):
+            loss = model(*train_loader.next())
+            loss.backward()
+            if step % args.val_every == 0:
+                print(evaluate(model, val_tokens, optimizer))
+        hessians = collect_hessians(model, train_loader.next())
+    """
+
+
+def flow(text: str) -> dict[str, str]:
+    lines = text.strip("\n").splitlines()
+    indent = min(len(line) - len(line.lstrip()) for line in lines if line.strip())
+    tree = ast.parse("\n".join(line[indent:] for line in lines))
+    return {finding.rule: finding.outcome for finding in reversed(list(check_flow({"train_gpt.py": tree})))}
+
+
+@pytest.mark.parametrize("way", TRAINS)
+def test_training_on_validation_tokens_is_read_from_the_script(way: str) -> None:
+    assert flow(TRAINS[way])["validation unseen"] == "BROKEN"
+
+
+def test_learning_from_what_was_scored_is_no_training_on_it() -> None:
+    assert flow(FAIR) == {"validation unseen": "pass", "score, then update": "pass"}
+    assert flow(FAIR.replace("total_nats += model(x, y).sum().item()", "pass"))["validation unseen"] == "BROKEN"
+
+
+@pytest.mark.parametrize(
+    ("rule", "text"),
+    [
+        ("no network", "import urllib.request"),
+        ("no network", "from huggingface_hub import hf_hub_download"),
+        ("no network", "import subprocess\nsubprocess.run(['curl', 'x'])\nsubprocess.run('curl x', shell=True)"),
+        ("no network", "import torch\ntorch.hub.load('a', 'b')"),
+        ("self-contained", "import bytegolf.model"),
+        ("self-contained", "open('/home/me/weights.bin', 'rb')"),
+        ("self-contained", "np.load('../weights.npy')"),
+        ("self-contained", "from .helper import x"),
+        ("normalised", "def f(t, targets):\n    key = hash_ids(t, targets)\n    return t[key]"),
+        ("normalised", "def f(t, y):\n    return ngram_counts[(t, y)]"),
+    ],
+)
+def test_what_a_script_says_of_itself(rule: str, text: str) -> None:
+    found = {finding.rule: finding.outcome for finding in check_text({"train_gpt.py": ast.parse(text)})}
+    assert [name for name, outcome in found.items() if outcome == "BROKEN"] == [rule]
+
+
+def test_common_code_breaks_no_rule() -> None:
+    text = """
+import subprocess, torch, torch.distributed as dist
+def loss(logits, targets, counts, context):
+    nll = -torch.log_softmax(logits, -1)[torch.arange(len(targets)), targets]
+    counts[context, targets] += 1
+    weights = nll * 2 % 7
+    return weights[0] + logits.gather(1, targets)
+open("/proc/cpuinfo")
+subprocess.run(["nvidia-smi"])
+"""
+    assert {finding.outcome for finding in check_text({"a.py": ast.parse(text)})} == {"pass"}
+
+
+def test_bad_input(tmp_path: Path, toy: Path) -> None:
+    assert "is no folder" in refused("audit", tmp_path / "none")
+    assert "is empty" in refused("audit", tmp_path)
+    assert "no data folder" in refused("audit", toy, "--data", tmp_path / "none")
+    assert "audit" in good("audit", "--help").out

@@ -1,0 +1,108 @@
+"""The benchmarks: what they count is right. How fast anything is, no test says."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from conftest import tiny_network
+from tiny_run import tiny_config
+
+from bytegolf.config import ModelConfig, load
+from bytegolf.model.lm import LanguageModel
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> object:
+    """``benchmark("train_step")``: a script of ``benchmarks/`` as a module."""
+    monkeypatch.syspath_prepend(FOLDER)
+
+    def module(name: str) -> ModuleType:
+        return importlib.import_module(name)
+
+    return module
+
+
+def test_a_step_is_timed_in_parts_at_the_wanted_rate(benchmark) -> None:
+    train_step = benchmark("train_step")
+    result = train_step.measure(tiny_config("two-level"), 2, 0.25, None, False, "wall")
+    assert set(result["seconds"]) == {"data", "forward", "backward", "optimiser"}
+    assert all(seconds > 0 for seconds in result["seconds"].values())
+    assert result["rates"] == [0.25, 0.25]
+    assert result["bytes_per_second"] == result["tokens_per_second"] > 0
+    json.dumps(result)
+
+
+def test_boundaries_are_drawn_at_the_wanted_rate(benchmark) -> None:
+    train_step = benchmark("train_step")
+    model = LanguageModel(ModelConfig(tiny_network("one-level")))
+    train_step.fix_rates(model, 0.3)
+    out = model(torch.randint(4, 260, (8, 256)))
+    assert float(out.traces[0].rate()) == pytest.approx(0.3, abs=0.05)
+
+
+def test_random_weights_chunk_at_the_presets_rate(benchmark) -> None:
+    model = LanguageModel(ModelConfig(tiny_network("two-level")))
+    benchmark("models").calibrate(model)
+    with torch.no_grad():
+        traces = model(torch.randint(4, 260, (8, 512))).traces
+    assert [float(trace.rate()) for trace in traces] == pytest.approx([1 / 3, 1 / 2], rel=0.2)
+
+
+@pytest.mark.parametrize("preset", ["cpu-demo", "cpu-gpt", "hnet-2stage", "study2-byte"])
+def test_every_width_is_a_model(benchmark, preset: str) -> None:
+    scaling = benchmark("scaling")
+    for width, changes in scaling.width_points(load(preset), [128, 256, 512]).items():
+        found = scaling.stages(load(preset, changes).model.network)
+        assert next(iter(found.values())).dim == int(width)
+
+
+def test_lengths_keep_the_tokens_of_a_step(benchmark) -> None:
+    points = benchmark("scaling").sequence_points([1024, 4096], 8192, ["a=b"])
+    for changes in points.values():
+        assert load("cpu-demo", changes[:-1]).train.batch_tokens == 8192
+
+
+def test_compressors_profit_from_the_training_text(benchmark) -> None:
+    words = b" ".join(b"%d" % (7**n % 1000) for n in range(2000))
+    for name, compress in benchmark("compressors").compressors(8, 1 << 24).items():
+        alone, before, both = (len(compress(text)) for text in (words, words, words + words))
+        assert both - before < alone / 2, name
+
+
+def test_peak_memory_is_the_process_own(benchmark) -> None:
+    """What was let go counts, and what the larger process that started it holds does not."""
+    measuring = benchmark("measuring")
+    code = "import measuring; a = measuring.peak_memory(); bytearray(50_000_000); print(a, measuring.peak_memory())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=FOLDER, check=True, capture_output=True, text=True)
+    before, after = map(int, done.stdout.split())
+    assert before < 60e6 < measuring.peak_memory()
+    assert after - before > 40e6
+
+
+def test_a_table_has_a_row_a_line(benchmark) -> None:
+    text = benchmark("measuring").table([{"a": 1234, "b": 0.12345}, {"a": None, "b": "x"}])
+    assert text.splitlines() == ["| a | b |", "|---|---|", "| 1,234 | 0.1235 |", "| - | x |"]
+
+
+def test_attention_is_timed_in_both_forms(benchmark) -> None:
+    row = benchmark("attention").measure((2, 20, 4, 2, 8, 5), torch.float32, 1, "wall")
+    assert all(value > 0 for value in row.values())
+
+
+def test_hollow_shards_are_read_as_full_ones_and_take_no_room(benchmark, tmp_path: Path) -> None:
+    webscale = benchmark("webscale")
+    found = webscale.measure(tmp_path, 5_000_000, 8, shard_tokens=1_000_000)
+    assert (found["shards"], found["tokens"], found["ranks"]) == (5, 5_000_000, 8)
+    assert found["same_batch"] == "yes"
+    assert found["sequences_a_rank"] == 32
+    used = sum(path.stat().st_blocks * 512 for path in tmp_path.glob("*.bin"))
+    assert used < 100_000, "holes"

@@ -1,0 +1,228 @@
+"""Plans: counted work is the work that is done, and known step times and memory are met with few constants."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from commands import good, refused
+from torch.utils.flop_counter import FlopCounterMode
+
+from bytegolf.config import (
+    ChunkHashConfig,
+    Config,
+    HNetConfig,
+    ModelConfig,
+    RouterConfig,
+    StackConfig,
+    load,
+    outer_dim,
+    preset_chain,
+    preset_names,
+)
+from bytegolf.model.embed import row_tables
+from bytegolf.model.layers import Linear
+from bytegolf.model.lm import LanguageModel
+from bytegolf.model.outline import count_parameters, outline
+from bytegolf.ops import native
+from bytegolf.tools.plan import devices
+from bytegolf.tools.plan.devices import DEVICES
+from bytegolf.tools.plan.prediction import OURS, against_published, predict
+from bytegolf.tools.plan.published import STEP_TIMES
+from bytegolf.tools.plan.roofline import part_times, seconds
+from bytegolf.train import work
+from bytegolf.train.memory import SHARE, activation_bytes, at_a_time, memory_use
+from bytegolf.train.shapes import matrices, tables
+from bytegolf.train.work import Code, Op, chunk_rates, forward_flops, most_chunks, step_work
+
+STAGE = StackConfig(layers=3, dim=32, heads=4, kv_heads=2)
+ROUTER = RouterConfig(4.0, capacity="fixed", capacity_divisor=4.0)
+LEVEL = HNetConfig(STAGE, ROUTER, STAGE, STAGE)
+NARROW = HNetConfig(STAGE, dataclasses.replace(ROUTER, dim=8), STAGE, STAGE, ChunkHashConfig(16, bits=6))
+RULE = HNetConfig(STAGE, dataclasses.replace(ROUTER, kind="stride"), STAGE, STAGE)
+STUDIED = sorted((Path(__file__).parents[2] / "studies" / "models").glob("*.toml"))
+
+
+@pytest.mark.parametrize("network", [STAGE, LEVEL, NARROW, RULE], ids=["flat", "level", "chunk_hash", "rule"])
+def test_flops_are_those_of_the_products_that_a_model_runs(network: StackConfig | HNetConfig) -> None:
+    model, length = LanguageModel(ModelConfig(network)), 64
+    ids = torch.zeros(2, length, dtype=torch.long)
+    # the counter sees PyTorch's products only
+    with torch.no_grad(), native.disabled(), FlopCounterMode(display=False) as counter:
+        model(ids)
+    logits = 2 * ids.numel() * 32 * 260
+    # dense attention computes both halves of the square; the model's own FLOPs are those of the lower one
+    upper = 3 * ids.numel() * 4 * 32 * (length // 2)
+    if isinstance(network, HNetConfig):
+        chunks = length // 4
+        upper += upper + 3 * 2 * chunks * 4 * 32 * (chunks // 2)
+        logits += 2 * 2 * chunks * chunks * 32  # the smoothing, a product with a triangular matrix
+    assert counter.get_total_flops() == forward_flops(network, 128, length, [0.25]) + logits + upper
+
+
+@pytest.mark.parametrize(
+    "source",
+    [name for name in preset_names() if len(preset_chain(name)) == 1] + STUDIED,
+    ids=lambda one: Path(one).stem,
+)
+@pytest.mark.parametrize("changes", [[], ["optim.router_lr=0.01"]], ids=["", "router_lr"])
+def test_what_is_counted_is_what_the_model_has(source: str | Path, changes: list[str]) -> None:
+    """Every matrix that Muon moves, every table; with the embedding and the vectors these are all parameters."""
+    config = load(source, changes)
+    model = outline(config.model)
+    of_routers = {
+        id(one.weight) for name, one in model.named_modules() if ".router." in name and isinstance(one, Linear)
+    }
+    moved = [
+        (one.weight.shape[1], rows)
+        for one in model.modules()
+        if isinstance(one, Linear) and not (config.optim.router_lr and id(one.weight) in of_routers)
+        for rows in one.splits
+    ]
+    assert sorted(matrices(config)) == sorted(moved)
+    assert list(tables(config.model)) == [tuple(each.table.shape) for each in row_tables(model)]
+    if changes:
+        return
+    embedding = (config.model.vocab_size, outer_dim(config.model.network))
+    known = sum(rows * width for rows, width in (*matrices(config), *tables(config.model), embedding))
+    linear = {id(one.weight) for one in model.modules() if isinstance(one, Linear)}
+    others = [each for name, each in model.named_parameters() if id(each) not in linear and not name.endswith("table")]
+    vectors = sum(each.numel() for each in others if each is not model.embedding.weight)
+    assert known + vectors == count_parameters(model)
+    assert vectors < 0.01 * known, "gains, biases, mixing weights"
+
+
+@pytest.mark.parametrize("preset", ["baseline-sp1024", "study2-byte"])
+def test_a_steps_work_has_three_times_the_forward_products(preset: str) -> None:
+    config = load(preset)
+    rates = chunk_rates(config.model)
+    positions, length = config.train.batch_tokens / 8, config.train.seq_len
+    parts = [op for op in step_work(config, 8, Code(True, smoothing="scan"), rates) if op.part.startswith("network")]
+    ends = 2 * positions * 512 * config.model.vocab_size
+    # attention's backward pass takes 2.5 times its forward pass
+    products = sum(op.flops for op in parts if op.kind == "matmul") / 3
+    attention = sum(op.flops for op in parts if op.kind == "attention") / 3.5
+    assert products + attention == pytest.approx(forward_flops(config.model.network, positions, length, rates))
+    logits = [op for op in step_work(config, 8, Code(True), rates) if op.part == "logits" and op.kind == "matmul"]
+    assert logits[0].flops == 3 * ends
+
+
+def test_published_step_times_are_met_with_fewer_constants_than_there_are_figures() -> None:
+    """Within 30 %, as asked; the mean error says that no figure has a constant of its own."""
+    rows = against_published()
+    constants = (devices.LAUNCH, devices.MATMUL, devices.ATTENTION, devices.MEMORY, devices.SCAN, devices.SCATTER)
+    assert len(constants) + len((work.SPREAD, work._LOOP_KERNELS)) < len(rows)
+    assert {row["published_ms"] for row in rows} >= {43.54, 245.0, 93.2}
+    for row in rows:
+        assert abs(row["error"]) < 0.3, row
+        assert row["error"] == pytest.approx(row["predicted_ms"] / row["published_ms"] - 1, abs=1e-3)
+
+
+def test_published_memory_is_met() -> None:
+    known = [row for row in against_published() if row["published_bytes"]]
+    assert len(known) == 2
+    assert all(row["predicted_bytes"] == pytest.approx(row["published_bytes"], rel=0.15) for row in known)
+
+
+def test_each_constant_matters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What makes S3 slow is what the code does, not the sizes: with our own smoothing it would take half the time."""
+    known = next(time for time in STEP_TIMES if time.milliseconds == 93.2)
+    config = load(known.preset, known.overrides)
+    device, rates = DEVICES["h100"], chunk_rates(config.model)
+
+    def total(code: Code) -> float:
+        return sum(part.seconds for part in part_times(step_work(config, 8, code, rates), device))
+
+    theirs, ours = total(known.code), total(Code(compiled=True))
+    eager = total(dataclasses.replace(known.code, compiled=False))
+    assert ours < 0.6 * theirs < theirs < 0.8 * eager
+
+
+def test_an_operation_takes_as_long_as_its_slower_side() -> None:
+    device = DEVICES["h100"]
+    computing, moving = Op("a", "matmul", 1e12, 1.0), Op("a", "matmul", 1.0, 1e9)
+    assert seconds(computing, device) == 1e12 / (device.flops * devices.MATMUL)
+    assert seconds(moving, device) == 1e9 / (device.bandwidth * devices.MEMORY)
+    (part,) = part_times([dataclasses.replace(moving, kernels=1000.0)], device)
+    assert part.seconds == 1000 * device.launch, "tiny kernels wait to be started"
+
+
+def test_more_devices_take_less_time_and_send_more() -> None:
+    config = load("study2-byte-4h")
+    rates = chunk_rates(config.model)
+    found = [predict(config, DEVICES["h100"], count, rates, OURS) for count in (1, 2, 8)]
+    assert found[0].seconds > 1.8 * found[1].seconds > 5 * found[2].seconds
+    assert [one.sequences for one in found] == [256, 128, 32]
+    assert found[0].reduced == 0 < found[1].reduced < found[2].reduced
+
+
+def test_what_fits_divides_the_share_and_fills_no_more_than_it_may() -> None:
+    config = load("study2-byte-4h")
+    rates, parameters = most_chunks(config.model), 22_966_880
+    counts = [at_a_time(config, parameters, 2, memory) for memory in (0.0, 8e9, 24e9, 1e15)]
+    assert counts[0] == 1
+    assert counts == sorted(set(counts)), "more memory, more at a time"
+    assert counts[-1] == 128
+    for memory, count in zip((8e9, 24e9), counts[1:], strict=False):
+        assert 128 % count == 0
+        assert memory_use(config, parameters, count, 2, rates).total <= SHARE * memory
+        assert memory_use(config, parameters, 2 * count, 2, rates).total > SHARE * memory
+    assert at_a_time(load("study2-byte-4h", ["train.micro_batch=5"]), parameters, 2, 0.0) == 5
+    assert at_a_time(load("cpu-demo"), 9_931_284, 1, 4e9) == 8, "a small machine takes it whole"
+
+
+def test_an_untrained_router_must_find_room() -> None:
+    assert most_chunks(load("study1-byte").model) == [1.0]
+    assert most_chunks(load("study2-byte").model) == [0.25]
+    assert most_chunks(load("hnet-2stage").model) == [1.0, 1.0]
+
+
+def test_activations_grow_with_what_there_is() -> None:
+    small = activation_bytes(load("study1-byte").model, [0.1])
+    assert small < activation_bytes(load("study1-byte").model, [0.2])
+    assert small < activation_bytes(load("study1-sp1024").model, [0.1]), "more logits"
+
+
+def test_a_lexicon_and_a_narrow_router_are_work_and_memory() -> None:
+    level = "model.network."
+    plain = [f"{level}chunk_hash.dim=0", f"{level}router.dim=0"]
+    without = load("cpu-demo", plain)
+    with_it = load("cpu-demo", [*plain, f"{level}chunk_hash.dim=64"])
+    narrow = load("cpu-demo", [*plain, f"{level}router.dim=16"])
+    count = count_parameters(outline(without.model))
+    rows = 64 << 15
+
+    def work(config: Config, kind: str = "matmul") -> float:
+        return sum(op.flops for op in step_work(config, 1, OURS, [0.2]) if op.kind == kind)
+
+    assert work(narrow) < work(without) < work(with_it)
+    grown, before = memory_use(with_it, count + rows, 8, 4, [0.2]), memory_use(without, count, 8, 4, [0.2])
+    assert grown.optimiser - before.optimiser == 4 * rows, "each rank keeps a table's whole state"
+    assert grown.activations > before.activations > memory_use(narrow, count, 8, 4, [0.2]).activations
+
+
+def test_the_verb_plans_and_checks_itself() -> None:
+    ran = good("plan", "study2-byte-10min", "--count", 8, "--json")
+    found = ran.json
+    assert (found["params"], found["sequences"], found["accumulation"]) == (22_966_880, 32, 1)
+    assert found["steps"] == int(555_000 / found["step_ms"]), "GPTQ has 45 of the 600 s"
+    assert found["train_tokens"] == found["steps"] * 524_288
+    assert found["memory_bytes"]["total"] == pytest.approx(sum(found["memory_bytes"].values()) / 2, abs=3)
+    assert "assumed: " in ran.out
+    assert good("plan", "cpu-gpt", "train.max_steps=7", "--json").json["steps"] == 7
+    (chunk_hash,) = (path for path in STUDIED if path.stem == "lexicon")
+    planned = good("plan", chunk_hash, "--json").json["params"]
+    assert planned == count_parameters(LanguageModel(load(chunk_hash).model))
+    published = good("plan")
+    assert "245.0 ms" in published.out
+    assert "Fitted" in published.out
+
+
+def test_a_bad_plan_is_refused_in_a_sentence() -> None:
+    assert "no device is called 'h1000': choose one of h100" in refused("plan", "cpu-gpt", "--device", "h1000")
+    said = refused("plan", "study1-byte", "--count", 7)
+    assert "a batch of 512 sequences does not split among 7 devices" in said
+    assert "'here' is one device" in refused("plan", "cpu-gpt", "--device", "here", "--count", 2)
+    assert "no preset is called 'nothing'" in refused("plan", "nothing")

@@ -1,0 +1,302 @@
+"""Proofs of a score: green on honest models of every kind; each planted cheat is caught by each check that should."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from commands import SUBWORDS, TinyRun, cli, good, refused, small
+from conftest import scatter, shapes_unchecked
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from bytegolf.artifact import loading as opening
+from bytegolf.artifact.loading import LoadedModel
+from bytegolf.artifact.pack import write_artifact
+from bytegolf.config import load, preset_chain, preset_names
+from bytegolf.data.tokenizer import ByteTokenizer, load_tokenizer
+from bytegolf.errors import BytegolfError
+from bytegolf.evaluate import proofs
+from bytegolf.evaluate import score as bpb
+from bytegolf.evaluate import scoring_modes as ways
+from bytegolf.evaluate import verification as proving
+from bytegolf.evaluate.proofs import Check
+from bytegolf.evaluate.scoring_modes import ScoringMode
+from bytegolf.evaluate.windows import Window
+from bytegolf.model.lm import Forward, LanguageModel
+
+LITTLE = proving.Effort(cuts=1, places=2, streams=24, tokens=1024)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Without checks of shapes; test-time training is tried where a test asks for it."""
+    monkeypatch.setattr(ways, "LEARNING", ())
+    with shapes_unchecked():
+        yield
+
+
+@pytest.fixture
+def opened(tiny_run: TinyRun) -> LoadedModel:
+    return opening.load_model(tiny_run.folder, precision="fp32")
+
+
+def failed(opened: LoadedModel, data: Path) -> set[str]:
+    """The kinds of checks that fail."""
+    checks = list(proving.prove(opened, data, LITTLE, fresh=False))
+    return {check.name.partition(":")[0] for check in checks if not check.passed}
+
+
+def disguised(opened: LoadedModel, cheat: type[LanguageModel]) -> LoadedModel:
+    """The same weights in a model that cheats."""
+    model = copy.deepcopy(opened.model)
+    model.__class__ = cheat
+    return dataclasses.replace(opened, model=model)
+
+
+# -------------------------------------------------------------------------------------------------------- honest
+
+
+@pytest.mark.parametrize("preset", [name for name in preset_names() if len(preset_chain(name)) == 1])
+def test_every_preset_is_proved(preset: str, tiny_data: Path, tmp_path: Path) -> None:
+    """Shrunken and untrained, away from the special values at which parameters start."""
+    changes = small(preset, seq_len=32)
+    if load(preset).eval.stride:
+        changes.append("eval.stride=8")
+    byte = load(preset).data.tokenizer == "byte260"
+    if not byte:
+        changes += [f"data.tokenizer={SUBWORDS}", f"model.vocab_size={SUBWORDS[2:]}"]
+    config = load(preset, changes)
+    model = LanguageModel(config.model)
+    scatter(model)
+    with torch.no_grad():
+        model.embedding.weight.mul_(0.2)
+    tokenizer = ByteTokenizer() if byte else load_tokenizer(SUBWORDS, tiny_data)
+    write_artifact(tmp_path / "a.bgolf", model.state_dict(), config, tokenizer.identity())
+    opened = opening.load_model(tmp_path / "a.bgolf", tiny_data, precision="fp32")
+    checks = list(proving.prove(opened, tiny_data, LITTLE, fresh=False))
+    assert all(check.passed for check in checks), [check for check in checks if not check.passed]
+    kinds = [check.name.partition(":")[0] for check in checks]
+    assert kinds.count("causal") == (7 if opened.model.levels() else 2)
+    assert {"causal", "normalised", "counted once", "frequencies", "coded size", "decoded"} == set(kinds)
+
+
+def test_the_future_is_not_learned_from(
+    tiny_run: TinyRun, opened: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ways, "LEARNING", ("lora", "sgd"))
+    tokens = np.random.default_rng(0).integers(4, 260, 65)
+    adapting = [way for way in ways.ways(opened.model, 32) if way.ttt.mode != "off"]
+    assert len(adapting) == 2
+    for way in adapting:
+        check = proofs.causality(opened.model, opened.tokenizer, tokens, way, 0)
+        assert check.passed, check
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_verb_proves_a_run_and_a_claim(precision: str, tiny_run: TinyRun) -> None:
+    bpb = good("eval", tiny_run.folder, "--precision", precision, "--json").json["bpb"]
+    if precision == "fp32":
+        ran = good("prove", tiny_run.folder, "--claim", bpb, "--precision", precision, "--json")
+        assert ran.json["passed"] is True
+        assert [check["name"] for check in ran.json["checks"]][-2:] == ["recomputed", "as claimed"]
+        assert ran.out.count("pass  ") == len(ran.json["checks"])
+        return
+    ran = cli("prove", tiny_run.folder, "--claim", bpb - 0.01, "--precision", precision, "--json")
+    assert ran.code == 1
+    assert [check["name"] for check in ran.json["checks"] if not check["passed"]] == ["as claimed"]
+    assert "FAIL  as claimed" in ran.out
+
+
+def test_what_cannot_be_proved_is_said(tiny_run: TinyRun, tmp_path: Path) -> None:
+    assert "no such file" in refused("prove", tmp_path / "nothing")
+    assert "bytegolf prepare" in refused("prove", tiny_run.folder, "--data", tmp_path / "nowhere")
+
+
+# --------------------------------------------------------------------------------------------------------- cheats
+
+
+class Peeking(LanguageModel):
+    """Knows the next token wherever it is in the window."""
+
+    def forward(self, ids: Tensor) -> Forward:
+        out = super().forward(ids)
+        hint = torch.nn.functional.one_hot(ids[:, 1:], self.config.vocab_size)
+        out.logits[:, :-1] += 5 * hint.to(out.logits.dtype)
+        return out
+
+
+class PeekingEmbedding(LanguageModel):
+    """Its network sees a little of the next token, in every mode of scoring."""
+
+    def embed_traced(self, ids: Tensor) -> Any:
+        x, soft = super().embed_traced(ids)
+        return x + 0.1 * torch.cat((x[:, 1:], x[:, :1]), 1), soft
+
+
+class MergingPairs(LanguageModel):
+    """Reads two tokens as one, so that the first of a pair knows the second."""
+
+    def forward(self, ids: Tensor) -> Forward:
+        out = super().forward(ids)
+        hint = torch.nn.functional.one_hot(ids[:, 1::2], self.config.vocab_size)
+        out.logits[:, : 2 * hint.shape[1] : 2] += 5 * hint.to(out.logits.dtype)
+        return out
+
+
+class MergingPairsEmbedding(LanguageModel):
+    """The mean of each pair stands for both of its tokens."""
+
+    def embed_traced(self, ids: Tensor) -> Any:
+        x, soft = super().embed_traced(ids)
+        even = x.shape[1] // 2 * 2
+        pairs = x[:, :even].unflatten(1, (-1, 2)).mean(2).repeat_interleave(2, 1)
+        return torch.cat((pairs, x[:, even:]), 1), soft
+
+
+class Unnormalised(LanguageModel):
+    """A mixture whose weights sum to 1.1."""
+
+    def losses(self, out: Forward, targets: Tensor) -> Tensor:
+        return super().losses(out, targets) - np.log(1.1)
+
+
+class Doubling(ByteTokenizer):
+    """Counts spaces twice."""
+
+    def byte_counts(self, targets: ArrayLike, previous: ArrayLike) -> NDArray[np.int64]:
+        return super().byte_counts(targets, previous) + (np.asarray(targets) == 36)
+
+
+def test_the_honest_original_passes(opened: LoadedModel, tiny_run: TinyRun) -> None:
+    assert failed(opened, tiny_run.data) == set()
+
+
+@pytest.mark.parametrize("cheat", [Peeking, MergingPairs])
+def test_what_sees_ahead_fails_by_experiment_and_cannot_be_coded(
+    cheat: type[LanguageModel], opened: LoadedModel, tiny_run: TinyRun
+) -> None:
+    assert failed(disguised(opened, cheat), tiny_run.data) == {"causal", "coded size"}
+
+
+@pytest.mark.parametrize("cheat", [PeekingEmbedding, MergingPairsEmbedding])
+def test_what_sees_ahead_in_its_network_fails_in_every_mode(cheat: type[LanguageModel], opened: LoadedModel) -> None:
+    cheating = disguised(opened, cheat)
+    tokens = np.random.default_rng(0).integers(4, 260, 65)
+    for way in ways.ways(cheating.model, 32):
+        assert not proofs.causality(cheating.model, cheating.tokenizer, tokens, way, 0).passed, way.name
+
+
+def test_learning_before_the_score_fails(opened: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Test-time training that learns from a window's own targets before it scores them."""
+    inner = bpb.score
+
+    def too_soon(model: LanguageModel, stream: Any, *arguments: Any, **settings: Any) -> bpb.Score:
+        before = model.embedding.weight.detach().clone()
+        ids = torch.from_numpy(stream.slice(0, len(stream)).astype(np.int64))
+        with torch.no_grad():
+            model.embedding.weight += 1e-3 * torch.bincount(ids, minlength=260).unsqueeze(1)
+        try:
+            return inner(model, stream, *arguments, **settings)
+        finally:
+            with torch.no_grad():
+                model.embedding.weight.copy_(before)
+
+    monkeypatch.setattr(ways, "score", too_soon)
+    tokens = np.random.default_rng(0).integers(4, 260, 65)
+    check = proofs.causality(opened.model, opened.tokenizer, tokens, ScoringMode("", 32), 2)
+    assert not check.passed
+    assert "replaced" in check.evidence or "deleted" in check.evidence
+
+
+def test_a_model_that_reads_nothing_proves_nothing(opened: LoadedModel) -> None:
+    class Blind(LanguageModel):
+        def forward(self, ids: Tensor) -> Forward:
+            return super().forward(torch.ones_like(ids))
+
+    cheating = disguised(opened, Blind)
+    tokens = np.random.default_rng(0).integers(4, 260, 65)
+    check = proofs.causality(cheating.model, cheating.tokenizer, tokens, ScoringMode("", 32), 2)
+    assert not check.passed
+    assert "changed anything" in check.evidence
+
+
+def test_a_mixture_that_sums_to_more_than_one_fails(opened: LoadedModel, tiny_run: TinyRun) -> None:
+    assert failed(disguised(opened, Unnormalised), tiny_run.data) == {"normalised", "coded size"}
+
+
+def test_bytes_counted_twice_fail(opened: LoadedModel, tiny_run: TinyRun) -> None:
+    cheating = dataclasses.replace(opened, tokenizer=Doubling())
+    assert failed(cheating, tiny_run.data) == {"counted once"}
+
+
+@pytest.mark.parametrize("cheat", ["skips", "repeats"])
+def test_windows_that_choose_their_targets_fail(
+    cheat: str, opened: LoadedModel, tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = bpb.windows
+
+    def chosen(*arguments: Any) -> Iterator[Window]:
+        plan = list(inner(*arguments))
+        return iter([plan[0], *plan[2:]] if cheat == "skips" and len(plan) > 4 else [plan[0], *plan])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bpb, "windows", chosen)
+        stream = proving.open_split(tiny_run.data, "byte260", "val", 260)
+        counting = proofs.Counting(stream, opened.tokenizer)
+        total = bpb.score(opened.model, stream, opened.tokenizer, 128, limit=1024, observe=counting.observe)
+    check = counting.check(total, None)
+    assert not check.passed
+    assert ("left out" if cheat == "skips" else "more than once") in check.evidence
+
+
+def test_a_split_that_is_not_the_documents_fails(opened: LoadedModel, tiny_run: TinyRun) -> None:
+    stream = proving.open_split(tiny_run.data, "byte260", "val", 260)
+    counting = proofs.Counting(stream, opened.tokenizer)
+    total = bpb.score(opened.model, stream, opened.tokenizer, 128, limit=256, observe=counting.observe)
+    assert counting.check(total, None).passed
+    assert "its documents have 9" in counting.check(total, 9).evidence
+
+
+def test_weights_that_are_not_the_artifacts_fail(opened: LoadedModel, tiny_run: TinyRun) -> None:
+    """What was scored here is not what is shipped."""
+    other = disguised(opened, LanguageModel)
+    with torch.no_grad():
+        other.model.embedding.weight.mul_(1.5)
+    stream = proving.open_split(tiny_run.data, "byte260", "val", 260)
+    total = bpb.score(other.model, stream, other.tokenizer, 128, limit=256, drop_tail=True)
+    check = proving._recomputed(other, tiny_run.data, total, 256)
+    assert isinstance(check, Check)
+    assert not check.passed
+    assert "from the artifact alone" in check.evidence
+
+
+def test_what_does_not_decode_fails(opened: LoadedModel, tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model whose steps are not the same twice."""
+    inner, calls = LanguageModel.step, iter(range(1 << 30))
+
+    def step(self: LanguageModel, *arguments: Any) -> Tensor:
+        return inner(self, *arguments) + 0.01 * (next(calls) % 7) * torch.arange(260)
+
+    monkeypatch.setattr(LanguageModel, "step", step)
+    assert "decoded" in failed(opened, tiny_run.data)
+
+
+def test_a_split_shorter_than_a_window_is_said(opened: LoadedModel, tiny_run: TinyRun) -> None:
+    train = dataclasses.replace(opened.config.train, seq_len=1 << 20, batch_tokens=1 << 20)
+    longer = dataclasses.replace(opened.config, train=train)
+    with pytest.raises(BytegolfError, match="fewer than one sequence"):
+        next(proving.prove(dataclasses.replace(opened, config=longer), tiny_run.data))
+
+
+def test_a_quick_proof_scores_less_where_windows_overlap() -> None:
+    # 1,024 tokens are worked out for 32 new ones: 65,536 targets would take 2 million
+    assert proving.QUICK.limit(1024, 0) == proving.QUICK.tokens == proving.QUICK.limit(1024, 512)
+    assert proving.QUICK.limit(1024, 32) == proving.QUICK.tokens // 4
+    assert proving.THOROUGH.limit(1024, 32) == 0

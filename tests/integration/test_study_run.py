@@ -1,0 +1,488 @@
+"""Running studies: what is missing and nothing else, after failures, after a kill, by Slurm; one real study at the end.
+
+Most runs are a stub's, which the study names as its trainer: it leaves in a run's folder what `train` leaves there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+from commands import Ran, TinyRun, cli, good, refused, small
+
+from bytegolf.artifact import checkpoint as store
+from bytegolf.config import load, to_dict
+from bytegolf.tools.study import results
+from bytegolf.tools.study.definition import _OWN, Study, read_study
+from bytegolf.tools.study.launch import Ray, busy, start_script, write_script
+from bytegolf.tools.study.plan import jobs
+from bytegolf.train.metrics import read_metrics
+
+STUB = """
+import json, sys, time, tomllib
+from pathlib import Path
+config, out = Path(sys.argv[1]), Path(sys.argv[3])
+assert sys.argv[2:] == ["--out", str(out), "--resume"]
+read = tomllib.loads(config.read_text())
+seed, lr = read["train"]["seed"], read["optim"]["muon_lr"]
+with Path("started.txt").open("a") as file:
+    file.write(f"{lr} {seed}\\n")
+if Path(f"fail-{lr}-{seed}").exists():
+    print("some words")
+    sys.exit("bytegolf: the loss is not finite at step 3: lower it")
+time.sleep(float(Path("pause").read_text()) if Path("pause").exists() else 0)
+(out / "checkpoints").mkdir(exist_ok=True)
+made = {"bytegolf": "0", "python": "3", "packages": {"torch": "2"}, "git": None}
+(out / "environment.json").write_text(json.dumps(made))
+summary = {"bpb": 1 + lr + seed / 1000, "bpb_original": 1 + lr + seed / 1000, "subset": False, "total_bytes": 9,
+    "fits": True, "params": 1, "train_seconds": 1.0, "steps": 3, "train_bytes": 9, "train_bytes_per_second": 9,
+    "boundaries": None, "stopped_early": Path("stopped").exists(), "artifact": str(out / "a.bgolf")}
+(out / "part").write_text(json.dumps(summary))
+(out / "part").rename(out / "summary.json")
+"""
+
+FILE = """
+name = "s"
+question = "Which rate?"
+preset = "cpu-demo"
+control = "muon_lr=0.1"
+seeds = [1, 2]
+data = "{data}"
+trainer = "'{python}' -I -S stub.py"
+budget.steps = 3
+[grid]
+optim.muon_lr = [0.1, 0.2]
+"""
+
+
+@pytest.fixture
+def here(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder: a study of two variants with two seeds, and the stub that trains them."""
+    monkeypatch.chdir(tmp_path)
+    Path("stub.py").write_text(STUB)
+    Path("s.toml").write_text(FILE.format(data=tiny_data, python=sys.executable))
+    return tmp_path
+
+
+def study() -> Study:
+    return read_study(Path("s.toml"))
+
+
+def started() -> list[str]:
+    """The runs that the stub was started for, in order."""
+    return Path("started.txt").read_text().splitlines() if Path("started.txt").exists() else []
+
+
+def rows() -> list[dict[str, Any]]:
+    return results.read_rows(study())
+
+
+def scores(answer: dict[str, Any]) -> list[tuple[str, float]]:
+    return [(row["variant"], row["bpb"]) for row in answer["variants"]]
+
+
+SCORES = [("muon_lr=0.1", pytest.approx(1.1015)), ("muon_lr=0.2", pytest.approx(1.2015))]
+
+
+# ---------------------------------------------------------------------------------------------- what is missing
+
+
+def test_what_is_there_is_not_repeated(here: Path) -> None:
+    first = good("study", "run", "s.toml", "--json")
+    assert scores(first.json) == SCORES
+    assert (first.json["done"], first.json["wanted"]) == (4, 4)
+    assert started() == ["0.1 1", "0.2 1", "0.1 2", "0.2 2"]
+    table = Path("s/table.md").read_text()
+    assert "+0.1000 ± 0.0000 | worse" in table
+    before = Path("s/results.jsonl").read_bytes()
+    assert good("study", "run", "s.toml", "--json").json == first.json
+    assert len(started()) == 4
+    assert (Path("s/results.jsonl").read_bytes(), Path("s/table.md").read_text()) == (before, table)
+
+
+def test_rows_hold_everything_and_nothing_of_this_machine(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")  # the folder may have a long name
+    good("study", "run", "s.toml")
+    row = rows()[0]
+    assert row["overrides"] == {"optim.muon_lr": 0.1}
+    assert (row["seed"], row["preset"], row["budget"], row["threads"]) == (1, "cpu-demo", {"steps": 3}, 1)
+    assert "artifact" not in row["summary"]
+    assert str(here) not in Path("s/results.jsonl").read_text() + Path("s/table.md").read_text()
+    assert not list(Path("runs").rglob("checkpoints"))
+    assert "3 of 4" not in good("study", "list", here).out
+    assert "4 of 4" in good("study", "list", here).out
+
+
+def test_results_outlive_the_runs_and_the_data(here: Path, tiny_data: Path) -> None:
+    """As they do when they are committed and looked at elsewhere."""
+    import shutil
+
+    first = good("study", "run", "s.toml", "--json")
+    shutil.rmtree("runs")
+    assert good("study", "run", "s.toml", "--json").json == first.json
+    assert len(started()) == 4
+    Path("s.toml").write_text(FILE.format(data="nowhere", python=sys.executable))
+    assert good("study", "show", "s.toml", "--json").json == first.json
+    assert "bytegolf prepare" in refused("study", "run", "s.toml")
+
+
+def test_only_what_changed_is_run_and_the_rest_is_kept_apart(here: Path) -> None:
+    good("study", "run", "s.toml")
+    Path("s.toml").write_text(Path("s.toml").read_text().replace("0.2]", "0.3]"))
+    found = good("study", "run", "s.toml", "--json").json
+    assert started()[4:] == ["0.3 1", "0.3 2"]
+    assert [name for name, _ in scores(found)] == ["muon_lr=0.1", "muon_lr=0.3"]
+    Path("s.toml").write_text(Path("s.toml").read_text().replace("steps = 3", "steps = 4"))
+    assert good("study", "show", "s.toml", "--json").json["done"] == 0
+    Path("s.toml").write_text(Path("s.toml").read_text().replace("steps = 4", "steps = 3").replace("0.3]", "0.2]"))
+    assert scores(good("study", "show", "s.toml", "--json").json) == SCORES
+
+
+def partly(*arguments: object) -> Ran:
+    """A study some of whose runs fail."""
+    ran = cli(*arguments)
+    assert ran.code == 1
+    assert ran.err.endswith(" failed, for what is said above: the same command tries again\n")
+    return ran
+
+
+def test_only_named_variants(here: Path) -> None:
+    found = good("study", "run", "s.toml", "--only", "muon_lr=0.2", "--json").json
+    assert started() == ["0.2 1", "0.2 2"]
+    assert (found["done"], found["wanted"]) == (2, 4)
+    assert "no variant 'x'" in refused("study", "run", "s.toml", "--only", "x")
+
+
+def test_a_failure_stops_nothing_and_is_tried_again(here: Path) -> None:
+    Path("fail-0.1-1").touch()
+    ran = partly("study", "run", "s.toml", "--jobs", 2, "--json")
+    assert (ran.json["done"], ran.json["failed"]) == (3, 1)
+    good("study", "run", "s.toml", "--only", "muon_lr=0.2")  # which lacks nothing
+    assert ran.json["errors"] == {"muon_lr=0.1, seed 1": "the loss is not finite at step 3: lower it"}
+    assert "failed: the loss is not finite" in ran.err
+    assert "1 (1 failed)" in Path("s/table.md").read_text()
+    Path("fail-0.1-1").unlink()
+    ran = good("study", "run", "s.toml", "--json")
+    assert started()[4:] == ["0.1 1"]
+    assert scores(ran.json) == SCORES
+    assert not ran.json["errors"]
+
+
+def test_a_run_that_was_interrupted_goes_on(here: Path) -> None:
+    """Ctrl-C has `train` export what there is: that is no result of the study's budget."""
+    Path("stopped").touch()
+    assert partly("study", "run", "s.toml", "--only", "muon_lr=0.1", "--json").json["failed"] == 2
+    assert "interrupted before its budget" in rows()[0]["error"]
+    Path("stopped").unlink()
+    assert good("study", "run", "s.toml", "--json").json["done"] == 4
+
+
+def test_a_command_that_is_not_there(here: Path) -> None:
+    Path("s.toml").write_text(Path("s.toml").read_text().replace("trainer = ", 'trainer = "no-such-command" # '))
+    assert "no-such-command" in next(iter(partly("study", "run", "s.toml", "--json").json["errors"].values()))
+
+
+def test_half_a_row_is_left_behind(here: Path) -> None:
+    good("study", "run", "s.toml", "--only", "muon_lr=0.1")
+    path = Path("s/results.jsonl")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20])  # as if the machine had died while it was written
+    assert len(rows()) == 1
+    assert scores(good("study", "run", "s.toml", "--json").json) == SCORES
+    assert len(started()) == 4, "the run itself was not lost"
+    assert len(rows()) == 4
+
+
+# ---------------------------------------------------------------------------------------------- killed
+
+
+def heed_ctrl_c() -> None:
+    """A shell starts what runs in the background deaf to Ctrl-C, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def process(*arguments: object) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "bytegolf", *map(str, arguments)]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen(command, **quiet, start_new_session=True, preexec_fn=heed_ctrl_c)
+
+
+def until(what: Callable[[], bool]) -> None:
+    """Wait for something that another process does."""
+    end = time.monotonic() + 60
+    while not what():
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def running(*arguments: object) -> Iterator[subprocess.Popen[bytes]]:
+    """A command that is killed at the end, if it still runs."""
+    child = process(*arguments)
+    try:
+        yield child
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_killed_in_the_middle_it_goes_on_to_the_same_table(here: Path) -> None:
+    Path("pause").write_text("0.6")
+    with running("study", "run", "s.toml") as child:
+        until(lambda: len(rows()) == 1 and len(started()) == 2)
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait()
+    assert busy(jobs(study())[1].folder), "the run itself goes on, and holds its lock"
+    Path("pause").write_text("0")
+    killed = good("study", "run", "s.toml", "--json").json
+    assert started() == ["0.1 1", "0.2 1", "0.1 2", "0.2 2"], "and was waited for, not started twice"
+    assert scores(killed) == SCORES
+    Path("s").rename("killed")
+    Path("runs").rename("killed-runs")
+    assert good("study", "run", "s.toml", "--json").json == killed
+    for name in ("table.md", "table.csv"):
+        assert Path("s", name).read_text() == Path("killed", name).read_text()
+
+
+def test_killed_with_its_run_it_starts_that_again(here: Path) -> None:
+    Path("pause").write_text("30")
+    with running("study", "run", "s.toml") as child:
+        until(lambda: len(started()) == 1)
+        child.kill()
+    Path("pause").write_text("0")
+    folder = jobs(study())[0].folder
+    script = int(subprocess.check_output(["pgrep", "-f", f"^sh {folder}/run.sh"]).split()[0])
+    os.killpg(script, signal.SIGKILL)
+    until(lambda: not busy(folder))
+    assert scores(good("study", "run", "s.toml", "--json").json) == SCORES
+    assert started() == ["0.1 1", "0.1 1", "0.2 1", "0.1 2", "0.2 2"]
+
+
+def test_ctrl_c_ends_command_and_runs(here: Path) -> None:
+    Path("pause").write_text("30")
+    with running("study", "run", "s.toml") as child:
+        until(lambda: len(started()) == 1)
+        assert "another `bytegolf study run` is at work" in refused("study", "run", "s.toml")
+        child.send_signal(signal.SIGINT)
+        assert child.wait() == 130
+    assert not busy(jobs(study())[0].folder)
+    assert rows() == []
+
+
+def test_a_run_that_ended_unseen_is_collected(here: Path) -> None:
+    job = jobs(study())[0]
+    write_script(study(), job)
+    assert start_script(job.folder).wait() == 0
+    assert good("study", "show", "s.toml", "--json").json["done"] == 1
+    assert [row["seed"] for row in rows()] == [1]
+
+
+# ---------------------------------------------------------------------------------------------- other launchers
+
+SBATCH = """#!/bin/sh
+script=$2
+[ "$1" = --parsable ] || exit 9
+[ -e refuse ] && { echo "no such partition" >&2; exit 1; }
+last=$(sed -n 's/^#SBATCH --array=1-\\([0-9]*\\)%.*/\\1/p' "$script")
+for task in $(seq "$last"); do SLURM_ARRAY_TASK_ID=$task sh "$script"; done
+echo "77;cluster"
+"""
+
+
+@pytest.fixture
+def slurm(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cluster of one machine, whose sbatch runs an array at once and whose squeue knows what `queue` says."""
+    tools = here / "tools"
+    tools.mkdir()
+    for name, text in (("sbatch", SBATCH), ("squeue", '#!/bin/sh\n[ "$3" = 77 ] && cat queue 2>/dev/null; exit 0\n')):
+        (tools / name).write_text(text)
+        (tools / name).chmod(stat.S_IRWXU)
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    return tools
+
+
+def test_slurm_runs_an_array(slurm: Path) -> None:
+    Path("s.toml").write_text("gpus = 2\n" + Path("s.toml").read_text())
+    Path("fail-0.2-2").touch()
+    ran = good("study", "run", "s.toml", "--launcher", "slurm", "--jobs", 3, "--json")
+    assert "submitted 4 runs as job 77" in ran.out
+    asked = Path("runs/s/slurm.sh").read_text()
+    assert "--array=1-4%3\n" in asked
+    assert "--cpus-per-task=1\n" in asked
+    assert "--gpus-per-task=2\n" in asked
+    assert (ran.json["done"], ran.json["failed"]) == (3, 1)
+    Path("fail-0.2-2").unlink()
+    Path("queue").write_text("77 is waiting")
+    assert "nothing to submit" in good("study", "run", "s.toml", "--launcher", "slurm").out
+    assert "Slurm still has 1 runs of s.toml, which would be trained twice" in refused("study", "run", "s.toml")
+    Path("queue").unlink()
+    assert "submitted 1 runs" in good("study", "run", "s.toml", "--launcher", "slurm").out
+    assert scores(good("study", "show", "s.toml", "--json").json) == SCORES
+
+
+def test_slurm_that_refuses_or_is_not_there(slurm: Path) -> None:
+    Path("refuse").touch()
+    assert "sbatch refused runs/s/slurm.sh (no such partition)" in refused(
+        "study", "run", "s.toml", "--launcher", "slurm"
+    )
+    (slurm / "sbatch").unlink()
+    assert "needs sbatch, which is not on the PATH" in refused("study", "run", "s.toml", "--launcher", "slurm")
+
+
+def test_ray_that_is_not_there(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert "needs the package ray: `pip install 'bytegolf[ray]'`" in refused(
+        "study", "run", "s.toml", "--launcher", "ray"
+    )
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """Ray on two workers of this machine."""
+    ray = pytest.importorskip("ray")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.usefixtures("cluster")
+def test_ray_runs_a_study(here: Path) -> None:
+    Path("fail-0.2-2").touch()
+    ran = partly("study", "run", "s.toml", "--launcher", "ray", "--jobs", 2, "--json")
+    assert (ran.json["done"], ran.json["failed"]) == (3, 1)
+    assert "the loss is not finite" in ran.json["errors"]["muon_lr=0.2, seed 2"]
+    Path("fail-0.2-2").unlink()
+    assert scores(good("study", "run", "s.toml", "--launcher", "ray", "--json").json) == SCORES
+    assert len(started()) == 5
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_task_of_ray_ends_what_it_started_and_tells_why_it_could_not(here: Path) -> None:
+    Path("pause").write_text("30")
+    job = jobs(study())[0]
+    write_script(study(), job)
+    launcher = Ray(1, 0)
+    handle = launcher.start(job.folder)
+    until(lambda: len(started()) == 1)
+    assert busy(job.folder)
+    second = launcher.start(job.folder)
+    until(second.ended)
+    assert results.sentence(job.folder).startswith("another process trains in ")
+    handle.stop()
+    until(lambda: not busy(job.folder))
+    assert results.ended(study(), job) is None, "it can go on"
+
+
+@pytest.mark.usefixtures("cluster")
+def test_ray_without_a_machine_that_is_large_enough(here: Path) -> None:
+    Path("s.toml").write_text("threads = 3\n" + Path("s.toml").read_text())
+    said = refused("study", "run", "s.toml", "--launcher", "ray")
+    assert "the study's threads = 3, but no machine of the Ray cluster has more than 2" in said
+
+
+# ---------------------------------------------------------------------------------------------- wrong inputs
+
+
+def test_wrong_commands(here: Path) -> None:
+    assert "no such file" in refused("study", "run", "nowhere.toml")
+    assert "there is no folder nowhere" in refused("study", "list", "nowhere")
+    Path("empty").mkdir()
+    assert "holds no study file" in refused("study", "list", "empty")
+    assert "jobs" in refused("study", "run", "s.toml", "--jobs", 0).lower()
+    assert "study --help" in refused("study", "walk")
+
+
+def test_results_that_cannot_be_written(here: Path) -> None:
+    Path("s").write_text("in the way")
+    said = refused("study", "run", "s.toml", "--only", "muon_lr=0.1")
+    assert "cannot create the folder s" in said
+
+
+# ---------------------------------------------------------------------------------------------- for real
+
+
+def test_a_real_study(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`bytegolf train` itself, in processes of their own, on the processor's clock, over a subset of the text."""
+    monkeypatch.chdir(tmp_path)
+    changes = [change for change in small() if not change.startswith("train.max_")]
+    lines = ["overrides." + change.replace("=fp32", '="fp32"') for change in changes]
+    head = ['name = "real"', 'question = "?"', 'preset = "cpu-demo"', 'control = "bytes"', "seeds = [1]"]
+    head += [f'data = "{tiny_data}"', 'budget = {seconds = 0.1, clock = "processor"}', "eval_limit = 2000", *lines]
+    variants = [
+        "[variants.bytes]",
+        "[variants.subwords.overrides]",
+        'data.tokenizer = "sp400"',
+        "model.vocab_size = 400",
+    ]
+    Path("s.toml").write_text("\n".join([*head, *variants]))
+    found = good("study", "run", "s.toml", "--jobs", 2, "--json").json
+    assert (found["done"], found["subset"], found["score"]) == (2, True, "bpb")
+    for row in found["variants"]:
+        assert row["train_seconds"] >= 0.1
+        assert 1 < row["bpb"] < 9
+        assert row["fits"]
+    for row in results.read_rows(study()):
+        assert row["summary"]["bytes"] == pytest.approx(2000, rel=0.15)
+        json.dumps(row, allow_nan=False)
+
+
+DYING = """
+import os, signal, sys
+from pathlib import Path
+from bytegolf.artifact import checkpoint
+save = checkpoint.save
+
+def once(*arguments, **others):
+    save(*arguments, **others)
+    if not Path("killed").exists():
+        Path("killed").touch()
+        os.killpg(0, signal.SIGKILL)
+
+checkpoint.save = once
+from bytegolf.cli import main
+sys.argv = ["bytegolf", "train", *sys.argv[1:]]
+main()
+"""
+"""`bytegolf train`, killed with the script around it behind the first checkpoint that any run saves."""
+
+
+def test_a_real_run_that_is_killed_ends_as_one_that_is_not(
+    tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The row is that of ten steps in one piece, which are the shared run's."""
+    monkeypatch.chdir(tmp_path)
+    Path("dying.py").write_text(DYING)
+    config = to_dict(load(tiny_run.folder / "config.toml"))
+    train = {key: value for key, value in config["train"].items() if f"train.{key}" not in _OWN}
+    settings = {
+        **{"name": "s", "question": "?", "preset": "cpu-demo", "control": "it", "data": str(tiny_run.data)},
+        "seeds": [config["train"]["seed"]],
+        "budget": {"steps": config["train"]["max_steps"]},
+        "trainer": f"'{sys.executable}' dying.py",
+        "overrides": {"model": config["model"], "train": {**train, "checkpoint_every": 1e-6}},
+        "variants": {"it": {}},
+    }
+    Path("s.toml").write_text(tomli_w.dumps(settings))
+    assert partly("study", "run", "s.toml", "--json").json["errors"] == {
+        f"it, seed {settings['seeds'][0]}": "it was killed"
+    }
+    (job,) = jobs(study())
+    reached = [store.step_of(path) for path in store.checkpoints(job.folder / "checkpoints")]
+    assert reached == [1], "it was in the middle"
+    (row,) = good("study", "run", "s.toml", "--json").json["variants"]
+    assert (row["n"], row["bpb"], row["steps"]) == (1, tiny_run.ran.json["bpb"], 10)
+    whole, killed = (read_metrics(folder / "metrics.jsonl") for folder in (tiny_run.folder, job.folder))
+    assert [one["loss"] for one in killed if one["kind"] == "train"] == [
+        one["loss"] for one in whole if one["kind"] == "train"
+    ]
