@@ -4,7 +4,7 @@ BIN := .venv/bin
 RUN ?= runs/cpu-demo
 DATA ?= data/default
 
-.PHONY: train test lint install clean
+.PHONY: train test lint docs install clean
 
 train: $(DATA)/manifest.json
 	$(BIN)/bytegolf train cpu-demo --data $(DATA) --out $(RUN) --resume
@@ -17,6 +17,10 @@ lint: install
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/mypy
+
+# the site, in build/site; a warning is an error
+docs: install
+	$(BIN)/mkdocs build --strict
 
 install: .venv/installed
 

@@ -53,7 +53,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def independent_reader(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Written from docs/artifact.md alone."""
+    """Written from docs/formats/artifact.md alone."""
     data = path.read_bytes()
     magic, version, header_size = struct.unpack("<8sII", data[:16])
     assert magic == b"BYTEGOLF"

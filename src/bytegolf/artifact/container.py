@@ -1,6 +1,6 @@
 """The file around an artifact: a JSON header and a packed payload, hashed, safe to read from a stranger.
 
-The layout is specified in docs/artifact.md, precisely enough to write another reader. Nothing in a file is
+The layout is specified in docs/formats/artifact.md, precisely enough to write another reader. Nothing in a file is
 executed, and every size it declares is checked against a limit before memory is taken for it.
 """
 

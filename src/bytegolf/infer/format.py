@@ -1,4 +1,4 @@
-"""The file of compressed bytes: a header, blocks, an end. docs/compressed.md specifies it.
+"""The file of compressed bytes: a header, blocks, an end. docs/formats/compressed.md specifies it.
 
 Every part carries a checksum of its own, so that an altered file is refused before a model works on it, and every size
 is checked against a limit before memory is taken for it.
