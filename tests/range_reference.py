@@ -1,4 +1,4 @@
-"""A second reader of the `range` coder, from docs/formats/artifact.md: one symbol per step, in Python's own integers."""
+"""A second reader of the `range` coder, from docs/formats/artifact.md: one symbol per step, in plain integers."""
 
 from __future__ import annotations
 
