@@ -5,8 +5,8 @@
     python docs/figures/make.py measure runs/figures --data data/both   # measured.json
     python docs/figures/make.py                                         # the SVG files, from measured.json alone
 
-500 steps take two minutes on two cores. Drawing uses the standard library only and gives the same bytes everywhere, so a
-test can tell whether the committed files are up to date.
+500 steps take two minutes on two cores. Drawing uses the standard library only and gives the same bytes everywhere, so
+a test can tell whether the committed files are up to date.
 """
 
 from __future__ import annotations
