@@ -1,7 +1,7 @@
 """Golden vectors: the public systems' own logits, router outputs, losses and gradients, to 1e-4 relative in fp32.
 
 They lie beside the repository, in ``../shared/data/golden`` (``BYTEGOLF_GOLDEN`` names another folder), and the
-tests skip where they are absent.
+tests skip where they are absent. ``tests/spec`` is the check that needs none: the same systems, and S3, as equations.
 """
 
 from __future__ import annotations
