@@ -17,22 +17,22 @@ import bytegolf.train.muon
 from bytegolf.artifact.plan import is_control, storage_of
 from bytegolf.artifact.quantize import Storage, quantize
 from bytegolf.config import (
+    ChunkHashConfig,
     ExportConfig,
-    LevelConfig,
-    LexiconConfig,
+    HNetConfig,
     ModelConfig,
     NetworkConfig,
     NgramConfig,
     OptimConfig,
     RouterConfig,
     SoftConfig,
-    StageConfig,
+    StackConfig,
     TrainConfig,
 )
-from bytegolf.model.attend import rotary_angles
 from bytegolf.model.chunk import smooth
 from bytegolf.model.lm import LanguageModel
 from bytegolf.model.router import CosineRouter
+from bytegolf.ops.attend import rotary_angles
 from bytegolf.train.muon import Muon
 from bytegolf.train.optim import Optimizer
 from bytegolf.train.schedule import learning_rate
@@ -49,26 +49,26 @@ VOCABULARY = 24
 # --- tiny models ----------------------------------------------------------------------------------------------------
 
 
-def _stack(layers: int, dim: int = 16, window: int = 0) -> StageConfig:
-    return StageConfig(layers, dim, heads=4, kv_heads=2, mlp_mult=1.5, window=window)
+def _stack(layers: int, dim: int = 16, window: int = 0) -> StackConfig:
+    return StackConfig(layers, dim, heads=4, kv_heads=2, mlp_mult=1.5, window=window)
 
 
-def _hnet(capacity: str = "exact", chunk_hash: int = 0, layers: int = 3) -> LevelConfig:
+def _hnet(capacity: str = "exact", chunk_hash: int = 0, layers: int = 3) -> HNetConfig:
     """S2's and S3's shape: local attention outside, full attention over chunks."""
     router = RouterConfig(3.0, 0.05, grad_scale=0.75, capacity=capacity, capacity_divisor=6)  # type: ignore[arg-type]
-    return LevelConfig(
-        _stack(2, window=6), router, _stack(layers), _stack(2, window=6), LexiconConfig(dim=chunk_hash, bits=5)
+    return HNetConfig(
+        _stack(2, window=6), router, _stack(layers), _stack(2, window=6), ChunkHashConfig(dim=chunk_hash, bits=5)
     )
 
 
-def _two_levels(capacity: str = "exact") -> LevelConfig:
+def _two_levels(capacity: str = "exact") -> HNetConfig:
     """Each main network is wider than the one around it."""
 
     def router(target: float, divisor: float) -> RouterConfig:
         return RouterConfig(target, 0.03, capacity=capacity, capacity_divisor=divisor)  # type: ignore[arg-type]
 
-    inner = LevelConfig(_stack(1, 24), router(2.0, 3), _stack(3, 32), _stack(1, 24, window=3))
-    return LevelConfig(_stack(1, window=8), router(3.0, 2.5), inner, _stack(1))
+    inner = HNetConfig(_stack(1, 24), router(2.0, 3), _stack(3, 32), _stack(1, 24, window=3))
+    return HNetConfig(_stack(1, window=8), router(3.0, 2.5), inner, _stack(1))
 
 
 def _config(name: str) -> tuple[NetworkConfig, NgramConfig, SoftConfig]:
@@ -168,12 +168,12 @@ def specified(model: LanguageModel, weights: Weights, exact_tables: bool = True)
 def _network(
     config: NetworkConfig, prefix: str, weights: Weights, behind_soft: bool, exact: bool
 ) -> specified_transformer.Stack | spec.HNet:
-    if isinstance(config, StageConfig):
+    if isinstance(config, StackConfig):
         return _specified_stack(config, prefix, weights, behind_soft, exact)
     chunk_hash = None
-    if config.lexicon.dim:
+    if config.chunk_hash.dim:
         chunk_hash = specified_hashes.ChunkHash(
-            config.lexicon.bits, weights[f"{prefix}lexicon.table"], weights[f"{prefix}lexicon.proj.weight"]
+            config.chunk_hash.bits, weights[f"{prefix}chunk_hash.table"], weights[f"{prefix}chunk_hash.proj.weight"]
         )
     router = config.router
     return spec.HNet(
@@ -193,7 +193,7 @@ def _network(
 
 
 def _specified_stack(
-    config: StageConfig, prefix: str, weights: Weights, behind_soft: bool, exact: bool
+    config: StackConfig, prefix: str, weights: Weights, behind_soft: bool, exact: bool
 ) -> specified_transformer.Stack:
     inner = config.kv_heads * config.dim // config.heads
     blocks = []
