@@ -1,0 +1,62 @@
+"""docs/cli.md: the command line's own help, verb by verb.
+
+python docs/make_cli.py            writes it
+python docs/make_cli.py --check    exit code 1 if it is not up to date
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from bytegolf.cli.run import app
+
+PAGE = Path(__file__).parent / "cli.md"
+WIDTH = 92
+HEAD = """\
+# Command line
+
+The help of every verb, as `bytegolf VERB --help` prints it. [Commands](guide/commands.md) shows them at work.
+This page is made by `python docs/make_cli.py`.
+"""
+
+
+def help_of(*words: str) -> str:
+    """What ``bytegolf WORDS --help`` prints, in lines of at most ``WIDTH`` characters."""
+    out = io.StringIO()
+    console = Console(file=out, width=WIDTH, color_system=None, force_terminal=False, highlight=False)
+    app([*words, "--help"], console=console, exit_on_error=False, result_action="return_value")
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()).strip()
+
+
+def verbs(*words: str) -> list[tuple[str, ...]]:
+    """The verbs below ``words``, each followed by its own, in the order of the help."""
+    group = app
+    for word in words:
+        group = group[word]
+    names = sorted((name for name in group if not name.startswith("-")), key=lambda name: (group[name].sort_key or 0))
+    return [each for name in names for each in ((*words, name), *verbs(*words, name))]
+
+
+def page() -> str:
+    """The whole page."""
+    parts = [HEAD, f"```text\n{help_of()}\n```\n"]
+    for words in verbs():
+        parts.append(f"{'#' * (len(words) + 1)} {' '.join(words)}\n\n```text\n{help_of(*words)}\n```\n")
+    return "\n".join(parts)
+
+
+def main() -> None:
+    made = page()
+    if "--check" in sys.argv[1:]:
+        if not PAGE.exists() or PAGE.read_text(encoding="utf-8") != made:
+            sys.exit("docs/cli.md is not what the command line says: run `python docs/make_cli.py`")
+        return
+    PAGE.write_text(made, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
