@@ -1,11 +1,11 @@
-"""Does every preset, at its real size, train, export, reload, score, segment and prove its score?
+"""Does every preset, at its real size, train, export, reload, score, segment and verify its score?
 
     python benchmarks/presets.py --data data/default
     python benchmarks/presets.py --data data/default --presets study2-byte cpu-soft --steps 20
 
 Each is trained for a few steps of a few windows, by the commands that the README shows, each of them a process of its
 own; the BPB is a beginner's, and only there to be proved. Those that extend another (``-10min``, ``-4h``) have its
-model and are left out unless they are named. Exit code 1 if a check of ``prove`` fails anywhere.
+model and are left out unless they are named. Exit code 1 if a check of ``verify`` fails anywhere.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def chain(name: str, data: Path, steps: int, limit: int, folder: Path) -> dict[s
     again = answer("eval", out, "--data", str(data), "--limit", str(limit))
     chunking = levels(config.model.network) or config.model.soft.layers  # `segment` refuses a flat model
     chunks = answer("segment", out, TEXT, "--data", str(data))["chunks"] if chunking else []
-    proof = answer("prove", out, "--data", str(data))
+    proof = answer("verify", out, "--data", str(data))
     failed = [check for check in proof["checks"] if not check["passed"]]
     return {
         "preset": name,

@@ -37,8 +37,12 @@ def verbs(*words: str) -> list[tuple[str, ...]]:
     group = app
     for word in words:
         group = group[word]
-    names = sorted((name for name in group if not name.startswith("-")), key=lambda name: (group[name].sort_key or 0))
-    return [each for name in names for each in ((*words, name), *verbs(*words, name))]
+    names: dict[int, str] = {}
+    for name in group:
+        if not name.startswith("-"):
+            names.setdefault(id(group[name]), name)  # an alias comes after the name
+    ordered = sorted(names.values(), key=lambda name: group[name].sort_key or 0)
+    return [each for name in ordered for each in ((*words, name), *verbs(*words, name))]
 
 
 def page() -> str:

@@ -27,7 +27,7 @@ VERBS = (
     "plan",
     "train",
     "eval",
-    "prove",
+    "verify",
     "export",
     "submit",
     "audit",

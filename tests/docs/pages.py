@@ -30,9 +30,7 @@ def commands(page: Path) -> list[list[str]]:
     """The arguments of every ``$ bytegolf …`` line, in order."""
     lines = [line for block in blocks(page, "console") for line in block.splitlines()]
     return [
-        shlex.split(line.removeprefix("$ bytegolf "), comments=True)
-        for line in lines
-        if line.startswith("$ bytegolf ")
+        shlex.split(line.removeprefix("$ bytegolf "), comments=True) for line in lines if line.startswith("$ bytegolf ")
     ]
 
 

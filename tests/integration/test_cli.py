@@ -109,7 +109,7 @@ def results(run: TinyRun, soft: TinyRun, published: Path, out: Path) -> Iterator
     yield "plan", good("plan", run.folder / "config.toml", "--device", "here", "--steps", 1, "--json")
     yield "train", run.ran
     yield "eval", good("eval", run.folder, "--json")
-    yield "prove", good("prove", run.folder, "--json")
+    yield "verify", good("verify", run.folder, "--json")
     yield "export", good("export", run.folder, "--out", out / "x.bgolf", "--json")
     yield "submit", good("submit", run.folder, "--out", out / "sub", "--author", "A", "--github-id", "a", "--json")
     yield "audit", good("audit", out / "sub", "--json")

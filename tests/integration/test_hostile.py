@@ -1,4 +1,4 @@
-"""Whatever lies in a file, a reader takes it or says in one sentence why not. tests/stress/fuzz.py tries far more of it.
+"""Whatever lies in a file, a reader takes it or says in one sentence why not. tests/stress/fuzz.py tries far more.
 
 Here a few changes of each reader's good input, drawn by hypothesis, and every kind of bug that the fuzzer has found.
 """

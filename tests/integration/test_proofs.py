@@ -103,20 +103,20 @@ def test_the_future_is_not_learned_from(
 def test_the_verb_proves_a_run_and_a_claim(precision: str, tiny_run: TinyRun) -> None:
     bpb = good("eval", tiny_run.folder, "--precision", precision, "--json").json["bpb"]
     if precision == "fp32":
-        ran = good("prove", tiny_run.folder, "--claim", bpb, "--precision", precision, "--json")
+        ran = good("verify", tiny_run.folder, "--claim", bpb, "--precision", precision, "--json")
         assert ran.json["passed"] is True
         assert [check["name"] for check in ran.json["checks"]][-2:] == ["recomputed", "as claimed"]
         assert ran.out.count("pass  ") == len(ran.json["checks"])
         return
-    ran = cli("prove", tiny_run.folder, "--claim", bpb - 0.01, "--precision", precision, "--json")
+    ran = cli("verify", tiny_run.folder, "--claim", bpb - 0.01, "--precision", precision, "--json")
     assert ran.code == 1
     assert [check["name"] for check in ran.json["checks"] if not check["passed"]] == ["as claimed"]
     assert "FAIL  as claimed" in ran.out
 
 
 def test_what_cannot_be_proved_is_said(tiny_run: TinyRun, tmp_path: Path) -> None:
-    assert "no such file" in refused("prove", tmp_path / "nothing")
-    assert "bytegolf prepare" in refused("prove", tiny_run.folder, "--data", tmp_path / "nowhere")
+    assert "no such file" in refused("verify", tmp_path / "nothing")
+    assert "bytegolf prepare" in refused("verify", tiny_run.folder, "--data", tmp_path / "nowhere")
 
 
 # --------------------------------------------------------------------------------------------------------- cheats

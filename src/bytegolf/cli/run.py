@@ -14,12 +14,12 @@ from typing import NoReturn
 
 from cyclopts import CycloptsError, MissingArgumentError, UnusedCliTokensError
 
-from bytegolf.cli import artifact, audit, check, data, files, look, plan, probe, prove, score, study, submit, train
+from bytegolf.cli import artifact, audit, check, data, files, look, plan, probe, score, study, submit, train, verify
 from bytegolf.cli.common import app, screen
 from bytegolf.errors import BytegolfError
 
 __all__ = ["app", "run"]
-VERBS = (data, plan, train, score, prove, artifact, submit, audit, look, probe, files, check, study)
+VERBS = (data, plan, train, score, verify, artifact, submit, audit, look, probe, files, check, study)
 """Importing these registers the verbs."""
 
 

@@ -1,4 +1,4 @@
-"""The verb that checks a score by experiment; what it needs does not count as a submission's code."""
+"""The verb that verifies a score by experiment; what it needs does not count as a submission's code."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from cyclopts import Parameter, validators
 from bytegolf.cli.common import Data, Json, Model, app, finish, screen
 
 
-@app.command(sort_key=25)
-def prove(
+@app.command(sort_key=25, alias="prove")
+def verify(
     model: Model,
     /,
     *,
@@ -25,14 +25,14 @@ def prove(
     precision: Annotated[Literal["auto", "bf16", "fp32"], Parameter(help="Compute dtype.")] = "auto",
     json: Json = False,
 ) -> None:
-    """Prove an artifact's score by experiment; exit code 1 if a check fails.
+    """Verify an artifact's score by experiment; exit code 1 if a check fails.
 
     That no score depends on what comes later, in every mode of `eval`; that
     probabilities sum to 1; that each target and byte counts once; that a sample
     of the split, coded with the model, takes no more bits than claimed and comes
     back; that a new process scores the artifact alone the same.
 
-    Example: bytegolf prove runs/cpu-demo --thorough
+    Example: bytegolf verify runs/cpu-demo --thorough
 
     JSON keys: passed, artifact_sha256, precision, checks (name, passed,
     evidence).
