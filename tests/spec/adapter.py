@@ -93,7 +93,7 @@ def _config(name: str) -> tuple[NetworkConfig, NgramConfig, SoftConfig]:
         case "two-levels-fixed":
             return _two_levels("fixed"), ngrams, soft
     assert name == "hashes"
-    return _hnet(chunk_hash=6, layers=1), NgramConfig(longest=6, bits=5, dim=4), soft
+    return _hnet(chunk_hash=6, layers=1), NgramConfig(longest=9, bits=5, dim=4), soft
 
 
 def build(

@@ -9,11 +9,11 @@ import specified_quantizer as spec
 from numpy.typing import NDArray
 
 
-def matrix(rows: int = 24, columns: int = 130) -> NDArray[np.float32]:
+def matrix(rows: int = 60, columns: int = 130) -> NDArray[np.float32]:
     """Rows of several scales and shapes: normal, heavy-tailed, tiny, constant, zero, with ties at half a step."""
     random = np.random.default_rng(0)
     weight = random.normal(size=(rows, columns)) * np.exp2(random.integers(-12, 4, (rows, 1)))
-    weight[4:8] = random.standard_t(2, (4, columns))
+    weight[13:] = random.standard_t(2, (rows - 13, columns))
     weight[8] = 0
     weight[9] = 0.25
     weight[10] *= 1e-8  # its scale is below fp16's normal numbers
@@ -23,7 +23,7 @@ def matrix(rows: int = 24, columns: int = 130) -> NDArray[np.float32]:
     return weight.astype(np.float32)
 
 
-@pytest.mark.parametrize("bits", [8, 6, 4])
+@pytest.mark.parametrize("bits", [8, 6, 4, 3])
 @pytest.mark.parametrize("prune", [0.0, 0.03])
 def test_codes_and_scales_are_equal(bits: int, prune: float) -> None:
     weight = matrix()
@@ -32,6 +32,15 @@ def test_codes_and_scales_are_equal(bits: int, prune: float) -> None:
         wanted, wanted_scale = spec.quantize_row(spec.prune_row(row, prune), bits)
         assert scale == wanted_scale
         assert found.tolist() == wanted
+
+
+def test_the_rows_here_need_every_clip() -> None:
+    chosen = set()
+    for row in matrix():
+        largest = float(np.abs(row).max())
+        scales = {spec.fp16_at_least(clip * largest / top): clip for top in (3, 7) for clip in spec.CLIPS}
+        chosen |= {scales[spec.quantize_row(row, bits)[1]] for bits in (3, 4)}
+    assert chosen == set(spec.CLIPS)
 
 
 def test_long_rows_are_clipped_at_the_percentile() -> None:
@@ -45,11 +54,11 @@ def test_long_rows_are_clipped_at_the_percentile() -> None:
 
 
 def test_a_wrong_constant_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    row = matrix()[5]
-    codes, scales = adapter.quantized(row[None], 6)
-    assert spec.quantize_row(row, 6) == (codes[0].tolist(), scales[0])
+    row = matrix()[20]
+    codes, scales = adapter.quantized(row[None], 4)
+    assert spec.quantize_row(row, 4) == (codes[0].tolist(), scales[0])
     monkeypatch.setattr(spec, "CLIPS", (1.0,))  # S3's training: the row's maximum
-    assert spec.quantize_row(row, 6) != (codes[0].tolist(), scales[0])
+    assert spec.quantize_row(row, 4) != (codes[0].tolist(), scales[0])
 
 
 @pytest.mark.parametrize(
