@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from bytegolf.config import Config, HNetConfig, StackConfig, load
+from bytegolf.config import Config, HNetConfig, StackConfig
 from bytegolf.model.residual import Stream
 from bytegolf.model.router import boundary_probability
 from bytegolf.ops import native
@@ -99,7 +99,7 @@ def table(presets: Iterable[str], repeats: int) -> list[dict[str, object]]:
     """One row an operation and preset."""
     rows: list[dict[str, object]] = []
     for preset in presets:
-        for name, case in cases(load(preset)).items():
+        for name, case in cases(Config.load(preset)).items():
             best = measure(case, repeats)
             plain, fused = (sum(v for k, v in best.items() if k.startswith(kind)) for kind in ("plain", "native"))
             figures = {key: round(value, 3) for key, value in best.items()}

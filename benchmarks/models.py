@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from bytegolf.artifact.loading import load_model
-from bytegolf.config import Config, load, preset_names
+from bytegolf.config import Config, preset_names
 from bytegolf.data.tokenizer import ByteTokenizer
 from bytegolf.device import pick_device, pick_precision
 from bytegolf.model.lm import LanguageModel
@@ -21,7 +21,7 @@ def get(source: str, precision: str = "auto") -> tuple[LanguageModel, Config]:
     if source not in preset_names():
         opened = load_model(Path(source), precision=precision)
         return opened.model, opened.config
-    config = load(source)
+    config = Config.load(source)
     torch.manual_seed(0)
     device = pick_device("auto")
     model = LanguageModel(config.model).to(device).eval()

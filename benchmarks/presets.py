@@ -20,7 +20,7 @@ from typing import Any
 
 from measuring import bytegolf, machine, run, table
 
-from bytegolf.config import levels, load, preset_chain, preset_names
+from bytegolf.config import Config, levels, preset_chain, preset_names
 
 TEXT = "The quick brown fox jumps over the lazy dog."
 
@@ -38,7 +38,7 @@ def answer(*arguments: str) -> dict[str, Any]:
 def chain(name: str, data: Path, steps: int, limit: int, folder: Path) -> dict[str, Any]:
     """One preset through all of it: a row of the table, and the evidence of the checks that failed."""
     started, out = time.perf_counter(), str(folder / name)
-    config = load(name)
+    config = Config.load(name)
     tokens = WINDOWS * config.train.seq_len
     budget = [f"train.max_steps={steps}", "train.max_seconds=0", "train.warmup_steps=0", "train.decay_steps=0"]
     sizes = [f"train.batch_tokens={tokens}", f"export.gptq_tokens={tokens}", f"eval.limit={limit}"]

@@ -24,7 +24,7 @@ from typing import Any
 
 from measuring import fresh, machine, table
 
-from bytegolf.config import Config, HNetConfig, NetworkConfig, StackConfig, load
+from bytegolf.config import Config, HNetConfig, NetworkConfig, StackConfig
 
 Point = dict[str, list[str]]
 """what to call a point: the arguments for ``train_step.py``"""
@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("--clock", choices=("cpu", "wall"), default="wall", help="as in train_step.py")
     parser.add_argument("--rounds", type=int, default=1)
     arguments = parser.parse_intermixed_args()
-    config = load(arguments.preset, arguments.overrides)
+    config = Config.load(arguments.preset, arguments.overrides)
     chunked = isinstance(config.model.network, HNetConfig)
     *_, main_stage = stages(config.model.network)
     families: dict[str, Point] = {}

@@ -32,7 +32,7 @@ import torch
 from measuring import machine, peak_memory, table
 from torch import Tensor, nn
 
-from bytegolf.config import Config, HNetConfig, load, outer_dim
+from bytegolf.config import Config, HNetConfig, outer_dim
 from bytegolf.data.loader import Loader
 from bytegolf.data.shard_writer import ShardWriter
 from bytegolf.data.shards import TokenStream, open_split, shard_paths
@@ -217,7 +217,7 @@ def main() -> None:
     parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall")
     parser.add_argument("--profile", action="store_true", help="name the ten costliest operations of a step")
     arguments = parser.parse_intermixed_args()
-    config = load(arguments.preset, arguments.overrides)
+    config = Config.load(arguments.preset, arguments.overrides)
     result = measure(config, arguments.steps, arguments.rate, arguments.data, arguments.profile, arguments.clock)
     whole = result["step_seconds"]
     rows = [

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from measuring import machine, table
 
-from bytegolf.config import load
+from bytegolf.config import Config
 from bytegolf.data.loader import Loader
 from bytegolf.data.manifest import read_manifest
 from bytegolf.data.shards import SHARD_TOKENS, TokenStream, shard_bytes, shard_header, shard_path, shard_paths
@@ -72,7 +72,7 @@ def manifest_of(folder: Path, paths: list[Path]) -> int:
 
 def measure(folder: Path, tokens: int, ranks: int, shard_tokens: int = SHARD_TOKENS) -> dict[str, Any]:
     """All figures for ``tokens`` tokens and ``ranks`` processes."""
-    config = load(PRESET)
+    config = Config.load(PRESET)
     hollow_shards(folder, tokens, shard_tokens)
     found, paths = spent(lambda: shard_paths(folder, "train"))
     before = resident()
@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=1000)
     parser.add_argument("--folder", type=Path, help="where the hollow shards go for a while; a temporary folder")
     arguments = parser.parse_args()
-    config, rows, logs = load(PRESET), [], []
+    config, rows, logs = Config.load(PRESET), [], []
     for tokens in arguments.tokens:
         with tempfile.TemporaryDirectory(dir=arguments.folder) as scratch:
             rows.append(measure(Path(scratch), int(tokens), arguments.ranks))

@@ -118,13 +118,13 @@ def text(size: int, seed: int = 1) -> str:
 
 def small(preset: str = "cpu-demo", *, dim: int = 32, layers: int = 1, seq_len: int = 128) -> list[str]:
     """Overrides that make a preset's every stage tiny and its training ten quick steps."""
-    from bytegolf.config import load
+    from bytegolf.config import Config
 
     changes = []
-    for path, _ in stages(load(preset)):
+    for path, _ in stages(Config.load(preset)):
         changes += [f"{path}.{key}" for key in (f"dim={dim}", f"layers={layers}", "heads=2", "kv_heads=1")]
     budget = ("max_seconds=0", "max_steps=10", "warmup_steps=0", "validate_tokens=1024", "log_every=2")
-    if load(preset).model.ngrams.longest > 1:
+    if Config.load(preset).model.ngrams.longest > 1:
         changes.append("model.ngrams.bits=8")
     shape = (f"seq_len={seq_len}", f"batch_tokens={4 * seq_len}", "micro_batch=0", "precision=fp32")
     return [*changes, *(f"train.{change}" for change in (*shape, *budget))]

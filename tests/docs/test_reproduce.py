@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bytegolf.cli.run import app
-from bytegolf.config import load
+from bytegolf.config import Config
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "reproduce.md"
 
@@ -54,7 +54,7 @@ def test_every_command_parses(words: list[str]) -> None:
     app.parse_args(words, exit_on_error=False, print_error=False)
     if words[0] == "train":
         settings = words[1 : words.index("--out")]
-        config = load(settings[0], settings[1:])
+        config = Config.load(settings[0], settings[1:])
         assert config.data.path == "data/fineweb"
         assert config.train.batch_tokens == 524_288
         assert any(setting.startswith("train.max_") for setting in settings) or config.train.max_seconds >= 600

@@ -14,7 +14,7 @@ import torch
 from conftest import tiny_network
 from tiny_run import tiny_config
 
-from bytegolf.config import ModelConfig, load
+from bytegolf.config import Config, ModelConfig
 from bytegolf.model.lm import LanguageModel
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
@@ -60,15 +60,15 @@ def test_random_weights_chunk_at_the_presets_rate(benchmark) -> None:
 @pytest.mark.parametrize("preset", ["cpu-demo", "cpu-gpt", "hnet-2stage", "study2-byte"])
 def test_every_width_is_a_model(benchmark, preset: str) -> None:
     scaling = benchmark("scaling")
-    for width, changes in scaling.width_points(load(preset), [128, 256, 512]).items():
-        found = scaling.stages(load(preset, changes).model.network)
+    for width, changes in scaling.width_points(Config.load(preset), [128, 256, 512]).items():
+        found = scaling.stages(Config.load(preset, changes).model.network)
         assert next(iter(found.values())).dim == int(width)
 
 
 def test_lengths_keep_the_tokens_of_a_step(benchmark) -> None:
     points = benchmark("scaling").sequence_points([1024, 4096], 8192, ["a=b"])
     for changes in points.values():
-        assert load("cpu-demo", changes[:-1]).train.batch_tokens == 8192
+        assert Config.load("cpu-demo", changes[:-1]).train.batch_tokens == 8192
 
 
 def test_compressors_profit_from_the_training_text(benchmark) -> None:

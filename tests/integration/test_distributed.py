@@ -29,7 +29,7 @@ from bytegolf.api.evaluation import evaluate
 from bytegolf.artifact import checkpoint as store
 from bytegolf.artifact.loading import load_model
 from bytegolf.bpb import Score
-from bytegolf.config import load
+from bytegolf.config import Config
 from bytegolf.device import has_bf16, pick_device, pick_precision
 from bytegolf.distributed import DistributedContext, join
 from bytegolf.errors import BytegolfError
@@ -109,7 +109,7 @@ def train_and_score(folder: Path) -> None:
 
     bpb.score_group = counting
     changes = ["data.path=" + json.dumps(str(folder / "prepared")), "train.device=cpu", "train.max_steps=2"]
-    config = load("cpu-demo", [*small(), *changes, "eval.batch=2", "eval.unquantised=true"])
+    config = Config.load("cpu-demo", [*small(), *changes, "eval.batch=2", "eval.unquantised=true"])
     outcome = training.train(config, folder / "job", quiet=True)
     bpb.score_group = score_group
     told = json.dumps({"tokens": sum(scored), "outcome": outcome is not None})

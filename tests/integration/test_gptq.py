@@ -22,7 +22,7 @@ from bytegolf.artifact.gptq import output_error, quantize_state, solve
 from bytegolf.artifact.pack import read_artifact
 from bytegolf.artifact.plan import plan_of
 from bytegolf.artifact.quantize import QuantizedTensor, dequantize, levels, quantize_rows, row_scales
-from bytegolf.config import ExportConfig, load
+from bytegolf.config import Config, ExportConfig
 from bytegolf.data.shards import TokenStream
 from bytegolf.errors import BytegolfError
 from bytegolf.model.layers import Linear
@@ -220,7 +220,7 @@ def test_training_ends_with_it_and_counts_its_time(tiny_data: Path, tmp_path: Pa
     assert gap in " ".join(ran.out.split())  # lines may be wrapped
     artifact = read_artifact(tmp_path / "artifact.bgolf")
     assert artifact.info["train_seconds"] == pytest.approx(summary["train_seconds"], abs=0.11)
-    sample = ("--limit", load("cpu-demo", changes).train.validate_tokens)
+    sample = ("--limit", Config.load("cpu-demo", changes).train.validate_tokens)
     assert good("eval", tmp_path, *sample, "--json").json["bpb"] == pytest.approx(summary["validation_bpb_sample"])
 
 

@@ -17,7 +17,6 @@ from bytegolf.config import (
     ModelConfig,
     RouterConfig,
     StackConfig,
-    load,
     outer_dim,
     preset_chain,
     preset_names,
@@ -70,7 +69,7 @@ def test_flops_are_those_of_the_products_that_a_model_runs(network: StackConfig 
 @pytest.mark.parametrize("changes", [[], ["optim.router_lr=0.01"]], ids=["", "router_lr"])
 def test_what_is_counted_is_what_the_model_has(source: str | Path, changes: list[str]) -> None:
     """Every matrix that Muon moves, every table; with the embedding and the vectors these are all parameters."""
-    config = load(source, changes)
+    config = Config.load(source, changes)
     model = outline(config.model)
     of_routers = {
         id(one.weight) for name, one in model.named_modules() if ".router." in name and isinstance(one, Linear)
@@ -96,7 +95,7 @@ def test_what_is_counted_is_what_the_model_has(source: str | Path, changes: list
 
 @pytest.mark.parametrize("preset", ["baseline-sp1024", "study2-byte"])
 def test_a_steps_work_has_three_times_the_forward_products(preset: str) -> None:
-    config = load(preset)
+    config = Config.load(preset)
     rates = chunk_rates(config.model)
     positions, length = config.train.batch_tokens / 8, config.train.seq_len
     parts = [op for op in step_work(config, 8, Code(True, smoothing="scan"), rates) if op.part.startswith("network")]
@@ -129,7 +128,7 @@ def test_published_memory_is_met() -> None:
 def test_each_constant_matters(monkeypatch: pytest.MonkeyPatch) -> None:
     """What makes S3 slow is what the code does, not the sizes: with our own smoothing it would take half the time."""
     known = next(time for time in STEP_TIMES if time.milliseconds == 93.2)
-    config = load(known.preset, known.overrides)
+    config = Config.load(known.preset, known.overrides)
     device, rates = DEVICES["h100"], chunk_rates(config.model)
 
     def total(code: Code) -> float:
@@ -150,7 +149,7 @@ def test_an_operation_takes_as_long_as_its_slower_side() -> None:
 
 
 def test_more_devices_take_less_time_and_send_more() -> None:
-    config = load("study2-byte-4h")
+    config = Config.load("study2-byte-4h")
     rates = chunk_rates(config.model)
     found = [predict(config, DEVICES["h100"], count, rates, OURS) for count in (1, 2, 8)]
     assert found[0].seconds > 1.8 * found[1].seconds > 5 * found[2].seconds
@@ -159,7 +158,7 @@ def test_more_devices_take_less_time_and_send_more() -> None:
 
 
 def test_what_fits_divides_the_share_and_fills_no_more_than_it_may() -> None:
-    config = load("study2-byte-4h")
+    config = Config.load("study2-byte-4h")
     rates, parameters = most_chunks(config.model), 22_966_880
     counts = [at_a_time(config, parameters, 2, memory) for memory in (0.0, 8e9, 24e9, 1e15)]
     assert counts[0] == 1
@@ -169,28 +168,28 @@ def test_what_fits_divides_the_share_and_fills_no_more_than_it_may() -> None:
         assert 128 % count == 0
         assert memory_use(config, parameters, count, 2, rates).total <= SHARE * memory
         assert memory_use(config, parameters, 2 * count, 2, rates).total > SHARE * memory
-    assert at_a_time(load("study2-byte-4h", ["train.micro_batch=5"]), parameters, 2, 0.0) == 5
-    assert at_a_time(load("cpu-demo"), 9_931_284, 1, 4e9) == 8, "a small machine takes it whole"
+    assert at_a_time(Config.load("study2-byte-4h", ["train.micro_batch=5"]), parameters, 2, 0.0) == 5
+    assert at_a_time(Config.load("cpu-demo"), 9_931_284, 1, 4e9) == 8, "a small machine takes it whole"
 
 
 def test_an_untrained_router_must_find_room() -> None:
-    assert most_chunks(load("study1-byte").model) == [1.0]
-    assert most_chunks(load("study2-byte").model) == [0.25]
-    assert most_chunks(load("hnet-2stage").model) == [1.0, 1.0]
+    assert most_chunks(Config.load("study1-byte").model) == [1.0]
+    assert most_chunks(Config.load("study2-byte").model) == [0.25]
+    assert most_chunks(Config.load("hnet-2stage").model) == [1.0, 1.0]
 
 
 def test_activations_grow_with_what_there_is() -> None:
-    small = activation_bytes(load("study1-byte").model, [0.1])
-    assert small < activation_bytes(load("study1-byte").model, [0.2])
-    assert small < activation_bytes(load("study1-sp1024").model, [0.1]), "more logits"
+    small = activation_bytes(Config.load("study1-byte").model, [0.1])
+    assert small < activation_bytes(Config.load("study1-byte").model, [0.2])
+    assert small < activation_bytes(Config.load("study1-sp1024").model, [0.1]), "more logits"
 
 
 def test_a_lexicon_and_a_narrow_router_are_work_and_memory() -> None:
     level = "model.network."
     plain = [f"{level}chunk_hash.dim=0", f"{level}router.dim=0"]
-    without = load("cpu-demo", plain)
-    with_it = load("cpu-demo", [*plain, f"{level}chunk_hash.dim=64"])
-    narrow = load("cpu-demo", [*plain, f"{level}router.dim=16"])
+    without = Config.load("cpu-demo", plain)
+    with_it = Config.load("cpu-demo", [*plain, f"{level}chunk_hash.dim=64"])
+    narrow = Config.load("cpu-demo", [*plain, f"{level}router.dim=16"])
     count = count_parameters(outline(without.model))
     rows = 64 << 15
 
@@ -214,7 +213,7 @@ def test_the_verb_plans_and_checks_itself() -> None:
     assert good("plan", "cpu-gpt", "train.max_steps=7", "--json").json["steps"] == 7
     (chunk_hash,) = (path for path in STUDIED if path.stem == "lexicon")
     planned = good("plan", chunk_hash, "--json").json["params"]
-    assert planned == count_parameters(LanguageModel(load(chunk_hash).model))
+    assert planned == count_parameters(LanguageModel(Config.load(chunk_hash).model))
     published = good("plan")
     assert "245.0 ms" in published.out
     assert "Fitted" in published.out

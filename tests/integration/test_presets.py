@@ -13,7 +13,7 @@ import torch
 from commands import good, refused, stages
 from conftest import scatter
 
-from bytegolf.config import Config, flatten, levels, load, preset_chain, preset_names, to_dict
+from bytegolf.config import Config, flatten, levels, preset_chain, preset_names, to_dict
 from bytegolf.model.attention import DENSE_LENGTH
 from bytegolf.model.lm import BOS, LanguageModel
 from bytegolf.model.outline import count_parameters, outline
@@ -60,11 +60,11 @@ def source(name: str) -> str:
 def shrunken(name: str) -> Config:
     """The preset with an eighth of its widths and windows: the same heads, groups, layers and levels; small tables."""
     changes = []
-    for path, stage in stages(load(name)):
+    for path, stage in stages(Config.load(name)):
         changes += [f"{path}.dim={stage.dim // 8}", f"{path}.window={stage.window // 8}"]
-    if load(name).model.ngrams.longest > 1:
+    if Config.load(name).model.ngrams.longest > 1:
         changes.append("model.ngrams.bits=8")
-    return load(name, changes)
+    return Config.load(name, changes)
 
 
 def tiny_model(name: str, precision: torch.dtype = torch.float32) -> LanguageModel:
@@ -78,7 +78,7 @@ def tiny_model(name: str, precision: torch.dtype = torch.float32) -> LanguageMod
 
 
 def random_ids(name: str, batch: int, length: int) -> torch.Tensor:
-    ids = torch.randint(4, load(name).model.vocab_size, (batch, length))
+    ids = torch.randint(4, Config.load(name).model.vocab_size, (batch, length))
     ids[:, 0] = BOS
     ids[0, length // 2] = BOS
     return ids
@@ -90,12 +90,12 @@ def test_the_table_here_is_of_every_preset() -> None:
 
 @every_preset
 def test_parameters_are_as_published(name: str) -> None:
-    assert count_parameters(outline(load(name).model)) == PARAMETERS[name]
+    assert count_parameters(outline(Config.load(name).model)) == PARAMETERS[name]
 
 
 @every_root
 def test_a_root_is_a_complete_commented_file(name: str) -> None:
-    text, config = source(name), load(name)
+    text, config = source(name), Config.load(name)
     raw = tomllib.loads(text)
     assert text.startswith("# "), "it begins with what it is"
     assert text.count("# ") >= 2
@@ -109,7 +109,7 @@ def test_a_root_is_a_complete_commented_file(name: str) -> None:
 
 def test_what_tells_the_studies_apart() -> None:
     """The settings that systems.md gives for S2 and S3, which no parameter count would betray."""
-    one, two = load("study1-byte"), load("study2-byte")
+    one, two = Config.load("study1-byte"), Config.load("study2-byte")
     for config, target, weight, seq_len in ((one, 9.0, 0.03, 1024), (two, 6.0, 0.05, 2048)):
         (level,) = levels(config.model.network)
         assert (level.router.target, level.router.loss_weight, level.router.grad_scale) == (target, weight, 0.75)
@@ -118,18 +118,18 @@ def test_what_tells_the_studies_apart() -> None:
     capacities = [[level.router.capacity for level in levels(config.model.network)] for config in (one, two)]
     assert capacities == [["exact"], ["fixed"]]
     assert levels(two.model.network)[0].router.capacity_divisor == 4.0
-    assert load("study1-sp1024").train == one.train
-    assert load("study2-sp1024").train == two.train
-    assert load("study2-sp1024").export == two.export
+    assert Config.load("study1-sp1024").train == one.train
+    assert Config.load("study2-sp1024").train == two.train
+    assert Config.load("study2-sp1024").export == two.export
     assert (two.export.bits, two.export.gptq, two.export.prune) == (6, True, 0.03)
     assert two.eval.stride == 64
     divisors = {
-        name: levels(load(name).model.network)[0].router.capacity_divisor for name in PARAMETERS if "2-" in name
+        name: levels(Config.load(name).model.network)[0].router.capacity_divisor for name in PARAMETERS if "2-" in name
     }
     assert {name for name, divisor in divisors.items() if divisor == 2} == {"study2-sp1024", "study2-sp1024-4h"}
     assert {divisor for name, divisor in divisors.items() if "byte" in name} == {4.0}
-    assert len(levels(load("hnet-2stage").model.network)) == 2
-    assert not levels(load("cpu-gpt").model.network)
+    assert len(levels(Config.load("hnet-2stage").model.network)) == 2
+    assert not levels(Config.load("cpu-gpt").model.network)
 
 
 @pytest.mark.parametrize("name", sorted(AT_SCALE))
@@ -139,12 +139,12 @@ def test_at_full_scale_only_sizes_and_budgets_differ(name: str) -> None:
     raw = tomllib.loads(text)
     assert text.startswith("# S")
     assert (raw["extends"], raw["name"]) == (base, name)
-    assert 0 < len(load(name).about) <= 44
+    assert 0 < len(Config.load(name).about) <= 44
     own = flatten(raw).keys() - {"extends", "name", "about"}
     assert own - set(_BUDGET) <= {"model.network.router.capacity_divisor"}, "S3's sequences of chunks"
-    before, after = flatten(to_dict(load(base))), flatten(to_dict(load(name)))
+    before, after = flatten(to_dict(Config.load(base))), flatten(to_dict(Config.load(name)))
     assert {key for key in before if before[key] != after[key]} <= own | {"name", "about"}
-    train = load(name).train
+    train = Config.load(name).train
     assert train.max_seconds == SECONDS[name.rpartition("-")[2]] == raw["train"]["max_seconds"]
     assert (train.batch_tokens, train.seq_len) == (524_288, 2048 if "study2" in name else 1024)
 
@@ -166,7 +166,7 @@ _BUDGET = (
 )
 def test_the_schedule_of_study_2(name: str, decay: int, qat_from: float, batches: int, reserve: float) -> None:
     for tokens in ("byte", "sp1024"):
-        config = load(f"study2-{tokens}-{name}")
+        config = Config.load(f"study2-{tokens}-{name}")
         assert (config.train.decay_steps, config.train.qat_from) == (decay, qat_from)
         calibration = batches * config.train.batch_tokens // 8  # GPUs; one of them calibrates
         assert (config.export.gptq_tokens, config.export.gptq_seconds) == (calibration, reserve)
@@ -174,15 +174,15 @@ def test_the_schedule_of_study_2(name: str, decay: int, qat_from: float, batches
 
 @pytest.mark.parametrize(("name", "base"), [("cpu-study1", "study1-byte"), ("cpu-study2", "study2-byte")])
 def test_at_cpu_scale_only_sizes_and_budgets_differ(name: str, base: str) -> None:
-    before, after = flatten(to_dict(load(base))), flatten(to_dict(load(name)))
-    sizes = {f"{path}.{key}" for path, _ in stages(load(name)) for key in ("dim", "heads", "kv_heads")}
+    before, after = flatten(to_dict(Config.load(base))), flatten(to_dict(Config.load(name)))
+    sizes = {f"{path}.{key}" for path, _ in stages(Config.load(name)) for key in ("dim", "heads", "kv_heads")}
     sizes |= {f"train.{key}" for key in ("seq_len", "batch_tokens", "micro_batch", "warmup_steps", "decay_fraction")}
     there = {"name", "about", "data.path", "data.order"}
     assert {key for key in before if before[key] != after[key]} <= sizes | there | set(_BUDGET)
 
 
 def test_the_control_has_the_budget_of_the_demo() -> None:
-    demo, control = load("cpu-demo"), load("cpu-gpt")
+    demo, control = Config.load("cpu-demo"), Config.load("cpu-gpt")
     assert demo.train.max_seconds == control.train.max_seconds <= 360
     chunk_hash = demo.model.network.chunk_hash  # rows to look up, which a model without chunks has no use for
     network = PARAMETERS["cpu-demo"] - (chunk_hash.dim << chunk_hash.bits)
@@ -229,8 +229,8 @@ def test_the_verb_lists_each_on_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = good("presets", "--json").json["presets"]
     assert {row["name"]: row["params"] for row in rows} == PARAMETERS
     for row in rows:
-        assert row["about"] == load(row["name"]).about
-        bits = load(row["name"]).export.bits
+        assert row["about"] == Config.load(row["name"]).about
+        bits = Config.load(row["name"]).export.bits
         assert row["params"] <= row["artifact_estimate_bytes"] * 8 / bits <= 1.3 * row["params"]
 
 
@@ -238,8 +238,8 @@ def test_the_verb_prints_all_settings_of_one(tmp_path: Path) -> None:
     ran = good("presets", "study2-sp1024-10min", "train.seed=7", "--json")
     file = tmp_path / "mine.toml"
     file.write_text(ran.out.rpartition("\n{")[0], encoding="utf-8")
-    wanted = load("study2-sp1024-10min", ["train.seed=7"])
-    assert load(file) == wanted
+    wanted = Config.load("study2-sp1024-10min", ["train.seed=7"])
+    assert Config.load(file) == wanted
     assert ran.json["config"] == to_dict(wanted)
     assert "extends" not in file.read_text(encoding="utf-8")
     assert "did you mean cpu-demo?" in refused("presets", "cpu-dem")
@@ -247,7 +247,7 @@ def test_the_verb_prints_all_settings_of_one(tmp_path: Path) -> None:
 
 def test_an_outline_is_quick_and_has_the_models_own_shapes() -> None:
     """Torch's compiler is two seconds of imports, which building a model without storage must not ask for."""
-    config = load("hnet-2stage").model
+    config = Config.load("hnet-2stage").model
     shapes = {name: tensor.shape for name, tensor in LanguageModel(config).state_dict().items()}
     assert shapes == {name: tensor.shape for name, tensor in outline(config).state_dict().items()}
     assert all(parameter.is_meta for parameter in outline(config).parameters())

@@ -19,7 +19,7 @@ from torch import Tensor
 from bytegolf.artifact import loading as opening
 from bytegolf.artifact.loading import LoadedModel
 from bytegolf.artifact.pack import write_artifact
-from bytegolf.config import load, preset_chain, preset_names
+from bytegolf.config import Config, preset_chain, preset_names
 from bytegolf.data.tokenizer import ByteTokenizer, load_tokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.evaluate import proofs
@@ -67,12 +67,12 @@ def disguised(opened: LoadedModel, cheat: type[LanguageModel]) -> LoadedModel:
 def test_every_preset_is_proved(preset: str, tiny_data: Path, tmp_path: Path) -> None:
     """Shrunken and untrained, away from the special values at which parameters start."""
     changes = small(preset, seq_len=32)
-    if load(preset).eval.stride:
+    if Config.load(preset).eval.stride:
         changes.append("eval.stride=8")
-    byte = load(preset).data.tokenizer == "byte260"
+    byte = Config.load(preset).data.tokenizer == "byte260"
     if not byte:
         changes += [f"data.tokenizer={SUBWORDS}", f"model.vocab_size={SUBWORDS[2:]}"]
-    config = load(preset, changes)
+    config = Config.load(preset, changes)
     model = LanguageModel(config.model)
     scatter(model)
     with torch.no_grad():

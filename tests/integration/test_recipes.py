@@ -13,7 +13,7 @@ import torch
 from commands import SUBWORDS, TinyRun, good, refused, small
 
 from bytegolf.artifact.pack import read_artifact
-from bytegolf.config import load
+from bytegolf.config import Config
 from bytegolf.ops import native
 
 # what the score of one file must agree on, whoever computes it; times differ
@@ -55,7 +55,7 @@ def test_a_run_leaves_what_the_readme_lists(any_run: TinyRun) -> None:
     folder = any_run.folder
     names = {path.name for path in folder.iterdir()}
     always = {"config.toml", "environment.json", "metrics.jsonl", "checkpoints", "artifact.bgolf", "summary.json"}
-    subwords = load(folder / "config.toml").data.tokenizer == SUBWORDS
+    subwords = Config.load(folder / "config.toml").data.tokenizer == SUBWORDS
     assert names == always | ({"tokenizer.model"} if subwords else set())
     (checkpoint,) = (folder / "checkpoints").iterdir()
     assert {path.name for path in checkpoint.iterdir()} >= {
@@ -71,8 +71,8 @@ def test_the_summary_is_what_json_prints(any_run: TinyRun) -> None:
 
 
 def test_the_saved_configuration_is_the_resolved_one(tiny_run: TinyRun) -> None:
-    wanted = load("cpu-demo", [*small(), f"data.path={tiny_run.data}"])
-    assert load(tiny_run.folder / "config.toml") == wanted
+    wanted = Config.load("cpu-demo", [*small(), f"data.path={tiny_run.data}"])
+    assert Config.load(tiny_run.folder / "config.toml") == wanted
     assert read_artifact(tiny_run.folder / "artifact.bgolf").config == wanted
 
 
@@ -96,7 +96,7 @@ def test_the_metrics_tell_the_way_of_the_loss(any_run: TinyRun) -> None:
 def test_ten_steps_beat_an_untrained_model_and_fit(any_run: TinyRun) -> None:
     summary = any_run.ran.json
     # a uniform guess over the alphabet needs log2(V) bits a token
-    size = load(any_run.folder / "config.toml").model.vocab_size
+    size = Config.load(any_run.folder / "config.toml").model.vocab_size
     assert 0 < summary["val_loss"] < math.log(size)
     assert summary["bpb"] == pytest.approx(summary["val_loss"] / math.log(2) * summary["tokens"] / summary["bytes"])
     assert summary["steps"] == 10
@@ -243,7 +243,7 @@ def test_a_longer_budget_goes_on_with_the_run(tiny_run: TinyRun, tmp_path: Path)
     ran = good("train", copy / "config.toml", "train.max_steps=14", "--out", copy, "--resume", "--json")
     assert ran.json["steps"] == 14
     assert ran.json["train_tokens"] == 14 * 4 * 128
-    assert load(copy / "config.toml").train.max_steps == 14
+    assert Config.load(copy / "config.toml").train.max_steps == 14
 
 
 @pytest.mark.parametrize("change", ["optim.muon_lr=0.5", "train.seed=2", "model.network.main.layers=2"])
@@ -252,7 +252,7 @@ def test_a_resumed_run_keeps_its_settings(tiny_run: TinyRun, tmp_path: Path, cha
     said = refused("train", copy / "config.toml", change, "--out", copy, "--resume")
     assert change.partition("=")[0] in said
     assert "--out" in said
-    assert load(copy / "config.toml") == load(tiny_run.folder / "config.toml")
+    assert Config.load(copy / "config.toml") == Config.load(tiny_run.folder / "config.toml")
 
 
 def test_a_run_is_never_overwritten_unasked(tiny_run: TinyRun) -> None:

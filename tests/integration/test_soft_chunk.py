@@ -15,7 +15,7 @@ from test_step import ids  # noqa: F401  (a fixture)
 from tiny_run import make_trainer, rows, tiny_config
 from torch import Tensor
 
-from bytegolf.config import ModelConfig, OptimConfig, SoftConfig, load
+from bytegolf.config import Config, ModelConfig, OptimConfig, SoftConfig
 from bytegolf.data.shards import open_split
 from bytegolf.data.tokenizer import ByteTokenizer, load_tokenizer
 from bytegolf.errors import BytegolfError
@@ -195,12 +195,12 @@ def test_windows_that_share_work_give_the_same_losses(variant: str, network: str
 
 def test_parameters_are_as_published() -> None:
     """263,681 a layer at D = 512: W and c', w and c."""
-    base = load("baseline-sp1024")
+    base = Config.load("baseline-sp1024")
     bare = count_parameters(outline(base.model))
     assert bare == 17_059_912
     for layers, inner, extra in ((1, 0, 263_681), (2, 0, 527_362), (1, 256, 262_656 + 1024 * 256 + 256 + 257)):
         changes = [f"model.soft.layers={layers}", f"model.soft.inner={inner}"]
-        assert count_parameters(outline(load("baseline-sp1024", changes).model)) == bare + extra
+        assert count_parameters(outline(Config.load("baseline-sp1024", changes).model)) == bare + extra
 
 
 @pytest.mark.parametrize("subwords", [False, True])

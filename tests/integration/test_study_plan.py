@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bytegolf.config import OptimConfig, load
+from bytegolf.config import Config, OptimConfig
 from bytegolf.errors import BytegolfError
 from bytegolf.tools.study.definition import BudgetConfig, Study, read_study
 from bytegolf.tools.study.plan import Job, bytes_per_token, data_hash, definition_hash, jobs
@@ -65,7 +65,7 @@ def test_every_variant_with_every_seed(tiny_data: Path, tmp_path: Path) -> None:
     assert [job.config.train.seed for job in found] == [1, 1, 2, 2]
     assert {job.config.train.max_steps for job in found} == {10}
     assert {job.config.train.max_seconds for job in found} == {0.0}
-    assert [job.config.optim.muon_lr for job in found[:2]] == [load("cpu-demo").optim.muon_lr, 0.02]
+    assert [job.config.optim.muon_lr for job in found[:2]] == [Config.load("cpu-demo").optim.muon_lr, 0.02]
     assert len({job.folder for job in found}) == 4
     assert all(job.config.data.path == str(tiny_data) for job in found)
 
@@ -136,7 +136,7 @@ def test_presets_beside_the_file_and_results_too(tiny_data: Path, tmp_path: Path
 
 
 def hashed(*changes: str, budget: BudgetConfig | None = None, threads: int = 1, limit: int = 0) -> str:
-    return definition_hash(load("cpu-demo", changes), budget or BudgetConfig(steps=3), threads, limit)
+    return definition_hash(Config.load("cpu-demo", changes), budget or BudgetConfig(steps=3), threads, limit)
 
 
 @pytest.mark.parametrize(

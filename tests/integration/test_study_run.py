@@ -22,7 +22,7 @@ import tomli_w
 from commands import Ran, TinyRun, cli, good, refused, small
 
 from bytegolf.artifact import checkpoint as store
-from bytegolf.config import load, to_dict
+from bytegolf.config import Config, to_dict
 from bytegolf.tools.study import results
 from bytegolf.tools.study.definition import _OWN, Study, read_study
 from bytegolf.tools.study.launch import Ray, busy, start_script, write_script
@@ -463,7 +463,7 @@ def test_a_real_run_that_is_killed_ends_as_one_that_is_not(
     """The row is that of ten steps in one piece, which are the shared run's."""
     monkeypatch.chdir(tmp_path)
     Path("dying.py").write_text(DYING)
-    config = to_dict(load(tiny_run.folder / "config.toml"))
+    config = to_dict(Config.load(tiny_run.folder / "config.toml"))
     train = {key: value for key, value in config["train"].items() if f"train.{key}" not in _OWN}
     settings = {
         **{"name": "s", "question": "?", "preset": "cpu-demo", "control": "it", "data": str(tiny_run.data)},

@@ -8,7 +8,7 @@ import tomllib
 
 import pytest
 
-from bytegolf.config import load, to_dict
+from bytegolf.config import Config, to_dict
 from bytegolf.tools.bundle import script
 from bytegolf.tools.bundle.flatten import Flattened
 from bytegolf.tools.bundle.names import Target
@@ -203,10 +203,10 @@ def test_a_module_used_as_a_value_is_refused() -> None:
 
 
 def test_the_script_holds_its_configuration_and_nothing_of_the_package() -> None:
-    config = load("cpu-demo", ["data.path=elsewhere"])
+    config = Config.load("cpu-demo", ["data.path=elsewhere"])
     text = script.script(config)
     assert script.code_bytes(config) == len(text.encode())
-    assert script.code_bytes(load("cpu-demo")) == script.code_bytes(config), "where data lie does not count"
+    assert script.code_bytes(Config.load("cpu-demo")) == script.code_bytes(config), "where data lie does not count"
     tree = ast.parse(text)
     (held,) = (
         node.value.value

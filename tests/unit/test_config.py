@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tomli_w
 
 from bytegolf.config import (
     Config,
@@ -19,7 +18,6 @@ from bytegolf.config import (
     flatten,
     from_dict,
     levels,
-    load,
     outer_dim,
     preset_chain,
     preset_names,
@@ -31,9 +29,9 @@ from bytegolf.errors import BytegolfError
 
 
 def error(*overrides: str, source: str | Path = "cpu-demo") -> str:
-    """What ``load`` says against these overrides."""
+    """What ``Config.load`` says against these overrides."""
     with pytest.raises(BytegolfError) as caught:
-        load(source, overrides)
+        Config.load(source, overrides)
     return str(caught.value)
 
 
@@ -58,7 +56,7 @@ def error(*overrides: str, source: str | Path = "cpu-demo") -> str:
     ],
 )
 def test_an_override_sets_its_key(override: str, value: object) -> None:
-    found: object = load("cpu-demo", [override])
+    found: object = Config.load("cpu-demo", [override])
     for part in override.partition("=")[0].split("."):
         found = getattr(found, part)
     assert found == value
@@ -66,12 +64,25 @@ def test_an_override_sets_its_key(override: str, value: object) -> None:
 
 
 def test_the_last_override_wins_and_others_stay() -> None:
-    before, after = load("cpu-demo"), load("cpu-demo", ["train.seed=1", "train.seed=2"])
+    before, after = Config.load("cpu-demo"), Config.load("cpu-demo", ["train.seed=1", "train.seed=2"])
     assert after == dataclasses.replace(before, train=dataclasses.replace(before.train, seed=2))
 
 
+def test_a_changed_configuration_is_what_the_same_overrides_load() -> None:
+    before = Config.load("cpu-demo")
+    wanted = Config.load("cpu-demo", ["train.seed=2", "data.path=here", "optim.muon_lr=1"])
+    assert before.with_("train.seed=2", "data.path=here", "optim.muon_lr=1") == wanted
+    assert before.with_({"train.seed": 2, "data.path": Path("here")}, "optim.muon_lr=1") == wanted
+    assert Config.load("cpu-demo", {"train.seed": 2, "data.path": "here", "optim.muon_lr": 1}) == wanted
+    stage = StackConfig(1, 8, 2, 1)
+    assert before.with_({"model.network": stage}).model.network == stage
+    assert before.with_() == before == Config.load("cpu-demo")
+    with pytest.raises(BytegolfError, match=r"train\.seed is 'two', a str"):
+        before.with_({"train.seed": "two"})
+
+
 def test_an_override_can_replace_a_whole_network() -> None:
-    config = load("cpu-demo", ["model.network={layers=1, dim=8, heads=2, kv_heads=1}"])
+    config = Config.load("cpu-demo", ["model.network={layers=1, dim=8, heads=2, kv_heads=1}"])
     assert config.model.network == StackConfig(1, 8, 2, 1)
 
 
@@ -153,8 +164,8 @@ def test_values_out_of_range_are_refused(override: str, said: str) -> None:
 def test_a_fixed_capacity_is_refused_where_documents_must_not_see_each_other(key: str) -> None:
     said = error("model.reset_at_bos=true", f"{key}=fixed")
     assert f"{key.removeprefix('model.network.')} is 'fixed' and reset_at_bos is on" in said
-    load("cpu-demo", ["model.reset_at_bos=true", f"{key}=bucketed"])
-    load("cpu-demo", [f"{key}=fixed"])
+    Config.load("cpu-demo", ["model.reset_at_bos=true", f"{key}=bucketed"])
+    Config.load("cpu-demo", [f"{key}=fixed"])
 
 
 def test_a_fixed_capacity_is_refused_within_another() -> None:
@@ -162,8 +173,8 @@ def test_a_fixed_capacity_is_refused_within_another() -> None:
     assert "model.network: main.router.capacity is 'fixed' inside a level of 'exact'" in error(
         inner, source="hnet-2stage"
     )
-    load("hnet-2stage", [inner, outer])
-    load("hnet-2stage", [outer])
+    Config.load("hnet-2stage", [inner, outer])
+    Config.load("hnet-2stage", [outer])
 
 
 def test_ranges_hold_without_a_file_too() -> None:
@@ -201,10 +212,10 @@ def test_files_that_are_no_configuration(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", preset_names())
 def test_a_saved_configuration_loads_as_it_was(name: str, tmp_path: Path) -> None:
-    config = load(name, ["train.ema_decay=0.5", 'data.path="a \\"quoted\\" höhle"'])
+    config = Config.load(name, ["train.ema_decay=0.5", 'data.path="a \\"quoted\\" höhle"'])
     file = tmp_path / "saved.toml"
-    file.write_bytes(tomli_w.dumps(to_dict(config)).encode())
-    assert load(file) == config
+    file.write_text(config.to_toml(), encoding="utf-8")
+    assert Config.load(file) == config
     assert from_dict(Config, to_dict(config)) == config
 
 
@@ -232,8 +243,8 @@ def test_a_file_extends_a_preset_key_by_key(tmp_path: Path) -> None:
     text = 'extends = "cpu-demo"\nname = "mine"\n[train]\nseed = 3\n[model.network.main]\nlayers = 1\n'
     file = write(tmp_path / "mine.toml", text)
     changes = ["name=mine", "train.seed=3", "model.network.main.layers=1"]
-    assert load(file) == load("cpu-demo", changes)
-    assert load(file, ["train.seed=4"]).train.seed == 4, "overrides come last"
+    assert Config.load(file) == Config.load("cpu-demo", changes)
+    assert Config.load(file, ["train.seed=4"]).train.seed == 4, "overrides come last"
 
 
 def test_a_file_extends_a_file_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,9 +252,9 @@ def test_a_file_extends_a_file_beside_it(tmp_path: Path, monkeypatch: pytest.Mon
     middle = write(tmp_path / "inner" / "middle.toml", 'extends = "../base.toml"\n[train]\nseed = 2\n')
     top = write(tmp_path / "top.toml", 'extends = "inner/middle.toml"\nname = "top"\n')
     monkeypatch.chdir(tmp_path / "inner")
-    assert load(top) == load("cpu-gpt", ["name=top", "train.seed=2", "train.log_every=7"])
+    assert Config.load(top) == Config.load("cpu-gpt", ["name=top", "train.seed=2", "train.log_every=7"])
     assert preset_chain("middle.toml") == ["middle.toml", "../base.toml", "cpu-gpt"]
-    assert load(middle).name == "cpu-gpt"
+    assert Config.load(middle).name == "cpu-gpt"
 
 
 def test_what_cannot_be_extended_is_said_in_a_sentence(tmp_path: Path) -> None:
@@ -263,7 +274,7 @@ def test_what_cannot_be_extended_is_said_in_a_sentence(tmp_path: Path) -> None:
         write(tmp_path / f"{number}.toml", f'extends = "{number + 1}.toml"\n')
     write(tmp_path / f"{DEPTH}.toml", 'extends = "cpu-demo"\n')
     assert f"extends more than {DEPTH - 1} others" in error(source=tmp_path / "0.toml")
-    assert load(tmp_path / "2.toml") == load("cpu-demo")
+    assert Config.load(tmp_path / "2.toml") == Config.load("cpu-demo")
 
 
 # ---------------------------------------------------------------------------------------------- lists and tables

@@ -13,12 +13,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import tomli_w
 import torch
 
 from bytegolf import __version__
 from bytegolf.artifact.checkpoint import checkpoints
-from bytegolf.config import Config, flatten, load, to_dict
+from bytegolf.config import Config, flatten, to_dict
 from bytegolf.data.tokenizer import SentencePieceTokenizer, Tokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.files import clear_leftovers, disk_errors, make_folder, only_one, write_bytes, write_json
@@ -87,7 +86,7 @@ class RunFolder:
             raise BytegolfError(
                 f"{self.path} is no run folder (it has no {self.config.name}): train one with `bytegolf train`"
             )
-        return load(self.config, overrides)
+        return Config.load(self.config, overrides)
 
     def prepare(self, config: Config, tokenizer: Tokenizer, command: list[str], resume: bool) -> None:
         """Make the folder, which is ``held``, ready for a new run, or check that it holds the run to be resumed.
@@ -103,7 +102,7 @@ class RunFolder:
         make_folder(self.path)
         environment_file = self.path / "environment.json"
         clear_leftovers(self.config, environment_file, self.path / "metrics.jsonl", self.artifact, self.summary)
-        write_bytes(self.config, tomli_w.dumps(to_dict(config)).encode())
+        write_bytes(self.config, config.to_toml().encode())
         write_json(environment_file, environment(command))
         if isinstance(tokenizer, SentencePieceTokenizer):
             with disk_errors(tokenizer.path, "read"):

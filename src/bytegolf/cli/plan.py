@@ -49,7 +49,7 @@ def plan(
     Without a preset: published, a list of what, preset, count, published_ms,
     predicted_ms, error, published_bytes and predicted_bytes (null if unknown).
     """
-    from bytegolf.config import load
+    from bytegolf.config import Config
     from bytegolf.tools.plan import prediction as planning
     from bytegolf.tools.plan import tables as plan_tables
 
@@ -58,6 +58,6 @@ def plan(
         plan_tables.published(screen(), rows)
         finish(json, {"published": rows})
         return
-    found = planning.plan(load(preset, overrides), device, count, rate, steps)
+    found = planning.plan(Config.load(preset, overrides), device, count, rate, steps)
     plan_tables.plan(screen(), found)
     finish(json, found)

@@ -11,7 +11,7 @@ from rich.table import Table
 from bytegolf.analyze.render import titled
 from bytegolf.api.run import Outcome
 from bytegolf.artifact.plan import estimated_bytes
-from bytegolf.config import load, preset_names
+from bytegolf.config import Config, preset_names
 from bytegolf.model.outline import count_parameters, outline
 
 
@@ -154,7 +154,7 @@ def preset_rows() -> list[dict[str, Any]]:
     """Each preset with its parameters, and its artifact's size before compression as an estimate."""
     rows = []
     for name in preset_names():
-        config = load(name)
+        config = Config.load(name)
         model = outline(config.model)
         rows.append(
             {

@@ -38,10 +38,10 @@ def train(
     """
     from bytegolf.api import run as training
     from bytegolf.cli import show
-    from bytegolf.config import load
+    from bytegolf.config import Config
 
     changes = [*overrides, *([f"data.path={toml_string(str(data))}"] if data else [])]
-    config = load(preset, changes)
+    config = Config.load(preset, changes)
     outcome = training.train(config, out or Path("runs") / config.name, resume=resume)
     if outcome:
         show.outcome(screen(), outcome)
@@ -67,13 +67,11 @@ def presets(
     artifact_estimate_bytes (before compression); with a name, config.
     """
     if name is not None:
-        import tomli_w
+        from bytegolf.config import Config, to_dict
 
-        from bytegolf.config import load, to_dict
-
-        settings = to_dict(load(name, overrides))
-        sys.stdout.write(tomli_w.dumps(settings))
-        finish(json, {"config": settings})
+        config = Config.load(name, overrides)
+        sys.stdout.write(config.to_toml())
+        finish(json, {"config": to_dict(config)})
         return
     from bytegolf.cli import show
 

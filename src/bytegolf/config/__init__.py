@@ -1,7 +1,8 @@
 """The configuration of a run: frozen dataclasses whose nesting mirrors the modules they configure.
 
-A preset or a TOML file gives the values, dotted overrides (``optim.muon_lr=0.02``) change some, and what results is
-saved with the run. An unknown key, a missing key or a value of the wrong type is an error that names the key.
+``Config.load`` reads a preset or a TOML file, dotted overrides (``optim.muon_lr=0.02``) change some values, and what
+results is saved with the run. An unknown key, a missing key or a value of the wrong type is an error that names the
+key.
 
 Each field's meaning and range stand once, in its ``doc``; errors are made from there.
 """
@@ -21,7 +22,7 @@ from bytegolf.config.model import (
     levels,
     outer_dim,
 )
-from bytegolf.config.reading import flatten, from_dict, load, preset_chain, preset_names, read_toml, to_dict
+from bytegolf.config.reading import flatten, from_dict, preset_chain, preset_names, read_toml, to_dict
 from bytegolf.config.run import Config, DataConfig, EvalConfig, ExportConfig, OptimConfig, TrainConfig, TttConfig
 
 __all__ = [
@@ -46,7 +47,6 @@ __all__ = [
     "flatten",
     "from_dict",
     "levels",
-    "load",
     "outer_dim",
     "preset_chain",
     "preset_names",

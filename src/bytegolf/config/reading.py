@@ -1,4 +1,4 @@
-"""Reading a configuration: a preset or a TOML file, with dotted overrides; unknown keys and wrong types are errors.
+"""Reading a configuration: a preset or a TOML file, with dotted changes; unknown keys and wrong types are errors.
 
 ``extends = "NAME"`` at the top of a file takes over another one, a preset or a file, and the keys beside it change it.
 """
@@ -12,14 +12,13 @@ import os
 import tomllib
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from bytegolf.config.fields import check_ranges
 from bytegolf.config.model import HNetConfig, StackConfig
-from bytegolf.config.run import Config
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors, read_file
 
@@ -110,14 +109,21 @@ def preset_names() -> list[str]:
     return sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".toml"))
 
 
-def load(source: str | Path, overrides: Iterable[str] = ()) -> Config:
-    """The configuration of a preset's name or a TOML file, with ``section.key=value`` overrides applied in order."""
+def read_tables(source: str | Path) -> dict[str, Any]:
+    """The nested tables of a preset's name or a TOML file, laid over those of the files that it extends."""
     raw: dict[str, Any] = {}
     for _, tables in reversed(_chain(str(source))):
         _merge(raw, tables)
-    for override in overrides:
-        _override(raw, override)
-    return from_dict(Config, raw)
+    return raw
+
+
+def change(raw: dict[str, Any], changes: str | Mapping[str, Any]) -> None:
+    """Set dotted keys of nested tables, in place: ``"train.seed=1"``, or ``{"train.seed": 1}``."""
+    if isinstance(changes, str):
+        _set(raw, *_parsed_override(changes))
+    else:
+        for path, value in changes.items():
+            _set(raw, path, _plain(value))
 
 
 def preset_chain(name: str) -> list[str]:
@@ -194,8 +200,8 @@ def _tables(name: str) -> dict[str, Any]:
     raise BytegolfError(f"no preset is called {name!r}: {hint} (a file's name must end in .toml)")
 
 
-def _override(raw: dict[str, Any], override: str) -> None:
-    """Set one dotted key of nested tables; the value is read as TOML, or as a bare string where it is none."""
+def _parsed_override(override: str) -> tuple[str, Any]:
+    """The dotted key and the value of ``section.key=value``, read as TOML, or as a bare string where it is none."""
     path, equals, text = override.partition("=")
     if not equals or not path:
         raise BytegolfError(f"{override!r} is no override: write section.key=value, for instance optim.muon_lr=0.02")
@@ -203,7 +209,21 @@ def _override(raw: dict[str, Any], override: str) -> None:
         parsed = tomllib.loads(f"value = {text}")
     except (ValueError, RecursionError):
         parsed = {}
-    value = parsed["value"] if parsed.keys() == {"value"} else text
+    # a line break in the text could begin a second key: such a text is a bare string as well
+    return path, parsed["value"] if parsed.keys() == {"value"} else text
+
+
+def _plain(value: Any) -> Any:
+    """A Python value as TOML would have it."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return to_dict(value)
+    if isinstance(value, tuple):
+        return list(value)
+    return str(value) if isinstance(value, os.PathLike) else value
+
+
+def _set(raw: dict[str, Any], path: str, value: Any) -> None:
+    """Set one dotted key of nested tables."""
     *tables, key = path.split(".")
     for table in tables:
         raw = raw.setdefault(table, {})

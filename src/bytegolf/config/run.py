@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from bytegolf.config.fields import Ranged, doc
 from bytegolf.config.model import ModelConfig, check_fixed_capacity
+from bytegolf.config.reading import change, from_dict, read_tables, to_dict
 from bytegolf.errors import BytegolfError
 
 
@@ -178,7 +181,12 @@ class EvalConfig(Ranged):
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that determines a run."""
+    """Everything that determines a run.
+
+    It is frozen; ``with_`` makes another one:
+
+        config = Config.load("cpu-demo").with_("train.max_seconds=60", {"train.seed": 2})
+    """
 
     name: str = doc("name of the preset")
     about: str = doc("one line for `bytegolf presets`")
@@ -197,3 +205,30 @@ class Config:
                 f"export.gptq_seconds = {self.export.gptq_seconds:g} leaves nothing of train.max_seconds = "
                 f"{self.train.max_seconds:g} to train in: lower it"
             )
+
+    @staticmethod
+    def load(source: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Config:
+        """The configuration of a preset's name or a TOML file, changed by ``overrides`` as in ``with_``, in order.
+
+        Raises BytegolfError, which names the key, for one that is unknown or missing, or a value out of its range.
+        """
+        raw = read_tables(source)
+        for each in [overrides] if isinstance(overrides, (str, Mapping)) else overrides:
+            change(raw, each)
+        return from_dict(Config, raw)
+
+    def with_(self, *changes: str | Mapping[str, Any]) -> Config:
+        """A configuration with other values of some dotted keys: ``"train.seed=2"``, or ``{"train.seed": 2}``.
+
+        A string's value is read as TOML, or as a bare string where it is none. Raises BytegolfError as ``load`` does.
+        """
+        raw = to_dict(self)
+        for each in changes:
+            change(raw, each)
+        return from_dict(Config, raw)
+
+    def to_toml(self) -> str:
+        """All settings as a TOML file that ``load`` reads."""
+        import tomli_w  # not needed to run a submission's script
+
+        return tomli_w.dumps(to_dict(self))

@@ -25,7 +25,7 @@ from bytegolf.artifact.coders import CODERS, compress, decompress
 from bytegolf.artifact.export import latest
 from bytegolf.artifact.loading import load_artifact
 from bytegolf.artifact.pack import read_artifact
-from bytegolf.config import load
+from bytegolf.config import Config
 from bytegolf.data import json_lines
 from bytegolf.data.corpus import documents, expand
 from bytegolf.data.document import Reading
@@ -329,7 +329,7 @@ class ConfigFile(TomlFile):
         return samples.presets()
 
     def read(self, data: bytes) -> object:
-        return load(self.written(data, "config.toml"))
+        return Config.load(self.written(data, "config.toml"))
 
 
 class Overrides(Reader):
@@ -357,7 +357,7 @@ class Overrides(Reader):
         return b"\n".join(lines)
 
     def read(self, data: bytes) -> object:
-        return load("cpu-demo", data.decode("utf-8", "surrogateescape").split("\n"))
+        return Config.load("cpu-demo", data.decode("utf-8", "surrogateescape").split("\n"))
 
 
 class StudyFile(TomlFile):

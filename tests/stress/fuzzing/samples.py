@@ -53,7 +53,7 @@ from bytegolf.infer.codec import Codec
 from bytegolf.model.lm import LanguageModel
 from bytegolf.progress import Reporter
 from bytegolf.tools.study.definition import read_study
-from bytegolf.tools.study.plan import as_toml, jobs
+from bytegolf.tools.study.plan import jobs
 from bytegolf.train.loop import Trainer
 
 __all__ = ["MAGIC"]
@@ -211,7 +211,7 @@ def run_folder(folder: Path, files: Sequence[str]) -> list[list[bytes]]:
     data = folder / "data"
     data_folder(data)
     _trainer(folder, 2).fit()
-    RunFolder(folder).config.write_bytes(as_toml(config(data)))
+    RunFolder(folder).config.write_bytes(config(data).to_toml().encode())
     place = only_checkpoint(folder)
     return [[(place / name if (place / name).exists() else folder / name).read_bytes() for name in files]]
 

@@ -15,10 +15,8 @@ from collections.abc import Iterator
 from importlib import resources
 from importlib.resources.abc import Traversable
 
-import tomli_w
-
 from bytegolf import __version__
-from bytegolf.config import Config, DataConfig, to_dict
+from bytegolf.config import Config, DataConfig
 from bytegolf.tools.bundle.flatten import Flattened
 from bytegolf.tools.bundle.names import Target
 from bytegolf.tools.bundle.reader import PACKAGE
@@ -35,7 +33,7 @@ def script(config: Config) -> str:
     """The script that trains and scores ``config``; where its data lie is no part of it."""
     before, after = _around_config()
     plain = dataclasses.replace(config, data=dataclasses.replace(config.data, path=DataConfig().path))
-    return before + _literal(tomli_w.dumps(to_dict(plain))) + after
+    return before + _literal(plain.to_toml()) + after
 
 
 def code_bytes(config: Config) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 from bytegolf.artifact import checkpoint as store
 from bytegolf.artifact.container import read as read_container
 from bytegolf.artifact.run_folder import RunFolder
-from bytegolf.config import load
+from bytegolf.config import Config
 from bytegolf.data.export import SIDECAR
 from bytegolf.data.manifest import FETCHING, MANIFEST, UNFINISHED, path_in, read_manifest, unfinished
 from bytegolf.errors import BytegolfError
@@ -73,7 +73,7 @@ def _folder(path: Path) -> Iterator[Verdict]:
 
 
 def _run(run: RunFolder) -> Iterator[Verdict]:
-    yield plain(run.config, "configuration", load)
+    yield plain(run.config, "configuration", Config.load)
     for file, kind, read in (
         (run.path / "environment.json", "environment", lambda path: read_json_object(path, "environment")),
         (run.path / "metrics.jsonl", "metrics", read_metrics),

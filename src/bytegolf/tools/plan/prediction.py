@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from bytegolf.artifact.plan import estimated_bytes
-from bytegolf.config import Config, levels, load
+from bytegolf.config import Config, levels
 from bytegolf.device import pick_device, pick_precision, prepare_device
 from bytegolf.errors import BytegolfError
 from bytegolf.model.lm import LanguageModel
@@ -187,7 +187,7 @@ def against_published() -> list[dict[str, Any]]:
     """Every published step time beside what the same arithmetic predicts for the code that took it."""
     device, rows = DEVICES["h100"], []
     for known in STEP_TIMES:
-        config = load(known.preset, known.overrides)
+        config = Config.load(known.preset, known.overrides)
         rates = chunk_rates(config.model, known.rate)
         parts = part_times(step_work(config, known.count, known.code, rates, known.passes), device)
         milliseconds = 1e3 * step_seconds(parts, 0.0, 0.0, device)

@@ -21,7 +21,7 @@ from typing import Any, Protocol, runtime_checkable
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors, lock_file, make_folder, write_bytes
 from bytegolf.tools.study.definition import Study
-from bytegolf.tools.study.plan import Job, as_toml
+from bytegolf.tools.study.plan import Job
 from bytegolf.tools.study.results import EXIT, LOG
 
 SCRIPT, LOCK = "run.sh", "lock"
@@ -35,7 +35,7 @@ def write_script(study: Study, job: Job) -> Path:
     """Make the folder of a run: its configuration, and the script that trains it. Returns the script."""
     make_folder(job.folder)
     (job.folder / EXIT).unlink(missing_ok=True)
-    write_bytes(job.folder / "config.toml", as_toml(job.config))
+    write_bytes(job.folder / "config.toml", job.config.to_toml().encode())
     trainer = study.config.trainer or f"{shlex.quote(sys.executable)} -m bytegolf train"
     place = {name: shlex.quote(str(job.folder / name)) for name in ("config.toml", LOG, EXIT)}
     lines = [

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bytegolf.config import Config, flatten, load, to_dict
+from bytegolf.config import Config, flatten
 from bytegolf.data.manifest import dataset_entry, dataset_folder, tokenizer_entry
 from bytegolf.errors import BytegolfError
 from bytegolf.files import sha256
@@ -105,7 +105,7 @@ def _hash_if_there(data: Path, tokenizer: str) -> str:
 def _base(study: Study, variant: Variant) -> Config:
     """The variant's configuration without its budget in steps, which for one in bytes depends on the data."""
     changes = {**variant.overrides, "data.path": str(variant.data)}
-    return load(variant.preset, [f"{key}={_toml(value)}" for key, value in {**changes, **_budget(study)}.items()])
+    return Config.load(variant.preset, {**changes, **_budget(study)})
 
 
 def _budget(study: Study) -> dict[str, Any]:
@@ -123,10 +123,6 @@ def _seeded(config: Config, study: Study, variant: Variant, seed: int) -> Config
     if limit:
         limit = max(1, round(limit / bytes_per_token(variant.data, config.data.tokenizer, "val")))
     return dataclasses.replace(config, train=train, eval=dataclasses.replace(config.eval, limit=limit))
-
-
-def _toml(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
 
 
 def bytes_per_token(data: Path, tokenizer: str, split: str) -> float:
@@ -171,10 +167,3 @@ def data_hash(folder: Path, tokenizer: str) -> str:
 def _hash(value: Any) -> str:
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def as_toml(config: Config) -> bytes:
-    """The file that trains ``config``."""
-    import tomli_w
-
-    return tomli_w.dumps(to_dict(config)).encode()
