@@ -1,6 +1,7 @@
 """Reading a text with a model: bits as ``eval`` counts them, boundaries as the router's record has them."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,12 @@ from commands import TinyRun, text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bytegolf.analyze.boundaries import BoundaryStats
 from bytegolf.analyze.reading import Reading, read, read_text
-from bytegolf.analyze.segment import collector
 from bytegolf.artifact.loading import LoadedModel, load_model
 from bytegolf.data.shards import open_split
 from bytegolf.errors import BytegolfError
+from bytegolf.evaluate.boundaries import BoundaryStats
+from bytegolf.evaluate.chunk_stats import collector
 from bytegolf.evaluate.score import score
 
 RUNS = ("tiny_run", "two_level_run", "subword_run", "flat_run")
@@ -48,7 +49,7 @@ def test_bits_and_boundaries_are_those_of_eval(request: pytest.FixtureRequest, n
         return
     inside = read(one.model, one.tokenizer, stream.slice(0, targets), length)
     # of a window's first token eval drops the leading space, as it does not see what comes before
-    assert {**inside.stats(0).to_dict(), "bytes": stats.bytes} == stats.to_dict()
+    assert replace(inside.stats(0).figures(), bytes=stats.bytes) == stats.figures()
     assert not any(level.chosen[inside.windows[inside.windows < len(inside.data)]].any() for level in inside.levels)
 
 

@@ -13,8 +13,6 @@ from commands import TinyRun, good, refused
 from conftest import TINY, ModelMaker, scatter, tiny_network
 from test_bpb import BYTES, random_tokens, stream_of
 
-from bytegolf.analyze.boundaries import BoundaryStats
-from bytegolf.analyze.segment import collector
 from bytegolf.config import (
     ChunkHashConfig,
     HNetConfig,
@@ -25,6 +23,8 @@ from bytegolf.config import (
     StackConfig,
 )
 from bytegolf.evaluate import sliding
+from bytegolf.evaluate.boundaries import BoundaryStats
+from bytegolf.evaluate.chunk_stats import collector
 from bytegolf.evaluate.one_pass import reaching
 from bytegolf.evaluate.score import score
 from bytegolf.evaluate.sliding import last_losses

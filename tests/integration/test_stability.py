@@ -13,9 +13,9 @@ from conftest import ModelMaker
 from test_bpb import BYTES, random_tokens, stream_of
 
 from bytegolf.analyze.stability import Cuts, capacities, flips, read_cuts, room, shifted
-from bytegolf.analyze.truncation import TruncationStats
 from bytegolf.artifact.loading import load_model
 from bytegolf.data.shards import open_split
+from bytegolf.evaluate.chunk_stats import TruncationStats
 from bytegolf.evaluate.score import score
 from bytegolf.evaluate.sliding import router_reach
 from bytegolf.model.hnet import HNet
@@ -82,11 +82,11 @@ def test_what_is_cut_is_what_a_score_truncates(name: str, make_model: ModelMaker
     )
     found = read_cuts(model, np.array(tokens), range(0, 10 * length, length), length)[0]
     told = room(found, capacities(model, length)[0], ())
-    wanted = counted.to_dicts()[0]
-    assert wanted["truncated_boundaries"] > 0
+    wanted = counted.figures()[0]
+    assert wanted.truncated_boundaries > 0
     assert told["limit"] == length // 12
-    assert round(told["cut_boundaries"] * found.boundary.sum()) == wanted["truncated_boundaries"]
-    assert round(told["cut_windows"] * 10) == wanted["truncated_windows"]
+    assert round(told["cut_boundaries"] * found.boundary.sum()) == wanted.truncated_boundaries
+    assert round(told["cut_windows"] * 10) == wanted.truncated_windows
     assert model.levels()[0].capacity.mode == "fixed", "as it was"
 
 

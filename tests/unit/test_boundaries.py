@@ -1,7 +1,5 @@
 """Boundary metrics: examples by hand, and a slow reference in plain Python."""
 
-import json
-import math
 import statistics
 
 import numpy as np
@@ -9,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bytegolf.analyze.boundaries import (
+from bytegolf.evaluate.boundaries import (
     BoundaryStats,
     is_continuation,
     is_whitespace,
@@ -38,37 +36,37 @@ def test_words_with_the_space_after_or_before_agree_alike() -> None:
         stats = BoundaryStats()
         stats.add(window(text), at(11, *places), whole=True)
         assert stats.boundaries == 2
-        assert stats.whitespace_agreement == 1.0
-        assert stats.random_agreement == 4 / 10
-        assert stats.rate == 2 / 10
-        assert stats.boundaries_per_256 == 51.2
-        assert stats.mean_chunk_bytes == 11 / 3
-        assert stats.chunks == 3
+        assert stats.figures().whitespace_agreement == 1.0
+        assert stats.figures().random_agreement == 4 / 10
+        assert stats.figures().rate == 2 / 10
+        assert stats.figures().boundaries_per_256 == 51.2
+        assert stats.figures().mean_chunk_bytes == 11 / 3
+        assert stats.figures().chunks == 3
 
 
 def test_boundaries_within_words_do_not_agree() -> None:
     stats = BoundaryStats()
     stats.add(window(b"the cat sat"), at(11, 1, 4, 6, 10))
-    assert stats.whitespace_agreement == 1 / 4
+    assert stats.figures().whitespace_agreement == 1 / 4
 
 
 def test_cut_chunks_are_left_out_unless_the_text_is_whole() -> None:
     text, mask = window(b"abcdefghij"), at(10, 2, 3, 7)
     cut, whole = BoundaryStats(), BoundaryStats()
     cut.add(text, mask)
-    assert (cut.chunks, cut.chunk_bytes) == (2, 5)  # cd, efgh -> lengths 1 and 4
-    assert cut.mean_chunk_bytes == 2.5
-    assert cut.cv == 1.5 / 2.5
+    assert cut.lengths == {1: 1, 4: 1}  # c and defg
+    assert cut.figures().mean_chunk_bytes == 2.5
+    assert cut.figures().cv == 1.5 / 2.5
     whole.add(text, mask, whole=True)
-    assert (whole.chunks, whole.chunk_bytes) == (4, 10)  # 2, 1, 4, 3
+    assert whole.lengths == {2: 1, 1: 1, 4: 1, 3: 1}
 
 
 def test_fixed_stride_has_no_variation() -> None:
     stats = BoundaryStats()
     for _ in range(3):
         stats.add(window(bytes(64)), at(64, *range(0, 64, 4)))
-    assert stats.cv == 0
-    assert stats.mean_chunk_bytes == 4
+    assert stats.figures().cv == 0
+    assert stats.figures().mean_chunk_bytes == 4
     assert stats.boundaries == 3 * 15
 
 
@@ -83,7 +81,7 @@ def test_utf8_splits() -> None:
     text = "aé€𝄞".encode()  # a, 2, 3 and 4 bytes
     stats = BoundaryStats()
     stats.add(window(text), at(10, 1, 2, 3, 5, 6))  # inside é at 2, inside € at 5
-    assert stats.utf8_splits == 2 / 5
+    assert stats.figures().utf8_splits == 2 / 5
 
 
 def test_candidates_limit_what_counts_but_not_what_cuts() -> None:
@@ -92,21 +90,18 @@ def test_candidates_limit_what_counts_but_not_what_cuts() -> None:
     stats.add(text, at(8, 3, 4, 6), candidates=at(8, 0, 3, 6), whole=True)
     assert stats.positions == 2
     assert stats.boundaries == 2
-    assert stats.rate == 1
-    assert stats.random_agreement == 1
-    assert stats.chunks == 4
+    assert stats.figures().rate == 1
+    assert stats.figures().random_agreement == 1
+    assert stats.figures().chunks == 4
 
 
-def test_nothing_gives_nan_and_plain_json() -> None:
+def test_ratios_without_data_are_none() -> None:
     stats = BoundaryStats()
     stats.add(window(b""), at(0))
     assert stats == BoundaryStats()
     stats.add(window(b"a"), at(1, 0))
-    assert math.isnan(stats.whitespace_agreement)
-    assert math.isnan(stats.cv)
-    plain = json.loads(json.dumps(stats.to_dict(), allow_nan=False))
-    assert plain["whitespace_agreement"] is None
-    assert plain["bytes"] == 1
+    found = stats.figures()
+    assert (found.whitespace_agreement, found.cv, found.mean_chunk_bytes, found.bytes) == (None, None, None, 1)
 
 
 def test_wrong_arrays_are_refused() -> None:
@@ -155,15 +150,15 @@ def test_against_plain_python(windows: list[list[tuple[int, bool, bool]]], whole
     assert stats.boundaries == chosen
     assert stats.positions == positions
     if chosen:
-        assert stats.whitespace_agreement == touching / chosen
-        assert stats.utf8_splits == splitting / chosen
+        assert stats.figures().whitespace_agreement == touching / chosen
+        assert stats.figures().utf8_splits == splitting / chosen
     if positions:
-        assert stats.random_agreement == possible / positions
-        assert stats.rate == chosen / positions
-    assert stats.chunks == len(lengths)
+        assert stats.figures().random_agreement == possible / positions
+        assert stats.figures().rate == chosen / positions
+    assert stats.figures().chunks == len(lengths)
     if lengths:
-        assert stats.mean_chunk_bytes == pytest.approx(statistics.mean(lengths))
-        assert stats.cv == pytest.approx(statistics.pstdev(lengths) / statistics.mean(lengths))
+        assert stats.figures().mean_chunk_bytes == pytest.approx(statistics.mean(lengths))
+        assert stats.figures().cv == pytest.approx(statistics.pstdev(lengths) / statistics.mean(lengths))
 
 
 @settings(deadline=None, derandomize=True)
@@ -184,14 +179,14 @@ def test_the_random_baseline_is_what_random_boundaries_score() -> None:
     text = window(b"the quick brown fox jumps over the lazy dog " * 2000)
     stats = BoundaryStats()
     stats.add(text, rng.random(len(text)) < 0.2)
-    assert stats.whitespace_agreement == pytest.approx(stats.random_agreement, abs=0.01)
+    assert stats.figures().whitespace_agreement == pytest.approx(stats.figures().random_agreement, abs=0.01)
 
 
 def test_behind_and_at_whitespace_are_told_apart() -> None:
     stats = BoundaryStats()
     stats.add(window(b"the cat  sat"), at(12, 3, 4, 8, 10))  # at; behind; both, between two spaces; neither
-    found = stats.to_dict()
-    assert (found["whitespace_at"], found["whitespace_behind"]) == (2 / 4, 2 / 4)
-    assert found["whitespace_agreement"] == 3 / 4
-    assert (found["random_at"], found["random_behind"]) == (3 / 11, 3 / 11)
-    assert found["random_utf8_splits"] == 0
+    found = stats.figures()
+    assert (found.whitespace_at, found.whitespace_behind) == (2 / 4, 2 / 4)
+    assert found.whitespace_agreement == 3 / 4
+    assert (found.random_at, found.random_behind) == (3 / 11, 3 / 11)
+    assert found.random_utf8_splits == 0

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from bytegolf.analyze.reading import LevelReading, Reading
 from bytegolf.analyze.render import visible
+from bytegolf.results import to_json
 
 _WORD = re.compile(rb"[0-9A-Za-z\x80-\xff]+")
 """A word: ASCII letters and digits and whatever is not ASCII, without a break."""
@@ -40,7 +41,7 @@ def describe(reading: Reading, level: int, edges: NDArray[np.bool_] | None = Non
     found = reading.level(level)
     stats = reading.stats(level)
     return {
-        **stats.to_dict(),
+        **to_json(stats.figures()),
         "boundaries_per_256_bytes": _share(256 * int(found.chosen.sum()), len(reading.data)),
         "lengths": [[length, count] for length, count in sorted(stats.lengths.items())],
         "edges": None if edges is None else agreement(found, edges),

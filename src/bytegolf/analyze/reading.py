@@ -14,10 +14,11 @@ import torch
 from jaxtyping import Bool, Float32, Int, Integer
 from numpy.typing import NDArray
 
-from bytegolf.analyze.boundaries import BoundaryStats, token_boundaries_to_bytes
 from bytegolf.bpb import bits_per_byte
 from bytegolf.data.tokenizer import ByteTokenizer, Tokenizer
 from bytegolf.errors import BytegolfError
+from bytegolf.evaluate.boundaries import BoundaryStats, token_boundaries_to_bytes
+from bytegolf.evaluate.chunk_stats import LevelCuts, check_level, free_tokens, token_levels
 from bytegolf.evaluate.score import windows_at_once
 from bytegolf.model.lm import Forward, LanguageModel
 from bytegolf.model.router import THRESHOLD
@@ -150,7 +151,7 @@ def read(
     ahead = np.append(ids[1:], ids[-1:])  # the last one's loss is not used
     device = model.embedding.weight.device
     nats = np.full(len(ids), np.nan)
-    found: list[list[tuple[NDArray[np.float32], NDArray[np.bool_]]]] = []
+    found: list[list[LevelCuts]] = []
     batch, full = windows_at_once(model, seq_len), len(ids) // seq_len
     groups = [range(start, min(start + batch, full)) for start in range(0, full, batch)]
     for group in [*groups, range(full, full + (len(ids) % seq_len > 0))]:
@@ -174,7 +175,7 @@ def _in_bytes(
     ids: NDArray[np.int64],
     seq_len: int,
     nats: NDArray[np.float64],
-    found: list[list[tuple[NDArray[np.float32], NDArray[np.bool_]]]],
+    found: list[list[LevelCuts]],
 ) -> Reading:
     """From tokens to bytes: ``nats`` (T,) and what each window's levels did (``token_levels``)."""
     sizes = tokenizer.byte_counts(ids, np.append(tokenizer.BOS, ids[:-1]))
@@ -195,18 +196,7 @@ def _in_bytes(
     return Reading(tokenizer.decode(ids), shared, np.unique(starts[::seq_len]), levels, float(np.nansum(nats)))
 
 
-def free_tokens(sizes: Integer[np.ndarray, " T"]) -> Bool[np.ndarray, " T"]:
-    """At which tokens of a window a router can choose to cut its bytes, given each token's number of bytes.
-
-    Not at the first, nor behind a token of no bytes (BOS), where a text begins in any case.
-    """
-    free: NDArray[np.bool_] = sizes > 0
-    free[1:] &= sizes[:-1] > 0
-    free[:1] = False
-    return free
-
-
-def _token_cuts(out: Forward, row: int, threshold: float) -> list[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
+def _token_cuts(out: Forward, row: int, threshold: float) -> list[LevelCuts]:
     """``token_levels`` of the routers; where there is none, of each layer of soft chunking, as if it were outermost."""
     if out.traces:
         return token_levels(out.traces, row)
@@ -217,28 +207,3 @@ def as_level(trace: SoftTrace, threshold: float = THRESHOLD) -> RouterTrace:
     """What a router would have done that chose boundaries where b ≥ ``threshold``."""
     boundary = trace.b >= threshold
     return RouterTrace(trace.p, boundary, boundary, None, trace.p.new_zeros(()))
-
-
-def token_levels(traces: list[RouterTrace], row: int) -> list[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
-    """Of each level, p and the boundaries as positions of the outermost sequence, for a row of a batch.
-
-    An inner chunk starts where the outer chunk that it starts with does; elsewhere an inner level's p is NaN.
-    """
-    found: list[tuple[NDArray[np.float32], NDArray[np.bool_]]] = []
-    places = np.arange(traces[0].boundary.shape[1]) if traces else np.zeros(0, np.int64)
-    length = len(places)
-    for trace in traces:
-        p, mask = np.full(length, np.nan, np.float32), np.zeros(length, np.bool_)
-        p[places] = trace.p[row].float().cpu().numpy()[: len(places)]
-        mask[places] = trace.boundary[row].cpu().numpy()[: len(places)]
-        found.append((p, mask))
-        places = np.flatnonzero(mask)
-    return found
-
-
-def check_level(levels: int, level: int) -> None:
-    """Raise BytegolfError unless a model with that many chunking levels has this one."""
-    if not levels:
-        raise BytegolfError("this is a flat model: it has no router, so there are no chunks to show")
-    if not 0 <= level < levels:
-        raise BytegolfError(f"this model has chunking levels 0 to {levels - 1}, not {level}")

@@ -33,6 +33,7 @@ from bytegolf.errors import BytegolfError
 from bytegolf.model.outline import count_parameters
 from bytegolf.model.router import THRESHOLD
 from bytegolf.progress import Reporter
+from bytegolf.results import to_json
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ def _row(reading: Reading, level: int | None) -> dict[str, Any]:
     row: dict[str, Any] = {"bytes": len(reading.data), "characters": characters, "bpb": reading.bpb}
     if level is None:
         return row
-    stats = reading.stats(level).to_dict()
+    stats = to_json(reading.stats(level).figures())
     mean = stats["mean_chunk_bytes"]
     return {**stats, **row, "mean_chunk_characters": None if mean is None else mean * characters / len(reading.data)}
 

@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from bytegolf.analyze.boundaries import BoundaryStats
 from bytegolf.analyze.reading import Reading
 from bytegolf.bpb import bits_per_byte
+from bytegolf.evaluate.boundaries import BoundaryStats
+from bytegolf.results import to_json
 
 BROKEN, NONE = "no UTF-8", "no letters"
 
@@ -49,7 +50,7 @@ def by_script(reading: Reading, level: int | None) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"script": script, "bytes": size, "characters": characters}
         row["bpb"] = bits_per_byte(cost * math.log(2), int(predicted)) if predicted else None
         if level is not None:
-            figures_of = totals[script].to_dict()
+            figures_of = to_json(totals[script].figures())
             mean = figures_of["mean_chunk_bytes"]
             row |= {**figures_of, "bytes": size}
             row["mean_chunk_characters"] = None if mean is None else mean * characters / size

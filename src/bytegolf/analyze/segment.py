@@ -7,14 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bytegolf.analyze.boundaries import BoundaryStats, token_boundaries_to_bytes
-from bytegolf.analyze.reading import check_level, free_tokens, read_text, token_levels
+from bytegolf.analyze.reading import read_text
 from bytegolf.data.tokenizer import Tokenizer
-from bytegolf.evaluate.score import Observer
-from bytegolf.evaluate.windows import Window
+from bytegolf.evaluate.boundaries import BoundaryStats
 from bytegolf.model.lm import LanguageModel
 from bytegolf.model.router import THRESHOLD
-from bytegolf.model.trace import RouterTrace
 
 
 @dataclass(frozen=True)
@@ -60,31 +57,3 @@ def segment(
     reading = read_text(model, tokenizer, data, seq_len, where, threshold)
     found = reading.level(level)
     return Segmentation(reading.data, found.boundary, found.candidates)
-
-
-def collector(stats: BoundaryStats, tokenizer: Tokenizer, level: int = 0) -> Observer:
-    """An observer for ``evaluate.bpb.score`` that adds the windows that it is shown to ``stats``.
-
-    Where windows overlap it takes those that do not, as they come: a byte counts once at most.
-    """
-    covered = 0
-
-    def observe(window: Window, tokens: NDArray[np.int64], traces: list[RouterTrace], row: int) -> None:
-        nonlocal covered
-        if window.start < covered:
-            return
-        covered = window.start + window.length
-        check_level(len(traces), level)
-        p, mask = token_levels(traces, row)[level]
-        # the window's first token has no byte before it here: its leading space, if any, belongs to it all the same
-        previous = np.concatenate(([tokenizer.BOS], tokens[: window.length - 1]))
-        inputs = tokens[: window.length]
-        data = tokenizer.decode(inputs)
-        sizes = tokenizer.byte_counts(inputs, previous)
-        stats.add(
-            np.frombuffer(data, np.uint8),
-            token_boundaries_to_bytes(sizes, mask),
-            candidates=token_boundaries_to_bytes(sizes, free_tokens(sizes) & np.isfinite(p)),
-        )
-
-    return observe

@@ -22,19 +22,20 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bytegolf.analyze.boundaries import BoundaryStats, touching_whitespace
 from bytegolf.analyze.reading import as_level
-from bytegolf.analyze.segment import collector
 from bytegolf.bpb import Score
 from bytegolf.data.shards import TokenStream
 from bytegolf.data.tokenizer import Tokenizer
 from bytegolf.errors import BytegolfError
+from bytegolf.evaluate.boundaries import BoundaryStats, touching_whitespace
+from bytegolf.evaluate.chunk_stats import collector
 from bytegolf.evaluate.score import score
 from bytegolf.evaluate.windows import Window, windows
 from bytegolf.model.lm import LanguageModel
 from bytegolf.model.router import THRESHOLD
 from bytegolf.model.soft_chunk import Override, SoftLayer
 from bytegolf.model.trace import SoftTrace
+from bytegolf.results import to_json
 
 BINS = 20
 """Of the histogram of b over [0, 1]."""
@@ -210,5 +211,5 @@ class _Layer:
             "below_half": float((b < THRESHOLD).mean()),
             "from_identity": (self._moved / self._whole) ** 0.5 if self._whole else None,
             "whitespace": extremes(b, touching),
-            "boundaries": self._stats.to_dict(),
+            "boundaries": to_json(self._stats.figures()),
         }

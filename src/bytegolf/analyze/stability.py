@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Bool, Int, Integer
 from numpy.typing import NDArray
 
-from bytegolf.analyze.reading import token_levels
+from bytegolf.evaluate.chunk_stats import LevelCuts, token_levels
 from bytegolf.evaluate.score import windows_at_once
 from bytegolf.evaluate.sliding import routed
 from bytegolf.model.capacity import Capacity
@@ -68,7 +68,7 @@ def read_cuts(
     progress: Callable[[float], None] | None = None,
 ) -> list[Cuts]:
     """What each level, outermost first, proposes in the windows of ``length`` tokens that begin at ``starts``."""
-    found: list[list[tuple[NDArray[np.float32], NDArray[np.bool_]]]] = []
+    found: list[list[LevelCuts]] = []
     windows = np.stack([ids[start : start + length] for start in starts]).astype(np.int64)
     device, batch = model.embedding.weight.device, windows_at_once(model, length)
     with model.capacity("exact"):

@@ -12,9 +12,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from bytegolf.analyze.boundaries import BoundaryStats
-from bytegolf.analyze.segment import collector
-from bytegolf.analyze.truncation import TruncationStats
 from bytegolf.artifact.loading import LoadedModel
 from bytegolf.bpb import Score
 from bytegolf.config import CapacityMode, TttConfig, levels, to_dict
@@ -22,6 +19,8 @@ from bytegolf.data.manifest import validation_bytes
 from bytegolf.data.shards import TokenStream, open_split
 from bytegolf.distributed import SINGLE_PROCESS, DistributedContext
 from bytegolf.errors import BytegolfError
+from bytegolf.evaluate.boundaries import BoundaryStats
+from bytegolf.evaluate.chunk_stats import TruncationStats, collector
 from bytegolf.evaluate.one_pass import OnePass, one_pass, reaching
 from bytegolf.evaluate.score import Observer
 from bytegolf.evaluate.scoring import drops_tail, score_as
@@ -29,6 +28,7 @@ from bytegolf.evaluate.windows import Window, targets_of
 from bytegolf.model.outline import count_parameters
 from bytegolf.model.trace import RouterTrace
 from bytegolf.progress import Reporter, clock
+from bytegolf.results import to_json
 from bytegolf.tools.bundle.ledger import LIMIT
 from bytegolf.tools.bundle.script import code_bytes
 
@@ -158,8 +158,8 @@ def evaluate(
         "fits": model_bytes + source_bytes <= LIMIT,
         "params": count_parameters(opened.model),
         "artifact_sha256": opened.artifact.sha256,
-        "boundaries": stats.to_dict() if stats.windows else None,
-        "capacity": truncation.to_dicts(),
+        "boundaries": to_json(stats.figures()) if stats.windows else None,
+        "capacity": to_json(truncation.figures()),
         "ttt": to_dict(ttt) if adapting else None,
     }
 

@@ -42,12 +42,13 @@ def segment(
     from bytegolf.analyze import render
     from bytegolf.analyze import segment as segmenting
     from bytegolf.artifact import loading as opening
+    from bytegolf.results import to_json
 
     content, where = text_of(text, file, render.STANDARD_TEXT)
     opened = opening.load_model(model, data)
     found = segmenting.segment(opened.model, opened.tokenizer, content, opened.config.train.seq_len, where, level)
     render.segmentation(screen(), found)
-    stats = found.stats().to_dict()
+    stats = to_json(found.stats().figures())
     keys = ("mean_chunk_bytes", "cv", "whitespace_agreement", "bytes")
     pieces = [piece.decode("utf-8", errors="backslashreplace") for piece in render.chunks(found.data, found.boundaries)]
     finish(json, {"boundaries": found.offsets(), "chunks": pieces, **{key: stats[key] for key in keys}, "level": level})
