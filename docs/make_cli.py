@@ -15,7 +15,7 @@ from rich.console import Console
 from bytegolf.cli.run import app
 
 PAGE = Path(__file__).parent / "cli.md"
-WIDTH = 92
+WIDTH = 80
 HEAD = """\
 # Command line
 

@@ -50,18 +50,12 @@ def measure(run: Path, data: Path) -> dict[str, Any]:
     return {
         "run": {key: summary[key] for key in ("name", "steps", "train_seconds", "train_bytes", "bpb")},
         "standard": {"before": summary["chunks_before"], "after": summary["chunks_after"]},
-        "starts": _starts(model, PASSAGE),
+        "starts": model.boundaries(PASSAGE),
         "bits": [round(float(value), 3) for value in bits],
         "pieces": [len(piece.replace("\u2581", " ")) for piece in pieces.encode(PASSAGE, out_type=str)],
-        "counts": [len(_starts(model, text[k * APART : k * APART + WINDOW])) for k in range(WINDOWS)],
+        "counts": [len(model.boundaries(text[k * APART : k * APART + WINDOW])) for k in range(WINDOWS)],
         "curve": [[row["bytes"], round(row["bpb"], 4)] for row in rows if row["kind"] == "train"],
     }
-
-
-def _starts(model: Any, text: str | bytes) -> list[int]:
-    import numpy as np
-
-    return [int(start) for start in np.flatnonzero(model.boundaries(text))]
 
 
 def _validation(data: Path) -> bytes:
