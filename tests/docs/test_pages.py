@@ -63,11 +63,11 @@ def test_scripts_exist() -> None:
 
 def test_settings_exist() -> None:
     """What is written as `section.key` or `section.key=value` is a key of the configuration."""
-    from bytegolf.config import flatten, load, to_dict
+    from bytegolf.config import Config, flatten, to_dict
 
     keys = set()
     for name in preset_names():
-        flat = flatten(to_dict(load(name)))
+        flat = flatten(to_dict(Config.load(name)))
         keys |= {".".join(key.split(".")[start:]) for key in flat for start in range(key.count(".") + 1)}
     for page in pages.PAGES:
         for section, key in re.findall(
