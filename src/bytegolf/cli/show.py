@@ -162,7 +162,7 @@ def preset_rows() -> list[dict[str, Any]]:
                 "about": config.about,
                 "tokenizer": config.data.tokenizer,
                 "params": count_parameters(model),
-                "artifact_estimate_bytes": estimated_bytes(model.state_dict(), config.export),
+                "artifact_estimate_bytes": estimated_bytes(model, config.export),
             }
         )
     return rows
