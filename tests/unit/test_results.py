@@ -66,8 +66,8 @@ class Other(Base):
 
 def test_the_keys_are_described_from_the_types_and_the_strings_below_the_fields() -> None:
     assert describe(Whole, 1000).split("\n\n") == [
-        "JSON keys (?: may be null): bpb? (bits per byte of the text), path, kind? (router, soft), best? (the best part; null without "
-        "any), parts, named, seed (of the first sample).",
+        "JSON keys (?: may be null): bpb? (bits per byte of the text), path, kind? (router, soft), best? (the best part; "
+        "null without any), parts, named, seed (of the first sample).",
         "best, parts[], named.*: from (first byte), share.",
     ]
     assert all(len(line) <= 40 for line in describe(Whole, 40).splitlines())
