@@ -42,10 +42,10 @@ from bytegolf.distributed import DistributedContext
 from bytegolf.model.lm import LanguageModel
 from bytegolf.model.outline import count_parameters
 from bytegolf.tools.plan.measure import CLOCKS, matmul_peak, timed
-from bytegolf.train.average import WeightAverage
-from bytegolf.train.compiling import compile_stacks
-from bytegolf.train.optim import Optimizer
-from bytegolf.train.work import forward_flops
+from bytegolf.training.average import WeightAverage
+from bytegolf.training.compiling import compile_stacks
+from bytegolf.training.optim import Optimizer
+from bytegolf.training.work import forward_flops
 
 PARTS = ("data", "forward", "backward", "optimiser")
 

@@ -28,7 +28,7 @@ from bytegolf.config import Config
 from bytegolf.data.loader import Loader
 from bytegolf.data.manifest import read_manifest
 from bytegolf.data.shards import SHARD_TOKENS, TokenStream, shard_bytes, shard_header, shard_path, shard_paths
-from bytegolf.train.metrics import Metrics
+from bytegolf.training.metrics import Metrics
 
 PRESET = "study2-byte-4h"
 METRICS_ROWS = 20_000

@@ -17,8 +17,8 @@ from bytegolf.data.tokenizer import ByteTokenizer
 from bytegolf.distributed import DistributedContext
 from bytegolf.model.lm import LanguageModel
 from bytegolf.progress import Reporter
-from bytegolf.train.loop import Trainer
-from bytegolf.train.metrics import read_metrics
+from bytegolf.training.loop import Trainer
+from bytegolf.training.metrics import read_metrics
 
 WORDS = ["the", "of", "state", "message", "people", "1789", "café", "a", "unconstitutionally", "in", "to", "—", "and"]
 OPTIM = OptimConfig(muon_lr=0.01, embed_lr=0.02, scalar_lr=0.01, muon_momentum_steps=8)

@@ -17,8 +17,8 @@ from bytegolf.config import HNetConfig, ModelConfig
 from bytegolf.model.lm import LanguageModel
 from bytegolf.ops import plain
 from bytegolf.ops import primitives as ops
-from bytegolf.train import compiling
-from bytegolf.train.compiling import CompiledStacks, compile_stacks, obstacle, wants
+from bytegolf.training import compiling
+from bytegolf.training.compiling import CompiledStacks, compile_stacks, obstacle, wants
 
 CPU = torch.device("cpu")
 
@@ -27,7 +27,7 @@ COMPARE = """
 import sys, torch
 from bytegolf.config import HNetConfig, ModelConfig, RouterConfig, StackConfig
 from bytegolf.model.lm import LanguageModel
-from bytegolf.train.compiling import CompiledStacks
+from bytegolf.training.compiling import CompiledStacks
 
 kind, backend = sys.argv[1:]
 outer, main = StackConfig(3, 32, 4, 2, window=8), StackConfig(2, 32, 4, 2)

@@ -36,8 +36,9 @@ from bytegolf.errors import BytegolfError
 from bytegolf.evaluate import score as bpb
 from bytegolf.evaluate.score import score, score_group
 from bytegolf.ops import native
-from bytegolf.train import muon
-from bytegolf.train.loop import Trainer
+from bytegolf.results import to_json
+from bytegolf.training import muon
+from bytegolf.training.loop import Trainer
 
 NETWORKS = ("flat", "two-level")
 STEPS = 4
@@ -110,9 +111,9 @@ def train_and_score(folder: Path) -> None:
     bpb.score_group = counting
     changes = ["data.path=" + json.dumps(str(folder / "prepared")), "train.device=cpu", "train.max_steps=2"]
     config = Config.load("cpu-demo", [*small(), *changes, "eval.batch=2", "eval.unquantised=true"])
-    outcome = training.train(config, folder / "job", quiet=True)
+    outcome = training.train_run(config, folder / "job", quiet=True)
     bpb.score_group = score_group
-    told = json.dumps({"tokens": sum(scored), "outcome": outcome is not None})
+    told = json.dumps({"tokens": sum(scored), "outcome": outcome.summary is not None})
     (folder / f"job-{os.environ['RANK']}.json").write_text(told)
 
 
@@ -263,7 +264,7 @@ def test_the_final_score_is_shared_and_that_of_one_process_to_the_bit(pair: Crew
     told = [json.loads((pair.folder / f"job-{rank}.json").read_text()) for rank in (0, 1)]
     assert [each["outcome"] for each in told] == [True, False]
     assert 0.8 < told[0]["tokens"] / told[1]["tokens"] < 1.25, "each did its half"
-    alone = evaluate(load_model(run, pair.folder / "prepared", "cpu"), pair.folder / "prepared")
+    alone = to_json(evaluate(load_model(run, pair.folder / "prepared", "cpu"), pair.folder / "prepared"))
     timed = {"seconds", "bytes_per_second"}
     assert {key: summary[key] for key in alone if key not in timed} == {
         key: value for key, value in alone.items() if key not in timed

@@ -28,7 +28,7 @@ from bytegolf.errors import BytegolfError
 from bytegolf.model.layers import Linear
 from bytegolf.model.outline import outline
 from bytegolf.progress import Reporter
-from bytegolf.train.schedule import training_budget
+from bytegolf.training.schedule import training_budget
 
 
 def correlated(inputs: int, samples: int, seed: int = 0) -> torch.Tensor:
@@ -133,7 +133,7 @@ def test_a_state_is_solved_where_it_has_moments(make_model: ModelMaker, monkeypa
     state = make_model("flat").state_dict()
     name = "blocks.0.mlp.fc.weight" if "blocks.0.mlp.fc.weight" in state else "network.blocks.0.mlp.fc.weight"
     x = correlated(state[name].shape[1], 200)
-    stored = quantize_state(state, plan_of(state, {}, ExportConfig(bits=4)), {name: x.mT @ x}, 0.01)
+    stored = quantize_state(state, plan_of(state, ExportConfig(bits=4)), {name: x.mT @ x}, 0.01)
     solved = stored[name]
     assert isinstance(solved, QuantizedTensor)
     assert solved.scheme == "int4_row"

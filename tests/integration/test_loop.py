@@ -23,10 +23,10 @@ from bytegolf.config import Config
 from bytegolf.distributed import DistributedContext
 from bytegolf.errors import BytegolfError
 from bytegolf.evaluate.score import score
-from bytegolf.train import loop
-from bytegolf.train.loop import Trainer
-from bytegolf.train.metric_accumulator import Figures, MetricAccumulator
-from bytegolf.train.optim import Optimizer
+from bytegolf.training import loop
+from bytegolf.training.loop import Trainer
+from bytegolf.training.metric_accumulator import Figures, MetricAccumulator
+from bytegolf.training.optim import Optimizer
 
 GOLDEN = {
     "flat": [
@@ -68,7 +68,7 @@ class Clock:
         self.now = 100.0
         self.processor = 7.0
         times = SimpleNamespace(perf_counter=lambda: self.now, process_time=lambda: self.processor)
-        monkeypatch.setattr("bytegolf.train.clock.time", times)
+        monkeypatch.setattr("bytegolf.training.clock.time", times)
         self._patch = monkeypatch
 
     def drive(self, trainer: Trainer, on_step: Callable[[int], None] = lambda step: None) -> Trainer:
@@ -150,7 +150,7 @@ def test_accumulation_follows_from_what_fits(data: Path, tmp_path: Path, monkeyp
     """The same losses on the same text in the same order, whatever the memory."""
     found, passes = {}, {}
     for memory in (1e5, 4e6, 1e12):
-        monkeypatch.setattr("bytegolf.train.gradients.device_memory", lambda device, memory=memory: memory)
+        monkeypatch.setattr("bytegolf.training.gradients.device_memory", lambda device, memory=memory: memory)
         trainer = make_trainer(tiny_config("two-level", max_steps=3), data, tmp_path / str(memory))
         count: list[int] = []
         trainer.model.register_forward_hook(

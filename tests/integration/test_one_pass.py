@@ -108,7 +108,7 @@ def test_eval_with_one_pass(tiny_run: TinyRun) -> None:
     assert found["bytes"] == windows["bytes"]
     assert found["bpb"] == pytest.approx(windows["bpb"], abs=0.01)
     assert found["bpb"] != windows["bpb"]
-    outer, inner = found["reach"]
+    outer, inner = found["receptive_field"]
     assert 1 <= inner < outer == size - 8
     shown = good("eval", tiny_run.folder, "--stride", 16, "--one-pass", "--limit", 500)
     assert f"in one pass that stands for windows of {size}, stride 16" in shown.out
@@ -116,7 +116,9 @@ def test_eval_with_one_pass(tiny_run: TinyRun) -> None:
 
 def test_what_one_pass_refuses(tiny_run: TinyRun) -> None:
     folder = tiny_run.folder
-    assert "leave --length and --reach out" in refused("eval", folder, "--stride", 16, "--one-pass", "--reach", 9)
+    assert "leave those two options out" in refused(
+        "eval", folder, "--stride", 16, "--one-pass", "--receptive-field", 9
+    )
     assert "(--stride of eval)" in refused("eval", folder, "--one-pass")
     assert "cannot learn on its way" in refused("eval", folder, "--stride", 16, "--one-pass", "--ttt", "sgd")
     fixed = ("--capacity", "fixed", "--capacity-divisor", 4)

@@ -31,10 +31,10 @@ from bytegolf.tools.plan.devices import DEVICES
 from bytegolf.tools.plan.prediction import OURS, against_published, predict
 from bytegolf.tools.plan.published import STEP_TIMES
 from bytegolf.tools.plan.roofline import part_times, seconds
-from bytegolf.train import work
-from bytegolf.train.memory import SHARE, activation_bytes, at_a_time, memory_use
-from bytegolf.train.shapes import matrices, tables
-from bytegolf.train.work import Code, Op, chunk_rates, forward_flops, most_chunks, step_work
+from bytegolf.training import work
+from bytegolf.training.memory import SHARE, activation_bytes, at_a_time, memory_use
+from bytegolf.training.shapes import matrices, tables
+from bytegolf.training.work import Code, Op, chunk_rates, forward_flops, most_chunks, step_work
 
 STAGE = StackConfig(layers=3, dim=32, heads=4, kv_heads=2)
 ROUTER = RouterConfig(4.0, capacity="fixed", capacity_divisor=4.0)

@@ -251,6 +251,6 @@ def test_an_outline_is_quick_and_has_the_models_own_shapes() -> None:
     shapes = {name: tensor.shape for name, tensor in LanguageModel(config).state_dict().items()}
     assert shapes == {name: tensor.shape for name, tensor in outline(config).state_dict().items()}
     assert all(parameter.is_meta for parameter in outline(config).parameters())
-    code = "import sys; from bytegolf.cli import show; show.preset_rows(); print('torch._dynamo' in sys.modules)"
+    code = "import sys; from bytegolf.cli import show; show.presets(); print('torch._dynamo' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

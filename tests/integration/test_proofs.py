@@ -22,22 +22,21 @@ from bytegolf.artifact.pack import write_artifact
 from bytegolf.config import Config, preset_chain, preset_names
 from bytegolf.data.tokenizer import ByteTokenizer, load_tokenizer
 from bytegolf.errors import BytegolfError
-from bytegolf.evaluate import proofs
+from bytegolf.evaluate import checks, modes, verification
 from bytegolf.evaluate import score as bpb
-from bytegolf.evaluate import scoring_modes as ways
-from bytegolf.evaluate import verification as proving
-from bytegolf.evaluate.proofs import Check
-from bytegolf.evaluate.scoring_modes import ScoringMode
+from bytegolf.evaluate.checks import Trial
+from bytegolf.evaluate.modes import ScoringMode
+from bytegolf.evaluate.results import Check
 from bytegolf.evaluate.windows import Window
 from bytegolf.model.lm import Forward, LanguageModel
 
-LITTLE = proving.Effort(cuts=1, places=2, streams=24, tokens=1024)
+LITTLE = verification.Effort(cuts=1, places=2, streams=24, tokens=1024)
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Without checks of shapes; test-time training is tried where a test asks for it."""
-    monkeypatch.setattr(ways, "LEARNING", ())
+    monkeypatch.setattr(checks, "LEARNING", ())
     with shapes_unchecked():
         yield
 
@@ -49,8 +48,8 @@ def opened(tiny_run: TinyRun) -> LoadedModel:
 
 def failed(opened: LoadedModel, data: Path) -> set[str]:
     """The kinds of checks that fail."""
-    checks = list(proving.prove(opened, data, LITTLE, fresh=False))
-    return {check.name.partition(":")[0] for check in checks if not check.passed}
+    made = list(verification.verify(opened, data, LITTLE, fresh=False))
+    return {check.name.partition(":")[0] for check in made if not check.passed}
 
 
 def disguised(opened: LoadedModel, cheat: type[LanguageModel]) -> LoadedModel:
@@ -80,9 +79,9 @@ def test_every_preset_is_proved(preset: str, tiny_data: Path, tmp_path: Path) ->
     tokenizer = ByteTokenizer() if byte else load_tokenizer(SUBWORDS, tiny_data)
     write_artifact(tmp_path / "a.bgolf", model.state_dict(), config, tokenizer.identity())
     opened = opening.load_model(tmp_path / "a.bgolf", tiny_data, precision="fp32")
-    checks = list(proving.prove(opened, tiny_data, LITTLE, fresh=False))
-    assert all(check.passed for check in checks), [check for check in checks if not check.passed]
-    kinds = [check.name.partition(":")[0] for check in checks]
+    made = list(verification.verify(opened, tiny_data, LITTLE, fresh=False))
+    assert all(check.passed for check in made), [check for check in made if not check.passed]
+    kinds = [check.name.partition(":")[0] for check in made]
     assert kinds.count("causal") == (7 if opened.model.levels() else 2)
     assert {"causal", "normalised", "counted once", "frequencies", "coded size", "decoded"} == set(kinds)
 
@@ -90,12 +89,12 @@ def test_every_preset_is_proved(preset: str, tiny_data: Path, tmp_path: Path) ->
 def test_the_future_is_not_learned_from(
     tiny_run: TinyRun, opened: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ways, "LEARNING", ("lora", "sgd"))
+    monkeypatch.setattr(checks, "LEARNING", ("lora", "sgd"))
     tokens = np.random.default_rng(0).integers(4, 260, 65)
-    adapting = [way for way in ways.ways(opened.model, 32) if way.ttt.mode != "off"]
+    adapting = [trial for trial in checks.trials(opened.model, 32) if trial.mode.adapts]
     assert len(adapting) == 2
-    for way in adapting:
-        check = proofs.causality(opened.model, opened.tokenizer, tokens, way, 0)
+    for trial in adapting:
+        check = checks.causality(opened.model, opened.tokenizer, tokens, trial, 0)
         assert check.passed, check
 
 
@@ -189,8 +188,8 @@ def test_what_sees_ahead_fails_by_experiment_and_cannot_be_coded(
 def test_what_sees_ahead_in_its_network_fails_in_every_mode(cheat: type[LanguageModel], opened: LoadedModel) -> None:
     cheating = disguised(opened, cheat)
     tokens = np.random.default_rng(0).integers(4, 260, 65)
-    for way in ways.ways(cheating.model, 32):
-        assert not proofs.causality(cheating.model, cheating.tokenizer, tokens, way, 0).passed, way.name
+    for trial in checks.trials(cheating.model, 32):
+        assert not checks.causality(cheating.model, cheating.tokenizer, tokens, trial, 0).passed, trial.name
 
 
 def test_learning_before_the_score_fails(opened: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,9 +207,9 @@ def test_learning_before_the_score_fails(opened: LoadedModel, monkeypatch: pytes
             with torch.no_grad():
                 model.embedding.weight.copy_(before)
 
-    monkeypatch.setattr(ways, "score", too_soon)
+    monkeypatch.setattr(modes, "score", too_soon)
     tokens = np.random.default_rng(0).integers(4, 260, 65)
-    check = proofs.causality(opened.model, opened.tokenizer, tokens, ScoringMode("", 32), 2)
+    check = checks.causality(opened.model, opened.tokenizer, tokens, Trial("plain", ScoringMode(32, batch=1)), 2)
     assert not check.passed
     assert "replaced" in check.evidence or "deleted" in check.evidence
 
@@ -222,7 +221,7 @@ def test_a_model_that_reads_nothing_proves_nothing(opened: LoadedModel) -> None:
 
     cheating = disguised(opened, Blind)
     tokens = np.random.default_rng(0).integers(4, 260, 65)
-    check = proofs.causality(cheating.model, cheating.tokenizer, tokens, ScoringMode("", 32), 2)
+    check = checks.causality(cheating.model, cheating.tokenizer, tokens, Trial("plain", ScoringMode(32, batch=1)), 2)
     assert not check.passed
     assert "changed anything" in check.evidence
 
@@ -248,8 +247,8 @@ def test_windows_that_choose_their_targets_fail(
 
     with monkeypatch.context() as patch:
         patch.setattr(bpb, "windows", chosen)
-        stream = proving.open_split(tiny_run.data, "byte260", "val", 260)
-        counting = proofs.Counting(stream, opened.tokenizer)
+        stream = verification.open_split(tiny_run.data, "byte260", "val", 260)
+        counting = checks.Counting(stream, opened.tokenizer)
         total = bpb.score(opened.model, stream, opened.tokenizer, 128, limit=1024, observe=counting.observe)
     check = counting.check(total, None)
     assert not check.passed
@@ -257,8 +256,8 @@ def test_windows_that_choose_their_targets_fail(
 
 
 def test_a_split_that_is_not_the_documents_fails(opened: LoadedModel, tiny_run: TinyRun) -> None:
-    stream = proving.open_split(tiny_run.data, "byte260", "val", 260)
-    counting = proofs.Counting(stream, opened.tokenizer)
+    stream = verification.open_split(tiny_run.data, "byte260", "val", 260)
+    counting = checks.Counting(stream, opened.tokenizer)
     total = bpb.score(opened.model, stream, opened.tokenizer, 128, limit=256, observe=counting.observe)
     assert counting.check(total, None).passed
     assert "its documents have 9" in counting.check(total, 9).evidence
@@ -269,9 +268,9 @@ def test_weights_that_are_not_the_artifacts_fail(opened: LoadedModel, tiny_run: 
     other = disguised(opened, LanguageModel)
     with torch.no_grad():
         other.model.embedding.weight.mul_(1.5)
-    stream = proving.open_split(tiny_run.data, "byte260", "val", 260)
+    stream = verification.open_split(tiny_run.data, "byte260", "val", 260)
     total = bpb.score(other.model, stream, other.tokenizer, 128, limit=256, drop_tail=True)
-    check = proving._recomputed(other, tiny_run.data, total, 256)
+    check = verification._recomputed(other, tiny_run.data, total, 256)
     assert isinstance(check, Check)
     assert not check.passed
     assert "from the artifact alone" in check.evidence
@@ -292,11 +291,11 @@ def test_a_split_shorter_than_a_window_is_said(opened: LoadedModel, tiny_run: Ti
     train = dataclasses.replace(opened.config.train, seq_len=1 << 20, batch_tokens=1 << 20)
     longer = dataclasses.replace(opened.config, train=train)
     with pytest.raises(BytegolfError, match="fewer than one sequence"):
-        next(proving.prove(dataclasses.replace(opened, config=longer), tiny_run.data))
+        next(verification.verify(dataclasses.replace(opened, config=longer), tiny_run.data))
 
 
 def test_a_quick_proof_scores_less_where_windows_overlap() -> None:
     # 1,024 tokens are worked out for 32 new ones: 65,536 targets would take 2 million
-    assert proving.QUICK.limit(1024, 0) == proving.QUICK.tokens == proving.QUICK.limit(1024, 512)
-    assert proving.QUICK.limit(1024, 32) == proving.QUICK.tokens // 4
-    assert proving.THOROUGH.limit(1024, 32) == 0
+    assert verification.QUICK.limit(1024, 0) == verification.QUICK.tokens == verification.QUICK.limit(1024, 512)
+    assert verification.QUICK.limit(1024, 32) == verification.QUICK.tokens // 4
+    assert verification.THOROUGH.limit(1024, 32) == 0

@@ -132,7 +132,7 @@ def test_training_says_why_it_is_slow(tiny_run: TinyRun, tmp_path: Path) -> None
 def test_training_in_bf16_says_that_the_cpu_has_no_units_for_it(
     units: bool, tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bytegolf.train.setup.has_bf16", lambda device: units)
+    monkeypatch.setattr("bytegolf.training.setup.has_bf16", lambda device: units)
     overrides = ("train.max_steps=1", "train.precision=bf16")
     ran = good("train", tiny_run.folder / "config.toml", *overrides, "--out", tmp_path / "run")
     assert ran.err.count("many times as long") == (0 if units else 1)

@@ -22,7 +22,7 @@ from bytegolf.model.lm import LanguageModel
 from bytegolf.model.preparing import prepare_routers
 from bytegolf.model.router import CosineRouter, Material
 from bytegolf.model.router_loss import guide_loss, hinge_loss, policy_loss, ratio_loss
-from bytegolf.train.schedule import chunk_target, guide_weight
+from bytegolf.training.schedule import chunk_target, guide_weight
 
 
 @pytest.fixture(scope="module")

@@ -198,10 +198,10 @@ def test_a_reach_is_a_window(name: str, tmp_path: Path) -> None:
 
 def test_eval_in_one_pass(tiny_run: TinyRun) -> None:
     limited = ("eval", tiny_run.folder, "--limit", 1500)
-    found = good(*limited, "--length", 500, "--stride", 300, "--reach", 9, "--json").json
-    assert (found["seq_len"], found["stride"], found["reach"], found["tokens"]) == (500, 300, [9], 1500)
+    found = good(*limited, "--length", 500, "--stride", 300, "--receptive-field", 9, "--json").json
+    assert (found["seq_len"], found["stride"], found["receptive_field"], found["tokens"]) == (500, 300, [9], 1500)
     other = good(*limited, "--length", 500, "--stride", 300, "--json").json
-    assert other["reach"] == []
+    assert other["receptive_field"] == []
     assert other["bpb"] != found["bpb"]
     assert "shorter windows" in refused("eval", tiny_run.folder, "--length", 10**9)
 

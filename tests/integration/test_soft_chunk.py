@@ -25,8 +25,8 @@ from bytegolf.model.lm import LanguageModel
 from bytegolf.model.outline import count_parameters, outline
 from bytegolf.model.router_loss import ratio_loss, surprisal_loss
 from bytegolf.model.soft_chunk import SoftChunker
-from bytegolf.train.optim import Optimizer
-from bytegolf.train.soft_boundaries import edges_of, fit_edges
+from bytegolf.training.optim import Optimizer
+from bytegolf.training.soft_boundaries import edges_of, fit_edges
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "as published": {},

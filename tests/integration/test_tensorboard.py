@@ -11,8 +11,8 @@ import pytest
 from tiny_run import make_trainer, tiny_config
 
 from bytegolf.errors import BytegolfError
-from bytegolf.train.metrics import read_metrics
-from bytegolf.train.tensorboard import FOLDER, figures
+from bytegolf.training.metrics import read_metrics
+from bytegolf.training.tensorboard import FOLDER, figures
 
 
 class Recorder:

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-import bytegolf.train.muon
-from bytegolf.artifact.plan import steers, storage_of
+import bytegolf.training.muon
+from bytegolf.artifact.plan import is_control, storage_of
 from bytegolf.artifact.quantize import Storage, quantize
 from bytegolf.config import (
     ChunkHashConfig,
@@ -32,11 +32,10 @@ from bytegolf.config import (
 from bytegolf.model.chunk import smooth
 from bytegolf.model.lm import LanguageModel
 from bytegolf.model.router import CosineRouter
-from bytegolf.model.storage import storage_kinds
 from bytegolf.ops.attend import rotary_angles
-from bytegolf.train.muon import Muon
-from bytegolf.train.optim import Optimizer
-from bytegolf.train.schedule import learning_rate
+from bytegolf.training.muon import Muon
+from bytegolf.training.optim import Optimizer
+from bytegolf.training.schedule import learning_rate
 
 Weights = Mapping[str, NDArray[np.float64]]
 
@@ -305,11 +304,9 @@ def quantized(
 
 
 def storage_scheme(name: str, shape: tuple[int, ...]) -> tuple[str, bool]:
-    """How a tensor is stored (fp32, fp16 or rows), and whether it is a control tensor, as a model declares it."""
-    model = LanguageModel(ModelConfig(vocab_size=260, network=StackConfig(2, 8, 2, 1)))
-    kind = storage_kinds(model).get(name, "weight")
-    scheme = storage_of(kind, shape, ExportConfig())
-    return ("rows" if scheme.scheme.endswith("_row") else scheme.scheme), steers(kind, shape)
+    """How a tensor is stored (fp32, fp16 or rows), and whether its name is a control tensor's."""
+    scheme = storage_of(name, shape, ExportConfig())
+    return ("rows" if scheme.scheme.endswith("_row") else scheme.scheme), is_control(name, shape)
 
 
 class MuonRun:
@@ -331,7 +328,7 @@ class MuonRun:
         return _array(self.parameter).copy()
 
 
-FP32_ITERATIONS = (bytegolf.train.muon, "has_bf16", lambda device: False)
+FP32_ITERATIONS = (bytegolf.training.muon, "has_bf16", lambda device: False)
 """What to patch so that Newton–Schulz runs in fp32 on every machine."""
 
 

@@ -17,7 +17,7 @@ from bytegolf.model.residual import Stream
 from bytegolf.model.router import boundary_probability
 from bytegolf.ops import native
 from bytegolf.ops import primitives as ops
-from bytegolf.train.optim import Optimizer
+from bytegolf.training.optim import Optimizer
 
 pytestmark = pytest.mark.skipif(native.why_not() is not None, reason=str(native.why_not()))
 

@@ -25,7 +25,7 @@ LAYERS = (
     "artifact",
     "infer",
     "evaluate",
-    "train",
+    "training",
     "analyze",
     "tools.bundle",
     "api",

@@ -17,8 +17,8 @@ from bytegolf.config import HNetConfig, ModelConfig, OptimConfig, RouterConfig, 
 from bytegolf.errors import BytegolfError
 from bytegolf.model.lm import LanguageModel
 from bytegolf.ops import native
-from bytegolf.train.muon import Muon, orthogonalize
-from bytegolf.train.optim import Optimizer
+from bytegolf.training.muon import Muon, orthogonalize
+from bytegolf.training.optim import Optimizer
 
 # ---------------------------------------------------------------------------------------------- Muon
 
@@ -75,7 +75,7 @@ def test_orthogonalize_multiplies_in_bf16_only_where_the_cpu_does(
 @pytest.mark.parametrize("shape", [(24, 8), (8, 24), (16, 8), (9, 8), (8, 8)])
 def test_orthogonalize_in_fp32_is_newton_schulz(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     # whether on the matrix or, where it is long, on its Gram matrix alone; singular values down to 1e-4 of the largest
-    monkeypatch.setattr("bytegolf.train.muon.has_bf16", lambda device: False)
+    monkeypatch.setattr("bytegolf.training.muon.has_bf16", lambda device: False)
     generator = torch.Generator().manual_seed(sum(shape))
     x = torch.randn(3, *shape, generator=generator) * torch.logspace(0, -4, shape[1])
     expected = torch.stack([newton_schulz(matrix, torch.float64) for matrix in x])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bytegolf.progress import Reporter, clock
-from bytegolf.train.metrics import PATIENCE, Metrics, RouterWatch, read_metrics
+from bytegolf.training.metrics import PATIENCE, Metrics, RouterWatch, read_metrics
 
 
 def test_rows_are_appended_and_a_resumed_run_keeps_what_it_is_told(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from bytegolf.ops import native
-from bytegolf.train.rows import RowAdam, touched
+from bytegolf.training.rows import RowAdam, touched
 
 BETA = 0.9
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bytegolf.config import TrainConfig
-from bytegolf.train.schedule import learning_rate, remaining
+from bytegolf.training.schedule import learning_rate, remaining
 
 
 def settings(**fields: Any) -> TrainConfig:

@@ -18,7 +18,7 @@ from bytegolf.artifact.run_folder import RunFolder
 from bytegolf.config import levels
 from bytegolf.data.shards import TokenStream, open_split
 from bytegolf.errors import BytegolfError
-from bytegolf.train.setup import initial_model
+from bytegolf.training.setup import initial_model
 
 HISTORY_BYTES = 65536
 """How much of the first text each checkpoint reads."""

@@ -17,7 +17,7 @@ from bytegolf.analyze.reading import Reading, join
 from bytegolf.artifact.loading import LoadedModel
 from bytegolf.data.shards import open_split
 from bytegolf.progress import Reporter
-from bytegolf.train.metrics import read_metrics
+from bytegolf.training.metrics import read_metrics
 
 HISTORY = 20
 """Rows of a run's history that are told."""

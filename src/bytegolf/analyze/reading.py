@@ -57,6 +57,8 @@ class Reading:
     """outermost first; without a router, the layers of soft chunking, first to last; empty for a flat model"""
     nats: float
     """the loss of all tokens, special ones too"""
+    tokens: int
+    """how many tokens were predicted"""
 
     @property
     def bpb(self) -> float:
@@ -84,7 +86,9 @@ class Reading:
     def head(self, size: int) -> Reading:
         """The first ``size`` bytes; ``nats`` stays what it was and so means nothing more."""
         levels = [LevelReading(one.p[:size], one.boundary[:size], one.candidates[:size]) for one in self.levels]
-        return Reading(self.data[:size], self.bits[:size], self.windows[self.windows < size], levels, self.nats)
+        return Reading(
+            self.data[:size], self.bits[:size], self.windows[self.windows < size], levels, self.nats, self.tokens
+        )
 
 
 def join(readings: Sequence[Reading]) -> Reading:
@@ -101,6 +105,7 @@ def join(readings: Sequence[Reading]) -> Reading:
             for level in zip(*(one.levels for one in readings), strict=True)
         ],
         sum(one.nats for one in readings),
+        sum(one.tokens for one in readings),
     )
 
 
@@ -124,12 +129,13 @@ def read_text(
     seq_len: int,
     where: str = "the text",
     threshold: float = THRESHOLD,
+    see: Callable[[Forward], None] | None = None,
 ) -> Reading:
     """``read`` a text as one document behind a BOS. Raises BytegolfError for an empty one."""
     if not data:
         raise BytegolfError(f"{where} is empty: give some text")
     ids = np.concatenate(([tokenizer.BOS], encode(tokenizer, data, where))).astype(np.int64)
-    return read(model, tokenizer, ids, seq_len, threshold=threshold)
+    return read(model, tokenizer, ids, seq_len, threshold=threshold, see=see)
 
 
 @torch.inference_mode()
@@ -141,11 +147,12 @@ def read(
     progress: Callable[[float], None] | None = None,
     *,
     threshold: float = THRESHOLD,
+    see: Callable[[Forward], None] | None = None,
 ) -> Reading:
     """Read a stream of tokens in windows of ``seq_len`` that do not overlap, as ``eval`` does by default.
 
     The first token is only read; every other is also predicted, from its window. ``progress`` is told the share done.
-    ``threshold`` is the b from which on soft chunking is said to begin a chunk.
+    ``threshold`` is the b from which on soft chunking is said to begin a chunk. ``see`` is shown every forward pass.
     """
     ids = ids.astype(np.int64)
     ahead = np.append(ids[1:], ids[-1:])  # the last one's loss is not used
@@ -161,6 +168,8 @@ def read(
         window = torch.from_numpy(ids[first:last]).to(device).view(len(group), -1)
         targets = ahead[first:last]
         out = model(window)
+        if see:
+            see(out)
         losses = model.losses(out, torch.from_numpy(targets).to(device).view(window.shape)).double().cpu().numpy()
         reach = min(last + 1, len(ids))
         nats[first + 1 : reach] = losses.ravel()[: reach - first - 1]
@@ -193,7 +202,9 @@ def _in_bytes(
         boundary = token_boundaries_to_bytes(sizes, mask)
         boundary[:1] = True
         levels.append(LevelReading(spread, boundary, token_boundaries_to_bytes(sizes, free & np.isfinite(p))))
-    return Reading(tokenizer.decode(ids), shared, np.unique(starts[::seq_len]), levels, float(np.nansum(nats)))
+    return Reading(
+        tokenizer.decode(ids), shared, np.unique(starts[::seq_len]), levels, float(np.nansum(nats)), len(ids) - 1
+    )
 
 
 def _token_cuts(out: Forward, row: int, threshold: float) -> list[LevelCuts]:

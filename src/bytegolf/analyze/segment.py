@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +29,10 @@ class Segmentation:
     def offsets(self) -> list[int]:
         """The byte offsets at which chunks start."""
         return np.flatnonzero(self.boundaries).tolist()
+
+    def chunks(self) -> list[bytes]:
+        """The chunks, which joined are the text."""
+        return [self.data[start:end] for start, end in itertools.pairwise([*self.offsets(), len(self.data)])]
 
     def stats(self) -> BoundaryStats:
         """The metrics of this text on its own."""

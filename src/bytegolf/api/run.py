@@ -1,10 +1,13 @@
-"""The whole job: train, export, score the file read back from disk, and show what the model learned about words."""
+"""The whole job of a run: train, export, score the file as reloaded from disk, segment two standard sentences."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
+import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,8 @@ import torch
 from bytegolf.analyze.render import STANDARD_TEXT
 from bytegolf.analyze.segment import Segmentation, segment
 from bytegolf.api.evaluation import evaluate
+from bytegolf.api.model import Model, load
+from bytegolf.api.results import Summary
 from bytegolf.artifact.export import export_weights
 from bytegolf.artifact.loading import LoadedModel, load_model, with_weights
 from bytegolf.artifact.run_folder import RunFolder
@@ -21,24 +26,72 @@ from bytegolf.config import Config, levels
 from bytegolf.data.shards import TokenStream, open_split
 from bytegolf.data.tokenizer import load_tokenizer
 from bytegolf.distributed import SINGLE_PROCESS, DistributedContext, join
-from bytegolf.evaluate.score import score
+from bytegolf.evaluate.modes import ScoringMode
 from bytegolf.files import write_json
 from bytegolf.progress import Reporter
-from bytegolf.train.setup import check_length, check_tokenizer, fit, initial_model
+from bytegolf.results import to_json
+from bytegolf.training.metrics import read_metrics
+from bytegolf.training.setup import check_length, check_tokenizer, fit, initial_model
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
-    """What came of a training run; only the leading rank has one."""
+class Run:
+    """A training run: its folder, what it came to, and what its router made of two standard sentences."""
 
-    summary: dict[str, Any]
-    before: Segmentation | None
+    path: Path
+    """the run's folder"""
+    summary: Summary | None
+    """what is in its summary.json; None on ranks of a distributed run that do not lead"""
+    before: Segmentation | None = None
     """the standard text as the untrained model cuts it; None for a flat model"""
-    after: Segmentation | None
+    after: Segmentation | None = None
+    """the same text as the trained model cuts it"""
+
+    @property
+    def config(self) -> Config:
+        """The configuration that it was trained with."""
+        return RunFolder(self.path).read_config()
+
+    def load(self, device: str = "auto") -> Model:
+        """Its model, from the artifact as it lies on the disk."""
+        return load(self.path, device=device)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows of its metrics.jsonl: training losses, validation scores, alarms (``kind`` tells which)."""
+        return read_metrics(self.path / "metrics.jsonl")
 
 
-def train(config: Config, out: Path, *, resume: bool = False, quiet: bool = False) -> Outcome | None:
-    """Train ``config`` in the run folder ``out``, export, score and segment; None on ranks that do not lead."""
+def train(
+    config: Config | str | os.PathLike[str],
+    data: str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    resume: bool = False,
+    quiet: bool = False,
+) -> Run:
+    """Train a model, export it, score the file as reloaded from disk, and segment two standard sentences.
+
+    Args:
+        config: a preset's name (``cpu-demo``), a TOML file, or a ``Config``.
+        data: a folder made by ``bytegolf.prepare`` or `bytegolf prepare`; by default the configuration's.
+        out: the run's folder; by default ``runs/<name>``.
+        overrides: changes of the configuration, as ``"train.max_seconds=60"``.
+        resume: go on with the run in ``out`` if there is one.
+        quiet: print nothing while it goes on.
+
+    Ctrl-C stops cleanly: what was trained so far is still exported and scored.
+
+    Raises:
+        BytegolfError: a configuration, data or folder that cannot be used, or a loss that is not finite.
+    """
+    changes = [*overrides, *([f"data.path={json.dumps(os.fspath(data), ensure_ascii=False)}"] if data else [])]
+    settings = config.with_(*changes) if isinstance(config, Config) else Config.load(os.fspath(config), changes)
+    return train_run(settings, Path(out) if out else Path("runs") / settings.name, resume=resume, quiet=quiet)
+
+
+def train_run(config: Config, out: Path, *, resume: bool = False, quiet: bool = False) -> Run:
+    """``train`` for a resolved configuration."""
     data = Path(config.data.path)
     tokenizer = load_tokenizer(config.data.tokenizer, data)
     check_tokenizer(config, tokenizer)
@@ -81,16 +134,17 @@ def conclude(
     stopped_early: bool,
     reporter: Reporter,
     world: DistributedContext = SINGLE_PROCESS,
-) -> Outcome | None:
+) -> Run:
     """Score the artifact as it lies on the disk, segment the standard text, write summary.json.
 
     ``streams`` are the training and validation splits; ``state`` is what the artifact was made of. The processes of
-    ``world`` share the scores, except those of test-time training; the rest is the leader's, and the others get None.
+    ``world`` share the scores, except those of test-time training; the rest is the leader's, and the others get a
+    ``Run`` without a summary.
     """
     settings = run.read_config()
     if settings.eval.ttt.mode != "off":
         if not world.leads:
-            return None
+            return Run(run.path, None)
         world = SINGLE_PROCESS
     opened = load_model(run.path, data, settings.train.device)
     config = opened.config
@@ -99,47 +153,40 @@ def conclude(
         unquantised = None
         if config.eval.unquantised:
             float_model = with_weights(opened, state)
-            unquantised = evaluate(float_model, data, limit=config.eval.limit, reporter=reporter, world=world)["bpb"]
+            unquantised = evaluate(float_model, data, limit=config.eval.limit, reporter=reporter, world=world).bpb
     sample = None
     if progress.validation_bpb is not None:  # what training scored last, with the weights before quantisation
-        sample = score(
-            opened.model,
-            streams[1],
-            opened.tokenizer,
-            config.train.seq_len,
-            batch=config.eval.batch,
-            limit=config.train.validate_tokens,
-            collect=world.collect,
-            turn=(world.rank, world.size),
-        ).bpb
+        plain = ScoringMode(config.train.seq_len, batch=config.eval.batch, tail="score")
+        limit = config.train.validate_tokens
+        sample = plain.score(opened.model, streams[1], opened.tokenizer, limit=limit, world=world).bpb
     if not world.leads:
-        return None
+        return Run(run.path, None)
     before = after = None
     if levels(opened.config.model.network):
         after = _standard(opened)
         untrained = initial_model(opened.config, opened.tokenizer, streams[0])
         untrained.set_capacity(opened.config.eval.capacity, opened.config.eval.capacity_divisor)
         before = _standard(dataclasses.replace(opened, model=untrained.eval()))
-    summary = {
-        "name": opened.config.name,
-        "seed": opened.config.train.seed,
-        **result,
-        "steps": progress.step,
-        "train_seconds": round(progress.seconds + gptq_seconds, 2),
-        "gptq_seconds": round(gptq_seconds, 2),
-        "train_tokens": progress.tokens,
-        "train_bytes": progress.bytes,
-        "train_bytes_per_second": round(progress.bytes / progress.seconds) if progress.seconds else None,
-        "bpb_unquantised": unquantised,
-        "validation_bpb_unquantised_sample": progress.validation_bpb,
-        "validation_bpb_sample": sample,
-        "stopped_early": stopped_early,
-        "chunks_before": before.offsets() if before else None,
-        "chunks_after": after.offsets() if after else None,
-        "artifact": str(run.artifact),
-    }
-    write_json(run.summary, summary)
-    return Outcome(summary, before, after)
+    summary = Summary(
+        **{field.name: getattr(result, field.name) for field in dataclasses.fields(result)},
+        name=config.name,
+        seed=config.train.seed,
+        steps=progress.step,
+        train_seconds=round(progress.seconds + gptq_seconds, 2),
+        gptq_seconds=round(gptq_seconds, 2),
+        train_tokens=progress.tokens,
+        train_bytes=progress.bytes,
+        train_bytes_per_second=round(progress.bytes / progress.seconds) if progress.seconds else None,
+        bpb_unquantised=unquantised,
+        validation_bpb_unquantised_sample=progress.validation_bpb,
+        validation_bpb_sample=sample,
+        stopped_early=stopped_early,
+        chunks_before=before.offsets() if before else None,
+        chunks_after=after.offsets() if after else None,
+        artifact=str(run.artifact),
+    )
+    write_json(run.summary, to_json(summary))
+    return Run(run.path, summary, before, after)
 
 
 def _standard(opened: LoadedModel) -> Segmentation:

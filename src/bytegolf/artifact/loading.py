@@ -89,6 +89,16 @@ def build(config: Config, state: dict[str, torch.Tensor], where: str) -> Languag
     return model
 
 
+def in_fp32(loaded: LoadedModel, device: torch.device) -> LoadedModel:
+    """The same model computing in fp32 on ``device``, where exact and step-wise work is done; itself if it does."""
+    model = loaded.model
+    if model.precision == torch.float32 and model.embedding.weight.device == device:
+        return loaded
+    again = build(loaded.config, loaded.artifact.state, str(loaded.path)).to(device)
+    again.set_capacity(loaded.config.eval.capacity, loaded.config.eval.capacity_divisor)
+    return dataclasses.replace(loaded, model=again.eval())
+
+
 def with_weights(opened: LoadedModel, state: dict[str, torch.Tensor]) -> LoadedModel:
     """The opened artifact with the weights ``state`` in place of its own."""
     model = build(opened.config, state, "the run").to(opened.model.embedding.weight.device)

@@ -80,7 +80,7 @@ def export(
             summary, checkpoint, more = fitted.summary, fitted.checkpoint, fitted.result
             opened = opening.load_model(summary.path, data)
             found = scoring.evaluate(opened, data or Path(opened.config.data.path), reporter=reporter)
-        more["bpb"] = found["bpb"]
+        more["bpb"] = found.bpb
         if more["frontier"]:
             console.print(picture.table(more["frontier"], fit))
         if frontier:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import builtins
+import importlib
+import inspect
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from cyclopts import App, Parameter, validators
 from rich.console import Console
@@ -15,6 +18,7 @@ from rich.console import Console
 from bytegolf import __version__
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors
+from bytegolf.results import describe, to_json
 
 app = App(
     name="bytegolf",
@@ -42,10 +46,38 @@ def screen() -> Console:
     return _Console(highlight=False, width=120 if piped else None)
 
 
-def finish(wanted: bool, result: dict[str, Any]) -> None:
-    """Write ``result`` as a line of JSON, where it is ``wanted``: the end of a verb's output."""
+def finish(wanted: bool, result: Any) -> None:
+    """End a verb's output with ``result``, a dataclass or plain data, as a line of JSON where that is ``wanted``."""
     if wanted:
-        sys.stdout.write(json.dumps(result, ensure_ascii=False) + "\n")
+        sys.stdout.write(json.dumps(to_json(result), ensure_ascii=False) + "\n")
+
+
+_Verb = TypeVar("_Verb", bound=Callable[..., Any])
+
+
+def answers(*results: str) -> Callable[[_Verb], _Verb]:
+    """Name the dataclasses that a verb's ``--json`` prints, as ``module:Class``: its help explains their fields.
+
+    They are imported only when that help is asked for.
+    """
+
+    def note(verb: _Verb) -> _Verb:
+        _RESULTS[verb.__name__] = results
+        return verb
+
+    return note
+
+
+_RESULTS: dict[str, tuple[str, ...]] = {}
+
+
+def explain_json(verb: Callable[..., Any]) -> str:
+    """A verb's help: its docstring, and what the keys of its JSON are."""
+    paragraphs = [inspect.cleandoc(verb.__doc__ or "")]
+    for result in _RESULTS.get(verb.__name__, ()):
+        module, _, name = result.partition(":")
+        paragraphs.append(describe(getattr(importlib.import_module(module), name)))
+    return "\n\n".join(paragraphs)
 
 
 def toml_string(text: str) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter, validators
 
-from bytegolf.cli.common import COUNT, Json, Model, app, finish, screen
+from bytegolf.cli.common import COUNT, Json, Model, answers, app, finish, screen
 from bytegolf.errors import BytegolfError
 
 _HYPHEN = Parameter(allow_leading_hyphen=True)
@@ -22,6 +22,7 @@ Streams = Annotated[
 
 
 @app.command(sort_key=60)
+@answers("bytegolf.infer.results:Compression", "bytegolf.infer.results:CompressorComparison")
 def compress(
     model: Model,
     source: Annotated[Path | None, _HYPHEN, Parameter(help="The file to compress (- = stdin).")] = None,
@@ -49,13 +50,6 @@ def compress(
 
     Example: bytegolf compress demo.bgolf notes.txt notes.bgz
     Example: bytegolf compress demo.bgolf --bench notes.txt data/default
-
-    JSON keys: original_bytes, compressed_bytes, bits_per_byte (null for an
-    empty file), coded_bits (by the frequencies, without headers), seam_bits
-    (what it cost, estimated, that streams begin without their past), streams,
-    coded_blocks, stored_blocks, stride, seconds, bytes_per_second,
-    artifact_sha256; with --bench rows (source, compressor, bytes,
-    compressed_bytes, bits_per_byte, mb_per_second).
     """
     from bytegolf.cli import show
     from bytegolf.infer import files as compressing
@@ -66,9 +60,9 @@ def compress(
         if source is not None:
             raise BytegolfError("both a file to compress and --bench are given: leave one out")
         with reporter:
-            rows = compressing.bench(model, bench, stride, streams, reporter)
-        screen().print(show.rows(rows))
-        finish(json, {"rows": rows})
+            compared = compressing.bench(model, bench, stride, streams, reporter)
+        screen().print(show.rows(compared.rows))
+        finish(json, compared)
         return
     if source is None or target is None:
         raise BytegolfError("name a file to compress and one to write, or files to compare with --bench")
@@ -81,6 +75,7 @@ def compress(
 
 
 @app.command(sort_key=61)
+@answers("bytegolf.infer.results:Decompression")
 def decompress(
     model: Model,
     source: Annotated[Path, _HYPHEN, Parameter(help="The compressed file (- = stdin).")],
@@ -95,8 +90,6 @@ def decompress(
     unless length and checksum are those of the original.
 
     Example: bytegolf decompress demo.bgolf notes.bgz notes.txt
-
-    JSON keys: original_bytes, seconds, bytes_per_second.
     """
     from bytegolf.infer import files as compressing
     from bytegolf.progress import Reporter
@@ -106,7 +99,7 @@ def decompress(
     with reporter:
         result = compressing.decompress(model, source, target, reporter)
     if target != compressing.PIPE:
-        screen().print(f"{result['original_bytes']:,} bytes at {result['bytes_per_second']:,.0f} bytes/s")
+        screen().print(f"{result.original_bytes:,} bytes at {result.bytes_per_second:,.0f} bytes/s")
     finish(json, result)
 
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import builtins
 import itertools
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter, validators
 
-from bytegolf.cli.common import COUNT, Data, Json, Model, app, finish, screen, text_of
+from bytegolf.cli.common import COUNT, Data, Json, Model, answers, app, finish, screen, text_of
 from bytegolf.errors import BytegolfError
 
 
 @app.command(sort_key=40)
+@answers("bytegolf.api.results:SegmentResult")
 def segment(
     model: Model,
     text: Annotated[str | None, Parameter(help="The text; without it and --file, two standard sentences.")] = None,
@@ -34,24 +36,18 @@ def segment(
     begin a chunk where its b is one half or more; a level is a layer of it then.
 
     Example: bytegolf segment runs/cpu-demo "The quick brown fox"
-
-    JSON keys: boundaries (byte offsets of chunk starts), chunks (texts),
-    mean_chunk_bytes, cv, whitespace_agreement (share of boundaries before or
-    behind a whitespace byte; null if there is none), bytes, level.
     """
     from bytegolf.analyze import render
-    from bytegolf.analyze import segment as segmenting
-    from bytegolf.artifact import loading as opening
-    from bytegolf.results import to_json
+    from bytegolf.api.model import load
+    from bytegolf.api.results import SegmentResult
 
     content, where = text_of(text, file, render.STANDARD_TEXT)
-    opened = opening.load_model(model, data)
-    found = segmenting.segment(opened.model, opened.tokenizer, content, opened.config.train.seq_len, where, level)
+    found = load(model, data=data).segment(content, level, where)
     render.segmentation(screen(), found)
-    stats = to_json(found.stats().figures())
-    keys = ("mean_chunk_bytes", "cv", "whitespace_agreement", "bytes")
-    pieces = [piece.decode("utf-8", errors="backslashreplace") for piece in render.chunks(found.data, found.boundaries)]
-    finish(json, {"boundaries": found.offsets(), "chunks": pieces, **{key: stats[key] for key in keys}, "level": level})
+    stats = found.stats().figures()
+    pieces = [piece.decode("utf-8", errors="backslashreplace") for piece in found.chunks()]
+    figures = (stats.mean_chunk_bytes, stats.cv, stats.whitespace_agreement, stats.bytes)
+    finish(json, SegmentResult(found.offsets(), pieces, *figures, level))
 
 
 @app.command(sort_key=46)
@@ -163,6 +159,7 @@ def analyze(
 
 
 @app.command(sort_key=50)
+@answers("bytegolf.infer.results:Samples")
 def sample(
     model: Model,
     /,
@@ -190,22 +187,18 @@ def sample(
 
     Example: bytegolf sample runs/cpu-demo "Fellow citizens" --bytes 300
     Example: bytegolf sample runs/cpu-demo "Fellow citizens" "My" --count 8
-
-    JSON keys: samples (a list of prompt, text: what was added, bytes drawn for
-    it, seed), bytes, seconds, bytes_per_second, temperature, top_p.
     """
-    import time
 
-    from bytegolf.artifact import loading as opening
-    from bytegolf.infer.sample import as_text, generate
+    from bytegolf.api.model import load
+    from bytegolf.infer.results import Sample, Samples
+    from bytegolf.infer.sample import as_text
 
-    opened = opening.load_model(model, data, precision="fp32")
-    opened.model.set_capacity("exact")  # a text has no length before it is written, so no share of it either
+    loaded = load(model, data=data, precision="fp32")
     begun = [prompt for prompt in prompts or ("",) for _ in range(count)]
     seeds = list(range(seed, seed + len(begun)))
     found: list[list[builtins.bytes]] = [[] for _ in begun]
     started = time.perf_counter()
-    drawn = generate(opened.model, opened.tokenizer, begun, seeds, size=bytes, temperature=temperature, top_p=top_p)
+    drawn = loaded.generate_bytes(begun, seeds, bytes, temperature, top_p)
 
     def kept() -> Iterator[builtins.bytes]:
         for row, piece in drawn:
@@ -222,12 +215,11 @@ def sample(
             pass
     seconds = time.perf_counter() - started
     samples = [
-        {"prompt": prompt, "text": "".join(as_text(pieces)), "bytes": sum(map(len, pieces)), "seed": number}
+        Sample(prompt, "".join(as_text(pieces)), sum(map(len, pieces)), number)
         for prompt, pieces, number in zip(begun, found, seeds, strict=True)
     ]
     if len(begun) > 1:
         for one in samples:
-            sys.stdout.write(f"--- seed {one['seed']}\n{one['prompt']}{one['text']}\n")
-    size = sum(len(piece) for pieces in found for piece in pieces)
-    speed = {"bytes": size, "seconds": round(seconds, 3), "bytes_per_second": round(size / seconds, 1)}
-    finish(json, {"samples": samples, **speed, "temperature": temperature, "top_p": top_p})
+            sys.stdout.write(f"--- seed {one.seed}\n{one.prompt}{one.text}\n")
+    size = sum(one.bytes for one in samples)
+    finish(json, Samples(samples, size, round(seconds, 3), round(size / seconds, 1), temperature, top_p))

@@ -14,12 +14,12 @@ from typing import NoReturn
 
 from cyclopts import CycloptsError, MissingArgumentError, UnusedCliTokensError
 
-from bytegolf.cli import artifact, audit, check, data, files, look, plan, probe, score, study, submit, train, verify
-from bytegolf.cli.common import app, screen
+from bytegolf.cli import artifact, audit, check, data, eval, files, look, plan, probe, study, submit, train, verify
+from bytegolf.cli.common import app, explain_json, screen
 from bytegolf.errors import BytegolfError
 
 __all__ = ["app", "run"]
-VERBS = (data, plan, train, score, verify, artifact, submit, audit, look, probe, files, check, study)
+VERBS = (data, plan, train, eval, verify, artifact, submit, audit, look, probe, files, check, study)
 """Importing these registers the verbs."""
 
 
@@ -28,6 +28,7 @@ def run() -> NoReturn:
     if isinstance(sys.stdout, io.TextIOWrapper):  # any text can be shown, whatever the terminal's encoding
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
+        _explain(sys.argv[1:])
         app(sys.argv[1:], console=screen(), exit_on_error=False, print_error=False)
         sys.stdout.flush()
     except CycloptsError as error:
@@ -49,6 +50,15 @@ def run() -> NoReturn:
             raise
         _fail("cannot write to stdout: the disk is full")
     sys.exit(0)
+
+
+def _explain(arguments: list[str]) -> None:
+    """Where a verb's help is asked for, have it explain the keys of its JSON."""
+    if not {"--help", "-h"} & set(arguments):
+        return
+    for word in arguments:
+        if word in app and (verb := app[word].default_command):
+            app[word].help = explain_json(verb)
 
 
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory")

@@ -2,68 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from bytegolf.analyze.render import titled
-from bytegolf.api.run import Outcome
+from bytegolf.api.results import Evaluation, Preset, Presets, Summary
+from bytegolf.api.run import Run
 from bytegolf.artifact.plan import estimated_bytes
-from bytegolf.config import Config, preset_names
+from bytegolf.config import Config, TttConfig, preset_names
+from bytegolf.evaluate.results import BoundaryFigures, Truncation
+from bytegolf.infer.results import Compression
 from bytegolf.model.outline import count_parameters, outline
 
 
-def score(console: Console, result: dict[str, Any]) -> None:
+def score(console: Console, result: Evaluation) -> None:
     """A score as a table of two columns."""
     table = _facts()
-    scope = "a SUBSET of the validation split" if result["subset"] else "the full validation split"
-    table.add_row("bits per byte", f"{result['bpb']:.4f} over {scope}")
-    if result["bpb_original"] is not None and abs(result["bpb_original"] - result["bpb"]) > 5e-5:
-        table.add_row("", f"{result['bpb_original']:.4f} over the original bytes, before normalisation")
-    table.add_row("loss", f"{result['val_loss']:.4f} nats a token")
-    overlap = f", stride {result['stride']}" if result["stride"] else ""
-    dropped = f" ({result['tokens_dropped']:,} not scored)" if result["tokens_dropped"] else ""
+    scope = "a SUBSET of the validation split" if result.subset else "the full validation split"
+    table.add_row("bits per byte", f"{result.bpb:.4f} over {scope}")
+    if result.bpb_original is not None and abs(result.bpb_original - result.bpb) > 5e-5:
+        table.add_row("", f"{result.bpb_original:.4f} over the original bytes, before normalisation")
+    table.add_row("loss", f"{result.val_loss:.4f} nats per token")
+    overlap = f", stride {result.stride}" if result.stride else ""
+    dropped = f" ({result.tokens_dropped:,} not scored)" if result.tokens_dropped else ""
     table.add_row(
         "scored",
-        f"{result['tokens']:,} tokens, {result['bytes']:,} bytes{dropped} in windows of {result['seq_len']}{overlap}",
+        f"{result.tokens:,} tokens, {result.bytes:,} bytes{dropped} in windows of {result.seq_len}{overlap}",
     )
-    if result["one_pass"]:
-        windows = f"windows of {result['one_pass']['seq_len']}, stride {result['one_pass']['stride']}"
-        seen = ", then ".join(f"{positions:,}" for positions in result["reach"])
+    if result.one_pass:
+        windows = f"windows of {result.one_pass.seq_len}, stride {result.one_pass.stride}"
+        seen = ", then ".join(f"{positions:,}" for positions in result.receptive_field)
         table.add_row("", f"in one pass that stands for {windows}; attention sees {seen} positions")
-    if result["ttt"]:
-        table.add_row("learned", _learned(result["ttt"], result["seq_len"]))
-    table.add_row("speed", f"{result['bytes_per_second']:,} bytes/s, {result['seconds']:.1f} s")
-    table.add_row("parameters", f"{result['params']:,}")
-    verdict = "fits" if result["fits"] else "TOO LARGE"
+    if result.ttt:
+        table.add_row("learned", _learned(result.ttt, result.seq_len))
+    table.add_row("speed", f"{result.bytes_per_second:,} bytes/s, {result.seconds:.1f} s")
+    table.add_row("parameters", f"{result.params:,}")
+    verdict = "fits" if result.fits else "TOO LARGE"
     table.add_row(
         "size",
-        f"{result['artifact_bytes']:,} model + {result['code_bytes']:,} code = {result['total_bytes']:,} of "
-        f"{result['limit_bytes']:,} bytes: {verdict}",
+        f"{result.artifact_bytes:,} model + {result.code_bytes:,} code = {result.total_bytes:,} of "
+        f"{result.limit_bytes:,} bytes: {verdict}",
     )
-    for row in (*_chunk_rows(result["boundaries"]), *_capacity_rows(result["capacity"])):
+    for row in (*_chunk_rows(result.boundaries), *_capacity_rows(result.capacity)):
         table.add_row(*row)
     console.print(table)
 
 
-def _learned(ttt: dict[str, Any], seq_len: int) -> str:
+def _learned(ttt: TttConfig, seq_len: int) -> str:
     """What test-time training did, in words."""
-    size = f"{ttt['chunk'] or seq_len:,} tokens"
-    how = f"LoRA of rank {ttt['rank']}, rate {ttt['lora_lr']:g}"
-    if ttt["mode"] == "sgd":
-        how = f"SGD, rate {ttt['sgd_lr']:g}"
-    reset = "afresh in each document" if ttt["reset"] == "document" else "carried on"
+    size = f"{ttt.chunk or seq_len:,} tokens"
+    how = f"LoRA of rank {ttt.rank}, rate {ttt.lora_lr:g}"
+    if ttt.mode == "sgd":
+        how = f"SGD, rate {ttt.sgd_lr:g}"
+    reset = "afresh in each document" if ttt.reset == "document" else "carried on"
     return f"{how}, from each {size} after their score, {reset}"
 
 
-def _chunk_rows(chunks: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
+def _chunk_rows(chunks: BoundaryFigures | None) -> Iterator[tuple[str, str]]:
     """What the chunks look like; a ratio is None where there was nothing to count."""
     if chunks is None:
         return
-    mean, cv, rate = chunks["mean_chunk_bytes"], chunks["cv"], chunks["boundaries_per_256"]
-    agreement, chance = chunks["whitespace_agreement"], chunks["random_agreement"]
+    mean, cv, rate = chunks.mean_chunk_bytes, chunks.cv, chunks.boundaries_per_256
+    agreement, chance = chunks.whitespace_agreement, chunks.random_agreement
     if mean is None or cv is None or rate is None:
         yield "chunks", "none of them begins and ends within a window: the router hardly ever opens one"
     else:
@@ -75,42 +78,42 @@ def _chunk_rows(chunks: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
         )
 
 
-def _capacity_rows(levels: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+def _capacity_rows(levels: list[Truncation]) -> Iterator[tuple[str, str]]:
     """What fixed capacities dropped, a row each."""
     for level, counts in enumerate(levels):
-        if counts["capacity"] == "fixed":
+        if counts.capacity == "fixed":
             yield (
                 "capacity" if len(levels) == 1 else f"capacity {level}",
-                f"1/{counts['divisor']:g} of a window: truncated {counts['truncated_boundaries']:,} boundaries in "
-                f"{counts['truncated_windows'] / counts['windows']:.1%} of windows",
+                f"1/{counts.divisor:g} of a window: truncated {counts.truncated_boundaries:,} boundaries in "
+                f"{counts.truncated_windows / counts.windows:.1%} of windows",
             )
 
 
-def compression(console: Console, result: dict[str, Any]) -> None:
+def compression(console: Console, result: Compression) -> None:
     """What `compress` came to as a table of two columns."""
     table = _facts()
-    ratio = "" if result["bits_per_byte"] is None else f": {result['bits_per_byte']:.4f} bits per byte"
-    table.add_row("size", f"{result['original_bytes']:,} → {result['compressed_bytes']:,} bytes{ratio}")
-    if result["coded_blocks"]:
-        share = result["seam_bits"] / result["coded_bits"]
+    ratio = "" if result.bits_per_byte is None else f": {result.bits_per_byte:.4f} bits per byte"
+    table.add_row("size", f"{result.original_bytes:,} → {result.compressed_bytes:,} bytes{ratio}")
+    if result.coded_blocks:
+        share = result.seam_bits / result.coded_bits
         table.add_row(
             "streams",
-            f"{result['streams']}, which cost about {result['seam_bits'] / 8:,.0f} bytes ({share:.2%}) by beginning "
+            f"{result.streams}, which cost about {result.seam_bits / 8:,.0f} bytes ({share:.2%}) by beginning "
             "without their past",
         )
-    if result["stored_blocks"]:
-        table.add_row("stored", f"{result['stored_blocks']} blocks, which the model cannot shrink")
-    table.add_row("speed", f"{result['bytes_per_second']:,.0f} bytes/s, {result['seconds']:.1f} s")
+    if result.stored_blocks:
+        table.add_row("stored", f"{result.stored_blocks} blocks, which the model cannot shrink")
+    table.add_row("speed", f"{result.bytes_per_second:,.0f} bytes/s, {result.seconds:.1f} s")
     console.print(table)
 
 
-def rows(found: list[dict[str, Any]]) -> Table:
-    """Plain rows as a table with their keys as headings; numbers to the right."""
+def rows(found: Sequence[Any]) -> Table:
+    """Dataclasses of one type as a table with their fields' names as headings; numbers to the right."""
     table = Table(box=None, pad_edge=False)
-    for key, value in found[0].items():
+    for key, value in vars(found[0]).items():
         table.add_column(key.replace("_", " "), justify="left" if isinstance(value, str) else "right")
     for row in found:
-        table.add_row(*(_cell(value) for value in row.values()))
+        table.add_row(*(_cell(value) for value in vars(row).values()))
     return table
 
 
@@ -120,64 +123,56 @@ def _cell(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def outcome(console: Console, result: Outcome) -> None:
+def outcome(console: Console, result: Run, summary: Summary) -> None:
     """The end of `train`: the score of the reloaded artifact, and the standard text before and after."""
-    summary = result.summary
     console.print()
     console.print(
-        f"{summary['name']}: {summary['steps']:,} steps, {summary['train_bytes']:,} bytes in "
-        f"{summary['train_seconds']:.0f} s of training ({summary['train_bytes_per_second'] or 0:,} bytes/s)"
-        + (", stopped early" if summary["stopped_early"] else "")
+        f"{summary.name}: {summary.steps:,} steps, {summary.train_bytes:,} bytes in "
+        f"{summary.train_seconds:.0f} s of training ({summary.train_bytes_per_second or 0:,} bytes/s)"
+        + (", stopped early" if summary.stopped_early else "")
     )
     score(console, summary)
     console.print(_quantisation_line(summary))
     for title, found in (("untrained", result.before), ("trained", result.after)):
         if found:
             titled(console, title, found)
-    console.print(f"artifact: {summary['artifact']}", soft_wrap=True)
+    console.print(f"artifact: {summary.artifact}", soft_wrap=True)
 
 
-def _quantisation_line(summary: dict[str, Any]) -> str:
+def _quantisation_line(summary: Summary) -> str:
     """What quantising cost: on the whole split if that was scored before it too, else on training's sample."""
     pairs = (
-        ("over what is scored", summary["bpb_unquantised"], summary["bpb"]),
-        ("on training's sample", summary["validation_bpb_unquantised_sample"], summary["validation_bpb_sample"]),
+        ("over what is scored", summary.bpb_unquantised, summary.bpb),
+        ("on training's sample", summary.validation_bpb_unquantised_sample, summary.validation_bpb_sample),
     )
     for where, before, after in pairs:
         if before is not None and after is not None:
-            spent = f"; GPTQ took {summary['gptq_seconds']:.1f} s" if summary["gptq_seconds"] else ""
+            spent = f"; GPTQ took {summary.gptq_seconds:.1f} s" if summary.gptq_seconds else ""
             return f"quantisation: {before:.4f} → {after:.4f} bits per byte {where} ({after - before:+.4f}){spent}"
     return "quantisation: what it cost was not measured (train.validate_tokens = 0)"
 
 
-def preset_rows() -> list[dict[str, Any]]:
+def presets() -> Presets:
     """Each preset with its parameters, and its artifact's size before compression as an estimate."""
-    rows = []
+    found = []
     for name in preset_names():
         config = Config.load(name)
         model = outline(config.model)
-        rows.append(
-            {
-                "name": name,
-                "about": config.about,
-                "tokenizer": config.data.tokenizer,
-                "params": count_parameters(model),
-                "artifact_estimate_bytes": estimated_bytes(model, config.export),
-            }
-        )
-    return rows
+        size = estimated_bytes(model.state_dict(), config.export)
+        found.append(Preset(name, config.about, config.data.tokenizer, count_parameters(model), size))
+    return Presets(found)
 
 
-def preset_table(rows: list[dict[str, Any]]) -> Table:
+def preset_table(found: Presets) -> Table:
     """The presets, a line each whatever the width."""
     table = Table(box=None, pad_edge=False)
-    table.add_column("preset", no_wrap=True, min_width=max(len(row["name"]) for row in rows))
+    table.add_column("preset", no_wrap=True, min_width=max(len(one.name) for one in found.presets))
     table.add_column("params", no_wrap=True, min_width=len("00.00 M"), justify="right")
     table.add_column("artifact", no_wrap=True, min_width=len("≈00.0 MB"), justify="right")
     table.add_column("what", no_wrap=True, overflow="ellipsis")
-    for row in rows:
-        size = f"≈{row['artifact_estimate_bytes'] / 1e6:.1f} MB"
-        table.add_row(row["name"], f"{row['params'] / 1e6:.2f} M", size, row["about"])
+    for one in found.presets:
+        size = f"≈{one.artifact_estimate_bytes / 1e6:.1f} MB"
+        table.add_row(one.name, f"{one.params / 1e6:.2f} M", size, one.about)
     return table
 
 

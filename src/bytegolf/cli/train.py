@@ -8,10 +8,11 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from bytegolf.cli.common import Json, app, finish, screen, toml_string
+from bytegolf.cli.common import Json, answers, app, finish, screen
 
 
 @app.command(sort_key=10)
+@answers("bytegolf.api.results:Summary")
 def train(
     preset: Annotated[str, Parameter(help="A preset's name (see `bytegolf presets`) or a TOML file.")],
     /,
@@ -28,27 +29,18 @@ def train(
     Ctrl-C stops cleanly: what was trained so far is still exported and scored.
 
     Example: bytegolf train cpu-demo train.max_seconds=60 --out runs/quick
-
-    JSON keys, as in the run's summary.json: those of `bytegolf eval`, and name,
-    seed, steps, train_seconds (with gptq_seconds), train_tokens, train_bytes,
-    train_bytes_per_second, bpb_unquantised (null unless eval.unquantised),
-    validation_bpb_unquantised_sample and validation_bpb_sample (the weights before
-    and after quantisation, on train.validate_tokens), stopped_early, chunks_before
-    and chunks_after (byte offsets in two standard sentences), artifact.
     """
-    from bytegolf.api import run as training
+    from bytegolf.api.run import train
     from bytegolf.cli import show
-    from bytegolf.config import Config
 
-    changes = [*overrides, *([f"data.path={toml_string(str(data))}"] if data else [])]
-    config = Config.load(preset, changes)
-    outcome = training.train(config, out or Path("runs") / config.name, resume=resume)
-    if outcome:
-        show.outcome(screen(), outcome)
-        finish(json, outcome.summary)
+    run = train(preset, data, out, overrides=overrides, resume=resume)
+    if run.summary:
+        show.outcome(screen(), run, run.summary)
+        finish(json, run.summary)
 
 
 @app.command(sort_key=90)
+@answers("bytegolf.api.results:Presets")
 def presets(
     name: Annotated[str | None, Parameter(help="Print all settings of this preset or TOML file.")] = None,
     /,
@@ -63,8 +55,7 @@ def presets(
     Example: bytegolf presets
     Example: bytegolf presets study1-byte-4h train.seed=2 > mine.toml
 
-    JSON keys: presets, a list of name, about, tokenizer, params,
-    artifact_estimate_bytes (before compression); with a name, config.
+    With a name, the only key of the JSON is config: the settings.
     """
     if name is not None:
         from bytegolf.config import Config, to_dict
@@ -75,6 +66,6 @@ def presets(
         return
     from bytegolf.cli import show
 
-    rows = show.preset_rows()
-    screen().print(show.preset_table(rows))
-    finish(json, {"presets": rows})
+    found = show.presets()
+    screen().print(show.preset_table(found))
+    finish(json, found)

@@ -1,18 +1,18 @@
-"""The verb that verifies a score by experiment; what it needs does not count as a submission's code."""
+"""The verb that checks a score by experiment; what it needs does not count as a submission's code."""
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter, validators
 
-from bytegolf.cli.common import Data, Json, Model, app, finish, screen
+from bytegolf.cli.common import Data, Json, Model, answers, app, finish, screen
 
 
 @app.command(sort_key=25, alias="prove")
+@answers("bytegolf.api.results:Verification")
 def verify(
     model: Model,
     /,
@@ -33,24 +33,22 @@ def verify(
     back; that a new process scores the artifact alone the same.
 
     Example: bytegolf verify runs/cpu-demo --thorough
-
-    JSON keys: passed, artifact_sha256, precision, checks (name, passed,
-    evidence).
     """
-    from bytegolf.artifact import loading as opening
-    from bytegolf.evaluate import verification as proving
+    from bytegolf.api.results import Verification
+    from bytegolf.artifact.loading import load_model
+    from bytegolf.evaluate import verification
     from bytegolf.progress import Reporter
 
-    opened = opening.load_model(model, data, "cpu", precision)
-    reporter, console, checks = Reporter(), screen(), []
-    effort = proving.THOROUGH if thorough else proving.QUICK
-    with reporter:
-        source = data or Path(opened.config.data.path)
-        for check in proving.prove(opened, source, effort, claim=claim, reporter=reporter):
+    loaded = load_model(model, data, "cpu", precision)
+    console, checks = screen(), []
+    effort = verification.THOROUGH if thorough else verification.QUICK
+    with Reporter() as reporter:
+        source = data or Path(loaded.config.data.path)
+        for check in verification.verify(loaded, source, effort, claim=claim, reporter=reporter):
             checks.append(check)
-            console.print(proving.verdict(check), soft_wrap=True)
+            console.print(verification.verdict(check), soft_wrap=True)
     passed = all(check.passed for check in checks)
-    found = {"artifact_sha256": opened.artifact.sha256, "precision": str(opened.model.precision).removeprefix("torch.")}
-    finish(json, {"passed": passed, **found, "checks": [dataclasses.asdict(check) for check in checks]})
+    dtype = str(loaded.model.precision).removeprefix("torch.")
+    finish(json, Verification(passed, loaded.artifact.sha256, dtype, checks))
     if not passed:
         sys.exit(1)

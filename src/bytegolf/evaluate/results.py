@@ -49,3 +49,12 @@ class Truncation:
     """boundaries for which there was no room"""
     truncated_windows: int
     """windows that had any"""
+
+
+@dataclass(frozen=True)
+class Check:
+    """The outcome of one experiment of ``evaluate.verification``."""
+
+    name: str
+    passed: bool
+    evidence: str

@@ -1,4 +1,4 @@
-"""Prove a score: every claim that a BPB makes, tested on the artifact as it would be shipped."""
+"""Verify a score: every claim that a BPB makes, tested on the artifact as it would be shipped."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from bytegolf.bpb import Score
 from bytegolf.data.manifest import validation_bytes
 from bytegolf.data.shards import TokenStream, open_split
 from bytegolf.errors import BytegolfError
-from bytegolf.evaluate import proofs
-from bytegolf.evaluate.proofs import Check, Counting
-from bytegolf.evaluate.score import score
-from bytegolf.evaluate.scoring_modes import ScoringMode, ways
+from bytegolf.evaluate import checks
+from bytegolf.evaluate.checks import Counting
+from bytegolf.evaluate.modes import MemoryStream, ScoringMode
+from bytegolf.evaluate.results import Check
 from bytegolf.infer import lockstep
 from bytegolf.infer.frequencies import TOTAL, Coder, Decoder, Encoder
 from bytegolf.infer.lockstep import Mode
@@ -64,7 +64,7 @@ QUICK = Effort(cuts=4, places=16, streams=16, tokens=1 << 16)
 THOROUGH = Effort(cuts=32, places=128, streams=128, tokens=0)
 
 
-def prove(
+def verify(
     opened: LoadedModel,
     data: Path,
     effort: Effort = QUICK,
@@ -88,26 +88,17 @@ def prove(
         )
     tell = reporter.progress if reporter else (lambda text: None)
     sample = stream.slice(0, min(len(stream), 4 * seq_len + 1)).astype(np.int64)
-    for way in ways(model, seq_len, stride):
-        tell(f"changing the future: {way.name}")
+    for trial in checks.trials(model, seq_len, stride):
+        tell(f"changing the future: {trial.name}")
         # learning makes a try many times as long: there the borders of windows must do
-        yield proofs.causality(model, tokenizer, sample, way, 0 if way.ttt.mode != "off" else effort.cuts)
-    yield proofs.normalisation(model, tokenizer, sample, ScoringMode("", seq_len), effort.places)
+        yield checks.causality(model, tokenizer, sample, trial, 0 if trial.mode.adapts else effort.cuts)
+    yield checks.normalisation(model, tokenizer, sample, ScoringMode(seq_len, batch=1), effort.places)
 
     tell("scoring")
     limit = 0 if claim is not None else effort.limit(seq_len, stride)
     counting = Counting(stream, tokenizer)
-    total = score(
-        model,
-        stream,
-        tokenizer,
-        seq_len,
-        stride=stride,
-        drop_tail=not 0 < stride < seq_len,
-        batch=opened.config.eval.batch,
-        limit=limit,
-        observe=counting.observe,
-    )
+    mode = ScoringMode(seq_len, stride, batch=opened.config.eval.batch)
+    total = mode.score(model, stream, tokenizer, limit=limit, observer=lambda: counting.observe)
     yield counting.check(total, validation_bytes(data, tokenizer.name))
     tell("coding a sample")
     yield from _coded(opened, stream, effort.streams)
@@ -138,13 +129,14 @@ def _coded(opened: LoadedModel, stream: TokenStream, most: int) -> Iterator[Chec
     """
     model, tokenizer = opened.model, opened.tokenizer
     mode = Mode(opened.config.train.seq_len, opened.config.eval.stride)
-    size = ScoringMode("", mode.window, mode.stride).fitting(len(stream), windows=3 if mode.stride else 1)
+    scoring = ScoringMode(mode.window, mode.stride, batch=1)
+    size = scoring.fitting(len(stream), windows=3 if mode.stride else 1)
     count = max(1, min(most, len(stream) // size))
     starts = np.linspace(0, len(stream) - size, count, dtype=np.int64)
     tokens = np.stack([stream.slice(int(start), int(start) + size) for start in starts])
     claimed = 0.0
     for part in tokens.astype(np.int64):
-        claimed += ScoringMode("", mode.window, mode.stride).score(model, part, tokenizer).nats / math.log(2)
+        claimed += scoring.score(model, MemoryStream(part), tokenizer).nats / math.log(2)
 
     precision, lengths = model.precision, np.full(count, size)
     model.precision = torch.float32  # as `compress` does: native steps are in fp32

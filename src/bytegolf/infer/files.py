@@ -11,16 +11,18 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, TypeVar
 
-from bytegolf.artifact import loading as opening
-from bytegolf.artifact.pack import read_artifact
+import torch
+
+from bytegolf.artifact.loading import LoadedModel, in_fp32, load_model
 from bytegolf.data.shards import open_split
 from bytegolf.data.tokenizer import ByteTokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors, write_atomically
 from bytegolf.infer import compressors
 from bytegolf.infer.codec import Codec
+from bytegolf.infer.results import Compression, CompressorComparison, CompressorResult, Decompression
 from bytegolf.progress import Reporter, clock
 
 _Result = TypeVar("_Result")
@@ -29,31 +31,31 @@ PIPE = Path("-")
 """Stands for stdin and stdout."""
 
 
-def open_codec(model: Path) -> tuple[Codec, opening.LoadedModel]:
-    """The codec of a run's folder or an artifact file: in fp32 on the CPU, with the chunk capacity of ``eval``.
+def codec_of(loaded: LoadedModel) -> Codec:
+    """The codec of a loaded model: the same artifact in fp32 on the CPU, with the chunk capacity of ``eval``.
 
-    Raises BytegolfError for an artifact that does not read bytes.
+    Raises BytegolfError for a model that does not read bytes.
     """
-    path = opening.artifact_path(model)
-    artifact = read_artifact(path)
+    artifact = loaded.artifact
     if artifact.tokenizer.get("kind") != "byte":
         raise BytegolfError(
-            f"{path} reads {artifact.tokenizer.get('name')} tokens, whose tokenizer normalises text, so that bytes "
-            "would not come back as they were: choose an artifact with the tokenizer byte260"
+            f"{loaded.path} reads {artifact.tokenizer.get('name')} tokens, whose tokenizer normalises text, so that "
+            "bytes would not come back as they were: choose an artifact with the tokenizer byte260"
         )
-    opened = opening.load_artifact(artifact, path, device="cpu", precision="fp32")
-    return Codec(opened.model, bytes.fromhex(artifact.sha256), opened.config.train.seq_len), opened
+    chosen = in_fp32(loaded, torch.device("cpu"))
+    return Codec(chosen.model, bytes.fromhex(artifact.sha256), chosen.config.train.seq_len)
+
+
+def open_codec(model: Path) -> tuple[Codec, LoadedModel]:
+    """``codec_of`` a run's folder or an artifact file, and what was loaded."""
+    loaded = load_model(model, device="cpu", precision="fp32")
+    return codec_of(loaded), loaded
 
 
 def compress(
     model: Path, source: Path, target: Path, stride: int | None, streams: int, reporter: Reporter
-) -> dict[str, Any]:
-    """Compress ``source`` into ``target`` ("-": stdin, stdout), as plain data.
-
-    ``stride``: as ``eval`` has it by default. Keys: original_bytes, compressed_bytes, bits_per_byte (null for an empty
-    file), coded_bits, seam_bits (estimated), streams, coded_blocks, stored_blocks, stride, seconds, bytes_per_second,
-    artifact_sha256.
-    """
+) -> Compression:
+    """Compress ``source`` into ``target`` ("-": stdin, stdout). ``stride``: as ``eval`` has it by default."""
     codec, opened = open_codec(model)
     stride = opened.config.eval.stride if stride is None else stride
     progress = _Progress(reporter, "compressed")
@@ -61,24 +63,24 @@ def compress(
         told = functools.partial(progress, total=size)
         report = _write(target, lambda out: codec.compress(file, out, stride, streams, size, told))
     seconds = progress.seconds()
-    return {
-        "original_bytes": report.original,
-        "compressed_bytes": report.compressed,
-        "bits_per_byte": 8 * report.compressed / report.original if report.original else None,
-        "coded_bits": report.coded_bits,
-        "seam_bits": report.seam_bits,
-        "streams": report.streams,
-        "coded_blocks": report.coded_blocks,
-        "stored_blocks": report.stored_blocks,
-        "stride": stride,
-        "seconds": round(seconds, 3),
-        "bytes_per_second": round(report.original / seconds, 1),
-        "artifact_sha256": opened.artifact.sha256,
-    }
+    return Compression(
+        original_bytes=report.original,
+        compressed_bytes=report.compressed,
+        bits_per_byte=8 * report.compressed / report.original if report.original else None,
+        coded_bits=report.coded_bits,
+        seam_bits=report.seam_bits,
+        streams=report.streams,
+        coded_blocks=report.coded_blocks,
+        stored_blocks=report.stored_blocks,
+        stride=stride,
+        seconds=round(seconds, 3),
+        bytes_per_second=round(report.original / seconds, 1),
+        artifact_sha256=opened.artifact.sha256,
+    )
 
 
-def decompress(model: Path, source: Path, target: Path, reporter: Reporter) -> dict[str, Any]:
-    """Decompress ``source`` into ``target`` ("-": stdin, stdout); keys: original_bytes, seconds, bytes_per_second.
+def decompress(model: Path, source: Path, target: Path, reporter: Reporter) -> Decompression:
+    """Decompress ``source`` into ``target`` ("-": stdin, stdout).
 
     The target appears once all of it is there and its checksum is right.
     """
@@ -88,20 +90,15 @@ def decompress(model: Path, source: Path, target: Path, reporter: Reporter) -> d
     with _reading(source) as (file, _):
         size = _write(target, lambda out: codec.decompress(file, out, where, progress))
     seconds = progress.seconds()
-    return {
-        "original_bytes": size,
-        "seconds": round(seconds, 3),
-        "bytes_per_second": round(size / seconds, 1),
-    }
+    return Decompression(size, round(seconds, 3), round(size / seconds, 1))
 
 
 def bench(
     model: Path, sources: list[Path], stride: int | None, streams: int, reporter: Reporter
-) -> list[dict[str, Any]]:
+) -> CompressorComparison:
     """Each source's bits per byte and MB/s by the usual compressors and by the model, which must give it back.
 
-    A folder made by `prepare` stands for the text of its validation split. Keys of a row: source, compressor, bytes,
-    compressed_bytes, bits_per_byte, mb_per_second.
+    A folder made by `prepare` stands for the text of its validation split.
     """
     codec, opened = open_codec(model)
     stride = opened.config.eval.stride if stride is None else stride
@@ -122,14 +119,14 @@ def bench(
         for name, squeeze in {**compressors.best(), opened.config.name: by_model}.items():
             started = time.perf_counter()
             packed = squeeze(text)
-            row = {"source": source, "compressor": name, "bytes": len(text), "compressed_bytes": len(packed)}
             pace = len(text) / 1e6 / max(1e-9, time.perf_counter() - started)
-            rows.append({**row, "bits_per_byte": 8 * len(packed) / len(text), "mb_per_second": pace})
+            bits = 8 * len(packed) / len(text)
+            rows.append(CompressorResult(source, name, len(text), len(packed), bits, pace))
         unpacked = io.BytesIO()
         codec.decompress(io.BytesIO(packed), unpacked)
         if unpacked.getvalue() != text:
             raise BytegolfError(f"{source} did not come back from the model as it was: report this as a bug")
-    return rows
+    return CompressorComparison(rows)
 
 
 def split_text(data: Path, split: str) -> bytes:

@@ -54,7 +54,7 @@ from bytegolf.model.lm import LanguageModel
 from bytegolf.progress import Reporter
 from bytegolf.tools.study.definition import read_study
 from bytegolf.tools.study.plan import jobs
-from bytegolf.train.loop import Trainer
+from bytegolf.training.loop import Trainer
 
 __all__ = ["MAGIC"]
 

@@ -26,10 +26,10 @@ from bytegolf.data.shards import open_split
 from bytegolf.data.tokenizer import SentencePieceTokenizer, load_tokenizer
 from bytegolf.distributed import join
 from bytegolf.errors import BytegolfError
-from bytegolf.evaluate.scoring import drops_tail, score_as
+from bytegolf.evaluate.modes import ScoringMode
 from bytegolf.evaluate.windows import Window
 from bytegolf.files import make_folder, write_bytes
-from bytegolf.train.setup import check_length, check_tokenizer, fit
+from bytegolf.training.setup import check_length, check_tokenizer, fit
 
 if TYPE_CHECKING:
     from bytegolf.progress import Reporter
@@ -122,9 +122,8 @@ def evaluate(
         first = window.start + window.length - window.scored
         found[first : first + len(nats)] = np.stack((nats, sizes), 1)
 
-    settings = opened.config.eval
-    drop = drops_tail(settings.stride, opened.config.train.seq_len, settings.ttt)
-    total = score_as(settings, opened, stream, drop_tail=drop, book=book if losses else None)
+    mode = ScoringMode.configured(opened.config)
+    total = mode.score(opened.model, stream, opened.tokenizer, book=book if losses else None)
     if losses:
         with losses.open("wb") as file:
             np.save(file, found)

@@ -21,10 +21,10 @@ from bytegolf.tools.plan.devices import DEVICES, LINK, Device, device_named
 from bytegolf.tools.plan.measure import this_machine, timed
 from bytegolf.tools.plan.published import STEP_TIMES
 from bytegolf.tools.plan.roofline import PartTime, part_times, step_seconds
-from bytegolf.train.memory import at_a_time, memory_use
-from bytegolf.train.optim import Optimizer
-from bytegolf.train.schedule import training_budget
-from bytegolf.train.work import BF16, FP32, SPREAD, Code, chunk_rates, step_work
+from bytegolf.training.memory import at_a_time, memory_use
+from bytegolf.training.optim import Optimizer
+from bytegolf.training.schedule import training_budget
+from bytegolf.training.work import BF16, FP32, SPREAD, Code, chunk_rates, step_work
 
 OURS = Code(compiled=True)
 """This package on a GPU."""
@@ -98,7 +98,7 @@ def plan(config: Config, name: str, count: int, rate: float | None, steps: int) 
         "device": device.name,
         "count": count,
         "params": parameters,
-        "artifact_estimate_bytes": estimated_bytes(model, config.export),
+        "artifact_estimate_bytes": estimated_bytes(model.state_dict(), config.export),
         "sequences": found.sequences,
         "micro_batch": found.at_a_time,
         "accumulation": found.passes,

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bytegolf.tools.plan.devices import ATTENTION, DEVICES, MATMUL, MEMORY, SCAN, SCATTER
-from bytegolf.train.work import SPREAD
+from bytegolf.training.work import SPREAD
 
 
 def published(console: Console, rows: list[dict[str, Any]]) -> None:

@@ -78,7 +78,7 @@ def submit(run: Path, out: Path, data: Path | None, by: By, reporter: Reporter |
         write_bytes(home / LOG, _log(folder).encode())
         tell("scoring with the submission's own script")
         found = run_script(home / script.NAME, "eval", "--data", str(data.absolute()))
-        claims = _claims(opened, by, found, whole["bpb"], (home / script.NAME).stat().st_size)
+        claims = _claims(opened, by, found, whole.bpb, (home / script.NAME).stat().st_size)
         write_json(home / CLAIMS, claims)
         write_bytes(home / README, readme(opened, claims, found, _versions()).encode())
         home.chmod(0o755)

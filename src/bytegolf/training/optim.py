@@ -16,8 +16,8 @@ from bytegolf.model.hnet import HNet
 from bytegolf.model.layers import Linear
 from bytegolf.model.soft_chunk import SoftLayer
 from bytegolf.model.stack import Stack
-from bytegolf.train.muon import Muon
-from bytegolf.train.rows import RowAdam
+from bytegolf.training.muon import Muon
+from bytegolf.training.rows import RowAdam
 
 
 class Optimizer:

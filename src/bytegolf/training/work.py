@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bytegolf.config import Config, HNetConfig, ModelConfig, NetworkConfig, StackConfig, levels, outer_dim
-from bytegolf.train.shapes import (
+from bytegolf.training.shapes import (
     Shape,
     block_maps,
     chunk_hash_map,

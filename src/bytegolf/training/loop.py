@@ -21,12 +21,12 @@ from bytegolf.errors import BytegolfError
 from bytegolf.evaluate.score import score
 from bytegolf.model.lm import LanguageModel
 from bytegolf.progress import Reporter
-from bytegolf.train.clock import Clock
-from bytegolf.train.interrupt import Interrupt
-from bytegolf.train.metric_accumulator import MetricAccumulator
-from bytegolf.train.metrics_logger import MetricsLogger
-from bytegolf.train.schedule import learning_rate, remaining, training_budget
-from bytegolf.train.stepper import Stepper
+from bytegolf.training.clock import Clock
+from bytegolf.training.interrupt import Interrupt
+from bytegolf.training.metric_accumulator import MetricAccumulator
+from bytegolf.training.metrics_logger import MetricsLogger
+from bytegolf.training.schedule import learning_rate, remaining, training_budget
+from bytegolf.training.stepper import Stepper
 
 
 class Trainer:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter, validators
 
-from bytegolf.cli.common import COUNT, Data, Json, Model, app, finish, screen
+from bytegolf.cli.common import COUNT, Data, Json, Model, answers, app, finish, screen
 from bytegolf.config import TttConfig
 from bytegolf.errors import BytegolfError
 
@@ -64,6 +64,7 @@ class TestTime:
 
 
 @app.command(name="eval", sort_key=20)
+@answers("bytegolf.api.results:Evaluation")
 def evaluate(
     model: Model,
     /,
@@ -80,7 +81,7 @@ def evaluate(
     length: Annotated[
         int, Parameter(help="Tokens that a window reads; 0 = as in training (train.seq_len).", validator=COUNT)
     ] = 0,
-    reach: Annotated[
+    receptive_field: Annotated[
         int, Parameter(help="Positions (or chunks) that attention to everything sees; 0 = everything.", validator=COUNT)
     ] = 0,
     one_pass: Annotated[
@@ -113,8 +114,8 @@ def evaluate(
     With --one-pass the text is read once instead: in long windows, in which what
     attends to everything sees as far as in those of --stride (counted on some of
     them). These are not the losses of sliding windows, but nearly their BPB (so
-    far within 0.0001) for a fraction of the work. --length and --reach do the
-    same by hand.
+    far within 0.0001) for a fraction of the work. --length and --receptive-field
+    do the same by hand.
 
     With --ttt the model learns from each chunk of text once that is scored, and
     from no token before; every token is scored once, and each document read from
@@ -122,50 +123,27 @@ def evaluate(
 
     Example: bytegolf eval runs/cpu-demo --stride 512
     Example: bytegolf eval runs/cpu-demo --stride 64 --one-pass
-    Example: bytegolf eval runs/cpu-demo --length 16384 --stride 14336 --reach 171
+    Example: bytegolf eval runs/cpu-demo --length 16384 --stride 14336 --receptive-field 171
     Example: bytegolf eval runs/cpu-demo --ttt sgd
-
-    JSON keys: bpb, bpb_original (over the text before normalisation), val_loss
-    (nats a token), tokens, bytes, seconds, bytes_per_second, subset (whether
-    --limit left something out), tokens_dropped, stride, seq_len, reach (by depth;
-    empty: everything), one_pass (the windows that it stands for: seq_len, stride;
-    null without --one-pass), precision, artifact_bytes, code_bytes, total_bytes,
-    limit_bytes, fits, params, artifact_sha256, boundaries (windows, bytes, boundaries, chunks, rate,
-    boundaries_per_256, whitespace_agreement and random_agreement (what chance
-    would give), whitespace_behind, random_behind, whitespace_at, random_at,
-    mean_chunk_bytes, cv, utf8_splits, random_utf8_splits; null for a flat model), capacity (a list of
-    the chunking levels: capacity, divisor, windows, truncated_boundaries,
-    truncated_windows), ttt (the settings of test-time training; null without).
     """
-    from bytegolf.api import evaluation as scoring
-    from bytegolf.artifact import loading as opening
+    from bytegolf.api.model import load
     from bytegolf.cli import show
     from bytegolf.progress import Reporter
 
-    if one_pass and (length or reach):
-        raise BytegolfError("--one-pass finds the length and the reach itself: leave --length and --reach out")
-    opened = opening.load_model(model, data, device, precision)
-    folder = data or Path(opened.config.data.path)
-    ttt = (test_time or TestTime()).over(opened.config.eval.ttt)
-    if one_pass and ttt.mode != "off":
-        raise BytegolfError(f"--one-pass cannot learn on its way: leave it out, or test-time training ({ttt.mode})")
-    reporter = Reporter()
-    with reporter:
-        once = scoring.plan_one_pass(opened, folder, stride, limit, capacity or "") if one_pass else None
-        result = scoring.evaluate(
-            opened,
-            folder,
-            stride=stride,
-            limit=limit,
-            length=length,
-            reach=(reach,) if reach else (),
-            once=once,
-            batch=batch,
-            drop_tail=None if tail == "auto" else tail == "drop",
-            capacity=capacity or "",
-            capacity_divisor=capacity_divisor or 0.0,
-            ttt=ttt,
-            reporter=reporter,
-        )
+    if one_pass and (length or receptive_field):
+        raise BytegolfError("--one-pass finds length and receptive field itself: leave those two options out")
+    loaded = load(model, data=data, device=device, precision=precision)
+    changes = {"stride": stride, "capacity": capacity, "capacity_divisor": capacity_divisor}
+    mode = loaded.mode(
+        **{name: value for name, value in changes.items() if value is not None},
+        ttt=(test_time or TestTime()).over(loaded.config.eval.ttt),
+        tail=tail,
+        **({"seq_len": length} if length else {}),
+        **({"batch": batch} if batch else {}),
+        **({"receptive_field": (receptive_field,)} if receptive_field else {}),
+    )
+    with Reporter() as reporter:
+        folder = data or Path(loaded.config.data.path)
+        result = loaded.evaluate(folder, mode, limit=limit, one_pass=one_pass, reporter=reporter)
     show.score(screen(), result)
     finish(json, result)

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bytegolf.config import Config, HNetConfig, ModelConfig, NetworkConfig, StackConfig, outer_dim
-from bytegolf.train.shapes import router_maps, tables, widths
-from bytegolf.train.work import BF16, FP32, INT64, most_chunks
+from bytegolf.training.shapes import router_maps, tables, widths
+from bytegolf.training.work import BF16, FP32, INT64, most_chunks
 
 SHARE = 0.85
 """of a device's memory that a plan fills: allocators, libraries and communication have the rest"""

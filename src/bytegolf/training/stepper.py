@@ -16,13 +16,13 @@ from bytegolf.data.tokenizer import Tokenizer
 from bytegolf.distributed import DistributedContext
 from bytegolf.model.lm import LanguageModel
 from bytegolf.progress import Reporter
-from bytegolf.train.average import WeightAverage
-from bytegolf.train.compiling import compile_stacks
-from bytegolf.train.gradients import Gradients
-from bytegolf.train.metric_accumulator import MetricAccumulator
-from bytegolf.train.optim import Optimizer
-from bytegolf.train.qat import QuantizedTraining
-from bytegolf.train.schedule import chunk_target, guide_weight, quantises, remaining, training_budget
+from bytegolf.training.average import WeightAverage
+from bytegolf.training.compiling import compile_stacks
+from bytegolf.training.gradients import Gradients
+from bytegolf.training.metric_accumulator import MetricAccumulator
+from bytegolf.training.optim import Optimizer
+from bytegolf.training.qat import QuantizedTraining
+from bytegolf.training.schedule import chunk_target, guide_weight, quantises, remaining, training_budget
 
 
 class Stepper:

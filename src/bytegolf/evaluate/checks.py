@@ -17,8 +17,10 @@ Legend: N tokens.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -27,13 +29,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bytegolf.bpb import Score
+from bytegolf.config import CapacityMode, TttConfig
 from bytegolf.data.shards import TokenStream
 from bytegolf.data.tokenizer import Tokenizer
 from bytegolf.errors import BytegolfError
-from bytegolf.evaluate.scoring_modes import ScoringMode, watched
+from bytegolf.evaluate.modes import MemoryStream, ScoringMode, watched
+from bytegolf.evaluate.results import Check
 from bytegolf.evaluate.windows import Window
 from bytegolf.model.lm import Forward, LanguageModel
 from bytegolf.model.trace import RouterTrace
+
+LEARNING: tuple[Literal["lora", "sgd"], ...] = ("lora", "sgd")
+"""Kinds of test-time training that are tried."""
 
 ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.5}
 """How far a logit may move where shapes depend on the text, by the compute dtype."""
@@ -42,42 +49,76 @@ NORMALISED = 1e-4
 """How far the sum of all probabilities may lie from 1: a softmax in fp32 is within 1e-5."""
 
 
-@dataclass(frozen=True)
-class Check:
-    """The outcome of one experiment."""
-
-    name: str
-    passed: bool
-    evidence: str
-
-
 # ------------------------------------------------------------------------------------------------------ causality
 
 
+@dataclass(frozen=True)
+class Trial:
+    """A mode of scoring in which the future is changed."""
+
+    name: str
+    mode: ScoringMode
+    exact: bool = True
+    """whether shapes do not depend on the text, so that equality is bit for bit"""
+
+
+def trials(model: LanguageModel, seq_len: int, stride: int = 0) -> list[Trial]:
+    """Every mode in which ``model`` can be scored: without overlap and with (``stride`` tokens per window, or a quarter
+    of one), in each capacity that it can have, and with test-time training.
+    """
+    overlap = stride if 0 < stride < seq_len else max(1, seq_len // 4)
+    plain, sliding = ScoringMode(seq_len, batch=1), ScoringMode(seq_len, overlap, batch=1)
+    named = (("plain", plain), (f"sliding, stride {overlap}", sliding))
+
+    def all_chunks(mode: ScoringMode) -> ScoringMode:
+        return dataclasses.replace(mode, capacity="fixed", capacity_divisor=1.0) if model.levels() else mode
+
+    adapting = [
+        Trial(
+            f"learning from what was scored ({kind}), stride {overlap}",
+            dataclasses.replace(all_chunks(sliding), ttt=TttConfig(mode=kind, chunk=overlap, reset="never")),
+        )
+        for kind in LEARNING
+    ]
+    if not model.levels():
+        return [*(Trial(name, mode) for name, mode in named), *adapting]
+    found = [Trial(f"{name}, room for all chunks", all_chunks(mode)) for name, mode in named]
+    shapes: list[tuple[str, ScoringMode, CapacityMode]] = [(*one, "exact") for one in named]
+    for name, mode, capacity in (*shapes, (*named[0], "bucketed")):
+        found.append(Trial(f"{name}, {capacity} capacity", dataclasses.replace(mode, capacity=capacity), exact=False))
+    if not model.config.reset_at_bos:
+        divisor = model.levels()[0].capacity.divisor
+        for name, mode in named:
+            fixed = dataclasses.replace(mode, capacity="fixed", capacity_divisor=divisor)
+            found.append(Trial(f"{name}, fixed capacity 1/{divisor:g}", fixed))
+    return found + adapting
+
+
 def causality(
-    model: LanguageModel, tokenizer: Tokenizer, tokens: Int[np.ndarray, " N"], way: ScoringMode, cuts: int
+    model: LanguageModel, tokenizer: Tokenizer, tokens: Int[np.ndarray, " N"], trial: Trial, cuts: int
 ) -> Check:
     """Replace, delete from and shuffle what lies behind each of some places: no distribution before may change.
 
     ``cuts`` places at random, half of them at odd tokens, and the two at the end of the first window.
     """
-    tokens = tokens[: way.fitting(len(tokens))]
+    mode = trial.mode
+    tokens = tokens[: mode.fitting(len(tokens))]
     chance = np.random.Generator(np.random.PCG64(len(tokens)))
     last = len(tokens) - 2
-    border = [way.seq_len - 1, way.seq_len]
+    border = [mode.seq_len - 1, mode.seq_len]
     drawn = 2 * chance.integers(0, max(1, last // 2), cuts) + np.arange(cuts) % 2
     places = sorted({int(at) for at in (*drawn, *border) if 0 <= at < last})
-    before = way.logits(model, tokens, tokenizer)
+    before = mode.logits(model, tokens, tokenizer)
     worst, changed, where = 0.0, 0, ""
     for at in places:
         for name, future in _futures(tokens[at + 1 :], model.config.vocab_size, chance):
-            after = way.logits(model, np.concatenate((tokens[: at + 1], future)), tokenizer)
+            after = mode.logits(model, np.concatenate((tokens[: at + 1], future)), tokenizer)
             moved = _difference(before[: at + 1], after[: at + 1])
             if moved > worst:
                 worst, where = moved, f"{name} behind token {at}"
             changed += bool((before[at + 1 :] != after[at + 1 :]).any())
     tried = 3 * len(places)
-    limit = 0.0 if way.exact else ROUNDING[model.precision]
+    limit = 0.0 if trial.exact else ROUNDING[model.precision]
     # a model that reads nothing would pass: the future's own distributions must have changed, but for shuffled repeats
     alive = changed > tried // 2
     how = "bit for bit" if not worst else f"up to {worst:.2g} (largest: {where})"
@@ -86,7 +127,7 @@ def causality(
         evidence = f"the future moves earlier distributions by up to {worst:.2g}, most when it is {where}"
     if not alive:
         evidence = f"only {changed} of {tried} changes of the future changed anything at all"
-    return Check(f"causal: {way.name}", alive and not moved_too_far, evidence)
+    return Check(f"causal: {trial.name}", alive and not moved_too_far, evidence)
 
 
 def _futures(
@@ -111,12 +152,12 @@ def _difference(a: Tensor, b: Tensor) -> float:
 
 
 def normalisation(
-    model: LanguageModel, tokenizer: Tokenizer, tokens: Int[np.ndarray, " N"], way: ScoringMode, places: int
+    model: LanguageModel, tokenizer: Tokenizer, tokens: Int[np.ndarray, " N"], mode: ScoringMode, places: int
 ) -> Check:
     """The model's own loss is asked for every token of the alphabet at some places: Σ exp(−loss) must be 1."""
     seen: list[Forward] = []
     with watched(model, seen.append):
-        way.score(model, tokens[: way.seq_len + 1], tokenizer)
+        mode.score(model, MemoryStream(tokens[: mode.seq_len + 1]), tokenizer)
     logits = seen[0].logits
     at = torch.linspace(0, logits.shape[1] - 1, min(places, logits.shape[1])).long()
     out, total = Forward(logits[:1, at], []), torch.zeros(len(at), dtype=torch.float64)

@@ -10,10 +10,10 @@ from bytegolf.bpb import Score, bits_per_byte
 from bytegolf.config import Config
 from bytegolf.model.lm import LanguageModel
 from bytegolf.progress import Reporter, clock
-from bytegolf.train.metric_accumulator import MetricAccumulator
-from bytegolf.train.metrics import Metrics, RouterWatch
-from bytegolf.train.schedule import remaining, training_budget
-from bytegolf.train.tensorboard import event_log
+from bytegolf.training.metric_accumulator import MetricAccumulator
+from bytegolf.training.metrics import Metrics, RouterWatch
+from bytegolf.training.schedule import remaining, training_budget
+from bytegolf.training.tensorboard import event_log
 
 
 class MetricsLogger:

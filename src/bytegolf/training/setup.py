@@ -17,8 +17,8 @@ from bytegolf.model.preparing import prepare_routers
 from bytegolf.model.router import Material
 from bytegolf.ops import native
 from bytegolf.progress import Reporter
-from bytegolf.train.loop import Trainer
-from bytegolf.train.soft_boundaries import fit_edges
+from bytegolf.training.loop import Trainer
+from bytegolf.training.soft_boundaries import fit_edges
 
 ROUTER_TOKENS = 1 << 22
 """How much of the training split a router that is made from it may see."""

@@ -17,8 +17,8 @@ from bytegolf.distributed import DistributedContext
 from bytegolf.model.embed import row_tables
 from bytegolf.model.lm import LanguageModel
 from bytegolf.model.outline import count_parameters
-from bytegolf.train.memory import at_a_time
-from bytegolf.train.metric_accumulator import Figures
+from bytegolf.training.memory import at_a_time
+from bytegolf.training.metric_accumulator import Figures
 
 
 class Gradients:

@@ -1,0 +1,359 @@
+"""A trained model for people: what `bytegolf.load` gives.
+
+Legend: B sequences, L tokens of a sequence, V alphabet, n bytes (tokens, for a subword model) of a text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import io
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from bytegolf.analyze.reading import Reading, read_text
+from bytegolf.analyze.segment import Segmentation, segment
+from bytegolf.api.evaluation import evaluate
+from bytegolf.api.results import Evaluation
+from bytegolf.artifact.loading import LoadedModel, in_fp32, load_model, with_weights
+from bytegolf.artifact.pack import read_artifact, write_artifact
+from bytegolf.bpb import Score
+from bytegolf.config import Config
+from bytegolf.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, Tokenizer
+from bytegolf.errors import BytegolfError
+from bytegolf.evaluate.modes import ScoringMode
+from bytegolf.files import disk_errors, write_bytes
+from bytegolf.infer.codec import Codec
+from bytegolf.infer.files import codec_of
+from bytegolf.infer.sample import as_text, generate
+from bytegolf.model.lm import Forward, LanguageModel
+from bytegolf.model.outline import count_parameters
+from bytegolf.progress import Reporter
+
+Text = str | bytes
+"""A text: ``str`` is taken as its UTF-8 bytes. Only byte-level models take bytes that are no UTF-8."""
+
+
+def load(
+    source: str | os.PathLike[str],
+    *,
+    data: str | os.PathLike[str] | None = None,
+    device: str = "auto",
+    precision: Literal["auto", "bf16", "fp32"] = "auto",
+) -> Model:
+    """Load a trained model from a run's folder or an artifact file (``.bgolf``).
+
+    Args:
+        source: the run's folder, or the artifact's file.
+        data: a folder made by `bytegolf prepare`, where a SentencePiece tokenizer is looked for if it does not lie
+            beside the artifact. Byte-level models need none.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        precision: the dtype of activations; ``auto`` is bf16 where the device multiplies in it, else fp32.
+
+    Raises:
+        BytegolfError: there is no model there, it is damaged, or its tokenizer cannot be found.
+
+    Example:
+        >>> model = bytegolf.load("runs/demo")                          # doctest: +SKIP
+        >>> model.chunks("The quick brown fox")                         # doctest: +SKIP
+        ['The ', 'quick ', 'brown ', 'fox']
+    """
+    return Model(load_model(Path(source), None if data is None else Path(data), device, precision))
+
+
+class Model:
+    """A trained model with its tokenizer: look inside, score, generate, compress.
+
+    Texts are read in windows of the length that the model was trained with (``config.train.seq_len``), which do not
+    overlap: what a position sees is the window up to it.
+    """
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self._loaded = loaded
+
+    def __repr__(self) -> str:
+        chunked = f"{self.levels} {'level' if self.levels == 1 else 'levels'} of chunks" if self.levels else "flat"
+        return f"<bytegolf.Model {self.name}: {self.parameters:,} parameters, {self.tokenizer.name}, {chunked}>"
+
+    # ------------------------------------------------------------------------------------------------ what it is
+
+    @property
+    def name(self) -> str:
+        """The name of its configuration."""
+        return self.config.name
+
+    @property
+    def config(self) -> Config:
+        """The configuration that it was trained with."""
+        return self._loaded.config
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Text to token ids and back."""
+        return self._loaded.tokenizer
+
+    @property
+    def module(self) -> LanguageModel:
+        """The network, a ``torch.nn.Module`` in evaluation mode."""
+        return self._loaded.model
+
+    @property
+    def parameters(self) -> int:
+        """How many weights it has."""
+        return count_parameters(self.module)
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return self.module.embedding.weight.device
+
+    @property
+    def levels(self) -> int:
+        """How many levels of chunking it has; 0 for a flat model."""
+        return len(self.module.levels()) or self.config.model.soft.layers
+
+    @property
+    def path(self) -> Path:
+        """The artifact's file."""
+        return self._loaded.path
+
+    @property
+    def sha256(self) -> str:
+        """Of the artifact's file, in hexadecimal."""
+        return self._loaded.artifact.sha256
+
+    # ------------------------------------------------------------------------------------------------ distributions
+
+    @torch.inference_mode()
+    def logits(
+        self, ids: Int[Tensor, "B L"] | Int[np.ndarray, "B L"] | Sequence[Sequence[int]]
+    ) -> Float[Tensor, "B L V"]:
+        """The logits of the token after each position, softcapped and in fp32: a softmax of them is the distribution.
+
+        ``ids`` are token ids (``tokenizer.encode``); a text begins with ``tokenizer.BOS``. A sequence is read as one
+        window, of whatever length.
+        """
+        batch = torch.as_tensor(ids, dtype=torch.int64, device=self.device)
+        if batch.ndim != 2:
+            raise BytegolfError(f"ids have {batch.ndim} dimensions: give (sequences, tokens)")
+        if batch.numel() and not 0 <= int(batch.min()) <= int(batch.max()) < self.tokenizer.vocab_size:
+            raise BytegolfError(f"token ids of {self.tokenizer.name} go from 0 to {self.tokenizer.vocab_size - 1}")
+        return self.module.cap(self.module(batch).logits).float()
+
+    def log_probs(self, text: Text) -> Float[np.ndarray, "n A"]:
+        """Natural logarithms of p(next byte) before each byte of ``text``, fp32: row i is the distribution of byte i.
+
+        For a byte-level model A = 256, and column v is the byte v. A row's probabilities sum to 1 less what the model
+        gives to its special tokens (the end of the document above all). For a subword model there is a row per token
+        of ``tokenizer.encode(text)`` and a column per token of its alphabet.
+
+        ``-log_probs(text)[i, text[i]]`` summed up is ``score(text).nats``.
+        """
+        rows: list[Tensor] = []
+        self._read(
+            text, lambda out: rows.append(torch.log_softmax(self.module.cap(out.logits), -1).flatten(0, 1).cpu())
+        )
+        found = torch.cat(rows)[:-1].float().numpy()  # the last row is of what comes after the text
+        return found[:, ByteTokenizer.OFFSET :] if isinstance(self.tokenizer, ByteTokenizer) else found
+
+    def score(self, text: Text) -> Score:
+        """What ``text`` costs: ``.nats`` of loss, ``.tokens``, ``.bytes``, and ``.bpb``, its bits per byte.
+
+        The text is one document behind a BOS. The score of a whole validation split is ``evaluate``'s.
+        """
+        reading = self.read(text)
+        return Score(reading.nats, reading.tokens, int(np.isfinite(reading.bits).sum()))
+
+    def evaluate(
+        self,
+        data: str | os.PathLike[str],
+        mode: ScoringMode | None = None,
+        *,
+        limit: int = 0,
+        one_pass: bool = False,
+        reporter: Reporter | None = None,
+    ) -> Evaluation:
+        """The score over the validation split of the data folder ``data``: what `bytegolf eval` reports.
+
+        Args:
+            data: a folder made by `bytegolf prepare`.
+            mode: how to score (``self.mode(stride=512)``); by default as the configuration says.
+            limit: score about this many tokens only, which the result then calls a subset; 0 = all.
+            one_pass: read the text once, in long windows that stand for the overlapping ones of ``mode``.
+            reporter: is told how far it is.
+        """
+        return evaluate(self._loaded, Path(data), mode, limit=limit, one_pass=one_pass, reporter=reporter)
+
+    def mode(self, **changes: Any) -> ScoringMode:
+        """The mode in which the configuration has this model scored, with other values of some of its fields.
+
+        ``model.mode(stride=64, capacity="exact")``; see ``bytegolf.evaluate.modes.ScoringMode``.
+        """
+        return dataclasses.replace(ScoringMode.configured(self.config), **changes)
+
+    # ------------------------------------------------------------------------------------------------ chunks
+
+    def read(self, text: Text) -> Reading:
+        """All that the model does with ``text``: bits of each byte, and p and boundaries of each level of chunks."""
+        return self._read(text)
+
+    def _read(self, text: Text, see: Callable[[Forward], None] | None = None) -> Reading:
+        return read_text(self.module, self.tokenizer, _bytes(text), self.config.train.seq_len, see=see)
+
+    def segment(self, text: Text, level: int | None = None, where: str = "the text") -> Segmentation:
+        """The chunks of a level (None: the outermost, 0) with their statistics; ``where`` names the text in errors."""
+        return segment(self.module, self.tokenizer, _bytes(text), self.config.train.seq_len, where, level or 0)
+
+    @overload
+    def chunks(self, text: str, level: int | None = None) -> list[str]: ...
+    @overload
+    def chunks(self, text: bytes, level: int | None = None) -> list[bytes]: ...
+    def chunks(self, text: Text, level: int | None = None) -> list[str] | list[bytes]:
+        r"""The chunks that the model cuts ``text`` into at a level (None: the outermost, 0).
+
+        Bytes give bytes, which joined are the text. A ``str`` gives strings, in which the bytes of a character that a
+        boundary cuts in two read ``\xc3``.
+
+        Raises BytegolfError for a flat model, or a level that the model does not have.
+        """
+        found = self.segment(text, level)
+        pieces = found.chunks()
+        return [piece.decode("utf-8", "backslashreplace") for piece in pieces] if isinstance(text, str) else pieces
+
+    def boundaries(self, text: Text, level: int | None = None) -> list[int]:
+        """The byte offsets at which chunks of a level (None: the outermost, 0) start; the first is 0."""
+        return self.segment(text, level).offsets()
+
+    # ------------------------------------------------------------------------------------------------ generation
+
+    @overload
+    def generate(
+        self,
+        prompt: str = "",
+        max_bytes: int = 400,
+        temperature: float = 0.8,
+        top_p: float = 0.95,
+        seed: int = 0,
+        stream: Literal[False] = False,
+    ) -> str: ...
+    @overload
+    def generate(
+        self,
+        prompt: str = "",
+        max_bytes: int = 400,
+        temperature: float = 0.8,
+        top_p: float = 0.95,
+        seed: int = 0,
+        *,
+        stream: Literal[True],
+    ) -> Iterator[str]: ...
+    def generate(
+        self,
+        prompt: str = "",
+        max_bytes: int = 400,
+        temperature: float = 0.8,
+        top_p: float = 0.95,
+        seed: int = 0,
+        stream: bool = False,
+    ) -> str | Iterator[str]:
+        """Continue ``prompt``: the text that is added, at most ``max_bytes`` long, or an iterator of its pieces.
+
+        Temperature 0 takes the likeliest token; otherwise tokens are drawn from the likeliest of total probability
+        ``top_p``. The same arguments give the same text. A character that the last byte cuts in two is left out.
+
+        Raises BytegolfError for a temperature below 0, a ``top_p`` outside (0, 1], or a prompt that is no text.
+        """
+        drawn = self.generate_bytes([prompt], [seed], max_bytes, temperature, top_p)
+        pieces = as_text(piece for _, piece in drawn)
+        return pieces if stream else "".join(pieces)
+
+    def generate_bytes(
+        self, prompts: Sequence[str], seeds: Sequence[int], max_bytes: int, temperature: float, top_p: float
+    ) -> Iterator[tuple[int, bytes]]:
+        """Continue several prompts side by side, each with a seed of its own.
+
+        Yields the bytes of each new token, with the place of its prompt.
+        """
+        writer = self._writer
+        return generate(
+            writer.model, writer.tokenizer, prompts, seeds, size=max_bytes, temperature=temperature, top_p=top_p
+        )
+
+    @functools.cached_property
+    def _writer(self) -> LoadedModel:
+        """The model in fp32, as native steps want it, with room for every chunk.
+
+        A fixed capacity is a share of a text's length, which is not known before the text is written. The copy has
+        weights in common with this model, and a capacity of its own.
+        """
+        found = in_fp32(self._loaded, self.device)
+        if all(level.capacity.mode != "fixed" for level in found.model.levels()):
+            return found
+        copy = with_weights(found, found.artifact.state)
+        copy.model.set_capacity("exact")
+        return copy
+
+    # ------------------------------------------------------------------------------------------------ compression
+
+    @functools.cached_property
+    def codec(self) -> Codec:
+        """Lossless compression with this model, in fp32 on the CPU. Raises BytegolfError for a subword model."""
+        return codec_of(self._loaded)
+
+    def compress(self, data: Text) -> bytes:
+        """``data`` without loss: the model's distribution of each next byte through an entropy coder.
+
+        What the model cannot shrink is stored, so nothing grows by more than a header.
+        """
+        packed = io.BytesIO()
+        content = _bytes(data)
+        self.codec.compress(io.BytesIO(content), packed, self.config.eval.stride, size=len(content))
+        return packed.getvalue()
+
+    def decompress(self, data: bytes) -> bytes:
+        """What ``compress`` of the same artifact was given. Raises BytegolfError where ``data`` are anything else."""
+        out = io.BytesIO()
+        self.codec.decompress(io.BytesIO(data), out)
+        return out.getvalue()
+
+    # ------------------------------------------------------------------------------------------------ keeping
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the model as an artifact file, a SentencePiece tokenizer beside it; the file.
+
+        Weights that were not touched since it was loaded are the very file that it came from; otherwise they are
+        quantised as ``config.export`` says.
+        """
+        target, artifact = Path(path), self._loaded.artifact
+        state = {name: tensor.detach().cpu() for name, tensor in self.module.state_dict().items()}
+        shipped = read_artifact(self.path).state  # the loaded state shares its memory with the network
+        if all(torch.equal(tensor, shipped[name]) for name, tensor in state.items()):
+            with disk_errors(self.path, "read"):
+                write_bytes(target, self.path.read_bytes())
+        else:
+            write_artifact(
+                target, state, self.config, self.tokenizer.identity(), artifact.info, coder=self.config.export.coder
+            )
+        if isinstance(self.tokenizer, SentencePieceTokenizer):
+            beside = target.parent / "tokenizer.model"
+            if not beside.exists() or not beside.samefile(self.tokenizer.path):
+                with disk_errors(beside, "write"):
+                    shutil.copyfile(self.tokenizer.path, beside)
+        return target
+
+
+def _bytes(text: Text) -> bytes:
+    if isinstance(text, str):
+        try:
+            return text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise BytegolfError(f"the text is no UTF-8 (character {error.start}): give bytes instead") from error
+    return bytes(text)

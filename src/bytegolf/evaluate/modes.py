@@ -1,0 +1,178 @@
+"""How a text is scored: the length and stride of windows, room for chunks, how far attention sees, test-time training.
+
+Legend: N tokens, T targets, V alphabet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bytegolf.bpb import Score
+from bytegolf.config import CapacityMode, Config, TttConfig
+from bytegolf.data.shards import TokenStream
+from bytegolf.data.tokenizer import Tokenizer
+from bytegolf.distributed import SINGLE_PROCESS, DistributedContext
+from bytegolf.errors import BytegolfError
+from bytegolf.evaluate.one_pass import OnePass, one_pass, reaching
+from bytegolf.evaluate.score import Book, Observer, score
+from bytegolf.evaluate.ttt import score_adapting
+from bytegolf.model.lm import Forward, LanguageModel
+
+
+class MemoryStream(TokenStream):
+    """A stream of tokens that are in memory."""
+
+    def __init__(self, tokens: Int[np.ndarray, " N"]) -> None:
+        self._tokens = tokens
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def slice(self, start: int, stop: int) -> NDArray[np.uint16]:
+        """Tokens ``start`` to ``stop`` (exclusive)."""
+        return self._tokens[start:stop].astype(np.uint16)
+
+
+@dataclass(frozen=True)
+class ScoringMode:
+    """One way to score a text. The default is plain: windows that do not overlap, everything else as the model is."""
+
+    seq_len: int
+    """tokens per window"""
+    stride: int = 0
+    """new tokens per window; 0: windows do not overlap"""
+    capacity: CapacityMode | Literal[""] = ""
+    """the room for chunks at every level; empty: as the model is set"""
+    capacity_divisor: float = 0.0
+    """of a fixed capacity; 0: as the model is set"""
+    ttt: TttConfig = TttConfig()
+    """test-time training"""
+    receptive_field: tuple[int, ...] = ()
+    """positions that attention to everything sees, per network from the outermost inwards; empty: everything"""
+    batch: int = 0
+    """windows at a time; 0: as many as are sensible"""
+    tail: Literal["auto", "drop", "score"] = "auto"
+    """what becomes of the targets behind the last full stride: auto drops them in plain windows, as published"""
+
+    @staticmethod
+    def configured(config: Config) -> ScoringMode:
+        """The mode in which ``config`` has its artifact scored. Its capacity is the model's since it was loaded."""
+        settings = config.eval
+        return ScoringMode(config.train.seq_len, settings.stride, ttt=settings.ttt, batch=settings.batch)
+
+    def in_one_pass(self, model: LanguageModel, stream: TokenStream, limit: int = 0) -> tuple[ScoringMode, OnePass]:
+        """Long windows that stand for this mode's overlapping ones (``one_pass``), and how they were found.
+
+        Raises BytegolfError where one pass cannot stand for this mode.
+        """
+        with model.capacity(self.capacity, self.capacity_divisor):
+            once = one_pass(model, stream, self.seq_len, self.stride, limit)
+        return dataclasses.replace(self, seq_len=once.length, stride=once.stride, receptive_field=once.reach), once
+
+    @property
+    def adapts(self) -> bool:
+        """Whether the model learns at test time."""
+        return self.ttt.mode != "off"
+
+    @property
+    def drops_tail(self) -> bool:
+        """Whether targets that fill no whole stride are left out."""
+        if self.tail == "auto":
+            return not self.adapts and not 0 < self.stride < self.seq_len
+        return self.tail == "drop"
+
+    def score(
+        self,
+        model: LanguageModel,
+        stream: TokenStream,
+        tokenizer: Tokenizer,
+        *,
+        limit: int = 0,
+        observer: Callable[[], Observer] | None = None,
+        book: Book | None = None,
+        progress: Callable[[Score], None] | None = None,
+        world: DistributedContext = SINGLE_PROCESS,
+    ) -> Score:
+        """The score of ``stream``; ``limit``, ``book`` and ``progress`` are those of ``evaluate.score.score``.
+
+        ``observer`` makes an observer per document in test-time training, and one for all otherwise. The processes of
+        ``world`` share the windows, except in test-time training, which reads in order.
+
+        Raises BytegolfError if the mode asks for what the model or the text does not have.
+        """
+        if self.adapts and self.tail == "drop":
+            raise BytegolfError(
+                "test-time training reads every document to its end, so no tail can be dropped: leave it out"
+            )
+        with model.capacity(self.capacity, self.capacity_divisor), reaching(model, self.receptive_field):
+            if self.capacity_divisor and not any(level.capacity.mode == "fixed" for level in model.levels()):
+                raise BytegolfError(
+                    "a capacity divisor belongs to a fixed capacity, which no level has: choose fixed too"
+                )
+            if self.adapts:
+                return score_adapting(
+                    model,
+                    stream,
+                    tokenizer,
+                    self.seq_len,
+                    self.ttt,
+                    stride=self.stride,
+                    limit=limit,
+                    observer=observer,
+                    book=book,
+                    progress=progress,
+                )
+            return score(
+                model,
+                stream,
+                tokenizer,
+                self.seq_len,
+                stride=self.stride,
+                drop_tail=self.drops_tail,
+                batch=self.batch,
+                limit=limit,
+                observe=observer() if observer else None,
+                book=book,
+                progress=progress,
+                collect=world.collect,
+                turn=(world.rank, world.size),
+            )
+
+    def logits(self, model: LanguageModel, tokens: Int[np.ndarray, " N"], tokenizer: Tokenizer) -> Float[Tensor, "T V"]:
+        """The softcapped logits of each target of ``tokens``, whose windows must come out even: what its losses use."""
+        seen: list[Tensor] = []
+        with watched(model, lambda out: seen.append(model.cap(out.logits).flatten(0, 1).cpu())):
+            self.score(model, MemoryStream(tokens), tokenizer)
+        return torch.cat(seen)
+
+    def fitting(self, most: int, windows: int = 3) -> int:
+        """How many of ``most`` tokens to take, so that up to ``windows`` windows of them come out even."""
+        step = self.stride or self.seq_len
+        return self.seq_len + 1 + step * max(0, min(windows - 1, (most - 1 - self.seq_len) // step))
+
+
+@contextlib.contextmanager
+def watched(model: LanguageModel, see: Callable[[Forward], None]) -> Iterator[None]:
+    """Within the context ``see`` gets what ``model.losses`` is asked about, except while the model learns."""
+    losses = model.losses
+
+    def watching(out: Forward, targets: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            see(out)
+        return losses(out, targets)
+
+    model.losses = watching  # type: ignore[method-assign]  # until the context ends
+    try:
+        yield
+    finally:
+        del model.losses  # the class has it still

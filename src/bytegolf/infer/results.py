@@ -1,0 +1,83 @@
+"""What compressing and sampling come to; nothing here imports torch, so that a verb's help answers at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Compression:
+    """A file that was compressed."""
+
+    original_bytes: int
+    compressed_bytes: int
+    """headers included"""
+    bits_per_byte: float | None
+    """of the original; null for an empty file"""
+    coded_bits: float
+    """of the coded blocks by their frequencies, without headers"""
+    seam_bits: float
+    """what it cost, estimated, that streams begin without their past"""
+    streams: int
+    """the most of a block"""
+    coded_blocks: int
+    stored_blocks: int
+    """blocks that the model cannot shrink"""
+    stride: int
+    """new bytes per window; 0: windows do not overlap"""
+    seconds: float
+    bytes_per_second: float
+    artifact_sha256: str
+
+
+@dataclass(frozen=True)
+class Decompression:
+    """A file that was decompressed."""
+
+    original_bytes: int
+    seconds: float
+    bytes_per_second: float
+
+
+@dataclass(frozen=True)
+class CompressorResult:
+    """What one compressor made of one source."""
+
+    source: str
+    compressor: str
+    bytes: int
+    compressed_bytes: int
+    bits_per_byte: float
+    mb_per_second: float
+
+
+@dataclass(frozen=True)
+class CompressorComparison:
+    """Several compressors on several sources."""
+
+    rows: list[CompressorResult]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One continuation of a prompt."""
+
+    prompt: str
+    text: str
+    """what was added"""
+    bytes: int
+    """drawn for it"""
+    seed: int
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Continuations, and how fast they were drawn."""
+
+    samples: list[Sample]
+    bytes: int
+    """of all of them"""
+    seconds: float
+    bytes_per_second: float
+    temperature: float
+    top_p: float
