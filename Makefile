@@ -20,7 +20,7 @@ lint: install
 
 # the site, in build/site; a warning is an error
 docs: install
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 install: .venv/installed
 
