@@ -9,6 +9,7 @@ Legend: B batch, L positions, N lengths of n-grams (2 … longest), E width of a
 from __future__ import annotations
 
 import functools
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +42,8 @@ class RowTable(nn.Module):
 
     With ``sparse_gradients`` the table's gradient holds the rows of a batch only.
     """
+
+    learning_rates: ClassVar = {"table": "ngram_lr"}
 
     def __init__(self, rows: int, dim: int) -> None:
         super().__init__()

@@ -77,6 +77,12 @@ class HNet(nn.Module):
         # a wider main network gets a learned vector beside each chunk's own; coming back it is cut off (S4)
         self.pad = nn.Parameter(torch.zeros(inner - dim)) if inner > dim else None
 
+    @property
+    def lr_multipliers(self) -> dict[str, float]:
+        """Of a level's own parts, which follow its encoder's (see ``training.optim``)."""
+        outer = self.config.encoder.lr_mult
+        return {"router.": outer * self.config.router.lr_mult, "residual.": outer, "pad": outer}
+
     def open(self, starts: Float[Tensor, "B C D"], ended: Int[Tensor, "B C"] | None) -> Float[Tensor, "B C E"]:
         """What the main network takes for the vectors at ``starts``; ``ended`` are chunk hashes."""
         z = starts

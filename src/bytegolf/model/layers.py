@@ -6,6 +6,7 @@ Legend: B batch, I inputs, O outputs, D width. Activations are in the compute dt
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,8 @@ class Linear(nn.Module):
     optimiser orthogonalises them one by one, as if they were separate matrices.
     """
 
+    learning_rates: ClassVar = {"weight": "muon_lr"}
+    """see ``training.optim``"""
     __call__: Callable[..., Tensor]  # nn.Module's own returns Any
 
     def __init__(self, inputs: int, *outputs: int, zero: bool = False) -> None:

@@ -9,7 +9,7 @@ import contextlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -70,6 +70,8 @@ class LanguageModel(nn.Module):
 
     ``precision`` is the dtype of activations and matrix products (parameters stay fp32); set it before use.
     """
+
+    learning_rates: ClassVar = {"embedding.": "embed_lr"}
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

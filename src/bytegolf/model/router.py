@@ -67,6 +67,8 @@ class Router(nn.Module, ABC):
     learned: ClassVar[bool] = False
     """Whether p has a gradient, so that there are losses to train it by."""
 
+    learning_rates: ClassVar = {"": "router_lr"}
+
     def __init__(self, config: RouterConfig, guide: Router | None = None) -> None:
         """``guide`` is a fixed rule that training may hold p against."""
         super().__init__()

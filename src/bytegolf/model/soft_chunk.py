@@ -90,6 +90,11 @@ class SoftLayer(nn.Module):
             y = self.boundary_out(ops.relu_squared(y)) + cast("Tensor", self.boundary_out_bias).to(x.dtype)
         return y.squeeze(-1).to(wide(x.dtype))
 
+    @property
+    def lr_multipliers(self) -> dict[str, float]:
+        """Of the boundary predictor (see ``training.optim``)."""
+        return {"boundary_": self.config.lr_mult}
+
     def boundary_names(self) -> list[str]:
         """The parameters that b depends on, besides the layer's input."""
         return [name for name, _ in self.named_parameters() if name.startswith("boundary_")]

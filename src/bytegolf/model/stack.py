@@ -38,6 +38,11 @@ class Stack(nn.Module):
         self.skip_weights = nn.Parameter(torch.ones(self.pushed, config.dim), requires_grad=self.pushed > 0)
 
     @property
+    def lr_multipliers(self) -> dict[str, float]:
+        """Of all parameters (see ``training.optim``)."""
+        return {"": self.config.lr_mult}
+
+    @property
     def _blocks(self) -> list[Block]:
         return cast("list[Block]", list(self.blocks))
 

@@ -1,9 +1,26 @@
-"""The optimiser: Muon on matrices, Adam on the tied embedding, vectors and scalars (S0), by row on n-gram tables."""
+"""The optimiser: Muon on matrices, Adam on the tied embedding, vectors and scalars (S0), sparse RMSprop on tables.
+
+A module declares how its parameters are moved by two attributes, each a mapping whose keys are beginnings of its
+parameters' names ("" is all of them):
+
+- ``learning_rates`` names the field of OptimConfig that is the learning rate, and with it the algorithm:
+  ``muon_lr`` is Muon's, ``ngram_lr`` that of sparse RMSprop, every other one Adam's. Parameters of which nothing is
+  declared are moved by Adam at ``scalar_lr``. What the innermost module declares holds, except that ``router_lr``,
+  where it is above 0, takes a whole router.
+- ``lr_multipliers`` are factors on that rate; the innermost holds, and 1 where there is none.
+
+For instance ``model.layers.Linear`` declares ``{"weight": "muon_lr"}``, so a new mixer made of linear maps and gains
+declares nothing, and a mixer with a matrix of its own declares ``{"mixing": "muon_lr"}``.
+
+Legend: R rows, C columns.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,51 +28,86 @@ from torch import Tensor, nn
 from bytegolf.config import OptimConfig
 from bytegolf.distributed import SINGLE_PROCESS, DistributedContext
 from bytegolf.errors import BytegolfError
-from bytegolf.model.embed import row_tables
-from bytegolf.model.hnet import HNet
 from bytegolf.model.layers import Linear
-from bytegolf.model.soft_chunk import SoftLayer
-from bytegolf.model.stack import Stack
 from bytegolf.training.muon import Muon
-from bytegolf.training.rows import RowAdam
+from bytegolf.training.sparse_rmsprop import SparseRMSprop
+
+MUON, TABLES, ROUTER, DEFAULT = "muon_lr", "ngram_lr", "router_lr", "scalar_lr"
+ADAM = ("embed_lr", DEFAULT, ROUTER)
+"""The learning rates of Adam, in the order of its parameters."""
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """How one parameter is moved."""
+
+    name: str
+    parameter: nn.Parameter
+    learning_rate: str
+    """a field of OptimConfig"""
+    multiplier: float
+    splits: tuple[int, ...]
+    """rows of each of the matrices that it packs, which Muon treats one by one; they sum to R"""
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """(R, C) of each matrix that it packs."""
+        return [(rows, self.parameter.shape[1]) for rows in self.splits]
+
+
+def assignments(model: nn.Module, config: OptimConfig) -> list[Assignment]:
+    """How each trained parameter of ``model`` is moved, in the model's order (also on the meta device)."""
+    rates, factors = (_declared(model, name) for name in ("learning_rates", "lr_multipliers"))
+    packed = {id(module.weight): module.splits for module in model.modules() if isinstance(module, Linear)}
+    found = []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        declared = rates[name]
+        if ROUTER in declared and config.router_lr > 0:
+            rate = ROUTER
+        else:
+            rate = next((key for key in reversed(declared) if key != ROUTER), DEFAULT)
+        splits = packed.get(id(parameter), parameter.shape[:1])
+        found.append(Assignment(name, parameter, rate, (factors[name] or [1.0])[-1], tuple(splits)))
+    return found
+
+
+def _declared(model: nn.Module, attribute: str) -> dict[str, list[Any]]:
+    """For each parameter's name what modules around it declare by ``attribute``, the outermost first."""
+    found: dict[str, list[Any]] = defaultdict(list)
+    for prefix, module in model.named_modules():  # outer modules come before inner ones
+        for beginning, value in getattr(module, attribute, {}).items():
+            for name, _ in module.named_parameters():
+                if name.startswith(beginning):
+                    found[f"{prefix}.{name}" if prefix else name].append(value)
+    return found
 
 
 class Optimizer:
-    """Muon and Adam over a model's parameters, with per-stage learning-rate multipliers."""
+    """Muon, Adam and sparse RMSprop over a model's parameters, each with its learning rate and multiplier."""
 
     def __init__(self, model: nn.Module, config: OptimConfig, world: DistributedContext = SINGLE_PROCESS) -> None:
         self.config = config
-        multipliers = dict(_multipliers(model))
-        packed = {id(module.weight): module.splits for module in model.modules() if isinstance(module, Linear)}
-        by_row = {id(each.table) for each in row_tables(model)}
-        tables: dict[str, nn.Parameter] = {}
-        names: list[str] = []
-        matrices: list[nn.Parameter] = []
-        splits: list[tuple[int, ...]] = []
-        adam: dict[str, dict[str, nn.Parameter]] = {"embed": {}, "scalar": {}, "router": {}}
-        for name, parameter in model.named_parameters():
-            if not parameter.requires_grad:
-                continue
-            if id(parameter) in by_row:
-                tables[name] = parameter
-            elif config.router_lr > 0 and ".router." in name:
-                adam["router"][name] = parameter
-            elif id(parameter) in packed:
-                names.append(name)
-                matrices.append(parameter)
-                splits.append(packed[id(parameter)])
-            else:
-                adam["embed" if name.startswith("embedding.") else "scalar"][name] = parameter
-        self._muon_names = names
-        rates = [multipliers.get(name, 1.0) for name in names]
-        self.muon = Muon(matrices, splits, rates, config.muon_ns_steps, world)
-        self.rows = RowAdam(tables, config.ngram_beta)
-        self._adam = {name: parameter for group in adam.values() for name, parameter in group.items()}
+        found = assignments(model, config)
+        matrices = [one for one in found if one.learning_rate == MUON]
+        self._muon_names = [one.name for one in matrices]
+        self.muon = Muon(
+            [one.parameter for one in matrices],
+            [one.splits for one in matrices],
+            [one.multiplier for one in matrices],
+            config.muon_ns_steps,
+            world,
+        )
+        tables = {one.name: one.parameter for one in found if one.learning_rate == TABLES}
+        self.tables = SparseRMSprop(tables, config.ngram_beta)
         by_rate: dict[float, list[nn.Parameter]] = defaultdict(list)
-        peaks = {"embed": config.embed_lr, "scalar": config.scalar_lr, "router": config.router_lr}
-        for kind, rate in peaks.items():
-            for name, parameter in adam[kind].items():
-                by_rate[rate * multipliers.get(name, 1.0)].append(parameter)
+        self._adam: dict[str, nn.Parameter] = {}
+        for key in ADAM:
+            for one in found:
+                if one.learning_rate == key:
+                    self._adam[one.name] = one.parameter
+                    by_rate[getattr(config, key) * one.multiplier].append(one.parameter)
         self.adam = torch.optim.Adam(
             [{"params": group, "rate": rate} for rate, group in by_rate.items()],
             lr=0.0,
@@ -73,18 +125,24 @@ class Optimizer:
         rise = min(1.0, step / config.muon_momentum_steps) if config.muon_momentum_steps else 1.0
         momentum = (1 - rise) * config.muon_momentum_start + rise * config.muon_momentum
         self.muon.step(config.muon_lr * factor, momentum, config.muon_weight_decay)
-        self.rows.step(config.ngram_lr * factor)
+        self.tables.step(config.ngram_lr * factor)
 
     def zero_grad(self) -> None:
         """Drop all gradients."""
-        self.adam.zero_grad(set_to_none=True)
-        for parameter in (*self.muon.parameters, *self.rows.tables.values()):
+        for parameter in self._moved():
             parameter.grad = None
 
+    def _moved(self) -> Iterator[Tensor]:
+        yield from self.muon.parameters
+        yield from self._adam.values()
+        yield from self.tables.tables.values()
+
     def clip(self, limit: float) -> None:
-        """Scale the gradients so that their joint norm is at most ``limit``. RowAdam's stay: their scale cancels."""
-        dense = [*self.muon.parameters, *self._adam.values()]
-        nn.utils.clip_grad_norm_(dense, limit)
+        """Scale the gradients so that their joint norm is at most ``limit``.
+
+        The tables' stay as they are: in RMSprop the scale of a gradient cancels.
+        """
+        nn.utils.clip_grad_norm_([*self.muon.parameters, *self._adam.values()], limit)
 
     def state(self) -> dict[str, Tensor]:
         """Every tensor of the optimiser's state by name, the same on every rank: all of them have to ask."""
@@ -92,23 +150,23 @@ class Optimizer:
         for name, parameter in self._adam.items():
             for key, value in self.adam.state.get(parameter, {}).items():
                 tensors[f"{key}.{name}"] = value
-        return tensors | self.rows.state()
+        return tensors | self.tables.state()
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Take over what ``state`` gave for the same model; an error in words if it does not fit."""
+        """Take over what ``state`` gave for the same model. Raises BytegolfError if it does not fit."""
         stepped = any(name.startswith("step.") for name in tensors)  # before its first step Adam has no state
         expected = {f"momentum.{name}": m for name, m in zip(self._muon_names, self.muon.parameters, strict=True)}
         moments: dict[str, Tensor]
         moments = {f"{key}.{name}": p for name, p in self._adam.items() for key in ("exp_avg", "exp_avg_sq")}
         moments |= {f"step.{name}": torch.zeros(()) for name in self._adam}
-        expected |= self.rows.state() | (moments if stepped else {})
+        expected |= self.tables.state() | (moments if stepped else {})
         for name, like in expected.items():
             if name not in tensors or (tensors[name].shape, tensors[name].dtype) != (like.shape, like.dtype):
                 raise BytegolfError(
                     f"the checkpoint's optimiser state does not fit at {name}: resume the run with its own config"
                 )
         self.muon.load_state([tensors[f"momentum.{name}"] for name in self._muon_names])
-        for name, tensor in self.rows.state().items():
+        for name, tensor in self.tables.state().items():
             tensor.copy_(tensors[name])
         self.adam.state.clear()
         if stepped:
@@ -117,20 +175,3 @@ class Optimizer:
                     key: tensors[f"{key}.{name}"].clone().to(parameter.device)
                     for key in ("step", "exp_avg", "exp_avg_sq")
                 }
-
-
-def _multipliers(model: nn.Module) -> Iterator[tuple[str, float]]:
-    """Each parameter's learning-rate multiplier: its stage's; a level's own parts follow its encoder."""
-    for prefix, module in model.named_modules():
-        if isinstance(module, Stack):
-            for name, _ in module.named_parameters():
-                yield f"{prefix}.{name}", module.config.lr_mult
-        elif isinstance(module, HNet):
-            outer = module.config.encoder.lr_mult
-            for part, factor in (("router", module.config.router.lr_mult), ("residual", 1.0)):
-                for name, _ in getattr(module, part).named_parameters():
-                    yield f"{prefix}.{part}.{name}", outer * factor
-            yield f"{prefix}.pad", outer
-        elif isinstance(module, SoftLayer):
-            for name in module.boundary_names():
-                yield f"{prefix}.{name}", module.config.lr_mult

@@ -1,4 +1,4 @@
-"""Adam for embedding tables of which a step touches few rows: the others cost nothing.
+"""RMSprop for embedding tables of which a step touches few rows: the other rows cost nothing.
 
 Legend: M rows of a table, U rows that a step touches, E width.
 """
@@ -15,12 +15,15 @@ EPS = 1e-12
 """Added to the root of the mean squared gradient; far below any gradient, so that the scale of a loss cancels."""
 
 
-class RowAdam:
-    """RMSProp with Adam's bias correction, row by row: v ← β₂·v + (1 − β₂)·g², w ← w − lr·g / √(v / (1 − β₂ⁿ)).
+class SparseRMSprop:
+    """RMSprop with Adam's bias correction, row by row: v ← β₂·v + (1 − β₂)·g², w ← w − lr·g / √(v / (1 − β₂ⁿ)).
 
-    n counts the steps that touched the row, not all steps: a row that is seen for the first time moves by lr in each
-    element (as Adam's first step does), however late that is. There is no momentum: a row would move on long after it
-    was seen.
+    n counts the steps that touched the row, not all steps. There is no momentum, with which a row would go on moving
+    long after it was seen.
+
+    Example, β₂ = 0.99: a row is first touched in step 1,000, with g = 0.002. Then n = 1, v = 0.01·g², and
+    v / (1 − β₂¹) = g²: each element moves by lr, as in Adam's first step. With n = 1,000 (all steps) the corrected v
+    would be g²/100 and the row would jump by 10·lr.
     """
 
     def __init__(self, tables: dict[str, nn.Parameter], beta: float) -> None:

@@ -1,4 +1,4 @@
-"""Adam by row: only touched rows move, each by its own count of steps."""
+"""RMSprop by row: only touched rows move, each by its own count of steps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from bytegolf.ops import native
-from bytegolf.training.rows import RowAdam, touched
+from bytegolf.training.sparse_rmsprop import SparseRMSprop, touched
 
 BETA = 0.9
 
@@ -28,9 +28,9 @@ def gradients(steps: int = 6) -> list[torch.Tensor]:
     return found
 
 
-def train(given: list[torch.Tensor], sparse: bool) -> tuple[torch.Tensor, RowAdam]:
+def train(given: list[torch.Tensor], sparse: bool) -> tuple[torch.Tensor, SparseRMSprop]:
     table = nn.Parameter(torch.ones(5, 3))
-    rows = RowAdam({"table": table}, BETA)
+    rows = SparseRMSprop({"table": table}, BETA)
     for step, gradient in enumerate(given):
         table.grad = gradient.to_sparse(1) if sparse else gradient.clone()
         rows.step(0.1 / (1 + step))
@@ -80,7 +80,7 @@ def test_the_kernel_sums_a_row_that_is_named_often(threads: int) -> None:
     torch.set_num_threads(threads)
     for plain in (False, True):
         table = nn.Parameter(torch.ones(10, 5))
-        rows = RowAdam({"table": table}, BETA)
+        rows = SparseRMSprop({"table": table}, BETA)
         for _ in range(3):
             table.grad = torch.sparse_coo_tensor(names, values, table.shape, check_invariants=True)
             with native.disabled() if plain else nullcontext():
@@ -97,7 +97,7 @@ def test_the_state_is_all_there_is_to_go_on() -> None:
     whole, _ = train(given, sparse=True)
     half, before = train(given[:3], sparse=True)
     table = nn.Parameter(half.clone())
-    rows = RowAdam({"table": table}, BETA)
+    rows = SparseRMSprop({"table": table}, BETA)
     for name, tensor in rows.state().items():
         tensor.copy_(before.state()[name])
     for step, gradient in enumerate(given[3:], 3):
