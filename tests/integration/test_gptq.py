@@ -133,7 +133,7 @@ def test_a_state_is_solved_where_it_has_moments(make_model: ModelMaker, monkeypa
     state = make_model("flat").state_dict()
     name = "blocks.0.mlp.fc.weight" if "blocks.0.mlp.fc.weight" in state else "network.blocks.0.mlp.fc.weight"
     x = correlated(state[name].shape[1], 200)
-    stored = quantize_state(state, plan_of(state, ExportConfig(bits=4)), {name: x.mT @ x}, 0.01)
+    stored = quantize_state(state, plan_of(state, {}, ExportConfig(bits=4)), {name: x.mT @ x}, 0.01)
     solved = stored[name]
     assert isinstance(solved, QuantizedTensor)
     assert solved.scheme == "int4_row"

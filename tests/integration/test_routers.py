@@ -26,6 +26,7 @@ from bytegolf.model.fixed_router import FixedRouter, RandomRouter, StrideRouter,
 from bytegolf.model.lm import BOS, LanguageModel
 from bytegolf.model.router import Material
 from bytegolf.model.routers import build_router
+from bytegolf.model.storage import storage_kinds
 from bytegolf.training.setup import initial_model
 
 KINDS = typing.get_args(RouterKind)
@@ -302,7 +303,10 @@ def test_few_bits_and_pruning_leave_tables_as_they_are(bits: int, material: Mate
     """Large enough to be stored as rows of codes; marks are those of the router as it was made."""
     model = model_of("entropy", material, order=5, order_bits=14)
     state, export = model.state_dict(), ExportConfig(bits=bits, prune=0.9)
-    stored = {name: quantize(name, state[name], storage) for name, storage in plan_of(state, export).items()}
+    stored = {
+        name: quantize(name, state[name], storage)
+        for name, storage in plan_of(state, storage_kinds(model), export).items()
+    }
     assert stored["network.router.verdicts"].scheme == "int3_row"
     shipped = model_of("entropy", material, order=5, order_bits=14)
     shipped.load_state_dict({name: dequantize(tensor) for name, tensor in stored.items()})

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import bytegolf.training.muon
-from bytegolf.artifact.plan import is_control, storage_of
+from bytegolf.artifact.plan import steers, storage_of
 from bytegolf.artifact.quantize import Storage, quantize
 from bytegolf.config import (
     ChunkHashConfig,
@@ -32,6 +32,7 @@ from bytegolf.config import (
 from bytegolf.model.chunk import smooth
 from bytegolf.model.lm import LanguageModel
 from bytegolf.model.router import CosineRouter
+from bytegolf.model.storage import storage_kinds
 from bytegolf.ops.attend import rotary_angles
 from bytegolf.training.muon import Muon
 from bytegolf.training.optim import Optimizer
@@ -304,9 +305,11 @@ def quantized(
 
 
 def storage_scheme(name: str, shape: tuple[int, ...]) -> tuple[str, bool]:
-    """How a tensor is stored (fp32, fp16 or rows), and whether its name is a control tensor's."""
-    scheme = storage_of(name, shape, ExportConfig())
-    return ("rows" if scheme.scheme.endswith("_row") else scheme.scheme), is_control(name, shape)
+    """How a tensor is stored (fp32, fp16 or rows), and whether it is a control tensor, as a model declares it."""
+    model = LanguageModel(ModelConfig(vocab_size=260, network=StackConfig(2, 8, 2, 1)))
+    kind = storage_kinds(model).get(name, "weight")
+    scheme = storage_of(kind, shape, ExportConfig())
+    return ("rows" if scheme.scheme.endswith("_row") else scheme.scheme), steers(kind, shape)
 
 
 class MuonRun:

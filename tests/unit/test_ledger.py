@@ -10,15 +10,16 @@ from rich.console import Console
 
 from bytegolf.artifact.pack import write_artifact
 from bytegolf.artifact.plan import group_of
-from bytegolf.config import Config, ModelConfig, StackConfig, TrainConfig
+from bytegolf.config import Config, HNetConfig, ModelConfig, RouterConfig, StackConfig, TrainConfig
 from bytegolf.errors import BytegolfError
 from bytegolf.tools.bundle.ledger import LIMIT, Ledger, LedgerRow, measure, table
 from bytegolf.tools.bundle.script import code_bytes
 
+STACK = StackConfig(layers=1, dim=8, heads=2, kv_heads=1)
 CONFIG = Config(
     name="tiny",
     about="a test's model",
-    model=ModelConfig(network=StackConfig(layers=1, dim=8, heads=2, kv_heads=1)),
+    model=ModelConfig(network=HNetConfig(encoder=STACK, router=RouterConfig(4.0), main=STACK, decoder=STACK)),
     train=TrainConfig(seq_len=8, batch_tokens=16, max_steps=1),
 )
 

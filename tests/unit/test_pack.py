@@ -22,6 +22,8 @@ from bytegolf.artifact.plan import plan_of
 from bytegolf.artifact.quantize import ROW_BITS, Storage, dequantize, quantize
 from bytegolf.config import Config, ExportConfig, ModelConfig, StackConfig, TrainConfig
 from bytegolf.errors import BytegolfError
+from bytegolf.model.outline import outline
+from bytegolf.model.storage import storage_kinds
 
 CONFIG = Config(
     name="tiny",
@@ -86,7 +88,7 @@ def test_round_trip(file: Path) -> None:
     assert artifact.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
     original = weights()
     assert artifact.state.keys() == original.keys()
-    plan = plan_of(original, CONFIG.export)
+    plan = plan_of(original, storage_kinds(outline(CONFIG.model)), CONFIG.export)
     for name, tensor in original.items():
         assert torch.equal(artifact.state[name], dequantize(quantize(name, tensor, plan[name]))), name
 

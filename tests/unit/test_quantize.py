@@ -1,12 +1,14 @@
 """The quantiser: what each scheme keeps, and what it refuses."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bytegolf.artifact import quantize as module
-from bytegolf.artifact.plan import TABLE_GROUP, is_control, plan_of, storage_of
+from bytegolf.artifact.plan import TABLE_GROUP, plan_of, steers, storage_of
 from bytegolf.artifact.quantize import (
     CLIP_PERCENTILE,
     CLIPS,
@@ -22,15 +24,19 @@ from bytegolf.artifact.quantize import (
     quantize_rows,
     row_clip,
 )
-from bytegolf.config import ExportConfig
+from bytegolf.config import ExportConfig, ModelConfig, NgramConfig, StackConfig
 from bytegolf.errors import BytegolfError
+from bytegolf.model.outline import outline
+from bytegolf.model.storage import declare, storage_kinds
+
+KINDS = storage_kinds(outline(ModelConfig(network=StackConfig(2, 16, 2, 1), ngrams=NgramConfig(longest=2))))
 
 bit_widths = st.sampled_from(sorted(ROW_BITS.values()))
 
 
 def quantize(name: str, weight: torch.Tensor, export: ExportConfig | None = None) -> QuantizedTensor:
     """As the export stores a weight of that name and size."""
-    storage = storage_of(name, tuple(weight.shape), export or ExportConfig())
+    storage = storage_of(KINDS.get(name, "weight"), tuple(weight.shape), export or ExportConfig())
     return module.quantize(name, weight, storage)
 
 
@@ -104,8 +110,23 @@ def test_schemes_follow_size_and_name() -> None:
     assert quantize("network.blocks.0.attn.q_gain", torch.randn(8)).scheme == "fp32"
     assert quantize("pad", torch.randn(64)).scheme == "fp32"
     assert quantize("temperature", torch.tensor(1.5)).scheme == "fp32"
-    assert is_control("a.attn_scale", (4, 4))
-    assert not is_control("a.weight", (4, 4))
+    assert steers("control", (4, 4))
+    assert not steers("weight", (4, 4))
+
+
+def test_what_a_module_declares_decides_and_no_name_does() -> None:
+    """Whatever a tensor is called, however its model is copied."""
+    inner = torch.nn.Module()
+    inner.my_mix = torch.nn.Parameter(torch.zeros(300, 256))
+    inner.decay = torch.nn.Parameter(torch.zeros(300, 256))
+    declare(inner, "control", "decay")
+    model = copy.deepcopy(torch.nn.Sequential(inner, torch.nn.Embedding(300, 256)))
+    declare(model, "embedding", "1.weight")
+    state = {name: torch.ones_like(tensor) for name, tensor in model.state_dict().items()}
+    model.load_state_dict(state, assign=True)
+    assert storage_kinds(model.to(torch.float16)) == {"0.decay": "control", "1.weight": "embedding"}
+    plan = plan_of(model.state_dict(), storage_kinds(model), ExportConfig(bits=6, embedding_bits=7))
+    assert plan == {"0.my_mix": Storage("int6_row"), "0.decay": Storage("fp32"), "1.weight": Storage("int7_row")}
 
 
 @pytest.mark.parametrize("shape", [(257, 256), (3, 200, 150), (4, 5), (7,), (), (0, 6)])
@@ -264,11 +285,15 @@ def test_a_plan_follows_the_configuration() -> None:
         "network.blocks.0.mlp_scale": torch.empty(512, device="meta"),
         "small.weight": torch.empty(16, 16, device="meta"),
     }
-    assert set(plan_of(state, ExportConfig()).values()) == {Storage("int8_row"), Storage("fp32"), Storage("fp16")}
-    found = plan_of(state, ExportConfig(bits=6, embedding_bits=8, ngram_bits=4, prune=0.03))
+    assert set(plan_of(state, KINDS, ExportConfig()).values()) == {
+        Storage("int8_row"),
+        Storage("fp32"),
+        Storage("fp16"),
+    }
+    found = plan_of(state, KINDS, ExportConfig(bits=6, embedding_bits=8, ngram_bits=4, prune=0.03))
     assert found["embedding.weight"] == Storage("int8_row", 0.03)
     assert found["ngrams.table"] == Storage("int4_row", group=TABLE_GROUP)
     assert found["network.blocks.0.mlp.fc.weight"] == Storage("int6_row", 0.03)
     assert found["small.weight"] == Storage("fp16")
     for size in (4, 200):  # tables of few rows
-        assert (size * 7) % storage_of("ngrams.table", (size * 7, 9999), ExportConfig(bits=5)).group == 0
+        assert (size * 7) % storage_of("table", (size * 7, 9999), ExportConfig(bits=5)).group == 0

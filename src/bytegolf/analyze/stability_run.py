@@ -22,6 +22,8 @@ from bytegolf.config import Config
 from bytegolf.errors import BytegolfError
 from bytegolf.evaluate.sliding import router_reach
 from bytegolf.model.hnet import HNet
+from bytegolf.model.outline import outline
+from bytegolf.model.storage import storage_kinds
 from bytegolf.progress import Reporter
 
 BITS = (8, 6)
@@ -95,8 +97,9 @@ def _latest(source: Path) -> Latest | None:
 
 def _quantised(config: Config, state: dict[str, Tensor]) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """What the export would make of ``state`` with each of ``BITS``, its other settings as configured, without GPTQ."""
+    kinds = storage_kinds(outline(config.model))
     for bits in BITS:
-        plan = plan_of(state, dataclasses.replace(config.export, bits=bits))
+        plan = plan_of(state, kinds, dataclasses.replace(config.export, bits=bits))
         yield f"{bits} bits", {name: fake_quantize(tensor, plan[name]) for name, tensor in state.items()}
 
 

@@ -26,6 +26,7 @@ from bytegolf.data.tokenizer import SentencePieceTokenizer, Tokenizer, load_toke
 from bytegolf.device import pick_device, pick_precision, prepare_device
 from bytegolf.errors import BytegolfError
 from bytegolf.files import clear_leftovers, only_one
+from bytegolf.model.storage import storage_kinds
 
 
 @dataclass(frozen=True)
@@ -133,10 +134,10 @@ def solved(
     config: Config, tokenizer: Tokenizer, state: dict[str, torch.Tensor], device: torch.device
 ) -> dict[str, torch.Tensor | QuantizedTensor]:
     """``state`` with its linear maps quantised by GPTQ, which looks at the run's training split and at nothing else."""
-    plan = plan_of(state, config.export)
-    names = {name for name, storage in plan.items() if storage.scheme in ROW_BITS}
     train = open_split(Path(config.data.path), tokenizer.name, "train", tokenizer.vocab_size)
     model = build(config, state, "the run").to(device).eval()
+    plan = plan_of(state, storage_kinds(model), config.export)
+    names = {name for name, storage in plan.items() if storage.scheme in ROW_BITS}
     model.precision = pick_precision(config.train.precision, device)
     moments = second_moments(model, train, config.train.seq_len, config.export.gptq_tokens, names)
     return quantize_state(state, plan, moments, config.export.gptq_damping)

@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from bytegolf.artifact.payload import coded_bits
-from bytegolf.artifact.plan import TABLES, VERDICTS, group_of, is_control, storage_of
+from bytegolf.artifact.plan import Kinds, coded, group_of, steers, storage_of
 from bytegolf.artifact.quantize import Storage, fake_quantize, quantize
 from bytegolf.config import ExportConfig
 from bytegolf.data.shards import TokenStream
 from bytegolf.model.lm import LanguageModel
+from bytegolf.model.storage import StorageKind, storage_kinds
 
 WIDTHS = (8, 7, 6, 5, 4, 3)
 PRUNED = ((6, 0.25), (6, 0.5), (4, 0.25), (4, 0.5), (3, 0.75), (3, 0.9), (3, 0.97))
@@ -63,31 +64,32 @@ class Point:
     loss: float
 
 
-def groups_of(state: Mapping[str, Tensor]) -> dict[str, list[str]]:
+def groups_of(state: Mapping[str, Tensor], kinds: Kinds) -> dict[str, list[str]]:
     """The tensors that may have fewer bits, by group: all matrices that steer nothing."""
     groups: dict[str, list[str]] = {}
     for name, tensor in sorted(state.items()):
-        if tensor.numel() and not is_control(name, tuple(tensor.shape)):
+        if tensor.numel() and not steers(kinds.get(name, "weight"), tuple(tensor.shape)):
             groups.setdefault(group_of(name), []).append(name)
     return groups
 
 
-def ways(names: list[str], state: Mapping[str, Tensor]) -> dict[str, Plan]:
+def ways(names: list[str], state: Mapping[str, Tensor], kinds: Kinds) -> dict[str, Plan]:
     """The ways to store a group, the widest first, by label."""
-    found = {str(bits): {name: _storage(name, state[name], bits) for name in names} for bits in WIDTHS}
+    found = {
+        str(bits): {name: _storage(kinds.get(name, "weight"), state[name], bits) for name in names} for bits in WIDTHS
+    }
     for bits, share in PRUNED:
         found[f"{bits}, {share:.0%} pruned"] = {
-            name: storage if name.endswith(VERDICTS) else replace(storage, prune=share)
+            name: storage if kinds.get(name) == "rule" else replace(storage, prune=share)
             for name, storage in found[str(bits)].items()
         }
     return found
 
 
-def _storage(name: str, tensor: Tensor, bits: int) -> Storage:
-    """As the export stores large ones (small ones would stay fp16 there, which no limit can afford)."""
-    rows = tensor.shape[0]
-    shape = (rows, 1 << 20) if not name.endswith(TABLES) else tuple(tensor.shape)
-    return storage_of(name, shape, ExportConfig(bits=bits, embedding_bits=bits, ngram_bits=bits))
+def _storage(kind: StorageKind, tensor: Tensor, bits: int) -> Storage:
+    """As the export stores large ones (small matrices would stay fp16 there, which no limit can afford)."""
+    how = storage_of if kind == "table" else coded
+    return how(kind, tuple(tensor.shape), ExportConfig(bits=bits, embedding_bits=bits, ngram_bits=bits))
 
 
 def sample(stream: TokenStream, length: int, tokens: int) -> Tensor:
@@ -114,8 +116,9 @@ def measure_ways(
 
     ``model`` holds ``state``, and does so again afterwards.
     """
-    groups = groups_of(state)
-    tried = {group: ways(names, state) for group, names in groups.items()}
+    kinds = storage_kinds(model)
+    groups = groups_of(state, kinds)
+    tried = {group: ways(names, state, kinds) for group, names in groups.items()}
     fixed = {name: Storage("fp32") for name in state if not any(name in names for names in groups.values())}
     other = sum(coded_bits([quantize(name, state[name], storage) for name, storage in fixed.items()]))
     held = model.state_dict()

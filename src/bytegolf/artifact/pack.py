@@ -19,11 +19,13 @@ from torch import Tensor
 from bytegolf import __version__
 from bytegolf.artifact import container, layout, payload
 from bytegolf.artifact.coders import CoderName
-from bytegolf.artifact.plan import RULES, Plan, plan_of
+from bytegolf.artifact.plan import Plan, plan_of
 from bytegolf.artifact.quantize import QuantizedTensor, dequantize, quantize
 from bytegolf.config import Config, from_dict, to_dict
 from bytegolf.errors import BytegolfError
 from bytegolf.files import write_bytes
+from bytegolf.model.outline import outline
+from bytegolf.model.storage import storage_kinds
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def write_artifact(
         config: the resolved configuration of the run.
         tokenizer: plain JSON that identifies the tokenizer.
         info: further plain JSON for people, such as steps and seconds.
-        plan: how each tensor is stored; by default as ``config.export`` says.
+        plan: how each tensor is stored; by default as ``config.export`` says and the model of ``config`` declares.
         coder: what the payload is compressed with.
 
     Raises:
@@ -95,7 +97,8 @@ def write_artifact(
             raise BytegolfError(
                 f"the tensor name {name!r} cannot be stored: use up to 200 ASCII letters, digits, _ and ."
             )
-    plan = plan_of(state, config.export) if plan is None else plan
+    kinds = storage_kinds(outline(config.model))
+    plan = plan_of(state, kinds, config.export) if plan is None else plan
     stored = [
         weight if isinstance(weight, QuantizedTensor) else quantize(name, weight, plan[name])
         for name, weight in sorted(state.items())
@@ -108,7 +111,7 @@ def write_artifact(
     }
     data = payload.encode(header, stored, coder)
     write_bytes(path, data)
-    parameters = sum(math.prod(tensor.shape) for name, tensor in state.items() if not name.endswith(RULES))
+    parameters = sum(math.prod(tensor.shape) for name, tensor in state.items() if kinds.get(name) != "rule")
     return Summary(path, len(data), hashlib.sha256(data).hexdigest(), parameters)
 
 

@@ -158,7 +158,7 @@ def presets() -> Presets:
     for name in preset_names():
         config = Config.load(name)
         model = outline(config.model)
-        size = estimated_bytes(model.state_dict(), config.export)
+        size = estimated_bytes(model, config.export)
         found.append(Preset(name, config.about, config.data.tokenizer, count_parameters(model), size))
     return Presets(found)
 

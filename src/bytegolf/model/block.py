@@ -16,6 +16,7 @@ from bytegolf.model.attention import Attention
 from bytegolf.model.cache import Cache, Span
 from bytegolf.model.layers import Mlp
 from bytegolf.model.residual import Stream
+from bytegolf.model.storage import declare
 
 
 class Block(nn.Module):
@@ -29,6 +30,7 @@ class Block(nn.Module):
         self.attn_scale = nn.Parameter(torch.ones(dim))
         self.mlp_scale = nn.Parameter(torch.ones(dim))
         self.resid_mix = nn.Parameter(torch.empty(2, dim))
+        declare(self, "control", "attn_scale", "mlp_scale", "resid_mix")
         nn.init.ones_(self.resid_mix[0])
         nn.init.zeros_(self.resid_mix[1])
 

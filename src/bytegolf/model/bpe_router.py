@@ -23,6 +23,7 @@ from bytegolf.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, load_
 from bytegolf.errors import BytegolfError
 from bytegolf.model.fixed_router import FixedRouter
 from bytegolf.model.router import Material
+from bytegolf.model.storage import declare
 
 ROOT = 0
 """The node before the first byte of a piece; its number is 0, so that what leads nowhere leads back to it."""
@@ -39,6 +40,7 @@ class BpeRouter(FixedRouter):
         super().__init__(config)
         self.pieces: Tensor
         self.register_buffer("pieces", torch.zeros(config.edges_room))
+        declare(self, "rule", "pieces")
         self._next: NDArray[np.int64] = np.zeros((1, 256), np.int64)
         """the child of each node by each byte; 0 = none"""
         self.register_load_state_dict_post_hook(_grow)  # type: ignore[no-untyped-call]  # torch gives it no types

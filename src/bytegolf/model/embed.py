@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from bytegolf.config import NgramConfig
 from bytegolf.model.layers import Linear
+from bytegolf.model.storage import declare
 
 BOS = 1
 """Id of the token that starts every document, in every tokenizer here (formats.md)."""
@@ -48,6 +49,7 @@ class RowTable(nn.Module):
     def __init__(self, rows: int, dim: int) -> None:
         super().__init__()
         self.table = nn.Parameter(torch.zeros(rows, dim))
+        declare(self, "table", "table")
         self.sparse_gradients = False
 
     def look_up(self, rows: Int[Tensor, "*B"]) -> Float[Tensor, "*B E"]:

@@ -22,6 +22,7 @@ from bytegolf.errors import BytegolfError
 from bytegolf.model.embed import NOTHING
 from bytegolf.model.fixed_router import FixedRouter, mix
 from bytegolf.model.router import Material
+from bytegolf.model.storage import declare
 
 HELD_OUT = 0.25
 """Share of the training text on which the threshold is set: contexts that were never counted occur there too."""
@@ -39,6 +40,7 @@ class EntropyRouter(FixedRouter):
         self.vocab_size = vocab_size
         self.verdicts: Tensor
         self.register_buffer("verdicts", torch.zeros(config.order, 1 << config.order_bits))
+        declare(self, "rule", "verdicts")
 
     def scan(
         self, tokens: Int[Tensor, "B L"] | None, first: Bool[Tensor, "B L"], memory: Int[Tensor, "B M"]

@@ -16,6 +16,7 @@ from torch import Tensor
 from bytegolf.config import RouterConfig
 from bytegolf.data.tokenizer import WHITESPACE, ByteTokenizer, SentencePieceTokenizer, Tokenizer
 from bytegolf.model.router import Material, Router
+from bytegolf.model.storage import declare
 from bytegolf.ops.functions import wide
 
 
@@ -127,6 +128,7 @@ class WhitespaceRouter(FixedRouter):
         super().__init__(config)
         self.classes: Tensor
         self.register_buffer("classes", torch.zeros(vocab_size))
+        declare(self, "rule", "classes")
         if vocab_size == 256 + ByteTokenizer.OFFSET:
             self._classify(ByteTokenizer())
 

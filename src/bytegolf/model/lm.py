@@ -26,6 +26,7 @@ from bytegolf.model.hnet import HNet, HNetState, build_network
 from bytegolf.model.router_loss import policy_loss, surprisal_loss
 from bytegolf.model.soft_chunk import SoftChunker, SoftState
 from bytegolf.model.stack import Stack
+from bytegolf.model.storage import declare
 from bytegolf.model.trace import RouterTrace, SoftTrace, StepTrace
 from bytegolf.ops import primitives as ops
 from bytegolf.ops.functions import wide
@@ -79,6 +80,7 @@ class LanguageModel(nn.Module):
         self.precision = torch.float32
         dim = outer_dim(config.network)
         self.embedding = nn.Embedding(config.vocab_size, dim)
+        declare(self, "embedding", "embedding.weight")
         nn.init.normal_(self.embedding.weight, std=config.embed_std)
         self.ngrams = NgramEmbedding(config.ngrams, dim) if config.ngrams.longest > 1 else None
         self.network = build_network(config.network, config.vocab_size)

@@ -19,6 +19,7 @@ from bytegolf.model import stepping
 from bytegolf.model.block import Block
 from bytegolf.model.cache import Rows, Span, StackState
 from bytegolf.model.residual import Stream
+from bytegolf.model.storage import declare
 from bytegolf.model.trace import RouterTrace, StepTrace
 from bytegolf.ops import primitives as ops
 from bytegolf.ops.attend import rotary_angles
@@ -36,6 +37,7 @@ class Stack(nn.Module):
         """False behind soft chunking, as published (S1)"""
         # an empty parameter would get no gradient, which data-parallel training takes for a fault
         self.skip_weights = nn.Parameter(torch.ones(self.pushed, config.dim), requires_grad=self.pushed > 0)
+        declare(self, "control", "skip_weights")
 
     @property
     def lr_multipliers(self) -> dict[str, float]:

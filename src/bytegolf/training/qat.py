@@ -21,6 +21,7 @@ from torch import nn
 from bytegolf.artifact.plan import plan_of
 from bytegolf.artifact.quantize import fake_quantize
 from bytegolf.config import ExportConfig
+from bytegolf.model.storage import storage_kinds
 
 
 class QuantizedTraining:
@@ -28,7 +29,7 @@ class QuantizedTraining:
 
     def __init__(self, model: nn.Module, export: ExportConfig) -> None:
         named = dict(model.named_parameters())
-        plan = plan_of({name: parameter.data for name, parameter in named.items()}, export)
+        plan = plan_of(named, storage_kinds(model), export)
         stored = [(parameter, plan[name]) for name, parameter in named.items() if plan[name].scheme != "fp32"]
         self._storages = [storage for _, storage in stored]
         self._weights = [parameter.data for parameter, _ in stored]

@@ -18,7 +18,9 @@ from bytegolf.artifact import coders
 from bytegolf.artifact.layout import TensorEntry
 from bytegolf.artifact.pack import config_of
 from bytegolf.artifact.payload import Payload, open_payload
-from bytegolf.artifact.plan import RULES, group_of
+from bytegolf.artifact.plan import group_of
+from bytegolf.model.outline import outline
+from bytegolf.model.storage import storage_kinds
 from bytegolf.tools.bundle.script import code_bytes
 
 LIMIT = 16_000_000
@@ -94,16 +96,18 @@ def measure(path: Path, every: bool = False) -> Ledger:
     opened = open_payload(path)
     box = opened.box
     label: Callable[[TensorEntry], str] = _tensor_label if every else lambda entry: group_of(entry.name)
+    told, version = box.header.get("config"), str(box.header.get("bytegolf"))
+    config = config_of(told if isinstance(told, dict) else {}, version, str(path))
+    kinds = storage_kinds(outline(config.model))
     rows: dict[str, LedgerRow] = {}
     for entry, share in zip(opened.entries, _apportion(len(box.packed), _weights(opened)), strict=True):
         group = label(entry)
         old = rows.get(group, LedgerRow(group, 0, 0, 0, 0))
         raw, packed = old.raw_bytes + entry.size + entry.scale_size, old.packed_bytes + share
-        weights = 0 if entry.name.endswith(RULES) else entry.numel
+        weights = 0 if kinds.get(entry.name) == "rule" else entry.numel
         rows[group] = LedgerRow(group, old.tensors + 1, old.parameters + weights, raw, packed)
     overhead = box.file_bytes - (len(box.packed) if rows else 0)
-    config, version = box.header.get("config"), str(box.header.get("bytegolf"))
-    code = code_bytes(config_of(config if isinstance(config, dict) else {}, version, str(path)))
+    code = code_bytes(config)
     others = [LedgerRow("header and hash", 0, 0, overhead, overhead), LedgerRow("code", 0, 0, code, code)]
     return Ledger((*rows.values(), *others), box.file_bytes, code)
 

@@ -98,7 +98,7 @@ def plan(config: Config, name: str, count: int, rate: float | None, steps: int) 
         "device": device.name,
         "count": count,
         "params": parameters,
-        "artifact_estimate_bytes": estimated_bytes(model.state_dict(), config.export),
+        "artifact_estimate_bytes": estimated_bytes(model, config.export),
         "sequences": found.sequences,
         "micro_batch": found.at_a_time,
         "accumulation": found.passes,
