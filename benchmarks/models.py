@@ -12,8 +12,9 @@ from bytegolf.config import Config, preset_names
 from bytegolf.data.tokenizer import ByteTokenizer
 from bytegolf.device import pick_device, pick_precision
 from bytegolf.model.lm import LanguageModel
-from bytegolf.model.preparing import prepare_routers
-from bytegolf.model.router import CosineRouter, Material
+from bytegolf.model.routers.base import Material
+from bytegolf.model.routers.cosine import CosineRouter
+from bytegolf.model.routers.prepare import prepare_routers
 
 
 def get(source: str, precision: str = "auto") -> tuple[LanguageModel, Config]:

@@ -22,8 +22,8 @@ from bytegolf.errors import BytegolfError
 from bytegolf.model.capacity import GRAIN, Capacity
 from bytegolf.model.chunk import Chunks
 from bytegolf.model.lm import BOS, Forward, LanguageModel
-from bytegolf.model.router import CosineRouter
-from bytegolf.model.router_loss import ratio_loss
+from bytegolf.model.routers.cosine import CosineRouter
+from bytegolf.model.routers.losses import ratio_loss
 from bytegolf.ops import native
 
 HNETS = ("one-level", "two-level")

@@ -186,10 +186,10 @@ def test_activations_grow_with_what_there_is() -> None:
 
 def test_a_lexicon_and_a_narrow_router_are_work_and_memory() -> None:
     level = "model.network."
-    plain = [f"{level}chunk_hash.dim=0", f"{level}router.dim=0"]
+    plain = [f"{level}chunk_hash.dim=0", f"{level}router.cosine.dim=0"]
     without = Config.load("cpu-demo", plain)
     with_it = Config.load("cpu-demo", [*plain, f"{level}chunk_hash.dim=64"])
-    narrow = Config.load("cpu-demo", [*plain, f"{level}router.dim=16"])
+    narrow = Config.load("cpu-demo", [*plain, f"{level}router.cosine.dim=16"])
     count = count_parameters(outline(without.model))
     rows = 64 << 15
 

@@ -15,13 +15,14 @@ from conftest import scatter, shapes_unchecked, tiny_network
 from test_loop import assert_same, final_weights
 from tiny_run import losses, make_trainer, stop_after, tiny_config
 
-from bytegolf.config import Config, HNetConfig, ModelConfig, NetworkConfig, RouterConfig
+from bytegolf.config import Config, CosineConfig, HNetConfig, ModelConfig, NetworkConfig, RouterConfig
 from bytegolf.data.tokenizer import ByteTokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.model.lm import LanguageModel
-from bytegolf.model.preparing import prepare_routers
-from bytegolf.model.router import CosineRouter, Material
-from bytegolf.model.router_loss import guide_loss, hinge_loss, policy_loss, ratio_loss
+from bytegolf.model.routers.base import Material
+from bytegolf.model.routers.cosine import CosineRouter
+from bytegolf.model.routers.losses import guide_loss, hinge_loss, policy_loss, ratio_loss
+from bytegolf.model.routers.prepare import prepare_routers
 from bytegolf.training.schedule import chunk_target, guide_weight
 
 
@@ -30,11 +31,19 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("data")
 
 
+def with_settings(router: RouterConfig, **changes: Any) -> RouterConfig:
+    """``router`` with other settings, of its own or of its table ``cosine``."""
+    own = {field.name for field in dataclasses.fields(CosineConfig)}
+    cosine = dataclasses.replace(router.cosine, **{key: value for key, value in changes.items() if key in own})
+    rest = {key: value for key, value in changes.items() if key not in own}
+    return dataclasses.replace(router, cosine=cosine, **rest)
+
+
 def changed(network: NetworkConfig, **changes: Any) -> NetworkConfig:
     """``network`` with other settings of every router."""
     if not isinstance(network, HNetConfig):
         return network
-    router = dataclasses.replace(network.router, **changes)
+    router = with_settings(network.router, **changes)
     return dataclasses.replace(network, router=router, main=changed(network.main, **changes))
 
 
@@ -44,7 +53,7 @@ def config_of(network: str = "one-level", train: dict[str, Any] | None = None, *
 
 
 def router_of(dim: int = 6, **settings: Any) -> CosineRouter:
-    module = CosineRouter(dim, RouterConfig(4.0, **settings))
+    module = CosineRouter(with_settings(RouterConfig(4.0), **settings), dim)
     for proj in (module.q_proj, module.k_proj):
         torch.nn.init.normal_(proj.weight)
     return module.eval()
@@ -190,7 +199,7 @@ def test_a_calibrated_router_starts_at_its_rate(network: str) -> None:
 
 
 def test_a_random_start_is_a_rotation() -> None:
-    module = CosineRouter(8, RouterConfig(4.0, init="random"))
+    module = CosineRouter(with_settings(RouterConfig(4.0), init="random"), 8)
     torch.testing.assert_close(module.q_proj.weight, torch.eye(8))
     torch.testing.assert_close(module.k_proj.weight @ module.k_proj.weight.T, torch.eye(8))
     assert not torch.equal(module.k_proj.weight, torch.eye(8))
@@ -242,8 +251,8 @@ def test_policy_gradient_learns_where_a_boundary_pays() -> None:
 
 def test_policy_gradient_wants_boundaries_that_are_drawn() -> None:
     with pytest.raises(BytegolfError, match=r"policy_weight is 0.1, but with noise = 0.0 boundaries are not drawn"):
-        RouterConfig(4.0, policy_weight=0.1)
-    with pytest.raises(BytegolfError, match=r"main.router.policy_weight is 0.1, but only tokens have a loss"):
+        CosineConfig(policy_weight=0.1)
+    with pytest.raises(BytegolfError, match=r"main.router.cosine.policy_weight is 0.1, but only tokens have a loss"):
         changed(tiny_network("two-level"), noise=1.0, policy_weight=0.1)
 
 
@@ -261,7 +270,7 @@ def test_the_policy_is_part_of_the_objective() -> None:
 
 
 def test_the_guide_is_gone_when_its_share_of_the_budget_is() -> None:
-    router = RouterConfig(4.0, guide_weight=0.4, guide_share=0.5)
+    router = RouterConfig(4.0, cosine=CosineConfig(guide_weight=0.4, guide_share=0.5))
     assert [guide_weight(router, done) for done in (-0.1, 0.0, 0.25, 0.5, 1.0)] == [0.4, 0.4, 0.2, 0, 0]
 
 
@@ -294,7 +303,7 @@ def test_a_guided_router_learns_where_words_begin() -> None:
 
 
 def test_a_level_without_tokens_has_no_guide() -> None:
-    with pytest.raises(BytegolfError, match=r"main\.router\.guide_weight is 0\.1.*set it to 0"):
+    with pytest.raises(BytegolfError, match=r"main\.router\.cosine\.guide_weight is 0\.1.*set it to 0"):
         config_of("two-level", guide_weight=0.1)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import typing
 from pathlib import Path
 
 import numpy as np
@@ -16,20 +15,33 @@ from torch import Tensor
 from bytegolf.artifact.pack import read_artifact
 from bytegolf.artifact.plan import plan_of
 from bytegolf.artifact.quantize import dequantize, quantize
-from bytegolf.config import ExportConfig, HNetConfig, ModelConfig, RouterConfig, RouterKind, StackConfig
+from bytegolf.config import (
+    BpeConfig,
+    EntropyConfig,
+    ExportConfig,
+    HNetConfig,
+    ModelConfig,
+    RouterConfig,
+    StackConfig,
+    WhitespaceConfig,
+)
 from bytegolf.data.shards import open_split
 from bytegolf.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, load_tokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.evaluate.sliding import last_losses
-from bytegolf.model.bpe_router import BpeRouter
-from bytegolf.model.fixed_router import FixedRouter, RandomRouter, StrideRouter, WhitespaceRouter
 from bytegolf.model.lm import BOS, LanguageModel
-from bytegolf.model.router import Material
-from bytegolf.model.routers import build_router
+from bytegolf.model.routers.base import Material
+from bytegolf.model.routers.bpe import BpeRouter
+from bytegolf.model.routers.build import build_router
+from bytegolf.model.routers.random import RandomRouter
+from bytegolf.model.routers.rule import FixedRouter
+from bytegolf.model.routers.stride import StrideRouter
+from bytegolf.model.routers.whitespace import WhitespaceRouter
 from bytegolf.model.storage import storage_kinds
+from bytegolf.registry import ROUTERS
 from bytegolf.training.setup import initial_model
 
-KINDS = typing.get_args(RouterKind)
+KINDS = ROUTERS.built_in
 FIXED = [kind for kind in KINDS if kind != "cosine"]
 every_kind = pytest.mark.parametrize("kind", KINDS)
 every_fixed = pytest.mark.parametrize("kind", FIXED)
@@ -42,12 +54,12 @@ def material(tiny_data: Path) -> Material:
     return Material(BYTES, open_split(tiny_data, "byte260", "train", 260).slice(0, 20_000), tiny_data)
 
 
-def settings(kind: RouterKind, **changes: object) -> RouterConfig:
-    router = RouterConfig(3.5, kind=kind, edges=SUBWORDS, order=3, order_bits=10)
+def settings(kind: str, **changes: object) -> RouterConfig:
+    router = RouterConfig(3.5, kind=kind, bpe=BpeConfig(SUBWORDS), entropy=EntropyConfig(order=3, bits=10))
     return dataclasses.replace(router, **changes)  # type: ignore[arg-type]
 
 
-def model_of(kind: RouterKind, material: Material, reset: bool = False, **changes: object) -> LanguageModel:
+def model_of(kind: str, material: Material, reset: bool = False, **changes: object) -> LanguageModel:
     """A tiny one-level model with a prepared router, and no parameter at a special value."""
     network = tiny_network("one-level")
     assert isinstance(network, HNetConfig)
@@ -58,7 +70,7 @@ def model_of(kind: RouterKind, material: Material, reset: bool = False, **change
     return model
 
 
-def router_of(kind: RouterKind, material: Material, **changes: object) -> FixedRouter:
+def router_of(kind: str, material: Material, **changes: object) -> FixedRouter:
     router = build_router(settings(kind, **changes), 8, 260)
     assert isinstance(router, FixedRouter)
     router.prepare(material)
@@ -91,13 +103,18 @@ def chunks(router: FixedRouter, text: str) -> list[str]:
 def test_whitespace_behind_and_at(material: Material) -> None:
     text = "The  old\n\ndog ran."
     assert chunks(router_of("whitespace", material), text) == ["The  ", "old\n\n", "dog ", "ran."]
-    assert chunks(router_of("whitespace", material, whitespace="at"), text) == ["The", "  old", "\n\ndog", " ran."]
+    assert chunks(router_of("whitespace", material, whitespace=WhitespaceConfig("at")), text) == [
+        "The",
+        "  old",
+        "\n\ndog",
+        " ran.",
+    ]
 
 
 @pytest.mark.parametrize("convention", ["behind", "at"])
 def test_over_subwords_a_leading_space_begins_a_chunk(convention: str, tiny_data: Path) -> None:
     tokenizer = load_tokenizer(SUBWORDS, tiny_data)
-    router = build_router(settings("whitespace", whitespace=convention), 8, tokenizer.vocab_size)
+    router = build_router(settings("whitespace", whitespace=WhitespaceConfig(convention)), 8, tokenizer.vocab_size)
     assert isinstance(router, WhitespaceRouter)
     router.prepare(Material(tokenizer, np.zeros(0, np.uint16), tiny_data))
     ids = tokenizer.encode("The treaty of the united states, and revenue.").astype(np.int64)
@@ -109,7 +126,7 @@ def test_over_subwords_a_leading_space_begins_a_chunk(convention: str, tiny_data
 
 @pytest.mark.parametrize("target", [3.0, 5.25, 1.5])
 def test_stride_opens_a_chunk_every_n_positions_of_a_document(target: float) -> None:
-    router = StrideRouter(RouterConfig(target, kind="stride"))
+    router = StrideRouter(RouterConfig(target, kind="stride"), 8)
     first = torch.zeros(1, 400, dtype=torch.bool)
     first[0, 101] = True
     marks = router.mark(None, first)[0].tolist()
@@ -119,7 +136,7 @@ def test_stride_opens_a_chunk_every_n_positions_of_a_document(target: float) -> 
 
 @pytest.mark.parametrize("target", [2.0, 7.0, 20.0])
 def test_random_keeps_its_rate_and_looks_like_a_coin(target: float) -> None:
-    router = RandomRouter(RouterConfig(target, kind="random"))
+    router = RandomRouter(RouterConfig(target, kind="random"), 8, 260)
     ids = ids_of(TEXT).repeat(8, 40)
     marks = router.mark(ids, torch.zeros_like(ids, dtype=torch.bool))[0].double()
     rate = float(marks.mean())
@@ -131,7 +148,7 @@ def test_random_keeps_its_rate_and_looks_like_a_coin(target: float) -> None:
 
 def test_edges_are_where_no_piece_goes_on(material: Material) -> None:
     """Against the definition, byte by byte, over the vocabulary's own bytes."""
-    router = router_of("edges", material)
+    router = router_of("bpe", material)
     tokenizer = load_tokenizer(SUBWORDS, material.folder)
     prefixes = {text[:n] for i in range(400) for text in [tokenizer.decode([i], i)] for n in range(len(text) + 1)}
     found = chunks(router, TEXT)
@@ -145,14 +162,14 @@ def test_edges_are_where_no_piece_goes_on(material: Material) -> None:
 
 
 def test_edges_start_again_behind_special_tokens_and_unknown_bytes(material: Material) -> None:
-    router = router_of("edges", material)
+    router = router_of("bpe", material)
     ids = torch.cat((ids_of(" peop"), ids_of("le"), torch.tensor([2, 4 + 0xFF, 4 + 0xFF])))[None]
     marks = router.mark(ids, torch.zeros_like(ids, dtype=torch.bool))[0].tolist()
     assert marks == [True, True, False, False, False, False, True, True, False, True, True, True]
 
 
 def test_entropy_cuts_where_the_next_byte_is_hard_to_predict(material: Material) -> None:
-    router = router_of("entropy", material, order=4, order_bits=14, target=4.0)
+    router = router_of("entropy", material, entropy=EntropyConfig(4, 14), target=4.0)
     ids = torch.from_numpy(open_split(material.folder, "byte260", "val", 260).slice(0, 4000).astype(np.int64))[None]
     marks = router.mark(ids, torch.zeros_like(ids, dtype=torch.bool))[0, 1:]
     assert float(marks.double().mean()) == pytest.approx(0.25, abs=0.08)
@@ -167,7 +184,7 @@ def test_entropy_cuts_where_the_next_byte_is_hard_to_predict(material: Material)
 
 @every_kind
 @pytest.mark.parametrize("reset", [False, True])
-def test_step_is_forward(kind: RouterKind, reset: bool, material: Material) -> None:
+def test_step_is_forward(kind: str, reset: bool, material: Material) -> None:
     """Logits, p and boundaries at every prefix: step by step, and in pieces of odd sizes."""
     model, ids = model_of(kind, material, reset), batch()
     with torch.no_grad(), shapes_unchecked():
@@ -189,7 +206,7 @@ def test_step_is_forward(kind: RouterKind, reset: bool, material: Material) -> N
 
 
 @every_fixed
-def test_padding_in_an_extension_leaves_no_trace(kind: RouterKind, material: Material) -> None:
+def test_padding_in_an_extension_leaves_no_trace(kind: str, material: Material) -> None:
     model, ids = model_of(kind, material), batch()
     counts = np.array([20, 3, 11])
     with torch.no_grad(), shapes_unchecked():
@@ -203,7 +220,7 @@ def test_padding_in_an_extension_leaves_no_trace(kind: RouterKind, material: Mat
 
 @every_kind
 @pytest.mark.parametrize("reset", [False, True])
-def test_later_tokens_change_no_earlier_boundary_by_a_bit(kind: RouterKind, reset: bool, material: Material) -> None:
+def test_later_tokens_change_no_earlier_boundary_by_a_bit(kind: str, reset: bool, material: Material) -> None:
     """And no earlier logit, bit for bit while the shapes inside are the same: a row that is all chunks sees to that."""
     model, ids = model_of(kind, material, reset, capacity="bucketed", capacity_buckets=1), batch()
     with torch.no_grad(), shapes_unchecked():
@@ -219,7 +236,7 @@ def test_later_tokens_change_no_earlier_boundary_by_a_bit(kind: RouterKind, rese
 
 
 @every_kind
-def test_documents_do_not_see_each_other(kind: RouterKind, material: Material) -> None:
+def test_documents_do_not_see_each_other(kind: str, material: Material) -> None:
     model = model_of(kind, material, reset=True)
     documents = [ids_of(text).unsqueeze(0) for text in (TEXT[:40], "", "Yes.", TEXT[5:30])]
     with torch.no_grad():
@@ -230,7 +247,7 @@ def test_documents_do_not_see_each_other(kind: RouterKind, material: Material) -
 
 
 @every_fixed
-def test_a_fixed_rule_is_certain_and_asks_for_nothing(kind: RouterKind, material: Material) -> None:
+def test_a_fixed_rule_is_certain_and_asks_for_nothing(kind: str, material: Material) -> None:
     """p is 0 or 1, no loss, no parameters; everything else still learns."""
     model, ids = model_of(kind, material, surprisal_weight=0.5), batch()
     out = model(ids[:, :-1])
@@ -248,7 +265,7 @@ def test_a_fixed_rule_is_certain_and_asks_for_nothing(kind: RouterKind, material
 
 @every_fixed
 @pytest.mark.parametrize("mode", ["exact", "bucketed", "fixed"])
-def test_capacities(kind: RouterKind, mode: str, material: Material) -> None:
+def test_capacities(kind: str, mode: str, material: Material) -> None:
     model, ids = model_of(kind, material, capacity=mode, capacity_divisor=6.0), batch()
     with torch.no_grad(), shapes_unchecked():
         out = model(ids)
@@ -260,7 +277,7 @@ def test_capacities(kind: RouterKind, mode: str, material: Material) -> None:
 
 @every_fixed
 @pytest.mark.parametrize("reset", [False, True])
-def test_sliding_windows_share_their_work_with_every_kind(kind: RouterKind, reset: bool, material: Material) -> None:
+def test_sliding_windows_share_their_work_with_every_kind(kind: str, reset: bool, material: Material) -> None:
     """A fixed rule may count from a window's start, where the next window counts otherwise."""
     model = model_of(kind, material, reset)
     model.precision = torch.float64
@@ -275,10 +292,15 @@ def test_sliding_windows_share_their_work_with_every_kind(kind: RouterKind, rese
 
 
 @every_kind
-def test_a_run_is_exported_reloaded_scored_and_segmented(kind: RouterKind, material: Material, tmp_path: Path) -> None:
+def test_a_run_is_exported_reloaded_scored_and_segmented(kind: str, material: Material, tmp_path: Path) -> None:
     """The artifact's own router cuts as the one in training did, though its tables were quantised."""
     router = "model.network.router"
-    changes = [f"{router}.kind={kind}", f"{router}.edges={SUBWORDS}", f"{router}.order=2", f"{router}.order_bits=8"]
+    changes = [
+        f"{router}.kind={kind}",
+        f"{router}.bpe.tokenizer={SUBWORDS}",
+        f"{router}.entropy.order=2",
+        f"{router}.entropy.bits=8",
+    ]
     run = tmp_path / "run"
     summary = good(
         "train", "cpu-demo", *small(), *changes, "train.max_steps=2", "--data", material.folder, "--out", run, "--json"
@@ -301,14 +323,14 @@ def test_a_run_is_exported_reloaded_scored_and_segmented(kind: RouterKind, mater
 @pytest.mark.parametrize("bits", [3, 8])
 def test_few_bits_and_pruning_leave_tables_as_they_are(bits: int, material: Material) -> None:
     """Large enough to be stored as rows of codes; marks are those of the router as it was made."""
-    model = model_of("entropy", material, order=5, order_bits=14)
+    model = model_of("entropy", material, entropy=EntropyConfig(5, 14))
     state, export = model.state_dict(), ExportConfig(bits=bits, prune=0.9)
     stored = {
         name: quantize(name, state[name], storage)
         for name, storage in plan_of(state, storage_kinds(model), export).items()
     }
     assert stored["network.router.verdicts"].scheme == "int3_row"
-    shipped = model_of("entropy", material, order=5, order_bits=14)
+    shipped = model_of("entropy", material, entropy=EntropyConfig(5, 14))
     shipped.load_state_dict({name: dequantize(tensor) for name, tensor in stored.items()})
     ids, first = batch(), torch.zeros(3, 96, dtype=torch.bool)
     found, wanted = (other.levels()[0].router for other in (shipped, model))
@@ -325,8 +347,8 @@ def level(router: RouterConfig, inner: RouterConfig) -> HNetConfig:
     return HNetConfig(stage, router, HNetConfig(stage, inner, stage, stage), stage)
 
 
-@pytest.mark.parametrize("kind", ["whitespace", "random", "edges", "entropy"])
-def test_inner_levels_see_no_tokens(kind: RouterKind) -> None:
+@pytest.mark.parametrize("kind", ["whitespace", "random", "bpe", "entropy"])
+def test_inner_levels_see_no_tokens(kind: str) -> None:
     with pytest.raises(BytegolfError, match=r"main.router.kind is .* an inner level sees chunks and no tokens"):
         level(settings("cosine"), settings(kind))
 
@@ -350,17 +372,17 @@ def test_an_inner_level_may_have_a_stride(material: Material) -> None:
 
 
 def test_edges_want_bytes_pieces_and_room(material: Material) -> None:
-    with pytest.raises(BytegolfError, match="'edges', which cuts bytes, but vocab_size is 400"):
-        ModelConfig(level(settings("edges"), settings("cosine")), 400)
-    with pytest.raises(BytegolfError, match=rf"the pieces of {SUBWORDS} take .* more than router.edges_room = 100"):
-        router_of("edges", material, edges_room=100)
-    with pytest.raises(BytegolfError, match=r"router.edges is 'byte260', which has no pieces"):
-        router_of("edges", material, edges="byte260")
-    overrides = [*small(), "model.network.router.kind=edges", "model.network.router.edges=sp999"]
+    with pytest.raises(BytegolfError, match="'bpe', which cuts bytes, but vocab_size is 400"):
+        ModelConfig(level(settings("bpe"), settings("cosine")), 400)
+    with pytest.raises(BytegolfError, match=rf"the pieces of {SUBWORDS} take .* more than router.bpe.room = 100"):
+        router_of("bpe", material, bpe=BpeConfig(SUBWORDS, 100))
+    with pytest.raises(BytegolfError, match=r"router.bpe.tokenizer is 'byte260', which has no pieces"):
+        router_of("bpe", material, bpe=BpeConfig("byte260"))
+    overrides = [*small(), "model.network.router.kind=bpe", "model.network.router.bpe.tokenizer=sp999"]
     message = refused("train", "cpu-demo", *overrides, "--data", material.folder, "--out", material.folder / "no")
     assert "holds no data for the tokenizer 'sp999'" in message
 
 
 def test_an_unprepared_edge_router_makes_every_byte_a_chunk() -> None:
-    router = BpeRouter(settings("edges"))
+    router = BpeRouter(settings("bpe"), 8, 260)
     assert chunks(router, "abc") == ["a", "b", "c"]

@@ -23,7 +23,7 @@ from bytegolf.evaluate.sliding import last_losses
 from bytegolf.model.embed import BOS
 from bytegolf.model.lm import LanguageModel
 from bytegolf.model.outline import count_parameters, outline
-from bytegolf.model.router_loss import ratio_loss, surprisal_loss
+from bytegolf.model.routers.losses import ratio_loss, surprisal_loss
 from bytegolf.model.soft_chunk import SoftChunker
 from bytegolf.training.optim import Optimizer
 from bytegolf.training.soft_boundaries import edges_of, fit_edges
@@ -205,11 +205,11 @@ def test_parameters_are_as_published() -> None:
 
 @pytest.mark.parametrize("subwords", [False, True])
 def test_boundaries_begin_as_edges(subwords: bool, tiny_data: Path) -> None:
-    """init=edges: each layer's b says where tokens start, better than any constant; nothing else is touched."""
+    """init=bpe: each layer's b says where tokens start, better than any constant; nothing else is touched."""
     name = SUBWORDS if subwords else "byte260"
     tokenizer = load_tokenizer(name, tiny_data)
     sample = open_split(tiny_data, name, "train", tokenizer.vocab_size).slice(0, 6000)
-    config = config_of("wide" if subwords else "as published", edges_vocab=400)
+    config = config_of("wide" if subwords else "as published", bpe_vocab=400)
     models = []
     for _ in range(2):
         torch.manual_seed(0)
@@ -233,7 +233,7 @@ def test_boundaries_begin_as_edges(subwords: bool, tiny_data: Path) -> None:
 
 def test_a_text_of_more_letters_than_pieces_has_no_edges() -> None:
     sample = ByteTokenizer().encode("".join(chr(0x4E00 + letter) for letter in range(400)))
-    with pytest.raises(BytegolfError, match="edges_vocab = 300 pieces"):
+    with pytest.raises(BytegolfError, match="bpe_vocab = 300 pieces"):
         edges_of(ByteTokenizer(), sample, sample, 300)
 
 

@@ -31,7 +31,7 @@ from bytegolf.config import (
 )
 from bytegolf.model.chunk import smooth
 from bytegolf.model.lm import LanguageModel
-from bytegolf.model.router import CosineRouter
+from bytegolf.model.routers.cosine import CosineRouter
 from bytegolf.model.storage import storage_kinds
 from bytegolf.ops.attend import rotary_angles
 from bytegolf.training.muon import Muon
@@ -291,7 +291,7 @@ def smoothed(z: NDArray[np.float64], p: NDArray[np.float64], starts: NDArray[np.
 
 def routed(x: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """p and boundaries at the vectors (L, D) by an untrained router, whose maps are the identity."""
-    p, boundary = CosineRouter(x.shape[1], RouterConfig(2.0)).double()(torch.from_numpy(x)[None])
+    p, boundary = CosineRouter(RouterConfig(2.0), x.shape[1]).double()(torch.from_numpy(x)[None])
     return _array(p[0]), boundary[0].numpy()
 
 

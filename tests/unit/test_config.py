@@ -146,7 +146,7 @@ def test_errors_name_the_dotted_key(override: str, said: str) -> None:
         ("model.network.router.target=1", "model.network.router.target is 1.0: give a number above 1"),
         ("model.network.router.grad_scale=0", "model.network.router.grad_scale is 0.0"),
         ("model.network.main.layers=-1", "model.network.main.layers is -1"),
-        ("model.network.main.heads=0", "model.network.main.heads is 0"),
+        ("model.network.main.heads=0", "model.network.main: heads is 0"),
         ("model.network.main.heads=3", "model.network.main: dim 256 does not split into 3 heads"),
         ("model.network.main.heads=256", "model.network.main: dim 256 does not split into 256 heads of even width"),
         ("model.network.main.kv_heads=3", "model.network.main: 4 heads do not share 3 kv_heads"),

@@ -14,7 +14,7 @@ from torch import Tensor
 from bytegolf.config import OptimConfig
 from bytegolf.model.lm import LanguageModel
 from bytegolf.model.residual import Stream
-from bytegolf.model.router import boundary_probability
+from bytegolf.model.routers.cosine import boundary_probability
 from bytegolf.ops import native
 from bytegolf.ops import primitives as ops
 from bytegolf.training.optim import Optimizer

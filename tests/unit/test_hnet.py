@@ -13,7 +13,7 @@ from torch import Tensor
 from bytegolf.config import HNetConfig, ModelConfig, RouterConfig, StackConfig
 from bytegolf.model.lm import BOS, Forward, LanguageModel
 from bytegolf.model.outline import count_parameters, outline
-from bytegolf.model.router_loss import surprisal_loss
+from bytegolf.model.routers.losses import surprisal_loss
 
 EVERY_MODEL = [(name, reset) for name in TINY for reset in (False, True)]
 every_model = pytest.mark.parametrize(("name", "reset"), EVERY_MODEL)
@@ -244,7 +244,7 @@ def test_confidence_teaches_the_router_at_every_position(
     make_model: ModelMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a single chunk the smoothing says nothing about p: what gradient there is comes from the confidence."""
-    monkeypatch.setattr("bytegolf.model.router.THRESHOLD", 1.0)
+    monkeypatch.setattr("bytegolf.model.routers.cosine.THRESHOLD", 1.0)
     model = make_model("one-level")
     ids = tokens(2, 30)
     model.losses(model(ids[:, :-1]), ids[:, 1:]).sum().backward()
@@ -318,7 +318,7 @@ def test_short_sequences(name: str, reset: bool, length: int, make_model: ModelM
 def test_a_boundary_everywhere_and_only_one(
     name: str, threshold: float, rate: float, make_model: ModelMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bytegolf.model.router.THRESHOLD", threshold)
+    monkeypatch.setattr("bytegolf.model.routers.cosine.THRESHOLD", threshold)
     model = make_model(name)
     ids = tokens(2, 20)
     out = model(ids)

@@ -18,6 +18,7 @@ LAYERS = (
     "progress",
     "device",
     "distributed",
+    "registry",
     "config",
     "data",
     "ops",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bytegolf.model.attention import rotary_angles
 from bytegolf.model.residual import Stream
-from bytegolf.model.router import boundary_probability
+from bytegolf.model.routers.cosine import boundary_probability
 from bytegolf.ops import native
 from bytegolf.ops import primitives as ops
 

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bytegolf.config import RouterConfig
-from bytegolf.model.router import CosineRouter
-from bytegolf.model.router_loss import ratio_loss, surprisal_loss
+from bytegolf.model.routers.cosine import CosineRouter
+from bytegolf.model.routers.losses import ratio_loss, surprisal_loss
 
 
 def router(dim: int = 4, random: bool = False) -> CosineRouter:
-    module = CosineRouter(dim, RouterConfig(4.0))
+    module = CosineRouter(RouterConfig(4.0), dim)
     if random:
         torch.nn.init.normal_(module.q_proj.weight)
         torch.nn.init.normal_(module.k_proj.weight)

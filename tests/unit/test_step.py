@@ -100,7 +100,7 @@ def test_step_is_forward_in_fp64(name: str, ids: Tensor, make_model: ModelMaker)
 
 def test_step_clamps_p_as_forward_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """Equal and opposite neighbours give p = 0 and 1 exactly, since nothing stands before the router."""
-    monkeypatch.setattr("bytegolf.model.router.THRESHOLD", -1.0)
+    monkeypatch.setattr("bytegolf.model.routers.cosine.THRESHOLD", -1.0)
     stage = StackConfig(2, 16, 2, 1)
     nothing = StackConfig(0, 16, 2, 1)
     model = LanguageModel(ModelConfig(HNetConfig(nothing, RouterConfig(3.0), stage, stage), embed_std=0.5))

@@ -21,7 +21,7 @@ from bytegolf.evaluate.boundaries import BoundaryStats, token_boundaries_to_byte
 from bytegolf.evaluate.chunk_stats import LevelCuts, check_level, free_tokens, token_levels
 from bytegolf.evaluate.score import windows_at_once
 from bytegolf.model.lm import Forward, LanguageModel
-from bytegolf.model.router import THRESHOLD
+from bytegolf.model.routers.base import THRESHOLD
 from bytegolf.model.trace import RouterTrace, SoftTrace
 
 

@@ -31,7 +31,7 @@ from bytegolf.data.bpe_boundaries import token_starts
 from bytegolf.data.tokenizer import SentencePieceTokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.model.outline import count_parameters
-from bytegolf.model.router import THRESHOLD
+from bytegolf.model.routers.base import THRESHOLD
 from bytegolf.progress import Reporter
 from bytegolf.results import to_json
 

@@ -12,7 +12,7 @@ from bytegolf.analyze.reading import read_text
 from bytegolf.data.tokenizer import Tokenizer
 from bytegolf.evaluate.boundaries import BoundaryStats
 from bytegolf.model.lm import LanguageModel
-from bytegolf.model.router import THRESHOLD
+from bytegolf.model.routers.base import THRESHOLD
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from bytegolf.evaluate.chunk_stats import collector
 from bytegolf.evaluate.score import score
 from bytegolf.evaluate.windows import Window, windows
 from bytegolf.model.lm import LanguageModel
-from bytegolf.model.router import THRESHOLD
+from bytegolf.model.routers.base import THRESHOLD
 from bytegolf.model.soft_chunk import Override, SoftLayer
 from bytegolf.model.trace import SoftTrace
 from bytegolf.results import to_json

@@ -8,28 +8,35 @@ Each field's meaning and range stand once, in its ``doc``; errors are made from 
 """
 
 from bytegolf.config.model import (
+    BpeConfig,
     CapacityMode,
     ChunkHashConfig,
+    CosineConfig,
+    EntropyConfig,
     HNetConfig,
     ModelConfig,
     NetworkConfig,
     NgramConfig,
     RouterConfig,
-    RouterKind,
     SoftConfig,
     StackConfig,
+    WhitespaceConfig,
     check_fixed_capacity,
     levels,
     outer_dim,
+    stacks,
 )
-from bytegolf.config.reading import flatten, from_dict, preset_chain, preset_names, read_toml, to_dict
+from bytegolf.config.reading import flatten, from_dict, options_of, preset_chain, preset_names, read_toml, to_dict
 from bytegolf.config.run import Config, DataConfig, EvalConfig, ExportConfig, OptimConfig, TrainConfig, TttConfig
 
 __all__ = [
+    "BpeConfig",
     "CapacityMode",
     "ChunkHashConfig",
     "Config",
+    "CosineConfig",
     "DataConfig",
+    "EntropyConfig",
     "EvalConfig",
     "ExportConfig",
     "HNetConfig",
@@ -38,18 +45,20 @@ __all__ = [
     "NgramConfig",
     "OptimConfig",
     "RouterConfig",
-    "RouterKind",
     "SoftConfig",
     "StackConfig",
     "TrainConfig",
     "TttConfig",
+    "WhitespaceConfig",
     "check_fixed_capacity",
     "flatten",
     "from_dict",
     "levels",
+    "options_of",
     "outer_dim",
     "preset_chain",
     "preset_names",
     "read_toml",
+    "stacks",
     "to_dict",
 ]

@@ -2,29 +2,41 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from bytegolf.config.fields import Ranged, doc
 from bytegolf.errors import BytegolfError
+from bytegolf.registry import MIXERS, ROUTERS
 
 
 @dataclass(frozen=True)
 class StackConfig(Ranged):
-    """A stack of transformer blocks at one resolution (S0's block: PR #1104, PR #1191 and the official baseline)."""
+    """A stack of blocks at one resolution, of a mixer and an MLP each (S0's block: PR #1104, PR #1191 and the official
+    baseline)."""
 
     layers: int = doc("number of blocks", least=0)
     dim: int = doc("model width D", least=1)
-    heads: int = doc("query heads; dim must be a multiple of it, and the head width even", least=1)
-    kv_heads: int = doc("key/value heads (grouped-query attention); heads must be a multiple of it", least=1)
+    heads: int = doc("query heads; dim must be a multiple of it, and the head width even", 0, least=0)
+    kv_heads: int = doc("key/value heads (grouped-query attention); heads must be a multiple of it", 0, least=0)
     mlp_mult: float = doc("hidden width of the MLP, as a multiple of dim", 2.0, above=0)
     window: int = doc("positions a query sees, itself included (local attention); 0 = all (full causal)", 0, least=0)
     rope_base: float = doc("base of the rotary frequencies", 10_000.0, above=0)
     qk_gain: float = doc("initial gain of the RMS-normalised queries, one a head", 1.5)
     lr_mult: float = doc("learning-rate multiplier of this stage's parameters", 1.0, least=0)
+    kind: str = doc("what mixes positions: attention, or another by `register_mixer`", "attention")
+    options: dict[str, Any] = doc("what a registered kind has of its own", {})
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        MIXERS.check(self.kind)
+        if self.kind != "attention":
+            return
+        for key in ("heads", "kv_heads"):
+            if not getattr(self, key):
+                raise BytegolfError(f"{key} is 0, but attention needs some: give 1 or more")
         if self.dim % self.heads or (self.dim // self.heads) % 2:
             raise BytegolfError(
                 f"dim {self.dim} does not split into {self.heads} heads of even width: change dim or heads"
@@ -36,16 +48,84 @@ class StackConfig(Ranged):
 
 
 CapacityMode = Literal["exact", "bucketed", "fixed"]
-RouterKind = Literal["cosine", "whitespace", "stride", "random", "edges", "entropy"]
 
-READ_TOKENS: tuple[RouterKind, ...] = ("whitespace", "random", "edges", "entropy")
-"""The kinds that look at token ids, which only the outermost level sees."""
+READ_TOKENS = ("whitespace", "random", "bpe", "entropy")
+"""The package's own routers that look at token ids, which only the outermost level sees."""
+
+
+@dataclass(frozen=True)
+class CosineConfig(Ranged):
+    """The learned router (S2), and what it may have beyond S2: each is off by default."""
+
+    dim: int = doc("width of the vectors that are compared; 0 = the level's (S2)", 0, least=0)
+    init: Literal["identity", "random", "calibrated"] = doc(
+        "the maps at the start; random = the second one is a random rotation; calibrated = the identity, and a "
+        "learned offset that gives the target rate on the first training text",
+        "identity",
+    )
+    sharpness: float = doc("factor on the log odds of a boundary; 1 = off, more is surer", 1.0, above=0)
+    noise: float = doc(
+        "scale of the logistic noise on the log odds when boundaries are chosen in training; 0 = none, 1 = a "
+        "boundary is drawn with its probability",
+        0.0,
+        least=0,
+    )
+    policy_weight: float = doc(
+        "weight of the policy gradient, for boundaries drawn with noise = 1; 0 = off (outermost level only)",
+        0.0,
+        least=0,
+    )
+    policy_discount: float = doc(
+        "what a loss counts for the boundary before it, less by this factor per token", 0.9, least=0, below=1
+    )
+    guide_weight: float = doc(
+        "weight at the start of training of p's cross-entropy against the chunks of kind = whitespace, which "
+        "falls to 0 evenly; 0 = off (outermost level only)",
+        0.0,
+        least=0,
+    )
+    guide_share: float = doc("the share of the budget after which guide_weight is 0", 0.5, above=0, most=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.policy_weight and self.noise != 1:
+            raise BytegolfError(
+                f"policy_weight is {self.policy_weight}, but with noise = {self.noise} boundaries are not drawn with "
+                "their probability: set noise to 1, or policy_weight to 0"
+            )
+
+
+@dataclass(frozen=True)
+class WhitespaceConfig:
+    """Chunks by whitespace."""
+
+    begin: Literal["behind", "at"] = doc(
+        "chunks begin behind it, as in [the ][dog], or at it, as in [the][ dog]; subwords with a space in front begin "
+        "one either way",
+        "behind",
+    )
+
+
+@dataclass(frozen=True)
+class BpeConfig(Ranged):
+    """Chunks by the pieces of a BPE tokenizer."""
+
+    tokenizer: str = doc("the SentencePiece tokenizer of the data folder whose pieces count", "sp1024")
+    room: int = doc("room for these pieces, in bytes with one more each", 16_384, least=16, most=1 << 20)
+
+
+@dataclass(frozen=True)
+class EntropyConfig(Ranged):
+    """Chunks by the entropy of a model of counts."""
+
+    order: int = doc("from how many tokens the next one is predicted", 4, least=1, most=16)
+    bits: int = doc("contexts of each length share 2^bits entries", 16, least=4, most=22)
 
 
 @dataclass(frozen=True)
 class RouterConfig(Ranged):
     """Where chunks begin, how many there is room for, and how gradients cross the chunking (S2, PR #1104; S3, PR #1305;
-    arXiv 2507.07955, equations 4-10)."""
+    arXiv 2507.07955, equations 4-10). What only one kind knows lies in a table of that kind's name."""
 
     target: float = doc("N: wanted positions per chunk", above=1)
     loss_weight: float = doc("weight of the ratio loss", 0.03, least=0)
@@ -55,7 +135,6 @@ class RouterConfig(Ranged):
         0.0,
         least=0,
     )
-    dim: int = doc("cosine: width of the vectors that are compared; 0 = the level's (S2)", 0, least=0)
     lr_mult: float = doc("learning-rate multiplier of the router's matrices, on top of the encoder's", 1.0, least=0)
     capacity: CapacityMode = doc(
         "room for chunks: exact = the most that a sequence of the batch has; bucketed = the next of a few sizes, so "
@@ -66,64 +145,29 @@ class RouterConfig(Ranged):
     capacity_buckets: int = doc(
         "bucketed: how many sizes, in geometric steps from length/(2 target) to the length", 8, least=1
     )
-    kind: RouterKind = doc(
-        "cosine = learned (S2); the others are fixed rules, without a loss: whitespace, stride = every N positions, "
-        "random = at the rate 1/N, edges = where a BPE piece cannot go on, entropy = where counts of the training text "
-        "find the next token hardest to predict, at the rate 1/N",
+    kind: str = doc(
+        "cosine = learned (S2); whitespace, stride = every N positions, random = at the rate 1/N, bpe = where a BPE "
+        "piece cannot go on, and entropy = where counts of the training text find the next token hardest to predict, "
+        "at the rate 1/N, are fixed rules without a loss; others by `register_router`",
         "cosine",
     )
-    whitespace: Literal["behind", "at"] = doc(
-        "whitespace: chunks begin behind it, as in [the ][dog], or at it, as in [the][ dog]; subwords with a space in "
-        "front begin one either way",
-        "behind",
-    )
-    edges: str = doc("edges: the SentencePiece tokenizer of the data folder whose pieces count", "sp1024")
-    edges_room: int = doc("edges: room for these pieces, in bytes with one more each", 16_384, least=16, most=1 << 20)
-    order: int = doc("entropy: from how many tokens the next one is predicted", 4, least=1, most=16)
-    order_bits: int = doc("entropy: contexts of each length share 2^bits entries", 16, least=4, most=22)
-    start_target: float = doc(
-        "cosine: N at the start of training, from where it goes to target evenly; 0 = target throughout", 0.0, least=0
-    )
-    target_ramp: float = doc("cosine: the share of the budget that this takes", 0.5, above=0, most=1)
     ratio: Literal["two-sided", "one-sided"] = doc(
-        "cosine: the ratio loss; two-sided = S2's, one-sided = a hinge that only counts chunks beyond the target rate",
+        "the ratio loss; two-sided = S2's, one-sided = a hinge that only counts chunks beyond the target rate",
         "two-sided",
     )
-    init: Literal["identity", "random", "calibrated"] = doc(
-        "cosine: the maps at the start; random = the second one is a random rotation; calibrated = the identity, and a "
-        "learned offset that gives the target rate on the first training text",
-        "identity",
+    start_target: float = doc(
+        "N at the start of training, from where it goes to target evenly; 0 = target throughout", 0.0, least=0
     )
-    sharpness: float = doc("cosine: factor on the log odds of a boundary; 1 = off, more is surer", 1.0, above=0)
-    noise: float = doc(
-        "cosine: scale of the logistic noise on the log odds when boundaries are chosen in training; 0 = none, 1 = a "
-        "boundary is drawn with its probability",
-        0.0,
-        least=0,
-    )
-    policy_weight: float = doc(
-        "cosine: weight of the policy gradient, for boundaries drawn with noise = 1; 0 = off (outermost level only)",
-        0.0,
-        least=0,
-    )
-    guide_weight: float = doc(
-        "cosine: weight at the start of training of p's cross-entropy against the chunks of kind = whitespace, which "
-        "falls to 0 evenly; 0 = off (outermost level only)",
-        0.0,
-        least=0,
-    )
-    guide_share: float = doc("cosine: the share of the budget after which guide_weight is 0", 0.5, above=0, most=1)
-    policy_discount: float = doc(
-        "cosine: what a loss counts for the boundary before it, less by this factor each token", 0.9, least=0, below=1
-    )
+    target_ramp: float = doc("the share of the budget that this takes", 0.5, above=0, most=1)
+    cosine: CosineConfig = doc("what kind = cosine has of its own", CosineConfig())
+    whitespace: WhitespaceConfig = doc("what kind = whitespace has of its own", WhitespaceConfig())
+    bpe: BpeConfig = doc("what kind = bpe has of its own", BpeConfig())
+    entropy: EntropyConfig = doc("what kind = entropy has of its own", EntropyConfig())
+    options: dict[str, Any] = doc("what a registered kind has of its own", {})
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.policy_weight and self.noise != 1:
-            raise BytegolfError(
-                f"policy_weight is {self.policy_weight}, but with noise = {self.noise} boundaries are not drawn with "
-                "their probability: set noise to 1, or policy_weight to 0"
-            )
+        ROUTERS.check(self.kind)
         if 0 < self.start_target <= 1:
             raise BytegolfError(
                 f"start_target is {self.start_target}: give a number above 1, or 0 for the target throughout"
@@ -180,15 +224,26 @@ def check_inner_router(router: RouterConfig) -> None:
             f"main.router.kind is {router.kind!r}, but an inner level sees chunks and no tokens: choose 'cosine' or "
             "'stride' there"
         )
-    for key in ("surprisal_weight", "policy_weight", "guide_weight"):
-        if getattr(router, key) > 0:
+    weights = {
+        "surprisal_weight": router.surprisal_weight,
+        "cosine.policy_weight": router.cosine.policy_weight,
+        "cosine.guide_weight": router.cosine.guide_weight,
+    }
+    for key, weight in weights.items():
+        if weight > 0:
             raise BytegolfError(
-                f"main.router.{key} is {getattr(router, key)}, but only tokens have a loss, and an inner level sees "
+                f"main.router.{key} is {weight}, but only tokens have a loss, and an inner level sees "
                 "chunks: set it to 0 there"
             )
 
 
 NetworkConfig = StackConfig | HNetConfig
+
+
+def network_kind(table: Mapping[str, Any]) -> type[NetworkConfig]:
+    """Which of the two a table of a configuration is: an HNet if it has any of an HNet's keys, else a stack."""
+    own = {field.name for field in dataclasses.fields(HNetConfig)}  # none of them is a stack's
+    return HNetConfig if own & table.keys() else StackConfig
 
 
 def outer_dim(network: NetworkConfig) -> int:
@@ -203,6 +258,13 @@ def levels(network: NetworkConfig) -> list[HNetConfig]:
         found.append(network)
         network = network.main
     return found
+
+
+def stacks(network: NetworkConfig) -> list[StackConfig]:
+    """Every stack of a network: of an H-Net encoder, main network and decoder, level by level."""
+    if isinstance(network, StackConfig):
+        return [network]
+    return [network.encoder, *stacks(network.main), network.decoder]
 
 
 @dataclass(frozen=True)
@@ -228,11 +290,11 @@ class SoftConfig(Ranged):
     )
     mixer: bool = doc("a linear map W behind the blend (S1)", True)
     norm: bool = doc("whether the network still normalises its input; S1's does not", False)
-    init: Literal["default", "edges"] = doc(
-        "edges = b is fitted, before training, to where tokens start (bytes) or words do (subwords)",
+    init: Literal["default", "bpe"] = doc(
+        "bpe = b is fitted, before training, to where tokens start (bytes) or words do (subwords)",
         "default",
     )
-    edges_vocab: int = doc("edges, over bytes: pieces of the BPE tokenizer", 1024, least=300, most=1 << 16)
+    bpe_vocab: int = doc("init = bpe, over bytes: pieces of the BPE tokenizer", 1024, least=300, most=1 << 16)
     lr_mult: float = doc(
         "learning-rate multiplier of the boundary predictor; 0 = its weights stay (b still moves with the embedding)",
         1.0,
@@ -262,9 +324,9 @@ class ModelConfig(Ranged):
         super().__post_init__()
         if any(level.router.capacity == "fixed" for level in levels(self.network)):
             check_fixed_capacity(self, "router.capacity")
-        if self.vocab_size != 260 and any(level.router.kind == "edges" for level in levels(self.network)):
+        if self.vocab_size != 260 and any(level.router.kind == "bpe" for level in levels(self.network)):
             raise BytegolfError(
-                f"network.router.kind is 'edges', which cuts bytes, but vocab_size is {self.vocab_size}: take "
+                f"network.router.kind is 'bpe', which cuts bytes, but vocab_size is {self.vocab_size}: take "
                 "data.tokenizer=byte260 and vocab_size=260, or choose another kind"
             )
 

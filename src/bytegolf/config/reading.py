@@ -10,7 +10,6 @@ import difflib
 import math
 import os
 import tomllib
-import types
 import typing
 from collections.abc import Mapping
 from importlib import resources
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from bytegolf.config.fields import check_ranges
-from bytegolf.config.model import HNetConfig, StackConfig
+from bytegolf.config.model import NetworkConfig, network_kind
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors, read_file
 
@@ -56,9 +55,8 @@ def from_dict(cls: type[T], raw: Any, where: str = "") -> T:
 def _value(kind: Any, raw: Any, where: str) -> Any:
     if type(None) in typing.get_args(kind):  # float | None
         return None if raw is None else _value(typing.get_args(kind)[0], raw, where)
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):  # StackConfig | HNetConfig
-        own = {field.name for field in dataclasses.fields(HNetConfig)}
-        kind = HNetConfig if isinstance(raw, dict) and own & raw.keys() else StackConfig
+    if kind == NetworkConfig:
+        kind = network_kind(raw if isinstance(raw, dict) else {})
     if dataclasses.is_dataclass(kind):
         return from_dict(typing.cast("type[Any]", kind), raw, where)
     if typing.get_origin(kind) is Literal:
@@ -85,6 +83,18 @@ def _value(kind: Any, raw: Any, where: str) -> Any:
     if type(raw) is not kind:
         raise BytegolfError(f"{where} is {raw!r}, a {type(raw).__name__}: give a value of type {kind.__name__}")
     return raw
+
+
+def options_of(kind: type[Any] | None, raw: dict[str, Any], who: str) -> Any:
+    """The free-form ``options`` of a registered class as the dataclass ``kind``, or None if the class has none.
+
+    Raises BytegolfError for options of a class without any, besides what ``from_dict`` raises.
+    """
+    if kind is not None:
+        return from_dict(kind, raw, f"options of {who}")
+    if raw:
+        raise BytegolfError(f"{who} takes no options, but these are given: {', '.join(raw)}")
+    return None
 
 
 def to_dict(config: Any) -> dict[str, Any]:

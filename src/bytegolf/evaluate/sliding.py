@@ -31,9 +31,9 @@ from torch import Tensor
 from bytegolf.model.capacity import EXACT
 from bytegolf.model.chunk import Chunks, smooth
 from bytegolf.model.embed import BOS
-from bytegolf.model.fixed_router import FixedRouter
 from bytegolf.model.hnet import HNet
 from bytegolf.model.lm import EVERYTHING, Forward, LanguageModel
+from bytegolf.model.routers.rule import FixedRouter
 from bytegolf.model.stack import Stack
 from bytegolf.model.trace import RouterTrace
 

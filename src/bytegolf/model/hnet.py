@@ -23,8 +23,8 @@ from bytegolf.model.capacity import Capacity
 from bytegolf.model.chunk import Chunks, smooth_on
 from bytegolf.model.chunk_hash import ChunkHashEmbedding
 from bytegolf.model.layers import Linear
-from bytegolf.model.router_loss import guide_loss, hinge_loss, ratio_loss
-from bytegolf.model.routers import build_router
+from bytegolf.model.routers.build import build_router
+from bytegolf.model.routers.losses import guide_loss, hinge_loss, ratio_loss
 from bytegolf.model.stack import Stack
 from bytegolf.model.trace import RouterTrace, StepTrace
 from bytegolf.ops import primitives as ops
@@ -66,7 +66,7 @@ class HNet(nn.Module):
         """the room for chunks, which may be changed at any time"""
         self.target = config.router.start_target or config.router.target
         """N as the ratio loss wants it now: training moves it"""
-        self.guide = config.router.guide_weight
+        self.guide = config.router.cosine.guide_weight
         """the weight of the guide's loss now: training moves it"""
         self.encoder = Stack(config.encoder)
         self.router = build_router(config.router, dim, vocab_size)

@@ -23,7 +23,7 @@ from bytegolf.model import stepping
 from bytegolf.model.cache import Rows, StackState
 from bytegolf.model.embed import BOS, NOTHING, NgramEmbedding
 from bytegolf.model.hnet import HNet, HNetState, build_network
-from bytegolf.model.router_loss import policy_loss, surprisal_loss
+from bytegolf.model.routers.losses import policy_loss, surprisal_loss
 from bytegolf.model.soft_chunk import SoftChunker, SoftState
 from bytegolf.model.stack import Stack
 from bytegolf.model.storage import declare
@@ -157,10 +157,10 @@ class LanguageModel(nn.Module):
             settings = self.network.config.router
             if settings.surprisal_weight > 0:
                 total = total + settings.surprisal_weight * surprisal_loss(out.traces[0].p, losses)
-            if settings.policy_weight > 0:
+            if settings.cosine.policy_weight > 0:
                 trace = out.traces[0]
-                total = total + settings.policy_weight * policy_loss(
-                    trace.p, trace.proposed, losses, settings.policy_discount
+                total = total + settings.cosine.policy_weight * policy_loss(
+                    trace.p, trace.proposed, losses, settings.cosine.policy_discount
                 )
         return total
 

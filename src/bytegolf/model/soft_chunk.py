@@ -28,8 +28,8 @@ from bytegolf.config import SoftConfig
 from bytegolf.model.cache import Rows
 from bytegolf.model.chunk import smooth, smooth_on
 from bytegolf.model.layers import Linear
-from bytegolf.model.router import THRESHOLD
-from bytegolf.model.router_loss import ratio_loss, surprisal_loss
+from bytegolf.model.routers.base import THRESHOLD
+from bytegolf.model.routers.losses import ratio_loss, surprisal_loss
 from bytegolf.model.trace import SoftTrace
 from bytegolf.ops import primitives as ops
 from bytegolf.ops.functions import wide

@@ -67,7 +67,7 @@ def quantises(config: TrainConfig, step: int, seconds: float) -> bool:
 
 def guide_weight(router: RouterConfig, done: float) -> float:
     """The weight of the guide's loss once the share ``done`` of the budget is used: falls to 0 by ``guide_share``."""
-    return router.guide_weight * (1 - min(1.0, max(0.0, done) / router.guide_share))
+    return router.cosine.guide_weight * (1 - min(1.0, max(0.0, done) / router.cosine.guide_share))
 
 
 def chunk_target(router: RouterConfig, done: float) -> float:

@@ -13,8 +13,8 @@ from bytegolf.device import has_bf16, pick_precision
 from bytegolf.distributed import DistributedContext
 from bytegolf.errors import BytegolfError
 from bytegolf.model.lm import LanguageModel
-from bytegolf.model.preparing import prepare_routers
-from bytegolf.model.router import Material
+from bytegolf.model.routers.base import Material
+from bytegolf.model.routers.prepare import prepare_routers
 from bytegolf.ops import native
 from bytegolf.progress import Reporter
 from bytegolf.training.loop import Trainer
@@ -71,7 +71,7 @@ def initial_model(config: Config, tokenizer: Tokenizer, stream: TokenStream) -> 
     torch.manual_seed(config.train.seed)
     model = LanguageModel(config.model)
     sample = stream.slice(0, min(len(stream), ROUTER_TOKENS))
-    if model.soft and config.model.soft.init == "edges":
+    if model.soft and config.model.soft.init == "bpe":
         fit_edges(model, tokenizer, sample)
     prepare_routers(model, Material(tokenizer, sample, Path(config.data.path)))
     return model

@@ -28,7 +28,7 @@ def block_maps(stage: StackConfig) -> list[Shape]:
 def router_maps(level: HNetConfig) -> list[Shape]:
     """A learned router's two maps; a fixed rule has none."""
     dim = level.encoder.dim
-    return [(dim, level.router.dim or dim)] * 2 if level.router.kind == "cosine" else []
+    return [(dim, level.router.cosine.dim or dim)] * 2 if level.router.kind == "cosine" else []
 
 
 def chunk_hash_map(level: HNetConfig) -> list[Shape]:

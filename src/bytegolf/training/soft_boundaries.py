@@ -53,8 +53,8 @@ def edges_of(
             trained = train_sentencepiece(_documents(text), spec, Path(folder) / "edges", threads=1)
         except BytegolfError as error:
             raise BytegolfError(
-                f"the training text makes no BPE tokenizer of model.soft.edges_vocab = {vocab} pieces: choose another "
-                f"number, or leave out model.soft.init=edges ({error})"
+                f"the training text makes no BPE tokenizer of model.soft.bpe_vocab = {vocab} pieces: choose another "
+                f"number, or leave out model.soft.init=bpe ({error})"
             ) from error
         return stream_starts(trained, ids)
 
@@ -76,7 +76,7 @@ def fit_edges(model: LanguageModel, tokenizer: Tokenizer, sample: Integer[np.nda
     count = min(WINDOWS, len(sample) // WINDOW) or 1
     length = min(WINDOW, len(sample))
     ids = sample[: count * length].astype(np.int64)
-    found = edges_of(tokenizer, ids, sample[:TEXT_TOKENS], model.config.soft.edges_vocab)
+    found = edges_of(tokenizer, ids, sample[:TEXT_TOKENS], model.config.soft.bpe_vocab)
     starts = torch.from_numpy(found).view(count, length)
     tokens = torch.from_numpy(ids).view(count, length)
     with torch.no_grad():

@@ -74,7 +74,7 @@ class Stepper:
         for level in self.model.levels():
             level.target = chunk_target(level.config.router, done)
             level.guide = guide_weight(level.config.router, done)
-        if any(level.config.router.noise for level in self.model.levels()):
+        if any(level.config.router.cosine.noise for level in self.model.levels()):
             draw = (self.config.train.seed * 1_000_003 + progress.step) * self.world.size + self.world.rank
             torch.manual_seed(draw % (1 << 63))
 

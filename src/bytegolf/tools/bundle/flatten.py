@@ -18,16 +18,16 @@ from bytegolf.tools.bundle.reader import read
 
 
 class Flattened:
-    """The statements of some modules that are reached from ``root``, and the names they get."""
+    """The statements of some modules that are reached from ``roots``, and the names they get."""
 
-    def __init__(self, texts: Mapping[str, bytes], root: Target) -> None:
+    def __init__(self, texts: Mapping[str, bytes], *roots: Target) -> None:
         """``texts`` are the sources by the modules' names."""
         self._texts = texts
         self.modules: dict[str, Module] = {}
         self.places: dict[Target, list[tuple[Module, Statement]]] = defaultdict(list)
         self.kept: set[int] = set()
         self.used: set[Target] = set()
-        self._reach(root)
+        self._reach(roots)
         self.flat = self._named()
 
     def _open(self, name: str) -> Module:
@@ -48,8 +48,8 @@ class Flattened:
             target = module.imports[target.name]
         return target
 
-    def _reach(self, root: Target) -> None:
-        waiting = [root]
+    def _reach(self, roots: tuple[Target, ...]) -> None:
+        waiting = list(roots)
         while waiting:
             target = self.source(waiting.pop())
             if target in self.used:

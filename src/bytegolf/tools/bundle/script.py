@@ -16,7 +16,9 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 
 from bytegolf import __version__
-from bytegolf.config import Config, DataConfig
+from bytegolf.config import Config, DataConfig, levels
+from bytegolf.errors import BytegolfError
+from bytegolf.registry import ROUTERS
 from bytegolf.tools.bundle.flatten import Flattened
 from bytegolf.tools.bundle.names import Target
 from bytegolf.tools.bundle.reader import PACKAGE
@@ -31,7 +33,7 @@ _KERNELS = Target("bytegolf.ops.native", "_sources")
 
 def script(config: Config) -> str:
     """The script that trains and scores ``config``; where its data lie is no part of it."""
-    before, after = _around_config()
+    before, after = _around_config(_registered(config))
     plain = dataclasses.replace(config, data=dataclasses.replace(config.data, path=DataConfig().path))
     return before + _literal(plain.to_toml()) + after
 
@@ -43,19 +45,47 @@ def code_bytes(config: Config) -> int:
 
 def requirements() -> list[str]:
     """The public libraries that the script imports, some of them only where a configuration asks for it; sorted."""
-    names = set(_imported(ast.parse("''".join(_around_config()))))
+    every = tuple((package, name) for package, registry in _REGISTRIES.items() for name in registry.built_in)
+    names = set(_imported(ast.parse("''".join(_around_config(every)))))
     return sorted(names - set(sys.stdlib_module_names))
 
 
+_REGISTRIES = {"bytegolf.model.routers": ROUTERS}
+"""Where the package's own implementations lie, one per module of its name."""
+
+
+def _registered(config: Config) -> tuple[tuple[str, str], ...]:
+    """The implementations that ``config`` names: package and name. Raises BytegolfError for one from outside."""
+    found = [("bytegolf.model.routers", level.router.kind) for level in levels(config.model.network)]
+    for package, name in found:
+        if name not in _REGISTRIES[package].built_in:
+            raise BytegolfError(
+                f"the {_REGISTRIES[package].what} {name!r} comes from a plugin, and a submission's one script holds "
+                "the package's own code only: take a kind of the package, or move the plugin into it"
+            )
+    return tuple(sorted(set(found)))
+
+
+def _class(module: str, name: str, text: bytes) -> Target:
+    """The class of a module that registers itself by ``name``: nothing refers to it, so it is a root of its own."""
+    for statement in ast.parse(text).body:
+        for decorator in statement.decorator_list if isinstance(statement, ast.ClassDef) else ():
+            if isinstance(decorator, ast.Call) and ast.unparse(decorator.args[0]) == repr(name):
+                assert isinstance(statement, ast.ClassDef)
+                return Target(module, statement.name)
+    raise AssertionError(f"{module} registers nothing by the name {name}")
+
+
 @functools.cache
-def _around_config() -> tuple[str, str]:
-    """The script before and after its configuration."""
+def _around_config(registered: tuple[tuple[str, str], ...]) -> tuple[str, str]:
+    """The script before and after its configuration, with the ``registered`` implementations in it."""
     texts = dict(_sources(resources.files(PACKAGE), PACKAGE))
     texts[_KERNELS.module] = _with_kernels(texts[_KERNELS.module])
     assert texts[ROOT.module].count(_CONFIG) == 1
     marker = "the configuration goes here"
     texts[ROOT.module] = texts[ROOT.module].replace(_CONFIG, f'\nCONFIG = "{marker}"\n'.encode())
-    flattened = Flattened(texts, ROOT)
+    modules = [(f"{package}.{name}", name) for package, name in registered]
+    flattened = Flattened(texts, ROOT, *(_class(module, name, texts[module]) for module, name in modules))
     parts = [_HEAD.format(version=__version__), "from __future__ import annotations\n\n", *flattened.imports()]
     for module, text in flattened.blocks():
         path = module.name.partition(".")[2].replace(".", "/") or PACKAGE

@@ -1,33 +1,23 @@
-"""Routers: the probability that a chunk begins at each position, and where one does.
-
-``Router`` is what a level asks of one; ``CosineRouter`` is the learned one. Those that follow a fixed rule are in
-``fixed_router``, ``edge_router`` and ``entropy_router``; ``routers`` chooses.
+"""The learned router: a chunk begins where neighbouring vectors point apart (S2; arXiv 2507.07955, equation 4).
 
 Legend: B batch, L positions, D width, R rows of an extension, M width of a memory.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from pathlib import Path
-from typing import ClassVar
-
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bytegolf.config import RouterConfig
-from bytegolf.data.tokenizer import Tokenizer
 from bytegolf.model import stepping
 from bytegolf.model.layers import Linear
+from bytegolf.model.routers.base import THRESHOLD, Material, Router
+from bytegolf.model.routers.whitespace import WhitespaceRouter
 from bytegolf.ops import fused, native
 from bytegolf.ops.functions import wide
-
-THRESHOLD = 0.5
+from bytegolf.registry import register_router
 
 ODDS_FLOOR = 1e-6
 """Probabilities are kept so far from 0 and 1 where their log odds are taken."""
@@ -47,69 +37,7 @@ def _probability(q: Tensor, k: Tensor) -> Tensor:
     return (0.5 * (1 - cosine)).clamp(0, 1)
 
 
-@dataclass(frozen=True)
-class Material:
-    """What a router may be made from before training starts: nothing but the training split."""
-
-    tokenizer: Tokenizer
-    tokens: NDArray[np.uint16]
-    """the beginning of the training split"""
-    folder: Path
-    """the data's, where further tokenizers lie"""
-
-
-class Router(nn.Module, ABC):
-    """Says where chunks begin, from what lies at a position and before it.
-
-    What a rule needs to know goes with the model, as parameters or buffers, and so into checkpoint and artifact.
-    """
-
-    learned: ClassVar[bool] = False
-    """Whether p has a gradient, so that there are losses to train it by."""
-
-    learning_rates: ClassVar = {"": "router_lr"}
-
-    def __init__(self, config: RouterConfig, guide: Router | None = None) -> None:
-        """``guide`` is a fixed rule that training may hold p against."""
-        super().__init__()
-        self.config = config
-        self.guide = guide
-
-    @abstractmethod
-    def forward(
-        self,
-        x: Float[Tensor, "B L D"],
-        first: Bool[Tensor, "B L"] | None = None,
-        tokens: Int[Tensor, "B L"] | None = None,
-    ) -> tuple[Float[Tensor, "B L"], Bool[Tensor, "B L"]]:
-        """p (fp32 or wider) and the boundaries at the positions of ``x``.
-
-        ``first`` marks positions besides the first where a document starts, whose p is 1. ``tokens`` are the ids there,
-        which only the outermost level knows.
-        """
-
-    @abstractmethod
-    def start(self, batch: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """What is remembered of the positions before, (B, M), of ``batch`` sequences that have none."""
-
-    @abstractmethod
-    def extend(
-        self,
-        x: Float[Tensor, "R L D"],
-        memory: Tensor,
-        first: Bool[Tensor, " R"],
-        tokens: Int[Tensor, "R L"] | None = None,
-    ) -> tuple[Float[Tensor, "R L"], Bool[Tensor, "R L"], Tensor]:
-        """p, the boundaries, and what is to be remembered behind each position, (R, L, M), of positions that come after
-        those of ``memory`` (R, M).
-
-        A row whose ``first`` position this is opens a chunk there, whatever its memory.
-        """
-
-    def prepare(self, material: Material) -> None:
-        """Make what the rule needs; called once, before training. Raises BytegolfError where it cannot be made."""
-
-
+@register_router("cosine")
 class CosineRouter(Router):
     """p_t = ½(1 − cos(W_q x_t, W_k x_{t−1})), p_0 = 1; a boundary where p_t ≥ ½ (S2; S4 pairs q and k the other way).
 
@@ -122,10 +50,13 @@ class CosineRouter(Router):
     """
 
     learned = True
+    receptive_field = 1  # p compares a position with the one before it
 
-    def __init__(self, dim: int, config: RouterConfig, guide: Router | None = None) -> None:
-        super().__init__(config, guide)
-        width = config.dim or dim
+    def __init__(self, config: RouterConfig, dim: int, vocab_size: int = 0) -> None:
+        guide = WhitespaceRouter(config, dim, vocab_size) if config.cosine.guide_weight > 0 else None
+        super().__init__(config, dim, vocab_size, guide)
+        own = config.cosine
+        width = own.dim or dim
         self.q_proj = Linear(dim, width)
         self.k_proj = Linear(dim, width)
         if width == dim:
@@ -134,9 +65,9 @@ class CosineRouter(Router):
             nn.init.orthogonal_(self.q_proj.weight)
         with torch.no_grad():
             self.k_proj.weight.copy_(self.q_proj.weight)
-        if config.init == "random":
+        if own.init == "random":
             nn.init.orthogonal_(self.k_proj.weight)
-        self.offset = nn.Parameter(torch.zeros(())) if config.init == "calibrated" else None
+        self.offset = nn.Parameter(torch.zeros(())) if own.init == "calibrated" else None
 
     def forward(
         self,
@@ -147,7 +78,7 @@ class CosineRouter(Router):
         p = self._shaped(boundary_probability(self.q_proj(x), self.k_proj(x)))
         if first is not None:
             p = torch.where(first, torch.ones_like(p), p)
-        if self.training and self.config.noise > 0:
+        if self.training and self.config.cosine.noise > 0:
             return p, self._drawn(p)
         return p, p >= THRESHOLD
 
@@ -157,9 +88,9 @@ class CosineRouter(Router):
 
     def _shaped(self, p: Float[Tensor, "B L"]) -> Float[Tensor, "B L"]:
         """σ(sharpness·logit p + offset); what is certain, as the first position is, stays so."""
-        if self.config.sharpness == 1 and self.offset is None:
+        if self.config.cosine.sharpness == 1 and self.offset is None:
             return p
-        odds = self.config.sharpness * torch.logit(p, ODDS_FLOOR)
+        odds = self.config.cosine.sharpness * torch.logit(p, ODDS_FLOOR)
         if self.offset is not None:
             odds = odds + self.offset
         return torch.where(p < 1, torch.sigmoid(odds), p)
@@ -167,11 +98,14 @@ class CosineRouter(Router):
     def _drawn(self, p: Float[Tensor, "B L"]) -> Bool[Tensor, "B L"]:
         """The boundaries for p with logistic noise on its log odds."""
         noise = torch.logit(torch.rand_like(p), ODDS_FLOOR)
-        return (torch.logit(p.detach(), ODDS_FLOOR) + self.config.noise * noise >= 0) | (p >= 1)
+        return (torch.logit(p.detach(), ODDS_FLOOR) + self.config.cosine.noise * noise >= 0) | (p >= 1)
+
+    @property
+    def calibrated(self) -> bool:
+        return self.offset is not None
 
     @torch.no_grad()
     def calibrate(self, p: Float[Tensor, " X"], target: float) -> None:
-        """Shift the offset so that of positions whose probabilities are ``p`` now, one in ``target`` opens a chunk."""
         if self.offset is not None:
             self.offset.sub_(torch.logit(torch.quantile(p.float(), 1 - 1 / target), ODDS_FLOOR))
 

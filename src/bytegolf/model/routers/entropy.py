@@ -20,26 +20,28 @@ from torch import Tensor
 from bytegolf.config import RouterConfig
 from bytegolf.errors import BytegolfError
 from bytegolf.model.embed import NOTHING
-from bytegolf.model.fixed_router import FixedRouter, mix
-from bytegolf.model.router import Material
+from bytegolf.model.routers.base import Material
+from bytegolf.model.routers.rule import FixedRouter, mix
 from bytegolf.model.storage import declare
+from bytegolf.registry import register_router
 
 HELD_OUT = 0.25
 """Share of the training text on which the threshold is set: contexts that were never counted occur there too."""
 
 
+@register_router("entropy")
 class EntropyRouter(FixedRouter):
     """A verdict for each context: +1 a chunk starts behind it, −1 none does, 0 it was never seen.
 
     The longest context that was seen decides. Contexts share entries by their hash.
     """
 
-    def __init__(self, config: RouterConfig, vocab_size: int) -> None:
-        super().__init__(config)
-        self.width = config.order
+    def __init__(self, config: RouterConfig, dim: int, vocab_size: int = 0) -> None:
+        super().__init__(config, dim, vocab_size)
+        self.width = config.entropy.order
         self.vocab_size = vocab_size
         self.verdicts: Tensor
-        self.register_buffer("verdicts", torch.zeros(config.order, 1 << config.order_bits))
+        self.register_buffer("verdicts", torch.zeros(config.entropy.order, 1 << config.entropy.bits))
         declare(self, "rule", "verdicts")
 
     def scan(
@@ -68,7 +70,7 @@ class EntropyRouter(FixedRouter):
             crossed = crossed | starts[:, width - back + 1 :][:, :length]
             earlier = ids[:, width - back :][:, :length].masked_fill(crossed, NOTHING)
             key = mix(key + earlier + 2)
-            entries.append((key >> 20) & ((1 << self.config.order_bits) - 1))
+            entries.append((key >> 20) & ((1 << self.config.entropy.bits) - 1))
             kept.append(earlier)
         return entries, torch.stack(kept[width - 1 :: -1], -1)
 
@@ -84,7 +86,7 @@ class EntropyRouter(FixedRouter):
             raise BytegolfError("router.kind is 'entropy', but there is hardly any training text: prepare more")
         nothing = self.start(1, tokens.device, tokens.dtype) + NOTHING
         entries, _ = self._contexts(tokens, torch.zeros_like(tokens, dtype=torch.bool), nothing)
-        size = 1 << self.config.order_bits
+        size = 1 << self.config.entropy.bits
         follows = tokens[0].numpy()
         counted = follows[:cut]
         whole, _, _ = _entropies(np.zeros(cut, np.int64), counted, 1, self.vocab_size)

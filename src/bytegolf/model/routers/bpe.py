@@ -21,14 +21,16 @@ from torch import Tensor
 from bytegolf.config import RouterConfig
 from bytegolf.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, load_tokenizer
 from bytegolf.errors import BytegolfError
-from bytegolf.model.fixed_router import FixedRouter
-from bytegolf.model.router import Material
+from bytegolf.model.routers.base import Material
+from bytegolf.model.routers.rule import FixedRouter
 from bytegolf.model.storage import declare
+from bytegolf.registry import register_router
 
 ROOT = 0
 """The node before the first byte of a piece; its number is 0, so that what leads nowhere leads back to it."""
 
 
+@register_router("bpe")
 class BpeRouter(FixedRouter):
     """The walk through the trie of the pieces that ``prepare`` takes from a SentencePiece tokenizer.
 
@@ -36,31 +38,31 @@ class BpeRouter(FixedRouter):
     format of floats. The trie is made of it whenever it is loaded. Special tokens are chunks of their own.
     """
 
-    def __init__(self, config: RouterConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: RouterConfig, dim: int, vocab_size: int = 0) -> None:
+        super().__init__(config, dim, vocab_size)
         self.pieces: Tensor
-        self.register_buffer("pieces", torch.zeros(config.edges_room))
+        self.register_buffer("pieces", torch.zeros(config.bpe.room))
         declare(self, "rule", "pieces")
         self._next: NDArray[np.int64] = np.zeros((1, 256), np.int64)
         """the child of each node by each byte; 0 = none"""
         self.register_load_state_dict_post_hook(_grow)  # type: ignore[no-untyped-call]  # torch gives it no types
 
     def prepare(self, material: Material) -> None:
-        name = self.config.edges
+        name = self.config.bpe.tokenizer
         if not isinstance(material.tokenizer, ByteTokenizer):
             raise BytegolfError(
-                f"router.kind is 'edges', which cuts bytes, but the data's tokens are {material.tokenizer.name}: take "
+                f"router.kind is 'bpe', which cuts bytes, but the data's tokens are {material.tokenizer.name}: take "
                 "data.tokenizer=byte260, or choose another kind"
             )
         tokenizer = load_tokenizer(name, material.folder)
         if not isinstance(tokenizer, SentencePieceTokenizer):
-            raise BytegolfError(f"router.edges is {name!r}, which has no pieces: name a SentencePiece tokenizer")
+            raise BytegolfError(f"router.bpe.tokenizer is {name!r}, which has no pieces: name a SentencePiece one")
         texts = (tokenizer.decode([token], token) for token in range(tokenizer.vocab_size))
         stored = [value for text in texts if len(text) > 1 for value in (*(byte + 1 for byte in text), 0)]
-        if len(stored) > self.config.edges_room:
+        if len(stored) > self.config.bpe.room:
             raise BytegolfError(
-                f"the pieces of {name} take {len(stored)} bytes, more than router.edges_room = "
-                f"{self.config.edges_room}: raise it to that"
+                f"the pieces of {name} take {len(stored)} bytes, more than router.bpe.room = "
+                f"{self.config.bpe.room}: raise it to that"
             )
         self.pieces.zero_()[: len(stored)] = torch.tensor(stored)
         _grow(self)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 
-from bytegolf.model.lm import LanguageModel
-from bytegolf.model.router import CosineRouter, Material
+from bytegolf.model.routers.base import Material
+
+if TYPE_CHECKING:
+    from bytegolf.model.lm import LanguageModel
 
 CALIBRATION_LENGTH, CALIBRATION_ROWS = 1024, 8
 """The sequences of training text, and how many, on which a calibrated router is set to its target rate."""
@@ -23,7 +27,7 @@ def prepare_routers(model: LanguageModel, material: Material) -> None:
     for depth, level in enumerate(model.levels()):
         router = level.router
         router.prepare(material)
-        if isinstance(router, CosineRouter) and router.offset is not None and len(rows):
+        if router.calibrated and len(rows):
             ids = torch.from_numpy(rows[:CALIBRATION_ROWS].astype(np.int64)).to(model.embedding.weight.device)
             trace = model(ids).traces[depth]
             seen = trace.p < 1

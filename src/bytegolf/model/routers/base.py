@@ -1,0 +1,103 @@
+"""What an HNet asks of a router: the probability that a chunk begins at each position, and where one does.
+
+One router per file of this folder; ``build`` finds the one that a configuration names.
+
+Legend: B batch, L positions, D width, R rows of an extension, M width of a memory.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from bytegolf.config import RouterConfig, options_of
+from bytegolf.data.tokenizer import Tokenizer
+
+THRESHOLD = 0.5
+"""A chunk begins where p is at least this."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a router may be made from before training starts: nothing but the training split."""
+
+    tokenizer: Tokenizer
+    tokens: NDArray[np.uint16]
+    """the beginning of the training split"""
+    folder: Path
+    """the data's, where further tokenizers lie"""
+
+
+class Router(nn.Module, ABC):
+    """Says where chunks begin, from what lies at a position and before it.
+
+    What a router knows goes with the model, as parameters or buffers, and so into checkpoint and artifact. Subclasses
+    are made with the same three arguments as this one, and registered by ``register_router``.
+    """
+
+    learned: ClassVar[bool] = False
+    """whether p has a gradient, so that there are losses to train it by"""
+    learning_rates: ClassVar = {"": "router_lr"}
+    Options: ClassVar[type[Any] | None] = None
+    """a frozen dataclass that the table ``router.options`` is read into (None: the router takes no options)"""
+    receptive_field: int | None = None
+    """how many positions before its own, of the vectors x, decide p; None: all of them"""
+
+    def __init__(self, config: RouterConfig, dim: int, vocab_size: int = 0, guide: Router | None = None) -> None:
+        """A router of vectors of width ``dim`` (D) at tokens of ``vocab_size`` ids, or 0 at an inner level, which sees
+        no tokens; ``guide`` is a fixed rule that training may hold p against.
+        """
+        super().__init__()
+        self.config = config
+        self.guide = guide
+        self.options: Any = options_of(self.Options, config.options, f"the router {config.kind!r}")
+
+    @abstractmethod
+    def forward(
+        self,
+        x: Float[Tensor, "B L D"],
+        first: Bool[Tensor, "B L"] | None = None,
+        tokens: Int[Tensor, "B L"] | None = None,
+    ) -> tuple[Float[Tensor, "B L"], Bool[Tensor, "B L"]]:
+        """p (fp32 or wider) and the boundaries at the positions of ``x``.
+
+        ``first`` marks positions besides the first where a document starts, whose p is 1. ``tokens`` are the ids there,
+        which only the outermost level knows.
+        """
+
+    @abstractmethod
+    def start(self, batch: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """What is remembered of the positions before, (B, M), of ``batch`` sequences that have none."""
+
+    @abstractmethod
+    def extend(
+        self,
+        x: Float[Tensor, "R L D"],
+        memory: Tensor,
+        first: Bool[Tensor, " R"],
+        tokens: Int[Tensor, "R L"] | None = None,
+    ) -> tuple[Float[Tensor, "R L"], Bool[Tensor, "R L"], Tensor]:
+        """p, the boundaries, and what is to be remembered behind each position, (R, L, M), of positions that come after
+        those of ``memory`` (R, M).
+
+        A row whose ``first`` position this is opens a chunk there, whatever its memory.
+        """
+
+    def prepare(self, material: Material) -> None:
+        """Make what the rule needs; called once, before training. Raises BytegolfError where it cannot be made."""
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether ``calibrate`` is to be called before training, with what the model's first p are."""
+        return False
+
+    def calibrate(self, p: Float[Tensor, " X"], target: float) -> None:
+        """Move p so that of positions whose probabilities are ``p`` now, one in ``target`` opens a chunk."""

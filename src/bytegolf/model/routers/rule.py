@@ -1,0 +1,81 @@
+"""What routers that follow a fixed rule share: the controls that a learned one must beat.
+
+Their p is 1 where a chunk starts and 0 elsewhere, without a gradient.
+
+Legend: B batch, L positions, D width, R rows of an extension, M width of a memory.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from bytegolf.model.routers.base import Router
+from bytegolf.ops.functions import wide
+
+
+class FixedRouter(Router):
+    """A rule over token ids and positions, the same for a whole sequence and for its continuation: ``scan``."""
+
+    receptive_field = 0  # the rule looks at no vectors; whole windows are asked again, since it may count from a start
+    width: int = 1
+    """M: how many integers are remembered of what came before."""
+
+    @abstractmethod
+    def scan(
+        self, tokens: Int[Tensor, "B L"] | None, first: Bool[Tensor, "B L"], memory: Int[Tensor, "B M"]
+    ) -> tuple[Bool[Tensor, "B L"], Int[Tensor, "B L M"]]:
+        """Where chunks start, and the memory behind each position, of positions that come after those of ``memory``.
+
+        ``first`` marks where documents start: a chunk does too, and what came before counts for nothing.
+        """
+
+    def mark(self, tokens: Int[Tensor, "B L"] | None, first: Bool[Tensor, "B L"]) -> Bool[Tensor, "B L"]:
+        """Where chunks start in whole sequences."""
+        first = first.clone()
+        first[:, 0] = True
+        return self.scan(tokens, first, self.start(first.shape[0], first.device, torch.int64))[0]
+
+    def forward(
+        self,
+        x: Float[Tensor, "B L D"],
+        first: Bool[Tensor, "B L"] | None = None,
+        tokens: Int[Tensor, "B L"] | None = None,
+    ) -> tuple[Float[Tensor, "B L"], Bool[Tensor, "B L"]]:
+        if first is None:
+            first = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
+        boundary = self.mark(tokens, first)
+        return boundary.to(wide(x.dtype)), boundary
+
+    def start(self, batch: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+        return torch.zeros(batch, self.width, dtype=torch.int64, device=device)
+
+    def extend(
+        self,
+        x: Float[Tensor, "R L D"],
+        memory: Tensor,
+        first: Bool[Tensor, " R"],
+        tokens: Int[Tensor, "R L"] | None = None,
+    ) -> tuple[Float[Tensor, "R L"], Bool[Tensor, "R L"], Tensor]:
+        starts = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
+        starts[:, 0] = first
+        boundary, memories = self.scan(tokens, starts, memory)
+        return boundary.to(wide(x.dtype)), boundary, memories
+
+
+def positions(first: Bool[Tensor, "B L"], before: Int[Tensor, "B 1"]) -> Int[Tensor, "B L"]:
+    """Each position's number in its document, the sequence having ``before`` positions of it already."""
+    index = torch.arange(first.shape[1], device=first.device).expand(first.shape)
+    latest = torch.where(first, index, -1).cummax(1).values
+    return torch.where(latest >= 0, index - latest, before + index)
+
+
+def mix(key: Int[Tensor, "*B"]) -> Int[Tensor, "*B"]:
+    """A hash of 64 bits that wraps around: SplitMix64's multiplier, twice, with the high bits folded in between."""
+    for _ in range(2):
+        key = key * -4_658_895_280_553_007_687
+        key = key ^ ((key >> 31) & 0x1_FFFF_FFFF)
+    return key
