@@ -21,7 +21,7 @@ from torch import Tensor
 from bytegolf.config import StackConfig
 from bytegolf.model.attention import Attention
 from bytegolf.ops import native
-from bytegolf.ops.attend import AttentionShape, attend
+from bytegolf.ops.attention import AttentionShape, attention, attention_reference
 from bytegolf.tools.plan.measure import CLOCKS
 
 # name → sequences, length, query heads, key/value heads, head width, window
@@ -44,7 +44,7 @@ def passes(
     """Seconds of one forward and one backward pass."""
     now = CLOCKS[clock]
     started = now()
-    out = attend(packed, module.q_gain, None, heads) if fast else module._attend(packed, None)
+    out = (attention if fast else attention_reference)(packed, module.q_gain, None, heads)
     halfway = now()
     torch.autograd.grad(out, (packed, module.q_gain), g)
     return halfway - started, now() - halfway

@@ -19,9 +19,12 @@ from torch import Tensor
 
 from bytegolf.config import Config, HNetConfig, StackConfig
 from bytegolf.model.residual import Stream
-from bytegolf.model.routers.cosine import boundary_probability
 from bytegolf.ops import native
-from bytegolf.ops import primitives as ops
+from bytegolf.ops.boundary import boundary_probability
+from bytegolf.ops.cross_entropy import softcap_cross_entropy
+from bytegolf.ops.embedding import normed_embedding
+from bytegolf.ops.relu_squared import relu_squared
+from bytegolf.ops.rms_norm import rms_norm
 
 BATCH = 8192
 """Positions a step at most: those of a published batch's micro-batch would take too long here."""
@@ -54,14 +57,14 @@ def cases(config: Config) -> dict[str, Case]:
 
     skip = (values(dim), weights(dim), values(dim), weights(dim))
     return {
-        "norm": (ops.rms_norm, (values(dim),)),
+        "norm": (rms_norm, (values(dim),)),
         "add, norm": (added, (values(dim), values(dim), weights(dim))),
         "add, skip, mix, norm": (joined, (values(dim), *skip, values(dim), weights(2, dim))),
-        "relu squared": (ops.relu_squared, (values(hidden),)),
-        "embedding, norm": (lambda w: ops.normed_embedding(ids, w, torch.bfloat16), (weights(vocab, dim),)),
+        "relu squared": (relu_squared, (values(hidden),)),
+        "embedding, norm": (lambda w: normed_embedding(ids, w, torch.bfloat16), (weights(vocab, dim),)),
         "boundary probability": (boundary_probability, (values(dim), values(dim))),
         "cross entropy": (
-            lambda z: ops.softcap_cross_entropy(z.flatten(0, 1), ids.flatten(), config.model.softcap),
+            lambda z: softcap_cross_entropy(z.flatten(0, 1), ids.flatten(), config.model.softcap),
             (values(vocab),),
         ),
     }

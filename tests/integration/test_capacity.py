@@ -206,7 +206,7 @@ def test_the_ratio_loss_is_of_what_the_router_proposes_and_confidence_of_what_is
         given_boundaries.append(boundary)
         return torch.ones_like(p)
 
-    monkeypatch.setattr("bytegolf.model.chunk.confidence", confidence)
+    monkeypatch.setattr("bytegolf.ops.chunking.confidence", confidence)
     with torch.no_grad(), native.disabled():
         (trace,) = model(ids).traces
     assert given_boundaries[0].sum(1).tolist() == [1, 1]

@@ -14,9 +14,9 @@ from commands import good, refused, stages
 from conftest import scatter
 
 from bytegolf.config import Config, flatten, levels, preset_chain, preset_names, to_dict
-from bytegolf.model.attention import DENSE_LENGTH
 from bytegolf.model.lm import BOS, LanguageModel
 from bytegolf.model.outline import count_parameters, outline
+from bytegolf.ops.attention import DENSE_LENGTH
 
 PARAMETERS = {
     "baseline-sp1024": 17_059_912,  # S0, published

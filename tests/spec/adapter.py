@@ -29,11 +29,11 @@ from bytegolf.config import (
     StackConfig,
     TrainConfig,
 )
-from bytegolf.model.chunk import smooth
 from bytegolf.model.lm import LanguageModel
 from bytegolf.model.routers.cosine import CosineRouter
 from bytegolf.model.storage import storage_kinds
-from bytegolf.ops.attend import rotary_angles
+from bytegolf.ops.chunking import smooth
+from bytegolf.ops.rotary import rotary_angles
 from bytegolf.training.muon import Muon
 from bytegolf.training.optim import Optimizer
 from bytegolf.training.schedule import learning_rate

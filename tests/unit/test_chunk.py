@@ -8,7 +8,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bytegolf.model.chunk import P_FLOOR, Chunks, confidence, smooth, smoothing_weight
+from bytegolf.model.chunk import Chunks
+from bytegolf.ops.chunking import P_FLOOR, confidence, smooth, smoothing_weight
 
 
 @st.composite

@@ -17,8 +17,8 @@ from bytegolf.model.layers import Linear, Mlp
 from bytegolf.model.residual import Stream
 from bytegolf.model.stack import Stack
 from bytegolf.ops import native
-from bytegolf.ops.attend import rotary_angles
-from bytegolf.ops.primitives import NORM_EPS, rotary
+from bytegolf.ops.rms_norm import NORM_EPS
+from bytegolf.ops.rotary import rotary, rotary_angles
 
 D, H, G = 16, 4, 2
 K = D // H
@@ -72,7 +72,7 @@ def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
         yield
         return
     if request.param == "fused":
-        monkeypatch.setattr("bytegolf.model.attention.DENSE_LENGTH", 0)
+        monkeypatch.setattr("bytegolf.ops.attention.DENSE_LENGTH", 0)
     with native.disabled():
         yield
 

@@ -10,7 +10,7 @@ import torch
 from conftest import ModelMaker
 
 from bytegolf.ops import native
-from bytegolf.ops import primitives as ops
+from bytegolf.ops.rms_norm import rms_norm
 
 TINY = b'#include "common.h"\nextern "C" void answer(i64, i64* out) { *out = 42; }\n'
 
@@ -147,4 +147,4 @@ def test_not_for_other_dtypes_or_devices() -> None:
     for x in (torch.zeros(2, 3).half(), torch.zeros(2, 3, dtype=torch.long), torch.zeros(2, 3, device="meta")):
         assert not native.usable(x)
     assert not native.usable(torch.zeros(1), torch.zeros(1).double())
-    assert ops.rms_norm(torch.ones(2, 3).half()).dtype == torch.float16
+    assert rms_norm(torch.ones(2, 3).half()).dtype == torch.float16

@@ -29,13 +29,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from bytegolf.model.capacity import EXACT
-from bytegolf.model.chunk import Chunks, smooth
+from bytegolf.model.chunk import Chunks
 from bytegolf.model.embed import BOS
 from bytegolf.model.hnet import HNet
 from bytegolf.model.lm import EVERYTHING, Forward, LanguageModel
 from bytegolf.model.routers.rule import FixedRouter
 from bytegolf.model.stack import Stack
 from bytegolf.model.trace import RouterTrace
+from bytegolf.ops.chunking import smooth
 
 FORGOTTEN = 24
 """Chunks after which a smoothed vector is forgotten: 2⁻²⁴ is fp32's resolution, and P ≥ ½ at every chunk."""

@@ -14,17 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bytegolf.ops.attention import as_bias
+
 Rows = NDArray[np.int64]
 """Numbers of sequences of a state, or one count a sequence; (R,), on the host."""
-
-
-def as_bias(seen: Bool[Tensor, "*S"], dtype: torch.dtype = torch.float32) -> Float[Tensor, "*S"]:
-    """0 where a query may see a key, −∞ elsewhere: what is added to the scores."""
-    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
 
 
 @dataclass

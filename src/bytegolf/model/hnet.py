@@ -20,14 +20,15 @@ from torch import Tensor, nn
 from bytegolf.config import HNetConfig, NetworkConfig, StackConfig, outer_dim
 from bytegolf.model.cache import Rows, StackState
 from bytegolf.model.capacity import Capacity
-from bytegolf.model.chunk import Chunks, smooth_on
+from bytegolf.model.chunk import Chunks
 from bytegolf.model.chunk_hash import ChunkHashEmbedding
 from bytegolf.model.layers import Linear
 from bytegolf.model.routers.build import build_router
 from bytegolf.model.routers.losses import guide_loss, hinge_loss, ratio_loss
 from bytegolf.model.stack import Stack
 from bytegolf.model.trace import RouterTrace, StepTrace
-from bytegolf.ops import primitives as ops
+from bytegolf.ops.chunking import smooth_on
+from bytegolf.ops.scale_gradient import scale_gradient
 
 
 @dataclass
@@ -136,12 +137,12 @@ class HNet(nn.Module):
         traces.append(RouterTrace(p, chunks.boundary, proposed, valid, loss))
 
         z = self.open(chunks.select(encoded), self.ended(tokens, chunks, first))
-        z = ops.scale_gradient(z, 1 / settings.grad_scale)
+        z = scale_gradient(z, 1 / settings.grad_scale)
         inner_documents = chunks.select_values(documents) if documents is not None else None
         z = self.main(z, inner_documents, chunks.valid, traces)
         z = z[..., : encoded.shape[-1]]
         y = chunks.dechunk(z, p, self.residual(encoded), first)
-        y = ops.scale_gradient(y, settings.grad_scale)
+        y = scale_gradient(y, settings.grad_scale)
         return self.decoder(y, documents)  # type: ignore[no-any-return]
 
     def start(self, batch: int, device: torch.device, dtype: torch.dtype, length: int | None = None) -> HNetState:

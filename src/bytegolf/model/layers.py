@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bytegolf.config import StackConfig
-from bytegolf.ops import primitives as ops
+from bytegolf.ops.relu_squared import relu_squared
 
 
 class Linear(nn.Module):
@@ -51,4 +51,4 @@ class Mlp(nn.Module):
         self.proj = Linear(hidden, config.dim, zero=True)
 
     def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
-        return self.proj(ops.relu_squared(self.fc(x)))
+        return self.proj(relu_squared(self.fc(x)))

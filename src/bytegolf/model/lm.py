@@ -28,8 +28,9 @@ from bytegolf.model.soft_chunk import SoftChunker, SoftState
 from bytegolf.model.stack import Stack
 from bytegolf.model.storage import declare
 from bytegolf.model.trace import RouterTrace, SoftTrace, StepTrace
-from bytegolf.ops import primitives as ops
-from bytegolf.ops.functions import wide
+from bytegolf.ops.autograd import wide
+from bytegolf.ops.cross_entropy import softcap_cross_entropy
+from bytegolf.ops.embedding import normed_embedding
 
 EVERYTHING = 1 << 40
 """A ``lookback`` beyond any length."""
@@ -115,7 +116,7 @@ class LanguageModel(nn.Module):
 
     def look_up(self, ids: Int[Tensor, "B L"], history: Int[Tensor, "B H"] | None = None) -> Float[Tensor, "B L D"]:
         """The embedding of ``ids`` and of the n-grams that end there; ``history`` comes before (None: nothing does)."""
-        x = ops.normed_embedding(ids, self.embedding.weight, self.precision)
+        x = normed_embedding(ids, self.embedding.weight, self.precision)
         if self.ngrams is None:
             return x
         if history is None:
@@ -145,7 +146,7 @@ class LanguageModel(nn.Module):
 
     def losses(self, out: Forward, targets: Int[Tensor, "B L"]) -> Float[Tensor, "B L"]:
         """−log p(target) at each position, in nats and fp32."""
-        flat = ops.softcap_cross_entropy(out.logits.flatten(0, 1), targets.flatten(), self.config.softcap)
+        flat = softcap_cross_entropy(out.logits.flatten(0, 1), targets.flatten(), self.config.softcap)
         return flat.view(targets.shape)
 
     def objective(self, out: Forward, losses: Float[Tensor, "B L"]) -> Float[Tensor, ""]:

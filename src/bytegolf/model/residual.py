@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from bytegolf.ops import fused, native
-from bytegolf.ops import primitives as ops
+from bytegolf.ops.fused_add_rmsnorm import Branch, add_scaled, fused_add_rmsnorm
 
 
 @dataclass(frozen=True)
@@ -19,7 +18,7 @@ class Stream:
     """base + Σ scale·y over the branches, each scaled per channel (S0's attention, MLP and skip scales)."""
 
     base: Float[Tensor, "*B D"]
-    branches: tuple[fused.Branch, ...] = ()
+    branches: tuple[Branch, ...] = ()
 
     def plus(self, y: Float[Tensor, "*B D"], scale: Float[Tensor, " D"]) -> Stream:
         """The stream with one branch more."""
@@ -35,27 +34,17 @@ class Stream:
         """The stream as a tensor."""
         total = self.base
         for y, scale in self.branches:
-            total = ops.add_scaled(total, y, scale)
+            total = add_scaled(total, y, scale)
         return total
 
     def norm(self) -> Float[Tensor, "*B D"]:
         """The RMS norm of the sum."""
-        if self._fits():
-            return fused.read(self.base, self.branches, keep=False)[1]
-        return ops.rms_norm(self.sum())
+        return fused_add_rmsnorm(self.base, self.branches, keep_sum=False)[1]
 
     def read(
         self, x0: Float[Tensor, "*B D"] | None = None, mix: Float[Tensor, "2 D"] | None = None
     ) -> tuple[Stream, Float[Tensor, "*B D"]]:
-        """The stream added up, mixed with ``x0`` if given (``ops.mix``), and its RMS norm, which a block reads."""
-        if self._fits():
-            total, normed = fused.read(self.base, self.branches, x0, mix)
-            assert total is not None
-            return Stream(total), normed
-        total = self.sum()
-        if x0 is not None and mix is not None:
-            total = ops.mix(total, x0, mix)
-        return Stream(total), ops.rms_norm(total)
-
-    def _fits(self) -> bool:
-        return len(self.branches) <= 2 and native.usable(self.base, *(y for y, _ in self.branches))
+        """The stream added up, mixed with ``x0`` if given, and its RMS norm, which a block reads."""
+        total, normed = fused_add_rmsnorm(self.base, self.branches, x0, mix)
+        assert total is not None
+        return Stream(total), normed

@@ -26,13 +26,13 @@ from torch import Tensor, nn
 
 from bytegolf.config import SoftConfig
 from bytegolf.model.cache import Rows
-from bytegolf.model.chunk import smooth, smooth_on
 from bytegolf.model.layers import Linear
 from bytegolf.model.routers.base import THRESHOLD
 from bytegolf.model.routers.losses import ratio_loss, surprisal_loss
 from bytegolf.model.trace import SoftTrace
-from bytegolf.ops import primitives as ops
-from bytegolf.ops.functions import wide
+from bytegolf.ops.autograd import wide
+from bytegolf.ops.chunking import smooth, smooth_on
+from bytegolf.ops.relu_squared import relu_squared
 
 Override = Callable[[Float[Tensor, "B L"], Bool[Tensor, "B L"]], Float[Tensor, "B L"]]
 """What takes the place of b, given a layer's b and where documents begin (b stays 1 there)."""
@@ -87,7 +87,7 @@ class SoftLayer(nn.Module):
         shifted = F.linear(torch.cat((before.unsqueeze(1), x[:, :-1]), 1), earlier)
         y = F.linear(x, own) + shifted + self.boundary_bias.to(x.dtype)
         if self.boundary_out is not None:
-            y = self.boundary_out(ops.relu_squared(y)) + cast("Tensor", self.boundary_out_bias).to(x.dtype)
+            y = self.boundary_out(relu_squared(y)) + cast("Tensor", self.boundary_out_bias).to(x.dtype)
         return y.squeeze(-1).to(wide(x.dtype))
 
     @property

@@ -21,8 +21,8 @@ from bytegolf.model.cache import Rows, Span, StackState
 from bytegolf.model.residual import Stream
 from bytegolf.model.storage import declare
 from bytegolf.model.trace import RouterTrace, StepTrace
-from bytegolf.ops import primitives as ops
-from bytegolf.ops.attend import rotary_angles
+from bytegolf.ops.rms_norm import rms_norm
+from bytegolf.ops.rotary import rotary_angles
 
 
 class Stack(nn.Module):
@@ -53,7 +53,7 @@ class Stack(nn.Module):
 
         The first block of the second half takes the last skip pushed.
         """
-        x0 = ops.rms_norm(x) if self.norms_input else x
+        x0 = rms_norm(x) if self.norms_input else x
         stream = Stream(x0)
         skips: list[Tensor] = []
         for index in range(len(self.blocks)):

@@ -19,8 +19,8 @@ from bytegolf.model.block import Block
 from bytegolf.model.cache import StackState
 from bytegolf.model.embed import BASE, BOS, MIXER, NOTHING, NgramEmbedding
 from bytegolf.ops import native
-from bytegolf.ops.functions import NORM_EPS
-from bytegolf.ops.fused import COSINE_EPS
+from bytegolf.ops.boundary import COSINE_EPS
+from bytegolf.ops.rms_norm import NORM_EPS
 
 
 @dataclass(frozen=True)

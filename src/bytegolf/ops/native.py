@@ -28,6 +28,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor  # (why) private but documented: torch has no other way to tell
 
 from bytegolf.files import cache_folder
 
@@ -57,13 +58,27 @@ def disabled() -> Iterator[None]:
 
 
 def usable(*tensors: Tensor) -> bool:
-    """Whether native kernels can take these tensors: on a CPU, all of one supported dtype, kernels built."""
+    """Whether native kernels can take these tensors: real ones on a CPU, all of one supported dtype, kernels built."""
     first = tensors[0]
-    if not _enabled or first.dtype not in _DTYPES:
+    if not _enabled or first.dtype not in _DTYPES or torch.compiler.is_compiling():
         return False
-    if any(tensor.device.type != "cpu" or tensor.dtype != first.dtype for tensor in tensors):
-        return False
-    return not torch.compiler.is_compiling() and _library() is not None
+    for tensor in tensors:
+        if tensor.device.type != "cpu" or tensor.dtype != first.dtype or is_fake(tensor):
+            return False
+    return _library() is not None
+
+
+def is_fake(tensor: Tensor) -> bool:
+    """Whether a tensor is a FakeTensor: shape, dtype and device without values, as under ``FakeTensorMode``."""
+    return isinstance(tensor, FakeTensor)
+
+
+def check_range(ids: Tensor, size: int, what: str) -> None:
+    """Raise IndexError where one of ``ids`` is not below ``size``: kernels write where ids say."""
+    if ids.numel():
+        low, high = (int(t) for t in ids.aminmax())
+        if low < 0 or high >= size:
+            raise IndexError(f"{what} {low if low < 0 else high} is out of range for an alphabet of {size}")
 
 
 def why_not() -> str | None:

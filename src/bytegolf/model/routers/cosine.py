@@ -6,7 +6,6 @@ Legend: B batch, L positions, D width, R rows of an extension, M width of a memo
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -15,26 +14,11 @@ from bytegolf.model import stepping
 from bytegolf.model.layers import Linear
 from bytegolf.model.routers.base import THRESHOLD, Material, Router
 from bytegolf.model.routers.whitespace import WhitespaceRouter
-from bytegolf.ops import fused, native
-from bytegolf.ops.functions import wide
+from bytegolf.ops.boundary import boundary_probability, cosine_probability
 from bytegolf.registry import register_router
 
 ODDS_FLOOR = 1e-6
 """Probabilities are kept so far from 0 and 1 where their log odds are taken."""
-
-
-def boundary_probability(q: Float[Tensor, "B L D"], k: Float[Tensor, "B L D"]) -> Float[Tensor, "B L"]:
-    """½(1 − cos(q_t, k_{t−1})) at each position t, in at least fp32; 1 at the first."""
-    if native.usable(q, k):
-        return fused.boundary_probability(q, k)
-    return F.pad(_probability(q[:, 1:], k[:, :-1]), (1, 0), value=1.0)
-
-
-def _probability(q: Tensor, k: Tensor) -> Tensor:
-    """½(1 − cos(q, k)) over the last axis."""
-    q, k = (t.to(wide(t.dtype)) for t in (q, k))
-    cosine = torch.cosine_similarity(q, k, dim=-1, eps=fused.COSINE_EPS)
-    return (0.5 * (1 - cosine)).clamp(0, 1)
 
 
 @register_router("cosine")
@@ -123,7 +107,7 @@ class CosineRouter(Router):
             p, keys = stepping.probability(x, self.q_proj.weight, self.k_proj.weight, memory)
         else:
             keys = self.k_proj(x)
-            p = _probability(self.q_proj(x), torch.cat((memory.unsqueeze(1), keys[:, :-1]), 1))
+            p = cosine_probability(self.q_proj(x), torch.cat((memory.unsqueeze(1), keys[:, :-1]), 1))
         p = self._shaped(p)
         p[:, 0].masked_fill_(first, 1)
         return p, p >= THRESHOLD, keys

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from bytegolf.ops.functions import wide
+from bytegolf.ops.autograd import wide
 
 _HORIZON = 128
 """Tokens after which a return no longer counts losses; 0.95^128 is 0.001."""

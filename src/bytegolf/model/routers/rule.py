@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from bytegolf.model.routers.base import Router
-from bytegolf.ops.functions import wide
+from bytegolf.ops.autograd import wide
 
 
 class FixedRouter(Router):

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from bytegolf.device import prepare_device
-from bytegolf.model import attention
-from bytegolf.ops import flexible
+from bytegolf.ops.attention import full_attention, local_attention
+from bytegolf.ops.flex_attention import block_mask, flex_attention
 
 CASES = [(0, False), (8, False), (0, True), (8, True), (64, True)]
 """window, and whether there are several documents"""
@@ -23,8 +23,8 @@ def inputs(length: int, several: bool) -> tuple[Tensor, Tensor, Tensor, Tensor |
 
 def reference(q: Tensor, k: Tensor, v: Tensor, window: int, documents: Tensor | None) -> Tensor:
     if 0 < window < q.shape[1]:
-        return attention._local(q, k, v, window, documents)
-    return attention._full(q, k, v, documents)
+        return local_attention(q, k, v, window, documents)
+    return full_attention(q, k, v, documents)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -33,19 +33,19 @@ def reference(q: Tensor, k: Tensor, v: Tensor, window: int, documents: Tensor | 
 def test_it_is_the_block_path(window: int, several: bool, length: int) -> None:
     q, k, v, documents = inputs(length, several)
     with torch.no_grad():
-        found = flexible.attend(q, k, v, window, documents)
+        found = flex_attention(q, k, v, window, documents)
     torch.testing.assert_close(found, reference(q, k, v, window, documents), rtol=1e-4, atol=1e-5)
 
 
 def test_a_mask_is_made_once_for_the_blocks_of_a_stage() -> None:
     _, _, _, documents = inputs(40, True)
     cpu = torch.device("cpu")
-    first = flexible.block_mask(40, 8, documents, cpu)
-    assert flexible.block_mask(40, 8, documents, cpu) is first
-    assert flexible.block_mask(40, 4, documents, cpu) is not first
+    first = block_mask(40, 8, documents, cpu)
+    assert block_mask(40, 8, documents, cpu) is first
+    assert block_mask(40, 4, documents, cpu) is not first
     assert documents is not None
-    assert flexible.block_mask(40, 4, documents.clone(), cpu) is not flexible.block_mask(40, 4, documents, cpu)
-    assert flexible.block_mask(40, 8, None, cpu) is flexible.block_mask(40, 8, None, cpu)
+    assert block_mask(40, 4, documents.clone(), cpu) is not block_mask(40, 4, documents, cpu)
+    assert block_mask(40, 8, None, cpu) is block_mask(40, 8, None, cpu)
 
 
 @pytest.mark.gpu

@@ -11,10 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bytegolf.config import StackConfig
-from bytegolf.model.attention import Attention
 from bytegolf.ops import native
-from bytegolf.ops.attend import AttentionShape, attend
+from bytegolf.ops.attention import AttentionShape, attention, attention_reference
 
 pytestmark = pytest.mark.skipif(native.why_not() is not None, reason=f"{native.why_not()}")
 
@@ -38,19 +36,11 @@ def documents_of(batch: int, length: int, kind: str) -> Tensor | None:
     return torch.randint(0, 3, (batch, length))
 
 
-def plain(packed: Tensor, gain: Tensor, documents: Tensor | None, heads: AttentionShape) -> Tensor:
-    dim = heads.heads * heads.width
-    module = Attention(StackConfig(1, dim, heads.heads, heads.groups, window=heads.window, rope_base=heads.base))
-    del module.q_gain
-    module.q_gain = gain  # not a parameter: gradients flow on to the argument
-    return module._attend(packed, documents)
-
-
 def both(packed: Tensor, gain: Tensor, documents: Tensor | None, heads: AttentionShape) -> list[tuple[Tensor, Tensor]]:
     """(native, plain) of the value and of the gradients of packed and gain."""
     results = []
     weights = torch.randn(*packed.shape[:2], heads.heads * heads.width, dtype=packed.dtype)
-    for function in (attend, plain):
+    for function in (attention, attention_reference):
         given = [packed.detach().clone().requires_grad_(), gain.detach().clone().requires_grad_()]
         out = function(*given, documents, heads)
         results.append((out.detach(), *torch.autograd.grad(out, given, weights)))
@@ -73,7 +63,7 @@ def both(packed: Tensor, gain: Tensor, documents: Tensor | None, heads: Attentio
 def test_gradcheck(batch: int, length: int, heads: AttentionShape, kind: str, gain: float) -> None:
     given = tuple(t.requires_grad_() for t in inputs(batch, length, heads, torch.float64, gain))
     documents = documents_of(batch, length, kind)
-    assert torch.autograd.gradcheck(lambda *x: attend(*x, documents, heads), given, fast_mode=True, atol=1e-4)
+    assert torch.autograd.gradcheck(lambda *x: attention(*x, documents, heads), given, fast_mode=True, atol=1e-4)
 
 
 @given(
@@ -98,7 +88,7 @@ def test_is_the_plain_form(
         assert (got - wanted).norm() <= gain * (1e-4 + 1e-5 * wanted.norm())  # a gain's is a sum that may cancel
     with torch.no_grad():
         rounded, exact = (
-            attend(packed.to(dtype), gains, documents, heads) for dtype in (torch.bfloat16, torch.float32)
+            attention(packed.to(dtype), gains, documents, heads) for dtype in (torch.bfloat16, torch.float32)
         )
     assert (rounded - exact).norm() < 0.02 * gain * exact.norm()
 
@@ -134,13 +124,13 @@ def test_gains_of_any_size(dtype: torch.dtype) -> None:
 def test_later_positions_change_nothing_by_a_bit(window: int, dtype: torch.dtype) -> None:
     heads = AttentionShape(2, 1, 8, window, 100.0)
     packed, gain = inputs(1, 200, heads, dtype)
-    before = attend(packed, gain, None, heads)
+    before = attention(packed, gain, None, heads)
     for t in (0, 14, 15, 16, 63, 64, 126, 127, 128, 198):
         changed = packed.clone()
         changed[:, t + 1 :] = torch.randn_like(changed[:, t + 1 :]) * 100
-        after = attend(changed, gain, None, heads)
+        after = attention(changed, gain, None, heads)
         assert torch.equal(after[:, : t + 1], before[:, : t + 1])
-        assert torch.equal(attend(packed[:, : t + 1], gain, None, heads), before[:, : t + 1])
+        assert torch.equal(attention(packed[:, : t + 1], gain, None, heads), before[:, : t + 1])
 
 
 @pytest.mark.parametrize("window", [0, 20, 64])
@@ -149,7 +139,7 @@ def test_gradients_reach_exactly_what_is_seen(window: int) -> None:
     packed, gain = inputs(1, 200, heads, torch.float32)
     packed.requires_grad_()
     documents = (torch.arange(200) >= 40).long().unsqueeze(0)
-    out = attend(packed, gain, documents, heads)
+    out = attention(packed, gain, documents, heads)
     for t in (0, 5, 39, 40, 41, 127, 128, 199):
         (gradient,) = torch.autograd.grad(out[0, t].sum(), packed, retain_graph=True)
         values = gradient[0, :, -heads.width :].abs().sum(1) > 0
@@ -161,8 +151,10 @@ def test_a_window_sees_no_further_in_a_long_sequence() -> None:
     """And distances are all that rotary positions add, so the end of a sequence is a sequence."""
     heads = AttentionShape(2, 1, 16, 64, 10_000.0)
     packed, gain = inputs(1, 5000, heads, torch.float32)
-    whole = attend(packed, gain, None, heads)
-    torch.testing.assert_close(whole[:, -300:], attend(packed[:, -363:], gain, None, heads)[:, 63:], rtol=0, atol=1e-3)
+    whole = attention(packed, gain, None, heads)
+    torch.testing.assert_close(
+        whole[:, -300:], attention(packed[:, -363:], gain, None, heads)[:, 63:], rtol=0, atol=1e-3
+    )
 
 
 def test_threads_change_nothing() -> None:
@@ -171,7 +163,7 @@ def test_threads_change_nothing() -> None:
 
     def run() -> tuple[Tensor, ...]:
         given = [packed.clone().requires_grad_(), gain.clone().requires_grad_()]
-        out = attend(*given, None, heads)
+        out = attention(*given, None, heads)
         return (out.detach(), *torch.autograd.grad(out.float().square().sum(), given))
 
     alone = run()
@@ -187,9 +179,9 @@ def test_threads_change_nothing() -> None:
 def test_gradients_that_are_views() -> None:
     packed, gain = inputs(2, 9, HEADS, torch.float64)
     packed.requires_grad_()
-    (summed,) = torch.autograd.grad(attend(packed, gain, None, HEADS).sum(), packed)
+    (summed,) = torch.autograd.grad(attention(packed, gain, None, HEADS).sum(), packed)
     weights = torch.ones(2, 9, 16, dtype=torch.float64)
-    (weighted,) = torch.autograd.grad(attend(packed, gain, None, HEADS), packed, weights)
+    (weighted,) = torch.autograd.grad(attention(packed, gain, None, HEADS), packed, weights)
     assert torch.equal(summed, weighted)
 
 

@@ -14,9 +14,12 @@ from torch import Tensor
 from bytegolf.config import OptimConfig
 from bytegolf.model.lm import LanguageModel
 from bytegolf.model.residual import Stream
-from bytegolf.model.routers.cosine import boundary_probability
 from bytegolf.ops import native
-from bytegolf.ops import primitives as ops
+from bytegolf.ops.boundary import boundary_probability
+from bytegolf.ops.cross_entropy import softcap_cross_entropy
+from bytegolf.ops.embedding import normed_embedding
+from bytegolf.ops.relu_squared import relu_squared
+from bytegolf.ops.rms_norm import rms_norm
 from bytegolf.training.optim import Optimizer
 
 pytestmark = pytest.mark.skipif(native.why_not() is not None, reason=str(native.why_not()))
@@ -56,11 +59,11 @@ def test_native_is_plain_for_any_shape(rows: int, width: int, dtype: torch.dtype
     x, y, z, x0 = (values(2, rows, width) for _ in range(4))
     for function, inputs in (
         (joined, (x, y, scales[0], z, scales[1], x0, mix)),
-        (ops.rms_norm, (x,)),
-        (ops.relu_squared, (x,)),
+        (rms_norm, (x,)),
+        (relu_squared, (x,)),
         (boundary_probability, (x, y)),
-        (lambda logits: ops.softcap_cross_entropy(logits, ids, cap), (values(rows, width) * 3,)),
-        (lambda w: ops.normed_embedding(torch.cat((ids, ids)), w, dtype), (mix.new_ones(rows, 1) * mix[:1],)),
+        (lambda logits: softcap_cross_entropy(logits, ids, cap), (values(rows, width) * 3,)),
+        (lambda w: normed_embedding(torch.cat((ids, ids)), w, dtype), (mix.new_ones(rows, 1) * mix[:1],)),
     )[: 5 if rows != width else 6]:
         ours = results(function, inputs)
         with native.disabled():

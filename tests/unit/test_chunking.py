@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bytegolf.model.capacity import EXACT, Capacity
-from bytegolf.model.chunk import P_FLOOR, Chunks
+from bytegolf.model.chunk import Chunks
 from bytegolf.ops import native
+from bytegolf.ops.chunking import P_FLOOR
 
 
 @pytest.fixture(params=["plain", "native"])
