@@ -90,10 +90,11 @@ def project(
     """q (with gain and the 1/√K of the scores), k and v of the projection; q and k normalised and rotated."""
     packed = torch.unflatten(packed, -1, (-1, shape.width))
     # (why) q and k lie side by side, and norm and rotation treat heads alike: one operation each for both
-    qk = rotary(rms_norm(packed[..., : shape.heads + shape.groups, :]), cos, sin)
+    both = shape.heads + shape.groups
+    qk = rotary(rms_norm(packed.narrow(-2, 0, both)), cos, sin)
     gain = (q_gain.to(wide(packed.dtype)) * shape.width**-0.5).to(packed.dtype)
-    q = qk[..., : shape.heads, :] * gain.unsqueeze(-1)
-    return q, qk[..., shape.heads :, :], packed[..., shape.heads + shape.groups :, :]
+    q = qk.narrow(-2, 0, shape.heads) * gain.unsqueeze(-1)
+    return q, qk.narrow(-2, shape.heads, shape.groups), packed.narrow(-2, both, shape.groups)
 
 
 # ------------------------------------------------------------------------------------------------- masks

@@ -9,7 +9,8 @@ Every file of this folder holds one operation, in up to four forms:
   the reference is the eager form too.
 - the **native** form: one C++ kernel each way (``kernels/``), on a CPU. Callers ask ``native.usable`` for it.
 - the **fake**: under ``FakeTensorMode`` no kernel may run, as there is no memory behind a tensor. The eager form then
-  gives shapes, dtypes and devices, since all it does are PyTorch's own operations.
+  gives shapes, dtypes and devices, since all it does are PyTorch's own operations. It takes parts of tensors with
+  ``narrow``, ``select`` and ``unbind``: ``x[:, 1:]`` and ``~x`` ask for the driver of x's device, even if x is a fake.
 
 The public function has the file's name and picks.
 """

@@ -25,7 +25,8 @@ def boundary_probability(q: Float[Tensor, "B L D"], k: Float[Tensor, "B L D"]) -
     """½(1 − cos(q_t, k_{t−1})) at each position t, in at least fp32; 1 at the first."""
     if native.usable(q, k):
         return _native(q, k)
-    return F.pad(cosine_probability(q[:, 1:], k[:, :-1]), (1, 0), value=1.0)
+    later = q.shape[1] - 1
+    return F.pad(cosine_probability(q.narrow(1, 1, later), k.narrow(1, 0, later)), (1, 0), value=1.0)
 
 
 def cosine_probability(q: Float[Tensor, "*B D"], k: Float[Tensor, "*B D"]) -> Float[Tensor, "*B"]:

@@ -144,7 +144,7 @@ def smooth(
         ½·¾        ½·¾       ¼
     """
     fresh = torch.zeros_like(p, dtype=torch.bool) if first is None else first.clone()
-    fresh[:, 0] = True
+    fresh.select(1, 0).fill_(True)
     weight = smoothing_weight(p)
     keep = torch.where(fresh, torch.full_like(weight, _FORGET), torch.log1p(-weight))
     take = torch.where(fresh, torch.ones_like(weight), weight)
@@ -159,11 +159,11 @@ def smooth(
     out = inner.to(z.dtype) @ z_blocks
     if out.shape[1] > 1:
         # z̄ at the end of each block if nothing came before it, then with what came before
-        ends = out[:, :, -1]
+        ends = out.select(2, -1)
         carried = _decays(keep.sum(-1)).to(z.dtype) @ ends
-        before = F.pad(carried[:, :-1], (0, 0, 1, 0))
+        before = F.pad(carried.narrow(1, 0, carried.shape[1] - 1), (0, 0, 1, 0))
         out = torch.addcmul(out, keep.cumsum(-1).exp().to(z.dtype).unsqueeze(-1), before.unsqueeze(2))
-    return out.flatten(1, 2)[:, :chunks]
+    return out.flatten(1, 2).narrow(1, 0, chunks)
 
 
 def smooth_on(
@@ -173,9 +173,9 @@ def smooth_on(
     if z.shape[1] == 1:
         weight = smoothing_weight(p).masked_fill(first.unsqueeze(1), 1).unsqueeze(-1)
         return torch.lerp(before.unsqueeze(1), z, weight.to(z.dtype))
-    fresh = torch.zeros(z.shape[0], z.shape[1] + 1, dtype=torch.bool, device=z.device)
-    fresh[:, 1] = first
-    return smooth(torch.cat((before.unsqueeze(1), z), 1), F.pad(p, (1, 0), value=1.0), fresh)[:, 1:]
+    fresh = F.pad(first.unsqueeze(1), (1, z.shape[1] - 1))  # the first of these, behind ``before``
+    smoothed = smooth(torch.cat((before.unsqueeze(1), z), 1), F.pad(p, (1, 0), value=1.0), fresh)
+    return smoothed.narrow(1, 1, z.shape[1])
 
 
 def _decays(keep: Float[Tensor, "*B T"]) -> Float[Tensor, "*B T T"]:
@@ -187,8 +187,8 @@ def _decays(keep: Float[Tensor, "*B T"]) -> Float[Tensor, "*B T T"]:
     size = keep.shape[-1]
     lower = torch.ones(size, size, dtype=torch.bool, device=keep.device).tril()
     rows = keep.unsqueeze(-1).expand(*keep.shape, size)
-    sums = rows.masked_fill(~lower.tril(-1), 0).cumsum(-2)
-    return sums.masked_fill(~lower, float("-inf")).exp()
+    sums = rows.masked_fill(lower.tril(-1).logical_not(), 0).cumsum(-2)
+    return sums.masked_fill(lower.logical_not(), float("-inf")).exp()
 
 
 # (why) One thread walks a sequence's positions as the recurrence says, with 256 channels at a time in its cache: the

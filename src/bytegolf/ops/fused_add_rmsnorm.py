@@ -87,19 +87,19 @@ def mix_streams_reference(
     x: Float[Tensor, "*B D"], x0: Float[Tensor, "*B D"], weights: Float[Tensor, "2 D"]
 ) -> Float[Tensor, "*B D"]:
     """The formula."""
-    weights = weights.to(x.dtype)
-    return x * weights[0] + x0 * weights[1]
+    m0, m1 = weights.to(x.dtype).unbind()
+    return x * m0 + x0 * m1
 
 
 def _mix_forward(x: Tensor, x0: Tensor, mix: Tensor) -> tuple[Tensor, Saved, tuple[()]]:
-    weights = mix.to(x.dtype)
-    return torch.addcmul(x * weights[0], x0, weights[1]), (x, x0, mix), ()
+    m0, m1 = mix.to(x.dtype).unbind()
+    return torch.addcmul(x * m0, x0, m1), (x, x0, mix), ()
 
 
 def _mix_backward(g: Tensor, x: Tensor, x0: Tensor, mix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    weights = mix.to(g.dtype)
+    m0, m1 = mix.to(g.dtype).unbind()
     d_mix = torch.stack((_column_sums(g, x), _column_sums(g, x0)))
-    return g * weights[0], g * weights[1], d_mix
+    return g * m0, g * m1, d_mix
 
 
 _mix = differentiable(_mix_forward, _mix_backward)
@@ -108,7 +108,7 @@ _mix = differentiable(_mix_forward, _mix_backward)
 def _column_sums(a: Tensor, b: Tensor) -> Tensor:
     """Σ over rows of a·b, (D,): through a product with ones, which accumulates in fp32 and beats ``sum(0)``."""
     product = rows_of(a * b)
-    return (product.new_ones(1, product.shape[0]) @ product)[0]
+    return (product.new_ones(1, product.shape[0]) @ product).squeeze(0)
 
 
 # ------------------------------------------------------------------------------------------------- native

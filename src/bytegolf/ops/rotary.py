@@ -44,14 +44,12 @@ def rotary_reference(
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    half = x.shape[-1] // 2
-    first, second = x[..., :half], x[..., half:]
+    first, second = x.chunk(2, -1)
     out = torch.empty_like(x)
     # (why) written into the halves of the result: a concatenation would pass over everything once more
-    torch.mul(first, cos, out=out[..., :half])
-    out[..., :half].addcmul_(second, sin)
-    torch.mul(second, cos, out=out[..., half:])
-    out[..., half:].addcmul_(first, sin, value=-1)
+    turned_first, turned_second = out.chunk(2, -1)
+    torch.mul(first, cos, out=turned_first).addcmul_(second, sin)
+    torch.mul(second, cos, out=turned_second).addcmul_(first, sin, value=-1)
     return out
 
 
