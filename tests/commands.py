@@ -87,7 +87,7 @@ def cli(*arguments: object, stdin: bytes = b"") -> Ran:
 def good(*arguments: object, stdin: bytes = b"") -> Ran:
     """``cli``, for commands that must succeed."""
     ran = cli(*arguments, stdin=stdin)
-    assert ran.code == 0, ran.err
+    assert ran.code == 0, ran.err or ran.out
     return ran
 
 

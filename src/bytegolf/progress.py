@@ -1,9 +1,9 @@
-"""What a run says while it goes: rows of metrics.jsonl, one live line on a terminal, alarms in words."""
+"""What long work tells while it goes on: one live line on a terminal, plain lines now and then elsewhere."""
 
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.live import Live
@@ -11,6 +11,23 @@ from rich.text import Text
 
 PLAIN_LINE_EVERY = 15.0
 """Seconds between progress lines where there is no terminal to rewrite one on."""
+
+
+class Teller(Protocol):
+    """What long work needs to tell of itself; ``Reporter`` is one, and so is what a submission's script has."""
+
+    def __enter__(self) -> Teller: ...
+
+    def __exit__(self, *exc: Any) -> None: ...
+
+    def progress(self, text: str, last: bool = False) -> None:
+        """Show ``text`` as the current state of things; the ``last`` one is shown in any case."""
+
+    def say(self, text: str) -> None:
+        """Print a lasting line."""
+
+    def warn(self, text: str) -> None:
+        """Print a lasting warning."""
 
 
 class Reporter:
@@ -55,3 +72,32 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(max(0, round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class Pace:
+    """How fast work goes and how long it will take: ``line`` says so after each part of it.
+
+    >>> pace = Pace(total=4_000_000)
+    >>> pace.done = 1_000_000
+    >>> pace.line(1_000_000, seconds=2.0)
+    '25% · 500.0 kB/s · 0:06 left'
+    """
+
+    def __init__(self, total: float | None = None) -> None:
+        self.total = total
+        """how much there is to do, in any unit; None: nobody knows"""
+        self.done = 0.0
+        self._started = time.perf_counter()
+
+    def seconds(self) -> float:
+        """Since the start; above 0."""
+        return max(1e-9, time.perf_counter() - self._started)
+
+    def line(self, size: float, seconds: float | None = None) -> str:
+        """The share that is done, bytes per second for ``size`` bytes, and the time left, which assumes that pace."""
+        spent = self.seconds() if seconds is None else seconds
+        rate = f"{size / spent / 1000:.1f} kB/s"
+        if not self.total or not self.done:
+            return rate
+        left = spent * (self.total - self.done) / self.done
+        return f"{self.done / self.total:.0%} · {rate} · {clock(left)} left"

@@ -25,7 +25,7 @@ from bytegolf.evaluate.score import Observer
 from bytegolf.evaluate.windows import Window, targets_of
 from bytegolf.model.outline import count_parameters
 from bytegolf.model.trace import RouterTrace
-from bytegolf.progress import Reporter, clock
+from bytegolf.progress import Pace, Reporter
 from bytegolf.tools.bundle.ledger import LIMIT
 from bytegolf.tools.bundle.script import code_bytes
 
@@ -124,17 +124,11 @@ def _teller(
 ) -> Callable[[Score], None]:
     """What is told after each batch: the share that is done, the pace, the time left, and the score so far."""
     targets = targets_of(tokens, mode.seq_len, limit)
-    if not mode.adapts:
-        targets = -(-targets // world.size)
-    started = time.perf_counter()
+    pace = Pace(targets if mode.adapts else -(-targets // world.size))
 
     def show(total: Score) -> None:
-        spent = time.perf_counter() - started
-        left = spent * (targets - total.tokens) / total.tokens
-        reporter.progress(
-            f"scored {total.tokens / targets:.0%} · {total.bytes / spent / 1000:.1f} kB/s · "
-            f"{clock(left)} left · bpb {total.bpb:.4f}"
-        )
+        pace.done = total.tokens
+        reporter.progress(f"scored {pace.line(total.bytes)} · bpb {total.bpb:.4f}")
 
     return show
 

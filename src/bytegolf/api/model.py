@@ -16,7 +16,8 @@ from typing import Any, Literal, overload
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from bytegolf.analyze.reading import Reading, read_text
@@ -133,13 +134,11 @@ class Model:
     # ------------------------------------------------------------------------------------------------ distributions
 
     @torch.inference_mode()
-    def logits(
-        self, ids: Int[Tensor, "B L"] | Int[np.ndarray, "B L"] | Sequence[Sequence[int]]
-    ) -> Float[Tensor, "B L V"]:
+    def logits(self, ids: ArrayLike | Tensor) -> Float[Tensor, "B L V"]:
         """The logits of the token after each position, softcapped and in fp32: a softmax of them is the distribution.
 
-        ``ids`` are token ids (``tokenizer.encode``); a text begins with ``tokenizer.BOS``. A sequence is read as one
-        window, of whatever length.
+        ``ids`` (B, L) are token ids (``tokenizer.encode``): lists, an array or a tensor. A text begins with
+        ``tokenizer.BOS``. A sequence is read as one window, of whatever length.
         """
         batch = torch.as_tensor(ids, dtype=torch.int64, device=self.device)
         if batch.ndim != 2:

@@ -108,11 +108,11 @@ def causality(
     border = [mode.seq_len - 1, mode.seq_len]
     drawn = 2 * chance.integers(0, max(1, last // 2), cuts) + np.arange(cuts) % 2
     places = sorted({int(at) for at in (*drawn, *border) if 0 <= at < last})
-    before = mode.logits(model, tokens, tokenizer)
+    before = mode.target_logits(model, tokens, tokenizer)
     worst, changed, where = 0.0, 0, ""
     for at in places:
         for name, future in _futures(tokens[at + 1 :], model.config.vocab_size, chance):
-            after = mode.logits(model, np.concatenate((tokens[: at + 1], future)), tokenizer)
+            after = mode.target_logits(model, np.concatenate((tokens[: at + 1], future)), tokenizer)
             moved = _difference(before[: at + 1], after[: at + 1])
             if moved > worst:
                 worst, where = moved, f"{name} behind token {at}"

@@ -148,7 +148,9 @@ class ScoringMode:
                 turn=(world.rank, world.size),
             )
 
-    def logits(self, model: LanguageModel, tokens: Int[np.ndarray, " N"], tokenizer: Tokenizer) -> Float[Tensor, "T V"]:
+    def target_logits(
+        self, model: LanguageModel, tokens: Int[np.ndarray, " N"], tokenizer: Tokenizer
+    ) -> Float[Tensor, "T V"]:
         """The softcapped logits of each target of ``tokens``, whose windows must come out even: what its losses use."""
         seen: list[Tensor] = []
         with watched(model, lambda out: seen.append(model.cap(out.logits).flatten(0, 1).cpu())):

@@ -23,7 +23,7 @@ from bytegolf.files import disk_errors, write_atomically
 from bytegolf.infer import compressors
 from bytegolf.infer.codec import Codec
 from bytegolf.infer.results import Compression, CompressorComparison, CompressorResult, Decompression
-from bytegolf.progress import Reporter, clock
+from bytegolf.progress import Pace, Reporter
 
 _Result = TypeVar("_Result")
 
@@ -144,21 +144,19 @@ def _contents(source: Path) -> bytes:
 
 
 class _Progress:
-    """How far it is, how fast, and how long it will take."""
+    """Tells how far compressing or decompressing is."""
 
     def __init__(self, reporter: Reporter, done: str) -> None:
-        self._reporter, self._done = reporter, done
-        self._started, self._bytes = time.perf_counter(), 0
+        self._reporter, self._done, self._pace = reporter, done, Pace()
 
     def __call__(self, count: int, total: int | None) -> None:
-        self._bytes += count
-        pace = self._bytes / self.seconds()
-        left = f" · {self._bytes / total:.0%} · {clock((total - self._bytes) / pace)} left" if total else ""
-        self._reporter.progress(f"{self._done} {self._bytes / 1e6:.2f} MB · {pace / 1000:.1f} kB/s{left}")
+        self._pace.total = total
+        self._pace.done += count
+        self._reporter.progress(f"{self._done} {self._pace.done / 1e6:.2f} MB · {self._pace.line(self._pace.done)}")
 
     def seconds(self) -> float:
         """Since the start; above 0."""
-        return max(1e-9, time.perf_counter() - self._started)
+        return self._pace.seconds()
 
 
 @contextlib.contextmanager
