@@ -42,10 +42,10 @@ from bytegolf.distributed import DistributedContext
 from bytegolf.model.lm import LanguageModel
 from bytegolf.model.outline import count_parameters
 from bytegolf.tools.plan.measure import CLOCKS, matmul_peak, timed
+from bytegolf.tools.plan.work import forward_flops
 from bytegolf.training.average import WeightAverage
 from bytegolf.training.compiling import compile_stacks
 from bytegolf.training.optim import Optimizer
-from bytegolf.training.work import forward_flops
 
 PARTS = ("data", "forward", "backward", "optimiser")
 
@@ -179,7 +179,7 @@ def measure(
     tokens, seq_len = config.train.batch_tokens, config.train.seq_len
     ngrams = config.model.ngrams
     ends = config.model.vocab_size + (ngrams.longest - 1) * ngrams.dim  # the embedding's map and the logits
-    flops = 3 * forward_flops(config.model.network, tokens, seq_len, steps.rates)
+    flops = 3 * forward_flops(steps.model.network, tokens, seq_len, steps.rates)
     flops += 3 * 2 * tokens * outer_dim(config.model.network) * ends
     peak = matmul_peak(steps.device, steps.model.precision, clock)
     return {

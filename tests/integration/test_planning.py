@@ -26,15 +26,13 @@ from bytegolf.model.layers import Linear
 from bytegolf.model.lm import LanguageModel
 from bytegolf.model.outline import count_parameters, outline
 from bytegolf.ops import native
-from bytegolf.tools.plan import devices
+from bytegolf.tools.plan import devices, work
 from bytegolf.tools.plan.devices import DEVICES
 from bytegolf.tools.plan.prediction import OURS, against_published, predict
 from bytegolf.tools.plan.published import STEP_TIMES
 from bytegolf.tools.plan.roofline import part_times, seconds
-from bytegolf.training import work
-from bytegolf.training.memory import SHARE, activation_bytes, at_a_time, memory_use
-from bytegolf.training.shapes import matrices, tables
-from bytegolf.training.work import Code, Op, chunk_rates, forward_flops, most_chunks, step_work
+from bytegolf.tools.plan.work import Code, Op, chunk_rates, forward_flops, matrices, step_work
+from bytegolf.training.memory import SHARE, activation_bytes, at_a_time, memory_use, most_chunks
 
 STAGE = StackConfig(layers=3, dim=32, heads=4, kv_heads=2)
 ROUTER = RouterConfig(4.0, capacity="fixed", capacity_divisor=4.0)
@@ -58,7 +56,7 @@ def test_flops_are_those_of_the_products_that_a_model_runs(network: StackConfig 
         chunks = length // 4
         upper += upper + 3 * 2 * chunks * 4 * 32 * (chunks // 2)
         logits += 2 * 2 * chunks * chunks * 32  # the smoothing, a product with a triangular matrix
-    assert counter.get_total_flops() == forward_flops(network, 128, length, [0.25]) + logits + upper
+    assert counter.get_total_flops() == forward_flops(model.network, 128, length, [0.25]) + logits + upper
 
 
 @pytest.mark.parametrize(
@@ -75,17 +73,17 @@ def test_what_is_counted_is_what_the_model_has(source: str | Path, changes: list
         id(one.weight) for name, one in model.named_modules() if ".router." in name and isinstance(one, Linear)
     }
     moved = [
-        (one.weight.shape[1], rows)
+        (rows, one.weight.shape[1])
         for one in model.modules()
         if isinstance(one, Linear) and not (config.optim.router_lr and id(one.weight) in of_routers)
         for rows in one.splits
     ]
-    assert sorted(matrices(config)) == sorted(moved)
-    assert list(tables(config.model)) == [tuple(each.table.shape) for each in row_tables(model)]
+    assert sorted(matrices(config, model)) == sorted(moved)
     if changes:
         return
+    looked_up = [each.table.shape for each in row_tables(model)]
     embedding = (config.model.vocab_size, outer_dim(config.model.network))
-    known = sum(rows * width for rows, width in (*matrices(config), *tables(config.model), embedding))
+    known = sum(rows * width for rows, width in (*matrices(config, model), *looked_up, embedding))
     linear = {id(one.weight) for one in model.modules() if isinstance(one, Linear)}
     others = [each for name, each in model.named_parameters() if id(each) not in linear and not name.endswith("table")]
     vectors = sum(each.numel() for each in others if each is not model.embedding.weight)
@@ -98,13 +96,17 @@ def test_a_steps_work_has_three_times_the_forward_products(preset: str) -> None:
     config = Config.load(preset)
     rates = chunk_rates(config.model)
     positions, length = config.train.batch_tokens / 8, config.train.seq_len
-    parts = [op for op in step_work(config, 8, Code(True, smoothing="scan"), rates) if op.part.startswith("network")]
+    model = outline(config.model)
+    scanned = step_work(config, model, 8, Code(True, smoothing="scan"), rates)
+    parts = [op for op in scanned if op.part.startswith("network")]
     ends = 2 * positions * 512 * config.model.vocab_size
     # attention's backward pass takes 2.5 times its forward pass
     products = sum(op.flops for op in parts if op.kind == "matmul") / 3
     attention = sum(op.flops for op in parts if op.kind == "attention") / 3.5
-    assert products + attention == pytest.approx(forward_flops(config.model.network, positions, length, rates))
-    logits = [op for op in step_work(config, 8, Code(True), rates) if op.part == "logits" and op.kind == "matmul"]
+    assert products + attention == pytest.approx(forward_flops(model.network, positions, length, rates))
+    logits = [
+        op for op in step_work(config, model, 8, Code(True), rates) if op.part == "logits" and op.kind == "matmul"
+    ]
     assert logits[0].flops == 3 * ends
 
 
@@ -113,26 +115,26 @@ def test_published_step_times_are_met_with_fewer_constants_than_there_are_figure
     rows = against_published()
     constants = (devices.LAUNCH, devices.MATMUL, devices.ATTENTION, devices.MEMORY, devices.SCAN, devices.SCATTER)
     assert len(constants) + len((work.SPREAD, work._LOOP_KERNELS)) < len(rows)
-    assert {row["published_ms"] for row in rows} >= {43.54, 245.0, 93.2}
+    assert {row.published_ms for row in rows} >= {43.54, 245.0, 93.2}
     for row in rows:
-        assert abs(row["error"]) < 0.3, row
-        assert row["error"] == pytest.approx(row["predicted_ms"] / row["published_ms"] - 1, abs=1e-3)
+        assert abs(row.error) < 0.3, row
+        assert row.error == pytest.approx(row.predicted_ms / row.published_ms - 1, abs=1e-3)
 
 
 def test_published_memory_is_met() -> None:
-    known = [row for row in against_published() if row["published_bytes"]]
+    known = [row for row in against_published() if row.published_bytes]
     assert len(known) == 2
-    assert all(row["predicted_bytes"] == pytest.approx(row["published_bytes"], rel=0.15) for row in known)
+    assert all(row.predicted_bytes == pytest.approx(row.published_bytes, rel=0.15) for row in known)
 
 
 def test_each_constant_matters(monkeypatch: pytest.MonkeyPatch) -> None:
     """What makes S3 slow is what the code does, not the sizes: with our own smoothing it would take half the time."""
     known = next(time for time in STEP_TIMES if time.milliseconds == 93.2)
     config = Config.load(known.preset, known.overrides)
-    device, rates = DEVICES["h100"], chunk_rates(config.model)
+    device, rates, model = DEVICES["h100"], chunk_rates(config.model), outline(config.model)
 
     def total(code: Code) -> float:
-        return sum(part.seconds for part in part_times(step_work(config, 8, code, rates), device))
+        return sum(part.seconds for part in part_times(step_work(config, model, 8, code, rates), device))
 
     theirs, ours = total(known.code), total(Code(compiled=True))
     eager = total(dataclasses.replace(known.code, compiled=False))
@@ -159,17 +161,18 @@ def test_more_devices_take_less_time_and_send_more() -> None:
 
 def test_what_fits_divides_the_share_and_fills_no_more_than_it_may() -> None:
     config = Config.load("study2-byte-4h")
-    rates, parameters = most_chunks(config.model), 22_966_880
-    counts = [at_a_time(config, parameters, 2, memory) for memory in (0.0, 8e9, 24e9, 1e15)]
+    rates, model = most_chunks(config.model), outline(config.model)
+    counts = [at_a_time(config, model, 2, memory) for memory in (0.0, 8e9, 24e9, 1e15)]
     assert counts[0] == 1
     assert counts == sorted(set(counts)), "more memory, more at a time"
     assert counts[-1] == 128
     for memory, count in zip((8e9, 24e9), counts[1:], strict=False):
         assert 128 % count == 0
-        assert memory_use(config, parameters, count, 2, rates).total <= SHARE * memory
-        assert memory_use(config, parameters, 2 * count, 2, rates).total > SHARE * memory
-    assert at_a_time(Config.load("study2-byte-4h", ["train.micro_batch=5"]), parameters, 2, 0.0) == 5
-    assert at_a_time(Config.load("cpu-demo"), 9_931_284, 1, 4e9) == 8, "a small machine takes it whole"
+        assert memory_use(config, model, count, 2, rates).total <= SHARE * memory
+        assert memory_use(config, model, 2 * count, 2, rates).total > SHARE * memory
+    assert at_a_time(Config.load("study2-byte-4h", ["train.micro_batch=5"]), model, 2, 0.0) == 5
+    demo = Config.load("cpu-demo")
+    assert at_a_time(demo, outline(demo.model), 1, 4e9) == 8, "a small machine takes it whole"
 
 
 def test_an_untrained_router_must_find_room() -> None:
@@ -179,9 +182,10 @@ def test_an_untrained_router_must_find_room() -> None:
 
 
 def test_activations_grow_with_what_there_is() -> None:
-    small = activation_bytes(Config.load("study1-byte").model, [0.1])
-    assert small < activation_bytes(Config.load("study1-byte").model, [0.2])
-    assert small < activation_bytes(Config.load("study1-sp1024").model, [0.1]), "more logits"
+    byte, subword = (outline(Config.load(f"study1-{name}").model) for name in ("byte", "sp1024"))
+    small = activation_bytes(byte, [0.1])
+    assert small < activation_bytes(byte, [0.2])
+    assert small < activation_bytes(subword, [0.1]), "more logits"
 
 
 def test_a_lexicon_and_a_narrow_router_are_work_and_memory() -> None:
@@ -190,16 +194,16 @@ def test_a_lexicon_and_a_narrow_router_are_work_and_memory() -> None:
     without = Config.load("cpu-demo", plain)
     with_it = Config.load("cpu-demo", [*plain, f"{level}chunk_hash.dim=64"])
     narrow = Config.load("cpu-demo", [*plain, f"{level}router.cosine.dim=16"])
-    count = count_parameters(outline(without.model))
     rows = 64 << 15
 
     def work(config: Config, kind: str = "matmul") -> float:
-        return sum(op.flops for op in step_work(config, 1, OURS, [0.2]) if op.kind == kind)
+        return sum(op.flops for op in step_work(config, outline(config.model), 1, OURS, [0.2]) if op.kind == kind)
 
     assert work(narrow) < work(without) < work(with_it)
-    grown, before = memory_use(with_it, count + rows, 8, 4, [0.2]), memory_use(without, count, 8, 4, [0.2])
-    assert grown.optimiser - before.optimiser == 4 * rows, "each rank keeps a table's whole state"
-    assert grown.activations > before.activations > memory_use(narrow, count, 8, 4, [0.2]).activations
+    grown, before, less = (memory_use(one, outline(one.model), 8, 4, [0.2]) for one in (with_it, without, narrow))
+    projection = 64 * outer_dim(with_it.model.network.main)
+    assert grown.optimiser - before.optimiser == 4 * (rows + projection / 4), "each rank keeps a table's whole state"
+    assert grown.activations > before.activations > less.activations
 
 
 def test_the_verb_plans_and_checks_itself() -> None:

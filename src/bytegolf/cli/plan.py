@@ -6,10 +6,11 @@ from typing import Annotated
 
 from cyclopts import Parameter, validators
 
-from bytegolf.cli.common import COUNT, Json, app, finish, screen
+from bytegolf.cli.common import COUNT, Json, answers, app, finish, screen
 
 
 @app.command(sort_key=5)
+@answers("bytegolf.tools.plan.results:Plan", "bytegolf.tools.plan.results:Published")
 def plan(
     preset: Annotated[
         str | None, Parameter(help="A preset's name or a TOML file; without it, all published step times.")
@@ -30,7 +31,7 @@ def plan(
     ] = 3,
     json: Json = False,
 ) -> None:
-    """Predict what a run takes: memory, time a step, steps in its budget.
+    """Predict what a run takes: memory, time per step, steps in its budget.
 
     From the work that a step does (products, passes over memory, kernels) and a
     device's peaks. Without a preset, the same arithmetic is held against the step
@@ -39,24 +40,16 @@ def plan(
     Example: bytegolf plan study2-byte-4h --device h100 --count 8
     Example: bytegolf plan cpu-demo --device here
     Example: bytegolf plan
-
-    JSON keys: preset, device, count, params, artifact_estimate_bytes, sequences
-    (of a rank a step), micro_batch, accumulation, rates, flops, bytes and kernels
-    (of a rank's step), parts (a list: name, gflop, gigabytes, kernels,
-    computing_ms, starting_ms), memory_bytes (weights, gradients, optimiser,
-    activations, total), communication_bytes (gradients, updates), step_ms, steps,
-    train_tokens, measured (null, or step_ms, steps, clock, error), assumptions.
-    Without a preset: published, a list of what, preset, count, published_ms,
-    predicted_ms, error, published_bytes and predicted_bytes (null if unknown).
     """
     from bytegolf.config import Config
     from bytegolf.tools.plan import prediction as planning
     from bytegolf.tools.plan import tables as plan_tables
+    from bytegolf.tools.plan.results import Published
 
     if preset is None:
         rows = planning.against_published()
         plan_tables.published(screen(), rows)
-        finish(json, {"published": rows})
+        finish(json, Published(rows))
         return
     found = planning.plan(Config.load(preset, overrides), device, count, rate, steps)
     plan_tables.plan(screen(), found)

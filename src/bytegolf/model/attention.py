@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bytegolf.config import StackConfig
 from bytegolf.model.cache import Cache, Span
-from bytegolf.model.layers import Linear
+from bytegolf.model.layers import Cost, Linear
 from bytegolf.ops import native
 from bytegolf.ops.attention import (
     AttentionShape,
@@ -48,6 +48,15 @@ class Attention(nn.Module):
     def shape(self) -> AttentionShape:
         """What ``ops.attention`` has to know besides parameters."""
         return AttentionShape(self.heads, self.groups, self.width, self.window, self.base)
+
+    def cost(self, length: float) -> Cost:
+        """Scores and weighted sums over what a query sees, on average half of the length, or the window.
+
+        q and k are kept before and after their rotation; eager, norm, rotation and gain pass over them seven times.
+        """
+        rotated = (self.heads + self.groups) * self.width
+        seen = min(self.window, length / 2) if self.window else length / 2
+        return Cost(rotated, 2 * rotated, 14 * rotated, 4 * self.heads * self.width * seen)
 
     def forward(self, x: Float[Tensor, "B L D"], documents: Int[Tensor, "B L"] | None = None) -> Float[Tensor, "B L D"]:
         """Attend causally; ``documents`` numbers each position's document, and none sees another's."""

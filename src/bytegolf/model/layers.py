@@ -6,7 +6,7 @@ Legend: B batch, I inputs, O outputs, D width. Activations are in the compute dt
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,23 @@ from torch import Tensor, nn
 
 from bytegolf.config import StackConfig
 from bytegolf.ops.relu_squared import relu_squared
+
+
+class Cost(NamedTuple):
+    """What a part of a block costs besides its linear maps; all per position.
+
+    A module may say so by a method ``cost(length)``, where ``length`` is that of the sequences; `bytegolf plan` and the
+    choice of micro-batches count it. A module without one costs its linear maps.
+    """
+
+    kept: int = 0
+    """channels kept for the backward pass, besides inputs and outputs of linear maps"""
+    fused: int = 0
+    """channels that fused operations read or write in a forward pass, besides those that every block has"""
+    eager: int = 0
+    """the same where each operation runs by itself"""
+    flops: float = 0.0
+    """of the mixing of positions in a forward pass"""
 
 
 class Linear(nn.Module):
@@ -49,6 +66,11 @@ class Mlp(nn.Module):
         hidden = int(config.mlp_mult * config.dim)
         self.fc = Linear(config.dim, hidden)
         self.proj = Linear(hidden, config.dim, zero=True)
+
+    def cost(self, length: float) -> Cost:
+        """relu² reads and writes the hidden channels."""
+        hidden = self.fc.weight.shape[0]
+        return Cost(fused=2 * hidden, eager=4 * hidden)
 
     def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
         return self.proj(relu_squared(self.fc(x)))

@@ -16,7 +16,6 @@ from bytegolf.device import device_memory
 from bytegolf.distributed import DistributedContext
 from bytegolf.model.embed import row_tables
 from bytegolf.model.lm import LanguageModel
-from bytegolf.model.outline import count_parameters
 from bytegolf.training.memory import at_a_time
 from bytegolf.training.metric_accumulator import Figures
 
@@ -26,7 +25,7 @@ class Gradients:
 
     def __init__(self, config: Config, model: LanguageModel, world: DistributedContext) -> None:
         self.model, self.world = model, world
-        self.at_a_time = at_a_time(config, count_parameters(model), world.size, device_memory(world.device))
+        self.at_a_time = at_a_time(config, model, world.size, device_memory(world.device))
         """sequences of this rank in one forward pass"""
         self._parallel = world.wrap(model)
         if world.size == 1:  # several ranks reduce dense gradients: nccl knows no others

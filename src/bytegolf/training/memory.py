@@ -1,15 +1,26 @@
-"""What a rank must hold, and how many sequences fit at a time.
+"""What a rank must hold in training, and how many sequences fit into its memory at a time.
 
-Legend as in ``work``.
+Counted from the module tree, so that it knows of a new mixer or router what its linear maps and its ``cost`` say.
+
+Legend: R ranks.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, cast
 
-from bytegolf.config import Config, HNetConfig, ModelConfig, NetworkConfig, StackConfig, outer_dim
-from bytegolf.training.shapes import router_maps, tables, widths
-from bytegolf.training.work import BF16, FP32, INT64, most_chunks
+from torch import nn
+
+from bytegolf.config import Config, ModelConfig, levels
+from bytegolf.model.embed import row_tables
+from bytegolf.model.hnet import HNet
+from bytegolf.model.layers import Linear
+from bytegolf.model.lm import LanguageModel
+from bytegolf.model.stack import Stack
+
+BF16, FP32, INT64 = 2, 4, 8
 
 SHARE = 0.85
 """of a device's memory that a plan fills: allocators, libraries and communication have the rest"""
@@ -30,57 +41,76 @@ class MemoryUse:
         return self.weights + self.gradients + self.optimiser + self.activations
 
 
-def memory_use(config: Config, parameters: int, sequences: int, ranks: int, rates: list[float]) -> MemoryUse:
-    """What training with ``sequences`` at a time takes: fp32 weights and gradients, Muon's momenta (shared), Adam's two
-    of the embedding, one of tables.
+def linear_maps(module: nn.Module) -> Iterator[Linear]:
+    """The linear maps in a module, in its order."""
+    return (part for part in module.modules() if isinstance(part, Linear))
 
-    What is neither embedding nor table counts as Muon's.
+
+def memory_use(config: Config, model: LanguageModel, sequences: int, ranks: int, rates: list[float]) -> MemoryUse:
+    """What training ``model`` (or its outline) with ``sequences`` per forward pass takes on each of R ``ranks``.
+
+    fp32 weights and gradients, Muon's momenta (1/R of them), Adam's two moments of the embedding, RMSprop's one of the
+    tables. What is neither embedding nor table counts as Muon's. ``rates``: chunks per position at each level.
     """
-    model = config.model
-    adam = model.vocab_size * outer_dim(model.network)
-    rows = sum(count * width for count, width in tables(model))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    adam = model.embedding.weight.numel()
+    rows = sum(each.table.numel() for each in row_tables(model))
     copies = 1 if config.train.ema_decay else 0
     activations = sequences * config.train.seq_len * activation_bytes(model, rates)
-    momenta = FP32 * ((parameters - adam - rows) / ranks + 2 * adam + rows)
-    return MemoryUse(FP32 * parameters * (1 + copies), FP32 * parameters, momenta, activations)
+    moments = FP32 * ((parameters - adam - rows) / ranks + 2 * adam + rows)
+    return MemoryUse(FP32 * parameters * (1 + copies), FP32 * parameters, moments, activations)
 
 
-def activation_bytes(model: ModelConfig, rates: list[float]) -> float:
-    """What a position keeps for the backward pass. Logits are there in bf16 and, with their gradient, in fp32."""
-    dim = outer_dim(model.network)
-    ends = model.vocab_size * (BF16 + 2 * FP32) + 4 * dim * BF16
-    ngrams = (model.ngrams.longest - 1) * model.ngrams.dim * (BF16 + FP32)
-    return ends + ngrams + 4 * dim * BF16 * model.soft.layers + _kept(model.network, rates)
+def activation_bytes(model: LanguageModel, rates: list[float]) -> float:
+    """Bytes per position that the backward pass needs. Logits are there in bf16 and, with their gradient, in fp32."""
+    vocabulary, dim = model.embedding.weight.shape
+    ends = vocabulary * (BF16 + 2 * FP32) + 4 * dim * BF16
+    ngrams = model.ngrams.proj.weight.shape[1] * (BF16 + FP32) if model.ngrams else 0
+    soft = 4 * dim * BF16 * len(model.soft.layers) if model.soft else 0
+    return ends + ngrams + soft + _kept(model.network, rates)
 
 
-def _kept(network: NetworkConfig, rates: list[float]) -> float:
-    if isinstance(network, StackConfig):
-        keys, hidden = widths(network)
-        # streams and norms before both branches, q, k, v before and after rotation, what attention and MLP give
-        return network.layers * (9 * network.dim + 3 * keys + 2 * hidden) * BF16
-    outer = _kept(network.encoder, []) + _kept(network.decoder, []) + _kept_to_chunk(network)
-    within = _kept(network.main, rates[1:]) + 6 * network.encoder.dim * FP32 + network.chunk_hash.dim * (BF16 + FP32)
+def _kept(network: Stack | HNet, rates: list[float]) -> float:
+    """Bytes per position of this network's own resolution."""
+    if isinstance(network, Stack):
+        return BF16 * sum(_kept_channels(block) for block in network.blocks)
+    level, dim, table = network, network.config.encoder.dim, network.config.chunk_hash.dim
+    # to chunk: what the router compares, streams before and behind the chunking, a position's key of a chunk hash
+    compared = sum(each.weight.shape[0] for each in linear_maps(level.router))
+    outer = _kept(level.encoder, []) + _kept(level.decoder, [])
+    outer += (10 * dim + compared) * BF16 + (INT64 if table else 0)
+    within = _kept(level.main, rates[1:]) + 6 * dim * FP32 + table * (BF16 + FP32)
     return outer + rates[0] * within
 
 
-def _kept_to_chunk(level: HNetConfig) -> float:
-    """What the router compares, and streams before and behind the chunking; a position's keys of a chunk_hash."""
-    compared = sum(columns for _, columns in router_maps(level))
-    return (10 * level.encoder.dim + compared) * BF16 + (INT64 if level.chunk_hash.dim else 0)
+def _kept_channels(block: nn.Module) -> int:
+    """Channels per position of a block: the stream before both of its branches, inputs and outputs of its linear maps,
+    and what its parts keep besides.
+    """
+    maps = list(linear_maps(block))
+    stream = 2 * maps[0].weight.shape[1] if maps else 0
+    own: int = sum(cast("Any", part).cost(0).kept for part in block.modules() if hasattr(part, "cost"))
+    return stream + own + sum(sum(each.weight.shape) for each in maps)
 
 
-def at_a_time(config: Config, parameters: int, ranks: int, memory: float) -> int:
+def most_chunks(config: ModelConfig) -> list[float]:
+    """Chunks per position that each level may have to hold: an untrained router may open one at every position."""
+    routers = [level.router for level in levels(config.network)]
+    return [1 / router.capacity_divisor if router.capacity == "fixed" else 1.0 for router in routers]
+
+
+def at_a_time(config: Config, model: LanguageModel, ranks: int, memory: float) -> int:
     """How many sequences of its share of a step a rank takes at a time: ``train.micro_batch``, or what fits.
 
-    The most that fit in ``memory`` bytes and divide the share, whatever routers open; 1 at least. So the accumulation
+    The most that fit into ``memory`` bytes and divide the share, whatever routers open; 1 at least. So the accumulation
     of gradients follows from batch, ranks and memory, and changes nothing but the rounding of sums.
     """
     share = config.train.batch_tokens // config.train.seq_len // ranks
     if config.train.micro_batch:
         return min(share, config.train.micro_batch)
-    rates = most_chunks(config.model)
+    use = memory_use(config, model, 1, ranks, most_chunks(config.model))
     for count in range(share, 1, -1):
-        fits = memory_use(config, parameters, count, ranks, rates).total <= SHARE * memory
+        fits = use.total + (count - 1) * use.activations <= SHARE * memory
         if share % count == 0 and fits:
             return count
     return 1

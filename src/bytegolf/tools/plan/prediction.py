@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -20,11 +19,12 @@ from bytegolf.ops import native
 from bytegolf.tools.plan.devices import DEVICES, LINK, Device, device_named
 from bytegolf.tools.plan.measure import this_machine, timed
 from bytegolf.tools.plan.published import STEP_TIMES
+from bytegolf.tools.plan.results import Measured, MemoryBytes, Part, Plan, PublishedStep, Sent
 from bytegolf.tools.plan.roofline import PartTime, part_times, step_seconds
-from bytegolf.training.memory import at_a_time, memory_use
+from bytegolf.tools.plan.work import SPREAD, Code, chunk_rates, step_work
+from bytegolf.training.memory import BF16, FP32, at_a_time, memory_use
 from bytegolf.training.optim import Optimizer
 from bytegolf.training.schedule import training_budget
-from bytegolf.training.work import BF16, FP32, SPREAD, Code, chunk_rates, step_work
 
 OURS = Code(compiled=True)
 """This package on a GPU."""
@@ -37,7 +37,7 @@ class Prediction:
     parts: list[PartTime]
     rates: list[float]
     sequences: int
-    """of a rank, a step"""
+    """of a rank per step"""
     at_a_time: int
     reduced: float
     """bytes of gradients that a rank sends while it computes them"""
@@ -47,12 +47,12 @@ class Prediction:
 
     @property
     def passes(self) -> int:
-        """Micro-batches a step."""
+        """Micro-batches per step."""
         return -(-self.sequences // self.at_a_time)
 
 
 def predict(config: Config, device: Device, count: int, rates: list[float], code: Code) -> Prediction:
-    """What a step of ``config`` takes on each of ``count`` devices, with room for ``rates`` chunks a position.
+    """What a step of ``config`` takes on each of ``count`` devices, with room for ``rates`` chunks per position.
 
     Raises BytegolfError if the batch does not split.
     """
@@ -61,18 +61,22 @@ def predict(config: Config, device: Device, count: int, rates: list[float], code
         raise BytegolfError(
             f"a batch of {whole} sequences does not split among {count} devices: change --count or train.batch_tokens"
         )
-    parameters, share = count_parameters(outline(config.model)), whole // count
-    size = at_a_time(config, parameters, count, device.memory)
-    parts = part_times(step_work(config, count, code, rates, -(-share // size)), device)
+    model, share = outline(config.model), whole // count
+    parameters = count_parameters(model)
+    size = at_a_time(config, model, count, device.memory)
+    parts = part_times(step_work(config, model, count, code, rates, -(-share // size)), device)
     ring = 2 * (count - 1) / count
     reduced, gathered = ring * FP32 * parameters, ring / 2 * BF16 * parameters
     seconds = step_seconds(parts, gathered, reduced, device)
     return Prediction(parts, rates, share, size, reduced, gathered, seconds)
 
 
-def plan(config: Config, name: str, count: int, rate: float | None, steps: int) -> dict[str, Any]:
-    """All of a plan, as plain data; ``name`` is a device's, or "here", which is measured and takes ``steps`` steps."""
-    measured, rates, code = None, chunk_rates(config.model, rate), OURS
+def plan(config: Config, name: str, count: int, rate: float | None, steps: int) -> Plan:
+    """What a run of ``config`` takes on ``count`` devices.
+
+    ``name`` is a device's, or "here", which is measured and takes ``steps`` steps.
+    """
+    step_ms, rates, code = 0.0, chunk_rates(config.model, rate), OURS
     clock = "cpu" if config.train.clock == "processor" else "wall"
     if name == "here":
         if count != 1:
@@ -81,51 +85,50 @@ def plan(config: Config, name: str, count: int, rate: float | None, steps: int) 
         precision = pick_precision(config.train.precision, place)
         code = Code(compiled=place.type == "cuda", native=native.why_not() is None and place.type == "cpu")
         if steps:
-            measured, rates = measure(config, place, precision, steps, clock)
+            step_ms, rates = measure(config, place, precision, steps, clock)
         device = this_machine(place, precision, clock)
     else:
         device = device_named(name)
     found = predict(config, device, count, rates, code)
     model = outline(config.model)
-    parameters = count_parameters(model)
-    use = memory_use(config, parameters, found.at_a_time, count, found.rates)
+    use = memory_use(config, model, found.at_a_time, count, found.rates)
     train = training_budget(config)
     budgets = [train.max_steps or float("inf"), train.max_seconds / found.seconds or float("inf")]
-    fit = int(min(budgets))
-    total = {key: sum(getattr(part, key) for part in found.parts) for key in ("flops", "bytes", "kernels")}
-    return {
-        "preset": config.name,
-        "device": device.name,
-        "count": count,
-        "params": parameters,
-        "artifact_estimate_bytes": estimated_bytes(model, config.export),
-        "sequences": found.sequences,
-        "micro_batch": found.at_a_time,
-        "accumulation": found.passes,
-        "rates": [round(value, 4) for value in found.rates],
-        "flops": total["flops"],
-        "bytes": total["bytes"],
-        "kernels": round(total["kernels"]),
-        "parts": [_row(part) for part in found.parts],
-        "memory_bytes": {**{key: round(value) for key, value in vars(use).items()}, "total": round(use.total)},
-        "communication_bytes": {"gradients": round(found.reduced), "updates": round(found.gathered)},
-        "step_ms": round(1e3 * found.seconds, 3),
-        "steps": fit,
-        "train_tokens": fit * config.train.batch_tokens,
-        "measured": measured and {**measured, "error": round(1e3 * found.seconds / measured["step_ms"] - 1, 3)},
-        "assumptions": assumptions(config, device, rate, measured is not None),
-    }
+    fit, milliseconds = int(min(budgets)), 1e3 * found.seconds
+    measured = Measured(step_ms, steps, clock, round(milliseconds / step_ms - 1, 3)) if step_ms else None
+    return Plan(
+        preset=config.name,
+        device=device.name,
+        count=count,
+        params=count_parameters(model),
+        artifact_estimate_bytes=estimated_bytes(model, config.export),
+        sequences=found.sequences,
+        micro_batch=found.at_a_time,
+        accumulation=found.passes,
+        rates=[round(value, 4) for value in found.rates],
+        flops=sum(part.flops for part in found.parts),
+        bytes=sum(part.bytes for part in found.parts),
+        kernels=round(sum(part.kernels for part in found.parts)),
+        parts=[_part(part) for part in found.parts],
+        memory_bytes=MemoryBytes(**{key: round(value) for key, value in vars(use).items()}, total=round(use.total)),
+        communication_bytes=Sent(round(found.reduced), round(found.gathered)),
+        step_ms=round(milliseconds, 3),
+        steps=fit,
+        train_tokens=fit * config.train.batch_tokens,
+        measured=measured,
+        assumptions=assumptions(config, device, rate, measured is not None),
+    )
 
 
-def _row(part: PartTime) -> dict[str, Any]:
-    return {
-        "name": part.name,
-        "gflop": round(part.flops / 1e9, 2),
-        "gigabytes": round(part.bytes / 1e9, 3),
-        "kernels": round(part.kernels),
-        "computing_ms": round(1e3 * part.computing, 3),
-        "starting_ms": round(1e3 * part.starting, 3),
-    }
+def _part(part: PartTime) -> Part:
+    return Part(
+        name=part.name,
+        gflop=round(part.flops / 1e9, 2),
+        gigabytes=round(part.bytes / 1e9, 3),
+        kernels=round(part.kernels),
+        computing_ms=round(1e3 * part.computing, 3),
+        starting_ms=round(1e3 * part.starting, 3),
+    )
 
 
 def assumptions(config: Config, device: Device, rate: float | None, counted: bool) -> list[str]:
@@ -146,7 +149,7 @@ def assumptions(config: Config, device: Device, rate: float | None, counted: boo
         )
         said.append(f"chunks: {room}; under a fixed capacity, all of it")
     if device.name in DEVICES:
-        errors = [row["error"] for row in against_published()]
+        errors = [row.error for row in against_published()]
         said.append(
             f"against the published step times this arithmetic is off by {min(errors):+.0%} to {max(errors):+.0%} "
             "(`bytegolf plan`); this package's own code has not been timed on such a device"
@@ -156,8 +159,8 @@ def assumptions(config: Config, device: Device, rate: float | None, counted: boo
 
 def measure(
     config: Config, place: torch.device, precision: torch.dtype, steps: int, clock: str
-) -> tuple[dict[str, Any], list[float]]:
-    """Median of real training steps on random tokens, and each level's room for chunks a position in them."""
+) -> tuple[float, list[float]]:
+    """Milliseconds (median) of real training steps on random tokens, and each level's room for chunks per position."""
     torch.manual_seed(config.train.seed)
     model = LanguageModel(config.model).to(place)
     model.precision = precision
@@ -180,31 +183,30 @@ def measure(
 
     step()
     spent = [timed(step, place, clock) for _ in range(steps)]
-    return {"step_ms": round(1e3 * statistics.median(spent), 2), "steps": steps, "clock": clock}, rooms
+    return round(1e3 * statistics.median(spent), 2), rooms
 
 
-def against_published() -> list[dict[str, Any]]:
+def against_published() -> list[PublishedStep]:
     """Every published step time beside what the same arithmetic predicts for the code that took it."""
     device, rows = DEVICES["h100"], []
     for known in STEP_TIMES:
         config = Config.load(known.preset, known.overrides)
-        rates = chunk_rates(config.model, known.rate)
-        parts = part_times(step_work(config, known.count, known.code, rates, known.passes), device)
+        model, rates = outline(config.model), chunk_rates(config.model, known.rate)
+        parts = part_times(step_work(config, model, known.count, known.code, rates, known.passes), device)
         milliseconds = 1e3 * step_seconds(parts, 0.0, 0.0, device)
         sequences = config.train.batch_tokens // config.train.seq_len // known.count // known.passes
-        parameters = count_parameters(outline(config.model))
         # the published Muon keeps all of its momenta on every rank
-        use = memory_use(config, parameters, sequences, 1, rates).total
+        use = memory_use(config, model, sequences, 1, rates).total
         rows.append(
-            {
-                "what": known.what,
-                "preset": known.preset,
-                "count": known.count,
-                "published_ms": round(known.milliseconds, 2),
-                "predicted_ms": round(milliseconds, 2),
-                "error": round(milliseconds / known.milliseconds - 1, 3),
-                "published_bytes": known.memory,
-                "predicted_bytes": round(use) if known.memory else None,
-            }
+            PublishedStep(
+                what=known.what,
+                preset=known.preset,
+                count=known.count,
+                published_ms=round(known.milliseconds, 2),
+                predicted_ms=round(milliseconds, 2),
+                error=round(milliseconds / known.milliseconds - 1, 3),
+                published_bytes=known.memory,
+                predicted_bytes=round(use) if known.memory else None,
+            )
         )
     return rows

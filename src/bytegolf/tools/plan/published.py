@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bytegolf.training.work import Code
+from bytegolf.tools.plan.work import Code
 
 MIB = 1 << 20
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from bytegolf.tools.plan.devices import LINK, SCAN, SCATTER, Device
-from bytegolf.training.work import Op
+from bytegolf.tools.plan.work import Op
 
 
 @dataclass
