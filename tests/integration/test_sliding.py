@@ -132,13 +132,14 @@ def test_a_local_main_network_runs_once(
 def by_window(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many windows are going to be worked out at a time, call by call."""
     counted: list[int] = []
-    plain = sliding._by_window
+    plain = HNet.run
 
-    def count(*arguments: Any) -> Any:
-        counted.append(len(arguments[2]))
-        return plain(*arguments)
+    def count(level: HNet, one: Any) -> Any:
+        if isinstance(one, sliding.Windows):
+            counted.append(len(one.windows))
+        return plain(level, one)
 
-    monkeypatch.setattr(sliding, "_by_window", count)
+    monkeypatch.setattr(HNet, "run", count)
     return counted
 
 

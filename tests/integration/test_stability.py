@@ -17,7 +17,7 @@ from bytegolf.artifact.loading import load_model
 from bytegolf.data.shards import open_split
 from bytegolf.evaluate.chunk_stats import TruncationStats
 from bytegolf.evaluate.score import score
-from bytegolf.evaluate.sliding import router_reach
+from bytegolf.evaluate.sliding import router_receptive_field
 from bytegolf.model.hnet import HNet
 
 
@@ -102,7 +102,7 @@ def test_a_shift_moves_nothing_beyond_the_encoders_reach(name: str, make_model: 
     model, length, by = make_model(name), 96, 8
     model.precision = torch.float64
     assert isinstance(model.network, HNet)
-    reach = router_reach(model, model.network)
+    reach = router_receptive_field(model, model.network)
     assert reach is not None
     assert reach < 40
     ids = np.array(random_tokens(20 * length + by))

@@ -211,9 +211,9 @@ def test_the_tail_of_a_stage_is_the_end_of_its_forward(window: int, layers: int,
         for given in (None, documents):
             wanted = module(x, given)[:, -keep:]
             torch.testing.assert_close(module.tail(x, given, keep), wanted, rtol=0, atol=1e-5)
-            if (halo := module.halo()) is not None and keep + halo < 40:
-                cut = None if given is None else given[:, -keep - halo :]
-                found = module.tail(x[:, -keep - halo :], cut, keep)
+            if (before := module.receptive_field) is not None and keep + before < 40:
+                cut = None if given is None else given[:, -keep - before :]
+                found = module.tail(x[:, -keep - before :], cut, keep)
                 torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
 
 

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from bytegolf.evaluate.chunk_stats import LevelCuts, token_levels
 from bytegolf.evaluate.score import windows_at_once
-from bytegolf.evaluate.sliding import routed
+from bytegolf.evaluate.sliding import encode_and_route
 from bytegolf.model.capacity import Capacity
 from bytegolf.model.embed import BOS
 from bytegolf.model.hnet import HNet
@@ -90,7 +90,7 @@ def _traces(model: LanguageModel, ids: Int[torch.Tensor, "W L"]) -> list[RouterT
     """What the routers did; with one level there is no need to go on behind its router."""
     network = model.network
     if isinstance(network, HNet) and isinstance(network.main, Stack):
-        _, p, boundary = routed(model, network, ids)
+        _, p, boundary = encode_and_route(model, network, ids)
         return [RouterTrace(p, boundary, boundary, None, p.new_zeros(()))]
     out: Forward = model(ids)
     return out.traces

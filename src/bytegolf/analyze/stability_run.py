@@ -20,7 +20,7 @@ from bytegolf.artifact.quantize import fake_quantize
 from bytegolf.artifact.run_folder import RunFolder
 from bytegolf.config import Config
 from bytegolf.errors import BytegolfError
-from bytegolf.evaluate.sliding import router_reach
+from bytegolf.evaluate.sliding import router_receptive_field
 from bytegolf.model.hnet import HNet
 from bytegolf.model.outline import outline
 from bytegolf.model.storage import storage_kinds
@@ -77,7 +77,7 @@ def stability(
         "windows": len(starts),
         "length": length,
         "checkpoint": saved.progress.step if saved else None,
-        "reach": router_reach(opened.model, opened.model.network),
+        "reach": router_receptive_field(opened.model, opened.model.network),
         "levels": levels,
     }
 

@@ -22,7 +22,8 @@ from bytegolf.errors import BytegolfError
 from bytegolf.model import stepping
 from bytegolf.model.cache import Rows, StackState
 from bytegolf.model.embed import BOS, NOTHING, NgramEmbedding
-from bytegolf.model.hnet import HNet, HNetState, build_network
+from bytegolf.model.hnet import HNet, build_network
+from bytegolf.model.hnet_passes import HNetState
 from bytegolf.model.routers.losses import policy_loss, surprisal_loss
 from bytegolf.model.soft_chunk import SoftChunker, SoftState
 from bytegolf.model.stack import Stack
@@ -31,9 +32,6 @@ from bytegolf.model.trace import RouterTrace, SoftTrace, StepTrace
 from bytegolf.ops.autograd import wide
 from bytegolf.ops.cross_entropy import softcap_cross_entropy
 from bytegolf.ops.embedding import normed_embedding
-
-EVERYTHING = 1 << 40
-"""A ``lookback`` beyond any length."""
 
 
 @dataclass(frozen=True)
@@ -91,10 +89,10 @@ class LanguageModel(nn.Module):
             outermost.norms_input = False
 
     @property
-    def lookback(self) -> int:
-        """How many ids before its own a position's embedding depends on, or a number beyond any length for all."""
+    def receptive_field(self) -> int | None:
+        """How many ids before its own a position's embedding depends on; None: all of them."""
         if self.soft and self.config.soft.blend == "chunk":
-            return EVERYTHING
+            return None
         return self._context + self.config.soft.layers
 
     @property

@@ -121,7 +121,8 @@ class Stack(nn.Module):
         for block in self._blocks:
             block.attn.window = window
 
-    def halo(self) -> int | None:
+    @property
+    def receptive_field(self) -> int | None:
         """How many positions before its own an output depends on; None: all of them."""
         return self.config.layers * (self.config.window - 1) if self.config.window or not self.config.layers else None
 

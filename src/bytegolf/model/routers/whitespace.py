@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bytegolf.config import RouterConfig
 from bytegolf.data.tokenizer import WHITESPACE, ByteTokenizer, SentencePieceTokenizer, Tokenizer
+from bytegolf.model.routers.base import Material
 from bytegolf.model.routers.rule import FixedRouter
 from bytegolf.model.storage import declare
 from bytegolf.registry import register_router
