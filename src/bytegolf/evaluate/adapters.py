@@ -1,4 +1,4 @@
-"""What a model learns with at test time: low-rank adapters a document, or SGD on the weights themselves.
+"""Test-time adapters: low-rank matrices per document, or SGD on the weights themselves.
 
 Legend: M documents at a time, N sequences of a batch (a multiple of M), L tokens of a window.
 """
@@ -55,8 +55,8 @@ def adapted(model: LanguageModel, which: str) -> dict[str, Linear]:
 
 
 @contextlib.contextmanager
-def learner_of(model: LanguageModel, settings: TttConfig, documents: int) -> Iterator[TestTimeAdapter]:
-    """The learner for a text of so many ``documents``; afterwards the model is as it was before."""
+def adapter_for(model: LanguageModel, settings: TttConfig, documents: int) -> Iterator[TestTimeAdapter]:
+    """The adapter for a text of so many ``documents``; afterwards the model is as it was before."""
     wanted = [p.requires_grad for p in model.parameters()]
     model.requires_grad_(False)
     maps = adapted(model, settings.matrices)
@@ -92,7 +92,7 @@ def _sparse(model: LanguageModel) -> Iterator[None]:
 
 
 def _loss(model: LanguageModel, ids: Tensor, targets: Tensor, counted: Tensor) -> Float[Tensor, ""]:
-    """The sum of the losses of the counted targets: a rate is one a token, whatever the chunk's length."""
+    """The sum of the losses of the counted targets: so a learning rate is per token, however long the chunk is."""
     device = model.embedding.weight.device
     return (model.losses(model(ids.to(device)), targets.to(device)) * counted.to(device)).sum()
 

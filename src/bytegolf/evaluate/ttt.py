@@ -35,7 +35,7 @@ from bytegolf.config import TttConfig
 from bytegolf.data.shards import TokenStream
 from bytegolf.data.tokenizer import Tokenizer
 from bytegolf.errors import BytegolfError
-from bytegolf.evaluate.adapters import TestTimeAdapter, learner_of
+from bytegolf.evaluate.adapters import TestTimeAdapter, adapter_for
 from bytegolf.evaluate.score import Book, Observer, groups, score_group
 from bytegolf.evaluate.windows import Window, targets_of, windows
 from bytegolf.model.embed import BOS
@@ -66,6 +66,17 @@ class Pace:
         """The windows over the text from token ``start``, its first, to ``end``, its last target, chunk by chunk.
 
         The first scores all of its targets, each later one the next ``stride``.
+
+        Example: seq_len 8, stride 4, chunk 8, a text of 14 targets. Each line is a window of 8 tokens; ``=`` are the
+        targets that it scores, ``-`` what it only reads, ``.`` padding behind the text's end (``blank``)::
+
+            target  0       4       8       12  14
+                    ========                          chunk 1: scored 8
+                        ----====                      chunk 2: scored 4 …
+                            ----==..                       … and 4, of which 2 are blank
+
+        Chunk 1 is learned from before chunk 2 is scored. The last window keeps its length of 8, although the text ends
+        inside it: were it shorter, its shape would tell earlier scores where the text ends.
         """
         group: list[Window] = []
         done, scored = start, self.seq_len
@@ -138,38 +149,38 @@ def score_adapting(
     total, training = Score(), model.training
     model.eval()
     try:
-        with learner_of(model, settings, len(edges) - 1) as learner:
-            rows = [_Text() for _ in range(learner.rows)]
+        with adapter_for(model, settings, len(edges) - 1) as adapter:
+            rows = [_Text() for _ in range(adapter.rows)]
             while True:
                 for index, text in enumerate(rows):
                     if not text.chunks and (span := next(waiting, None)):
                         chunks = deque(pace.chunks(*span))
                         rows[index] = _Text(*span, chunks, observer() if observer else None)
-                        learner.reset(index)
+                        adapter.reset(index)
                 read = [text.chunks.popleft() if text.chunks else [] for text in rows]
                 if not any(read):
                     return total
                 for index, (text, group) in enumerate(zip(rows, read, strict=True)):
-                    with learner.only(index):
+                    with adapter.only(index):
                         for part in groups(iter(group), max(1, len(group))):
                             tokens = np.stack([text.tokens(stream, one.start, seq_len + 1) for one in part])
                             total += score_group(model, tokenizer, part, tokens, share, text.observe, book)
                 if progress:
                     progress(total)
-                _learn(learner, stream, rows, read, pace, settings.steps)
+                _learn(adapter, stream, rows, read, pace, settings.steps)
     finally:
         model.train(training)
 
 
 def _learn(
-    learner: TestTimeAdapter, stream: TokenStream, rows: list[_Text], read: list[list[Window]], pace: Pace, steps: int
+    adapter: TestTimeAdapter, stream: TokenStream, rows: list[_Text], read: list[list[Window]], pace: Pace, steps: int
 ) -> None:
     """Learn from the chunks that have just been ``read``, except where nothing comes behind them any more."""
     chunks = [group if text.chunks else [] for text, group in zip(rows, read, strict=True)]
     if any(chunks):
         lessons = _lessons(stream, rows, chunks, pace)
         for _ in range(steps):
-            learner.step(*lessons)
+            adapter.step(*lessons)
 
 
 def _lessons(
@@ -178,6 +189,11 @@ def _lessons(
     """Inputs, targets and which of these count, in K windows a row, blank where there are fewer.
 
     They lie end to end, the last one ending with the chunk; what precedes the chunk in the first is context.
+
+    Example: seq_len 8, stride 2, chunk 6. The chunk just scored holds targets 8 to 13, so ``first`` is 8 and ``end``
+    14. One window is enough: it reads tokens 6 to 13 and predicts targets 6 to 13, of which the first two (8 − 6) are
+    context and not counted, since chunk 1 was learned from them already. A chunk of 12 targets takes two windows: the
+    last 8 of its targets, then the 4 before them behind 4 tokens of context.
     """
     tokens = np.zeros((len(rows), pace.lessons, pace.seq_len + 1), np.int64)
     counted = np.zeros((len(rows), pace.lessons, pace.seq_len), np.bool_)
