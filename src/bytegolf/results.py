@@ -19,10 +19,12 @@ import dataclasses
 import functools
 import inspect
 import math
+import re
 import sys
 import textwrap
 import types
 import typing
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Union
@@ -47,40 +49,65 @@ def describe(result: type, width: int = 78) -> str:
     """The JSON keys of a dataclass in words: a paragraph for the object itself, then one for each object inside it.
 
     An inner object is called by the path that jq has for it: ``models[]`` are the items of the list ``models``, and
-    ``models[].levels[]`` those of the list ``levels`` of each. Objects of one type share a paragraph.
+    ``models[].levels[]`` those of the list ``levels`` of each. Objects of one type share a paragraph, and what several
+    types inherit has one of its own. "?" marks a key that may be null.
     """
     paths: dict[type, list[str]] = {result: []}
-    said = []
     waiting = [(result, "")]
     while waiting:  # breadth first: the outermost objects are explained first
         cls, prefix = waiting.pop(0)
-        entries = []
-        for field in dataclasses.fields(cls):
-            hint = typing.get_type_hints(cls)[field.name]
-            entries.append(_entry(field, hint, _documentation(cls)))
+        for field, hint in _fields(cls):
             for inner, suffix in _objects(hint):
+                path = f"{prefix}{_key(field.name)}{suffix}"
                 if inner not in paths:
-                    waiting.append((inner, f"{prefix}{_key(field.name)}{suffix}."))
-                paths.setdefault(inner, []).append(f"{prefix}{_key(field.name)}{suffix}")
-        said.append((cls, ", ".join(entries)))
-    paragraphs = [f"{', '.join(paths[cls]) or 'JSON keys'}: {keys}." for cls, keys in said]
-    return "\n\n".join(textwrap.fill(one, width, break_long_words=False, break_on_hyphens=False) for one in paragraphs)
+                    waiting.append((inner, f"{path}."))
+                paths.setdefault(inner, []).append(path)
+    lines = list(paths)
+    for cls in lines:  # grows on the way: a base may have a base
+        lines += [base for base in _bases(cls) if base not in lines]
+    users = Counter(base for cls in lines for base in _bases(cls)) + Counter(paths.keys())
+    said = []
+    for cls in lines:
+        shared = [base for base in _bases(cls) if users[base] > 1]
+        if cls not in paths and users[cls] == 1:
+            continue  # its only heir tells of it
+        above = {field.name for base in shared for field, _ in _fields(base)}
+        entries = [_entry(field, hint, _documentation(cls)) for field, hint in _fields(cls) if field.name not in above]
+        names = [*([_title(cls)] if users[cls] > 1 or cls not in paths else []), *paths.get(cls, [])]
+        keys = ", ".join([*entries, *(f"the keys of {_title(base)}" for base in shared)])
+        said.append(f"{'JSON keys' if cls is result else ', '.join(names)}: {keys}.")
+    if any("?" in one for one in said):
+        said[0] = said[0].replace("JSON keys:", "JSON keys (?: may be null):", 1)
+    return "\n\n".join(textwrap.fill(one, width, break_long_words=False, break_on_hyphens=False) for one in said)
 
 
 def _key(name: str) -> str:
     return name.rstrip("_")
 
 
+def _title(cls: type) -> str:
+    """``BoundaryFigures`` as "boundary figures"."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", cls.__name__).lower()
+
+
+def _fields(cls: type) -> list[tuple[dataclasses.Field[Any], Any]]:
+    hints = typing.get_type_hints(cls)
+    return [(field, hints[field.name]) for field in dataclasses.fields(cls)]
+
+
+def _bases(cls: type) -> list[type]:
+    return [base for base in cls.__bases__ if dataclasses.is_dataclass(base) and dataclasses.fields(base)]
+
+
 def _entry(field: dataclasses.Field[Any], hint: Any, documentation: dict[str, str]) -> str:
-    """``key (what it is)``; what the type tells by itself is added: a choice's words, and that null is possible."""
+    """``key (what it is)``; where nothing is said, the words of a choice."""
     text = field.metadata.get("doc") or documentation.get(field.name, "")
     options = typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
     if not text:
         words = [typing.get_args(one) for one in options if typing.get_origin(one) is Literal]
         text = ", ".join(str(word) for one in words for word in one)
-    if type(None) in options and "null" not in text:
-        text = f"{text}, or null" if text else "or null"
-    return f"{_key(field.name)} ({text})" if text else _key(field.name)
+    key = _key(field.name) + "?" * (type(None) in options)
+    return f"{key} ({text})" if text else key
 
 
 def _objects(hint: Any, suffix: str = "") -> Iterator[tuple[type, str]]:

@@ -7,13 +7,11 @@ import re
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from commands import SUBWORDS, TinyRun, good, refused, text
 
-from bytegolf.analyze.figures import Figure, Line, svg
 from bytegolf.analyze.page import _json, _shorts
 
 HOSTILE = b"</script><script>alert(1)</script><!--<script> &amp; \xff\x00 \xe2\x80\xa8 '\"><img src=x onerror=alert(1)>"
@@ -43,54 +41,37 @@ class Parsed(HTMLParser):
             self.bodies[self._inside][-1] += data
 
 
-def analyze(run: TinyRun, *options: object) -> dict[str, Any]:
-    return good("analyze", run.folder, *options, "--data", run.data, "--json").json
-
-
-@pytest.fixture
-def hostile(tmp_path: Path) -> Path:
-    """A file whose name and content both try to break out."""
-    path = tmp_path / "<img src=x onerror=alert(2)>.txt"
-    path.write_bytes(HOSTILE * 3)
-    return path
-
-
-def test_hostile_text_and_names_stay_text(tiny_run: TinyRun, hostile: Path, tmp_path: Path) -> None:
-    page = tmp_path / "page.html"
-    result = analyze(tiny_run, "--file", hostile, "--html", page)
-    assert result["texts"] == [{"name": hostile.name, "bytes": len(HOSTILE) * 3}]
-    found = Parsed(page.read_text())
-    assert not {"img", "link", "iframe", "object", "base"} & {tag for tag, _ in found.tags}
+def test_hostile_text_and_names_stay_text_and_nothing_is_loaded(tiny_run: TinyRun, tmp_path: Path) -> None:
+    hostile, page = tmp_path / "<img src=x onerror=alert(2)>.txt", tmp_path / "page.html"
+    hostile.write_bytes(HOSTILE * 3)
+    ran = good("analyze", tiny_run.folder, "--file", hostile, "--html", page, "--data", tiny_run.data, "--json")
+    assert ran.json["texts"] == [{"name": hostile.name, "bytes": len(HOSTILE) * 3}]
+    shown = page.read_text()
+    found = Parsed(shown)
+    assert not {"link", "iframe", "object", "base", "svg"} & {tag for tag, _ in found.tags}
     assert [attrs.get("type") for tag, attrs in found.tags if tag == "script"] == ["application/json", None]
-    for _, attrs in found.tags:
-        assert not {name for name in attrs if name.startswith("on") or name in ("src", "href", "style")}
-    assert "alert(" not in page.read_text().replace("alert(2)&gt;", "").replace("alert(2)\\u003e", "")
+    for tag, attrs in found.tags:
+        assert not {name for name in attrs if name.startswith("on") or name in ("href", "style")}
+        source = attrs.get("src")
+        assert source is None or (tag == "img" and source.startswith("data:image/svg+xml;base64,"))
+    assert "alert(" not in shown.replace("alert(2)&gt;", "").replace("alert(2)\\u003e", "")
+    assert "http" not in shown.replace("http-equiv", "")
     data = json.loads(found.bodies["script"][0])
-    packed = data["texts"][0]["models"][0]
-    assert base64.b64decode(packed["data"]) == HOSTILE * 3
+    assert base64.b64decode(data["texts"][0]["models"][0]["data"]) == HOSTILE * 3
     assert data["texts"][0]["name"] == hostile.name
-
-
-def test_the_policy_names_the_script_and_the_style_of_the_page(tiny_run: TinyRun, tmp_path: Path) -> None:
-    page = tmp_path / "page.html"
-    analyze(tiny_run, "--html", page, "--limit", 2000)
-    found = Parsed(page.read_text())
-    policy = next(attrs["content"] for tag, attrs in found.tags if "http-equiv" in attrs)
+    # the policy runs the page's own script and no other
+    policy = next(attrs["content"] for _, attrs in found.tags if "http-equiv" in attrs)
     assert policy is not None
     assert policy.startswith("default-src 'none';")
     for kind, body in (("style", found.bodies["style"][0]), ("script", found.bodies["script"][1])):
         digest = base64.b64encode(hashlib.sha256(body.encode()).digest()).decode()
         assert f"{kind}-src 'sha256-{digest}'" in policy
-    assert "http" not in page.read_text().replace("http-equiv", "")
 
 
-def test_json_in_a_script_ends_no_script() -> None:
+def test_what_the_script_reads() -> None:
     value = {"a</script><!--": "]]>\u2028&"}
     assert not re.search("[<>&\u2028]", _json(value))
     assert json.loads(_json(value)) == value
-
-
-def test_numbers_of_the_page() -> None:
     raw = base64.b64decode(_shorts(np.array([0, 1.4, np.nan, 1e9], np.float32)))
     assert np.frombuffer(raw, "<u2").tolist() == [0, 1, 65535, 65534]
 
@@ -103,20 +84,20 @@ def test_several_models_and_texts(
     chinese.write_text("你好，世界。" * 40, encoding="utf-8")
     runs = (tiny_run, two_level_run, subword_run, flat_run)
     page = tmp_path / "page.html"
-    options = ("--file", english, "--file", chinese, "--html", page, "--edges", SUBWORDS)
+    options = ("--file", english, "--file", chinese, "--html", page, "--bpe", SUBWORDS)
     ran = good("analyze", *(run.folder for run in runs), "--data", tiny_run.data, *options, "--json")
     models = ran.json["models"]
     assert [len(model["levels"]) for model in models] == [1, 2, 1, 0]
-    assert ran.json["edges"] == SUBWORDS
+    assert ran.json["bpe"] == SUBWORDS
     for model in models:
         assert [row["text"] for row in model["texts"]] == ["english.txt", "chinese.txt"]
         assert {row["script"] for row in model["scripts"]} >= {"Latin", "Han"}
         assert sum(row["bytes"] for row in model["scripts"]) == model["bytes"]
         for level in model["levels"]:
-            assert set(level["edges"]) >= {"precision", "recall", "f1", "random_f1"}
-    subwords = models[2]["levels"][0]["edges"]
+            assert set(level["bpe"]) >= {"precision", "recall", "f1", "random_f1"}
+    subwords = models[2]["levels"][0]["bpe"]
     assert subwords["precision"] in (1, None)  # chunks over subwords start where a subword does
-    assert "flat model has no router" in ran.json["note"]
+    assert "flat model" in ran.json["note"]
     data = json.loads(Parsed(page.read_text()).bodies["script"][0])
     assert data["depth"] == 2
     assert [len(model["levels"]) for model in data["texts"][1]["models"]] == [1, 2, 1, 0]
@@ -133,23 +114,22 @@ def test_over_training(tiny_run: TinyRun) -> None:
     assert f"{tiny_run.folder.name}, untrained, {len(history[0]['chunks'])} chunks:" in ran.out
 
 
-def test_plots(tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_and_what_happens_without_matplotlib(
+    tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("matplotlib")
-    analyze(tiny_run, "--limit", 2000, "--plots", tmp_path / "plots")
+    here, page = ("--data", tiny_run.data, "--limit", 2000), tmp_path / "page.html"
+    good("analyze", tiny_run.folder, *here, "--plots", tmp_path / "plots", "--html", page)
     drawn = sorted((tmp_path / "plots").iterdir())
     assert [path.stem for path in drawn] == ["lengths", "rate_by_surprisal", "surprisal_in_chunk", "words_cut"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
+    images = [attrs["src"] for tag, attrs in Parsed(page.read_text()).tags if tag == "img"]
+    assert len(images) == len(drawn)
+    assert b"<svg" in base64.b64decode((images[0] or "").partition(",")[2])
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    said = refused("analyze", tiny_run.folder, "--data", tiny_run.data, "--limit", 2000, "--plots", tmp_path)
-    assert "pip install matplotlib" in said
-
-
-def test_svg_of_hostile_and_of_no_points() -> None:
-    lines = [Line("a", 0, [(1, 0.5), (4, 0.0)]), Line("b", 7, [(1, 0.1)], dashed=True)]
-    drawn = svg(Figure("f", "<b>", "x & y", '"', lines))
-    assert "<b>" not in drawn
-    assert drawn.count("<path class=") - drawn.count('"grid"') == 2
-    assert svg(Figure("f", "t", "x", "y", [Line("a", 0, [])])) == ""
+    assert "bytegolf[plots]" in refused("analyze", tiny_run.folder, *here, "--plots", tmp_path)
+    good("analyze", tiny_run.folder, *here, "--html", page)
+    assert "bytegolf[plots]" in page.read_text(), "the page says what its curves need"
 
 
 def test_wrong_inputs(tiny_run: TinyRun, subword_run: TinyRun, tmp_path: Path) -> None:
@@ -160,6 +140,5 @@ def test_wrong_inputs(tiny_run: TinyRun, subword_run: TinyRun, tmp_path: Path) -
     (tmp_path / "raw.bin").write_bytes(bytes(range(256)))
     assert "not UTF-8" in refused("analyze", subword_run.folder, "--file", tmp_path / "raw.bin")
     here = ("--data", tiny_run.data, "--limit", 2000)
-    assert "made of bytes" in refused("analyze", tiny_run.folder, *here, "--edges", "byte260")
-    artifact = tiny_run.folder / "artifact.bgolf"
-    assert "needs a run's folder" in refused("analyze", artifact, *here, "--history")
+    assert "byte260" in refused("analyze", tiny_run.folder, *here, "--bpe", "byte260")
+    assert "--history" in refused("analyze", tiny_run.folder / "artifact.bgolf", *here, "--history")

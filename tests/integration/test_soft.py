@@ -12,6 +12,7 @@ from commands import SUBWORDS, TinyRun, good, refused
 from conftest import tiny_network
 
 from bytegolf.analyze.reading import read
+from bytegolf.analyze.results import Extremes
 from bytegolf.analyze.soft import BINS, extremes, layers, of_stream, of_texts, probe, shuffled
 from bytegolf.artifact.loading import load_model
 from bytegolf.config import ModelConfig, SoftConfig
@@ -45,35 +46,35 @@ def model_with(bias: float, layers: int = 1) -> LanguageModel:
 def test_a_constant_b(stream: TokenStream) -> None:
     model = model_with(math.log(0.3 / 0.7), layers=2)
     found = probe(model, stream, ByteTokenizer(), 64, limit=512)
-    assert found["tokens"] == found["bytes"] == 512
+    assert found.tokens == found.bytes == 512
     assert model.soft is not None
-    for layer in found["layers"]:
-        assert layer["mean"] == pytest.approx(0.3)
-        assert layer["std"] == pytest.approx(0, abs=1e-6)
-        assert set(np.round(list(layer["quantiles"].values()), 5)) == {0.3}
-        assert len(layer["histogram"]) == BINS
-        assert sum(layer["histogram"]) == pytest.approx(1)
-        assert sum(layer["histogram"][5:7]) == pytest.approx(1)
-        assert layer["below_half"] == 1.0
-        assert layer["boundaries"]["boundaries"] == 0
-    assert found["bpb"]["shuffled"] == pytest.approx(found["bpb"]["as_is"], rel=1e-6)
-    assert abs(found["bpb"]["open"] - found["bpb"]["as_is"]) > 1e-4
-    assert abs(found["bpb"]["closed"] - found["bpb"]["as_is"]) > 1e-4
+    for layer in found.layers:
+        assert layer.mean == pytest.approx(0.3)
+        assert layer.std == pytest.approx(0, abs=1e-6)
+        assert set(np.round(list(layer.quantiles.values()), 5)) == {0.3}
+        assert len(layer.histogram) == BINS
+        assert sum(layer.histogram) == pytest.approx(1)
+        assert sum(layer.histogram[5:7]) == pytest.approx(1)
+        assert layer.below_half == 1.0
+        assert layer.boundaries.boundaries == 0
+    assert found.bpb.shuffled == pytest.approx(found.bpb.as_is, rel=1e-6)
+    assert abs(found.bpb.open - found.bpb.as_is) > 1e-4
+    assert abs(found.bpb.closed - found.bpb.as_is) > 1e-4
     # ‖W(blended − x)‖ / ‖W·x‖ with blended − x = 0.7·(x_{t−1} − x_t), in the first layer
     ids = torch.from_numpy(stream.slice(0, 512).astype(np.int64)).view(8, 64)
     with torch.no_grad():
         x = model.look_up(ids)
         weight = model.soft.stack[0].chunk_mixer.weight  # type: ignore[union-attr]
         moved, whole = 0.7 * (x[:, :-1] - x[:, 1:]) @ weight.T, x[:, 1:] @ weight.T
-    assert found["layers"][0]["from_identity"] == pytest.approx(float(moved.norm() / whole.norm()), rel=1e-4)
+    assert found.layers[0].from_identity == pytest.approx(float(moved.norm() / whole.norm()), rel=1e-4)
 
 
 def test_the_identity(stream: TokenStream) -> None:
     found = probe(model_with(50.0), stream, ByteTokenizer(), 64, limit=512)
-    (layer,) = found["layers"]
-    assert layer["from_identity"] < 1e-6
-    assert layer["histogram"][-1] == 1.0
-    assert found["bpb"]["open"] == found["bpb"]["as_is"]
+    (layer,) = found.layers
+    assert layer.from_identity < 1e-6
+    assert layer.histogram[-1] == 1.0
+    assert found.bpb.open == found.bpb.as_is
 
 
 def test_boundaries_at_spaces(stream: TokenStream) -> None:
@@ -84,15 +85,15 @@ def test_boundaries_at_spaces(stream: TokenStream) -> None:
         own = torch.linalg.pinv(vectors) @ torch.tensor([6.0, -6.0, 0.0])
         model.soft.stack[0].boundary_proj.weight[0, 32:] = own
     found = probe(model, stream, ByteTokenizer(), 64)
-    (layer,) = found["layers"]
+    (layer,) = found.layers
     share = TEXT.count(" ") / len(TEXT)
-    assert layer["whitespace"]["highest"] == 1.0
-    assert layer["whitespace"]["all"] == pytest.approx(2 * share, abs=0.02), "a space, or behind one"
-    assert layer["whitespace"]["lowest"] < 0.4
-    assert layer["boundaries"]["rate"] == pytest.approx(share, abs=0.02)
-    assert layer["boundaries"]["whitespace_agreement"] == 1.0
-    assert layer["below_half"] == pytest.approx(1 - share, abs=0.02)
-    assert abs(found["bpb"]["shuffled"] - found["bpb"]["as_is"]) > 1e-4
+    assert layer.whitespace.highest == 1.0
+    assert layer.whitespace.all == pytest.approx(2 * share, abs=0.02), "a space, or behind one"
+    assert layer.whitespace.lowest < 0.4
+    assert layer.boundaries.rate == pytest.approx(share, abs=0.02)
+    assert layer.boundaries.whitespace_agreement == 1.0
+    assert layer.below_half == pytest.approx(1 - share, abs=0.02)
+    assert abs(found.bpb.shuffled - found.bpb.as_is) > 1e-4
 
 
 def test_shuffling_moves_within_a_window() -> None:
@@ -112,7 +113,7 @@ def test_the_verb(tiny_data: Path, soft_run: TinyRun, flat_run: TinyRun) -> None
     ran = good("probe", run, "--data", tiny_data, "--limit", "1000", "--json")
     assert ran.json.keys() == {"tokens", "bytes", "bpb", "layers", "history"}
     assert [row["step"] for row in ran.json["history"]] == [2, 4, 6, 8, 10]
-    assert "with b = 1 everywhere" in ran.out
+    assert "b = 1 everywhere" in ran.out
     from_file = good("probe", run / "artifact.bgolf", "--data", tiny_data, "--limit", "1000", "--json").json
     assert from_file == {**ran.json, "history": []}
     assert "no soft chunking to probe" in refused("probe", flat_run.folder, "--data", tiny_data)
@@ -141,7 +142,7 @@ def test_texts_are_read_as_a_stream_is(soft_run: TinyRun, stream: TokenStream) -
     halves = layers(one.model, one.tokenizer, of_texts([ids[:256], ids[256:]], 128))
     assert halves == from_stream
     ragged = layers(one.model, one.tokenizer, of_texts([ids[:200], ids[200:201]], 128))
-    assert ragged[0]["boundaries"]["bytes"] == 200, "a text of one token has no free position"
+    assert ragged[0].boundaries.bytes == 200, "a text of one token has no free position"
     with pytest.raises(BytegolfError, match="so short that no b"):
         layers(one.model, one.tokenizer, of_texts([ids[:1]], 128))
 
@@ -149,20 +150,20 @@ def test_texts_are_read_as_a_stream_is(soft_run: TinyRun, stream: TokenStream) -
 def test_extremes_of_b() -> None:
     b, having = np.linspace(0, 1, 40, dtype=np.float32), np.zeros(40, np.bool_)
     having[-3:] = having[0] = True
-    assert extremes(b, having) == {"all": 0.1, "lowest": 0.25, "highest": 0.75}
-    assert extremes(b[:0], having[:0]) == {"all": None, "lowest": None, "highest": None}
+    assert extremes(b, having) == Extremes(all=0.1, lowest=0.25, highest=0.75)
+    assert extremes(b[:0], having[:0]) == Extremes(None, None, None)
 
 
 def test_analyze_tells_of_soft_chunking(soft_run: TinyRun, tiny_run: TinyRun, tmp_path: Path) -> None:
     page, rest = tmp_path / "page.html", ("--data", soft_run.data, "--limit", 1024, "--json")
-    ran = good("analyze", soft_run.folder, tiny_run.folder, "--edges", SUBWORDS, "--history", "--html", page, *rest)
+    ran = good("analyze", soft_run.folder, tiny_run.folder, "--bpe", SUBWORDS, "--history", "--html", page, *rest)
     soft, hnet = ran.json["models"]
     assert (soft["chunking"], hnet["chunking"], hnet["soft"]) == ("soft", "router", None)
     assert soft["soft"]["bpb"]["as_is"] == soft["bpb"]
     assert len({round(value, 9) for value in soft["soft"]["bpb"].values()}) == 4
     (layer,), (level,) = soft["soft"]["layers"], soft["levels"]
     assert layer["boundaries"]["boundaries"] == pytest.approx(level["boundaries"], abs=1), "the byte behind BOS"
-    assert set(layer["edges"]) == set(layer["whitespace"]) == {"all", "lowest", "highest"}
+    assert set(layer["bpe"]) == set(layer["whitespace"]) == {"all", "lowest", "highest"}
     assert [point["what"] for point in soft["history"]] == ["untrained", "step 10", "artifact"]
     assert all(0 < point["b"] < 1 for point in soft["history"])
     assert all(point["b"] is None for point in hnet["history"])

@@ -57,10 +57,27 @@ def test_the_json_has_a_key_per_field_and_null_for_what_is_not_finite() -> None:
     }
 
 
+@dataclass(frozen=True)
+class Other(Base):
+    """Another heir."""
+
+    whole: Whole
+
+
 def test_the_keys_are_described_from_the_types_and_the_strings_below_the_fields() -> None:
     assert describe(Whole, 1000).split("\n\n") == [
-        "JSON keys: bpb (bits per byte of the text, or null), path, kind (router, soft, or null), best (the best part; "
-        "null without any), parts, named, seed (of the first sample).",
+        "JSON keys (?: may be null): bpb? (bits per byte of the text), path, kind? (router, soft), best? "
+        "(the best part; null without any), parts, named, seed (of the first sample).",
         "best, parts[], named.*: from (first byte), share.",
     ]
     assert all(len(line) <= 40 for line in describe(Whole, 40).splitlines())
+
+
+def test_what_several_types_inherit_is_described_once() -> None:
+    assert describe(Other, 1000).split("\n\n") == [
+        "JSON keys (?: may be null): whole, the keys of base.",
+        "whole: path, kind? (router, soft), best? (the best part; null without any), parts, named, seed (of the first "
+        "sample), the keys of base.",
+        "whole.best, whole.parts[], whole.named.*: from (first byte), share.",
+        "base: bpb? (bits per byte of the text).",
+    ]

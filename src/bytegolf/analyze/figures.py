@@ -1,24 +1,22 @@
-"""The curves of an analysis: made from its JSON data, drawn as SVG for a page and by matplotlib as PNG files."""
+"""The curves of an analysis, made from its result: for a page as SVG, for files as PNG."""
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
-from bytegolf.analyze.tables import firm_levels
-from bytegolf.errors import BytegolfError
-from bytegolf.files import make_folder, write_atomically
+from bytegolf.analyze import plots
+from bytegolf.analyze.results import Level, ModelAnalysis, Moment, Stability, StabilityLevel
+from bytegolf.files import make_folder
 
 LONGEST = 32
 """Chunks beyond this many bytes are not drawn."""
 
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-"""Okabe and Ito's, which differ in every common form of colour blindness."""
+INK = "#808080"
+"""Of axes and words: it can be read on the page's light ground and on its dark one."""
 
 
 @dataclass(frozen=True)
@@ -42,193 +40,145 @@ class Figure:
     lines: list[Line]
     ticks: tuple[str, ...] = ()
 
+    def drawn(self) -> Any:
+        """The matplotlib figure. Raises BytegolfError where matplotlib is missing."""
+        figure = plots.canvas(6, 4)
+        axes = figure.subplots()
+        for number, line in enumerate(self.lines):
+            first = line.dashed and not any(one.dashed for one in self.lines[:number])
+            axes.plot(
+                [x for x, _ in line.points],
+                [y for _, y in line.points],
+                color=plots.COLORS[line.color % len(plots.COLORS)],
+                linestyle="--" if line.dashed else "-",
+                label=plots.plain(line.label) if first or not line.dashed else None,
+            )
+        axes.set_title(plots.plain(self.title), color=INK)
+        axes.set_xlabel(self.x, color=INK)
+        axes.set_ylabel(self.y, color=INK)
+        axes.set_ylim(bottom=0)
+        if self.ticks:
+            axes.set_xticks(range(len(self.ticks)), self.ticks)
+        axes.tick_params(colors=INK)
+        axes.spines[:].set_color(INK)
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False, labelcolor=INK)
+        return figure
 
-def figures(analysis: dict[str, Any]) -> Iterator[Figure]:
+
+def save_png(all_figures: Iterable[Figure], folder: Path) -> list[Path]:
+    """Draw each figure into ``folder`` and say where. Raises BytegolfError where matplotlib is missing."""
+    drawn = [(figure.drawn(), folder / f"{figure.name}.png") for figure in all_figures]
+    make_folder(folder)
+    for figure, path in drawn:
+        plots.save_png(figure, path)
+    return [path for _, path in drawn]
+
+
+def figures(models: Sequence[ModelAnalysis]) -> Iterator[Figure]:
     """The figures that there is data for."""
-    levels = []
-    for model in analysis["models"]:
-        for number, level in enumerate(model["levels"]):
-            levels.append((f"{model['name']}{f' · {number}' if len(model['levels']) > 1 else ''}", level))
-    yield from _of_soft(analysis["models"])
+    levels = [pair for model in models for pair in model.named_levels()]
+    yield from _of_soft(models)
     if levels:
         yield from _of_chunks(levels)
         yield _of_words(levels)
-    firm = [(name + suffix, whole, level) for name, suffix, whole, level in firm_levels(analysis["models"])]
-    if firm:
-        yield from _of_stability(firm)
-    histories = [(model["name"], model["history"]) for model in analysis["models"] if model["history"]]
+    stable = [found for model in models for found in model.stable_levels()]
+    if stable:
+        yield _of_shifts(stable)
+        yield _of_room(stable)
+    histories = [(model.name, model.history) for model in models if model.history]
     if histories:
-        for key, what in (("bpb", "bits per byte"), ("whitespace_agreement", "share of boundaries at whitespace")):
-            lines = [
-                Line(name, color, _known((point["step"], point[key]) for point in points))
-                for color, (name, points) in enumerate(histories)
-            ]
-            yield Figure(f"training_{key}", f"{what[0].upper()}{what[1:]} over training", "step", what, lines)
+        yield from _of_training(histories)
 
 
-def _of_soft(models: list[dict[str, Any]]) -> Iterator[Figure]:
+def _of_soft(models: Sequence[ModelAnalysis]) -> Iterator[Figure]:
     lines: list[Line] = []
     for model in models:
-        layers = model["soft"]["layers"] if model["soft"] else []
+        layers = model.soft.layers if model.soft else []
         for number, layer in enumerate(layers):
-            shares = layer["histogram"]
+            shares = layer.histogram
             middles = _known(((place + 0.5) / len(shares), share) for place, share in enumerate(shares))
-            name = f"{model['name']} · {number}" if len(layers) > 1 else model["name"]
+            name = f"{model.name} · layer {number}" if len(layers) > 1 else model.name
             lines.append(Line(name, len(lines), middles))
     if lines:
         width = len(lines[0].points)
         yield Figure("soft_b", "Soft chunking", "b", f"share of positions, in {width} parts", lines)
 
 
-def _of_chunks(levels: list[tuple[str, dict[str, Any]]]) -> Iterator[Figure]:
+def _of_chunks(levels: Sequence[tuple[str, Level]]) -> Iterator[Figure]:
     lengths, inside, deciles = [], [], []
     for color, (name, level) in enumerate(levels):
-        total, counts = max(1, level["chunks"]), dict(level["lengths"])
-        shares = [(size, counts.get(size, 0) / total) for size in range(1, LONGEST + 1)]
-        lengths.append(Line(name, color, [(float(size), share) for size, share in shares]))
-        found = level["surprisal"]
-        inside.append(Line(name, color, _known((n + 1, bits) for n, bits in enumerate(found["bits_in_chunk"]))))
-        deciles.append(Line(name, color, _known((n + 1, rate) for n, rate in enumerate(found["rate_by_decile"]))))
-        if level["rate"] is not None:
-            deciles.append(Line("at random", color, [(1, level["rate"]), (10, level["rate"])], True))
+        total, counts = max(1, level.chunks), dict(level.lengths)
+        shares = [(float(size), counts.get(size, 0) / total) for size in range(1, LONGEST + 1)]
+        lengths.append(Line(name, color, shares))
+        found = level.surprisal
+        inside.append(Line(name, color, _known((n + 1, bits) for n, bits in enumerate(found.bits_in_chunk))))
+        deciles.append(Line(name, color, _known((n + 1, rate) for n, rate in enumerate(found.rate_by_decile))))
+        if level.rate is not None:
+            deciles.append(Line("at random", color, [(1, level.rate), (10, level.rate)], True))
     yield Figure("lengths", "Chunk lengths", "bytes", "share of chunks", lengths)
     yield Figure("surprisal_in_chunk", "Surprisal inside chunks", "byte of the chunk", "bits", inside)
     yield Figure(
-        "rate_by_surprisal", "Where chunks begin", "tenth of positions, by surprisal", "boundaries a position", deciles
+        "rate_by_surprisal",
+        "Where chunks begin",
+        "tenth of positions, by surprisal",
+        "boundaries per position",
+        deciles,
     )
 
 
-def _of_words(levels: list[tuple[str, dict[str, Any]]]) -> Figure:
-    starts = sorted({one["from"] for _, level in levels for one in level["words"]})
+def _of_words(levels: Sequence[tuple[str, Level]]) -> Figure:
+    starts = sorted({one.from_ for _, level in levels for one in level.words})
     lines = []
     for color, (name, level) in enumerate(levels):
-        for label, key, dashed in ((name, "cut", False), ("at random", "random_cut", True)):
-            points = _known((starts.index(one["from"]), one[key]) for one in level["words"])
-            lines.append(Line(label, color, points, dashed))
+        lines.append(Line(name, color, _known((starts.index(one.from_), one.cut) for one in level.words)))
+        chance = _known((starts.index(one.from_), one.random_cut) for one in level.words)
+        lines.append(Line("at random", color, chance, True))
     ticks = tuple(f"{start}" if start == 1 else f"{start}+" for start in starts)
     return Figure("words_cut", "Words cut inside", "occurrences of the word", "share of words", lines, ticks)
 
 
-def _of_stability(levels: list[tuple[str, dict[str, Any], dict[str, Any]]]) -> Iterator[Figure]:
+def _of_shifts(levels: Sequence[tuple[str, Stability, StabilityLevel]]) -> Figure:
     moved = [
-        Line(
-            name,
-            color,
-            _known((math.log2(one["from"]), one["per_position"]) for one in level["shift"]["distances"]),
-        )
+        Line(name, color, _known((math.log2(one.from_), one.per_position) for one in level.shift.distances))
         for color, (name, _, level) in enumerate(levels)
     ]
-    most = max((len(level["shift"]["distances"]) for _, _, level in levels), default=0)
-    yield Figure(
+    most = max((len(level.shift.distances) for _, _, level in levels), default=0)
+    return Figure(
         "flips",
         "Boundaries that a shift moves",
         "tokens behind the window's start, from",
-        "flips a position",
+        "flips per position",
         moved,
         tuple(f"{1 << power}" for power in range(most)),
     )
+
+
+def _of_room(levels: Sequence[tuple[str, Stability, StabilityLevel]]) -> Figure:
+    """For each number of chunks, the share of windows that want more: a staircase, two points per step."""
     beyond = []
     for color, (name, whole, level) in enumerate(levels):
-        left, points = whole["windows"], []
-        for count, windows in level["counts"]:
-            points.append((100 * count / whole["length"], left / whole["windows"]))
+        left, points = whole.windows, []
+        for count, windows in level.counts:
+            points.append((100 * count / whole.length, left / whole.windows))
             left -= windows
-            points.append((100 * count / whole["length"], left / whole["windows"]))
+            points.append((100 * count / whole.length, left / whole.windows))
         beyond.append(Line(name, color, points))
-        if level["limit"] is not None:
-            share = 100 * level["limit"] / whole["length"]
+        if level.limit is not None:
+            share = 100 * level.limit / whole.length
             beyond.append(Line("room", color, [(share, 0.0), (share, 1.0)], True))
-    yield Figure(
-        "room", "Windows that want more chunks", "chunks, % of the window's tokens", "share of windows", beyond
-    )
+    x, y = "chunks, % of the window's tokens", "share of windows"
+    return Figure("room", "Windows that want more chunks", x, y, beyond)
 
 
-def _known(points: Any) -> list[tuple[float, float]]:
+def _of_training(histories: Sequence[tuple[str, list[Moment]]]) -> Iterator[Figure]:
+    for key, what in (("bpb", "bits per byte"), ("whitespace_agreement", "share of boundaries at whitespace")):
+        lines = [
+            Line(name, color, _known((point.step, getattr(point, key)) for point in points))
+            for color, (name, points) in enumerate(histories)
+        ]
+        yield Figure(f"training_{key}", f"{what[0].upper()}{what[1:]} over training", "step", what, lines)
+
+
+def _known(points: Iterable[tuple[float, float | None]]) -> list[tuple[float, float]]:
     return [(float(x), float(y)) for x, y in points if y is not None]
-
-
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 420, 260, 52, 12, 12, 44
-"""Of an SVG, in its own units, and the margins around the axes."""
-
-
-def svg(figure: Figure) -> str:
-    """The figure as an SVG element whose colours are the page's classes; every text in it is escaped."""
-    points = [point for line in figure.lines for point in line.points]
-    if not points:
-        return ""
-    low, high = min(x for x, _ in points), max(x for x, _ in points)
-    top = max(y for _, y in points) or 1.0
-    step = 10 ** math.floor(math.log10(top))
-    step = next(step * part for part in (0.2, 0.5, 1, 2) if top / (step * part) <= 6)
-    top = step * math.ceil(top / step - 1e-9)
-
-    def at(x: float, y: float) -> tuple[float, float]:
-        across = LEFT + (x - low) / ((high - low) or 1) * (WIDTH - LEFT - RIGHT)
-        return round(across, 1), round(HEIGHT - BOTTOM - y / top * (HEIGHT - TOP - BOTTOM), 1)
-
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(figure.title)}">']
-    for count in range(round(top / step) + 1):
-        value = count * step
-        (x, y), (end, _) = at(low, value), at(high, value)
-        parts.append(f'<path class="grid" d="M{x} {y}H{end}"/>')
-        parts.append(f'<text x="{x - 6}" y="{y + 4}" text-anchor="end">{value:g}</text>')
-    for place, label in _ticks(figure, low, high):
-        x, y = at(place, 0)
-        parts.append(f'<text x="{x}" y="{y + 16}" text-anchor="middle">{escape(label)}</text>')
-    middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(f'<text x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{escape(figure.x)}</text>')
-    across = (TOP + HEIGHT - BOTTOM) / 2
-    parts.append(f'<text transform="translate(12 {across}) rotate(-90)" text-anchor="middle">{escape(figure.y)}</text>')
-    for line in figure.lines:
-        if line.points:
-            path = "L".join("{} {}".format(*at(x, y)) for x, y in line.points)
-            dashes = ' stroke-dasharray="4 4"' if line.dashed else ""
-            parts.append(f'<path class="line s{line.color % len(COLORS)}" d="M{path}"{dashes}/>')
-    return "".join([*parts, "</svg>"])
-
-
-def _ticks(figure: Figure, low: float, high: float) -> list[tuple[float, str]]:
-    """At most ten places on the x axis and what is written there."""
-    if figure.ticks:
-        return [(place, label) for place, label in enumerate(figure.ticks) if low <= place <= high]
-    if high - low <= 1:  # shares
-        return [(place / 10, f"{place / 10:g}") for place in range(math.ceil(10 * low), math.floor(10 * high) + 1)]
-    step = next(
-        step for power in range(12) for step in (10**power, 2 * 10**power, 5 * 10**power) if high - low <= 8 * step
-    )
-    first = math.ceil(low / step) * step
-    return [(place, f"{place:,}") for place in range(first, math.floor(high) + 1, step)]
-
-
-def save_png(all_figures: list[Figure], folder: Path) -> list[Path]:
-    """Draw each figure into ``folder`` and say where. Raises BytegolfError where matplotlib is missing."""
-    try:
-        from matplotlib.figure import Figure as Canvas
-    except ImportError as error:
-        raise BytegolfError(
-            "plots need matplotlib: install it with `pip install matplotlib`, or leave out --plots"
-        ) from error
-    make_folder(folder)
-    paths = []
-    for figure in all_figures:
-        canvas = Canvas(figsize=(6, 4), layout="constrained")
-        axes = canvas.subplots()
-        for number, line in enumerate(figure.lines):
-            first = line.dashed and not any(one.dashed for one in figure.lines[:number])
-            axes.plot(
-                [x for x, _ in line.points],
-                [y for _, y in line.points],
-                color=COLORS[line.color % len(COLORS)],
-                linestyle="--" if line.dashed else "-",
-                label=line.label.replace("$", r"\$") if first or not line.dashed else None,  # no formulas from a name
-            )
-        axes.set(title=figure.title, xlabel=figure.x, ylabel=figure.y)
-        axes.set_ylim(bottom=0)
-        if figure.ticks:
-            axes.set_xticks(range(len(figure.ticks)), figure.ticks)
-        axes.grid(alpha=0.3)
-        axes.legend(frameon=False)
-        path = folder / f"{figure.name}.png"
-        write_atomically(path, functools.partial(canvas.savefig, format="png", dpi=150))
-        paths.append(path)
-    return paths

@@ -8,12 +8,11 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from bytegolf.errors import BytegolfError
-from bytegolf.files import write_atomically
+from bytegolf.analyze import plots
 
 
 def table(rows: list[dict[str, Any]], limit: int) -> Table:
-    """One line a point, the largest first; what does not fit is marked."""
+    """One line per point, the largest first; what does not fit is marked."""
     drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("total bytes", "model", "bpb", "loss of the sample"):
         drawn.add_column(heading, justify="right")
@@ -41,28 +40,12 @@ def draw(rows: list[dict[str, Any]], limit: int, path: Path) -> None:
 
     Raises BytegolfError where matplotlib is missing or the file cannot be written.
     """
-    canvas = _matplotlib()(figsize=(7, 4.5), dpi=120, layout="constrained")
-    axes = canvas.add_subplot()
-    axes.plot([row["total_bytes"] / 1e6 for row in rows], [row["bpb"] for row in rows], "o-", color="#2a5db0")
-    axes.axvline(limit / 1e6, color="#b03a2a", linestyle="--", linewidth=1, label=f"{limit / 1e6:g} MB")
+    figure = plots.canvas(7, 4.5)
+    axes = figure.add_subplot()
+    axes.plot([row["total_bytes"] / 1e6 for row in rows], [row["bpb"] for row in rows], "o-", color=plots.COLORS[0])
+    axes.axvline(limit / 1e6, color=plots.COLORS[1], linestyle="--", linewidth=1, label=f"{limit / 1e6:g} MB")
     axes.set_xlabel("code and model, millions of bytes")
     axes.set_ylabel("bits per byte")
     axes.legend()
     axes.grid(alpha=0.3)
-    write_atomically(path, lambda file: canvas.savefig(file, format="png", metadata={"Software": None}))
-
-
-def check() -> None:
-    """Raise BytegolfError, before any work is done, where matplotlib is missing."""
-    _matplotlib()
-
-
-def _matplotlib() -> Any:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise BytegolfError(
-            "drawing the frontier needs matplotlib: install it with `pip install 'bytegolf[plots]'`, or leave out "
-            "--frontier"
-        ) from error
-    return Figure
+    plots.save_png(figure, path)

@@ -1,4 +1,4 @@
-"""What chunks have to do with tokens, surprise and words, as plain JSON data, beside what chance would give.
+"""What the chunks of one level have to do with tokens, surprisal and words, beside what chance would give.
 
 Everywhere a *boundary* is one that the router chose, a *position* is a byte where it had the choice (``candidates``),
 and *chance* puts the same number of boundaries at positions drawn at random. Ratios are None without data.
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from bytegolf.analyze.reading import LevelReading, Reading
 from bytegolf.analyze.render import visible
-from bytegolf.results import to_json
+from bytegolf.analyze.results import Agreement, ChunkCount, Frequent, Level, Surprisal, WordClass
 
 _WORD = re.compile(rb"[0-9A-Za-z\x80-\xff]+")
 """A word: ASCII letters and digits and whatever is not ASCII, without a break."""
@@ -31,53 +31,43 @@ IN_CHUNK = 16
 """How far into a chunk surprisal is followed, in bytes."""
 
 
-def describe(reading: Reading, level: int, edges: NDArray[np.bool_] | None = None) -> dict[str, Any]:
-    """Everything about one level of chunking.
-
-    Keys: those of ``BoundaryStats.to_dict``; boundaries_per_256_bytes (of text, whatever the positions are); lengths
-    (pairs of a length in bytes and the number of complete chunks); edges (``agreement`` with the BPE token starts
-    ``edges``, or None); surprisal (see ``surprisal``); words (see ``words``); frequent (see ``frequent``).
-    """
+def describe(reading: Reading, level: int, starts: Bool[np.ndarray, " N"] | None = None) -> Level:
+    """Everything about one level of chunking; ``starts`` is where the tokens of a BPE tokenizer start, if known."""
     found = reading.level(level)
     stats = reading.stats(level)
-    return {
-        **to_json(stats.figures()),
-        "boundaries_per_256_bytes": _share(256 * int(found.chosen.sum()), len(reading.data)),
-        "lengths": [[length, count] for length, count in sorted(stats.lengths.items())],
-        "edges": None if edges is None else agreement(found, edges),
-        "surprisal": surprisal(reading, level),
-        "words": words(reading, level),
-        "frequent": frequent(reading, level),
-    }
+    return Level(
+        **vars(stats.figures()),
+        boundaries_per_256_bytes=_share(256 * int(found.chosen.sum()), len(reading.data)),
+        lengths=sorted(stats.lengths.items()),
+        bpe=None if starts is None else agreement(found, starts),
+        surprisal=surprisal(reading, level),
+        words=words(reading, level),
+        frequent=frequent(reading, level),
+    )
 
 
-def agreement(found: LevelReading, edges: Bool[np.ndarray, " N"]) -> dict[str, float | None]:
-    """How the boundaries meet a reference: precision (share of boundaries at an edge), recall (share of edges that
-    are boundaries), F1, each also by chance (``random_…``), over the positions.
+def agreement(found: LevelReading, starts: Bool[np.ndarray, " N"]) -> Agreement:
+    """How the boundaries meet the token ``starts`` of a reference, over the positions.
 
-    With b the rate of boundaries and e that of edges, chance has precision e, recall b and F1 2be/(b + e).
+    Chance, with b boundaries and e token starts among n positions: a random boundary is a token start with probability
+    e/n (precision), a token start gets a boundary with probability b/n (recall), b·e/n of them coincide, and so
+    F1 = 2·(b·e/n) / (b + e).
     """
     free = found.candidates
-    chosen, wanted, positions = int(found.chosen.sum()), int((edges & free).sum()), int(free.sum())
-    both = int((edges & found.chosen).sum())
-    return {
-        "precision": _share(both, chosen),
-        "recall": _share(both, wanted),
-        "f1": _share(2 * both, chosen + wanted),
-        "random_precision": _share(wanted, positions),
-        "random_recall": _share(chosen, positions),
-        "random_f1": _share(2 * chosen * wanted, (chosen + wanted) * positions),
-    }
+    chosen, wanted, positions = int(found.chosen.sum()), int((starts & free).sum()), int(free.sum())
+    both = int((starts & found.chosen).sum())
+    return Agreement(
+        precision=_share(both, chosen),
+        recall=_share(both, wanted),
+        f1=_share(2 * both, chosen + wanted),
+        random_precision=_share(wanted, positions),
+        random_recall=_share(chosen, positions),
+        random_f1=_share(2 * chosen * wanted, (chosen + wanted) * positions),
+    )
 
 
-def surprisal(reading: Reading, level: int) -> dict[str, Any]:
-    """Whether chunks begin at bytes that are hard to predict.
-
-    Keys: enrichment (share of the boundaries among the tenth of positions with the highest surprisal, by its share of
-    the positions; chance has 1, at most 10), bits_at_boundaries and bits_elsewhere (mean bits of a byte at a position),
-    rate_by_decile (boundaries a position, from the least to the most surprising tenth), bits_in_chunk (mean bits of a
-    chunk's first, second, … byte; None beyond the longest).
-    """
+def surprisal(reading: Reading, level: int) -> Surprisal:
+    """Whether chunks begin at bytes that are hard to predict."""
     found = reading.level(level)
     known = found.candidates & np.isfinite(reading.bits)
     bits, chosen = reading.bits[known], found.boundary[known]
@@ -86,24 +76,24 @@ def surprisal(reading: Reading, level: int) -> dict[str, Any]:
     top = _share(len(tenths[-1]), len(order))
     into = _bytes_into_chunk(found.boundary)
     scored = np.isfinite(reading.bits)
-    return {
-        "enrichment": _share(int(tenths[-1].sum()), int(chosen.sum()) * (top or 0)),
-        "bits_at_boundaries": _mean(bits[chosen]),
-        "bits_elsewhere": _mean(bits[~chosen]),
-        "rate_by_decile": [_mean(tenth) for tenth in tenths],
-        "bits_in_chunk": [_mean(reading.bits[scored & (into == place)]) for place in range(IN_CHUNK)],
-    }
+    return Surprisal(
+        enrichment=_share(int(tenths[-1].sum()), int(chosen.sum()) * (top or 0)),
+        bits_at_boundaries=_mean(bits[chosen]),
+        bits_elsewhere=_mean(bits[~chosen]),
+        rate_by_decile=[_mean(tenth) for tenth in tenths],
+        bits_in_chunk=[_mean(reading.bits[scored & (into == place)]) for place in range(IN_CHUNK)],
+    )
 
 
-def words(reading: Reading, level: int) -> list[dict[str, Any]]:
+def words(reading: Reading, level: int) -> list[WordClass]:
     """Which words chunks cut, by how often the word occurs in this text, the rarest first.
 
     A word is cut if a boundary lies behind its first byte and before its end, and opened if one lies at its first byte
-    or at the space before it. Rarer words are longer, so they would be cut more often by chance too: random_cut is the
-    mean of 1 − (1 − rate)^k over words with k positions inside, random_opened likewise.
+    or at the space before it: in "a|b c" the word "ab" is cut, in "ab| c" and "ab |c" the word "c" is opened.
 
-    Keys: from, to (occurrences; to is None in the last class), words (of the text, repeated ones too), mean_bytes, cut,
-    random_cut, opened, random_opened, pieces (mean number of chunks that the word lies in).
+    Rarer words are longer, so chance would cut them more often, too: with the rate r of boundaries per position, a word
+    with k positions inside stays whole with probability (1 − r)^k. ``random_cut`` is the mean of 1 − (1 − r)^k over the
+    words of a class; ``random_opened`` likewise.
     """
     found = reading.level(level)
     spans = np.array([match.span() for match in _WORD.finditer(reading.data)], np.int64).reshape(-1, 2)
@@ -111,6 +101,7 @@ def words(reading: Reading, level: int) -> list[dict[str, Any]]:
     times = np.array([counts[reading.data[start:end]] for start, end in spans.tolist()], np.int64)
     start, end = spans.T
     rate = float(found.chosen.sum()) / max(1, int(found.candidates.sum()))
+    # sums from the text's start: total[j] − total[i] counts what lies at bytes i … j − 1, for all words at once
     chosen, free = (np.concatenate(([0], np.cumsum(mask))) for mask in (found.chosen, found.candidates))
     cuts, inside = (total[end] - total[start + 1] for total in (chosen, free))
     text = np.frombuffer(reading.data, np.uint8)
@@ -120,31 +111,29 @@ def words(reading: Reading, level: int) -> list[dict[str, Any]]:
     for low, high in itertools.pairwise([*FREQUENCIES, 1 << 62]):
         these = (low <= times) & (times < high)
         if these.any():
-            rows.append(
-                {
-                    "from": low,
-                    "to": high - 1 if high < 1 << 62 else None,
-                    "words": int(these.sum()),
-                    "mean_bytes": _mean((end - start)[these]),
-                    "cut": _mean(cuts[these] > 0),
-                    "random_cut": _mean(1 - (1 - rate) ** inside[these]),
-                    "opened": _mean(opened[these] > 0),
-                    "random_opened": _mean(1 - (1 - rate) ** places[these]),
-                    "pieces": _mean(cuts[these] + 1),
-                }
+            row = WordClass(
+                from_=low,
+                to=high - 1 if high < 1 << 62 else None,
+                words=int(these.sum()),
+                mean_bytes=_mean((end - start)[these]),
+                cut=_mean(cuts[these] > 0),
+                random_cut=_mean(1 - (1 - rate) ** inside[these]),
+                opened=_mean(opened[these] > 0),
+                random_opened=_mean(1 - (1 - rate) ** places[these]),
+                pieces=_mean(cuts[these] + 1),
             )
+            rows.append(row)
     return rows
 
 
-def frequent(reading: Reading, level: int, most: int = 30) -> dict[str, Any]:
-    """The most frequent complete chunks: distinct (how many different ones), top (chunk, count)."""
+def frequent(reading: Reading, level: int, most: int = 30) -> Frequent:
+    """The most frequent complete chunks."""
     boundary = reading.level(level).boundary
     counts: Counter[bytes] = Counter()
     for part in reading.parts():
-        edges = part.start + 1 + np.flatnonzero(boundary[part][1:])
-        counts.update(reading.data[start:end] for start, end in itertools.pairwise(edges.tolist()))
-    top = [{"chunk": visible(chunk), "count": count} for chunk, count in counts.most_common(most)]
-    return {"distinct": len(counts), "top": top}
+        places = part.start + 1 + np.flatnonzero(boundary[part][1:])
+        counts.update(reading.data[start:end] for start, end in itertools.pairwise(places.tolist()))
+    return Frequent(len(counts), [ChunkCount(visible(chunk), count) for chunk, count in counts.most_common(most)])
 
 
 def _bytes_into_chunk(boundary: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -6,20 +6,24 @@ Legend: N bytes of a text, T tokens, W windows.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float32, Int, Integer
 from numpy.typing import NDArray
 
+from bytegolf.artifact.loading import LoadedModel
 from bytegolf.bpb import bits_per_byte
+from bytegolf.data.shards import open_split
 from bytegolf.data.tokenizer import ByteTokenizer, Tokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.evaluate.boundaries import BoundaryStats, token_boundaries_to_bytes
 from bytegolf.evaluate.chunk_stats import LevelCuts, check_level, free_tokens, token_levels
 from bytegolf.evaluate.score import windows_at_once
+from bytegolf.files import disk_errors
 from bytegolf.model.lm import Forward, LanguageModel
 from bytegolf.model.routers.base import THRESHOLD
 from bytegolf.model.trace import RouterTrace, SoftTrace
@@ -120,6 +124,34 @@ def encode(tokenizer: Tokenizer, data: bytes, where: str) -> NDArray[np.uint16]:
             f"{where} is not UTF-8 (byte {error.start}): {tokenizer.name} reads text only; convert it, or use a "
             "byte-level model"
         ) from error
+
+
+def text_tokens(
+    loaded: LoadedModel, data: Path | None, files: Sequence[Path], limit: int
+) -> Iterator[NDArray[np.int64]]:
+    """The tokens of each text, a BOS first."""
+    tokenizer = loaded.tokenizer
+    for file in files:
+        with disk_errors(file, "read"):
+            content = file.read_bytes()
+        content = content[:limit] if limit else content
+        if limit and not isinstance(tokenizer, ByteTokenizer):  # the cut may have gone through a character
+            content = content.decode("utf-8", "ignore").encode() if _cut(content) else content
+        if not content:
+            raise BytegolfError(f"{file} is empty: give some text")
+        yield np.concatenate(([tokenizer.BOS], encode(tokenizer, content, str(file)))).astype(np.int64)
+    if not files:
+        stream = open_split(data or Path(loaded.config.data.path), tokenizer.name, "val", tokenizer.vocab_size)
+        yield stream.slice(0, min(limit or len(stream), len(stream))).astype(np.int64)
+
+
+def _cut(content: bytes) -> bool:
+    """Whether nothing is wrong with the UTF-8 of ``content`` but its end."""
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return error.reason == "unexpected end of data"
+    return False
 
 
 def read_text(

@@ -2,50 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
-from rich import box
+from jaxtyping import Int64
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from bytegolf.analyze import tables
-from bytegolf.analyze.grid import Grid
-from bytegolf.analyze.history import history_of
+from bytegolf.analyze import soft
 from bytegolf.analyze.metrics import describe
-from bytegolf.analyze.probing import on_texts
-from bytegolf.analyze.reading import Reading, join
-from bytegolf.analyze.render import titled
-from bytegolf.analyze.scripts import by_script
-from bytegolf.analyze.segment import Segmentation
-from bytegolf.analyze.stability_run import stability
-from bytegolf.analyze.texts import Teller, reference_tokenizer, text_tokens
-from bytegolf.artifact.loading import LoadedModel, load_model
+from bytegolf.analyze.parts import by_script, by_text
+from bytegolf.analyze.reading import LevelReading, Reading, encode, join, read, text_tokens
+from bytegolf.analyze.render import STANDARD_TEXT, titled
+from bytegolf.analyze.results import AnalysisResult, ModelAnalysis, Moment, TextInfo
+from bytegolf.analyze.segment import Segmentation, segment
+from bytegolf.analyze.stability import stability
+from bytegolf.analyze.tables import grids
+from bytegolf.artifact import checkpoint as store
+from bytegolf.artifact.loading import LoadedModel, load_model, with_weights
+from bytegolf.artifact.run_folder import RunFolder
 from bytegolf.config import levels
 from bytegolf.data.bpe_boundaries import token_starts
-from bytegolf.data.tokenizer import SentencePieceTokenizer
+from bytegolf.data.manifest import MANIFEST, data_summary
+from bytegolf.data.shards import open_split
+from bytegolf.data.tokenizer import SentencePieceTokenizer, load_tokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.model.outline import count_parameters
 from bytegolf.model.routers.base import THRESHOLD
 from bytegolf.progress import Reporter
-from bytegolf.results import to_json
+from bytegolf.training.setup import initial_model
+
+HISTORY_BYTES = 65536
+"""How much of the first text each checkpoint reads."""
+
+Tokens = Int64[np.ndarray, " T"]
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """What came of it."""
+    """An analysis, with what a page or a terminal shows besides."""
 
-    result: dict[str, Any]
-    """plain data, see ``analyze``"""
+    result: AnalysisResult
     readings: list[list[Reading]]
     """[model][text]"""
     standard: list[tuple[str, Segmentation]]
     """the standard text, a title for each segmentation"""
+
+    def show(self, console: Console) -> None:
+        """The tables, then the standard text in chunks."""
+        for grid in grids(self.result.models):
+            if not grid.wide:
+                console.print(grid.drawn())
+        console.print(self.result.note, markup=False, soft_wrap=True)
+        for title, found in self.standard:
+            titled(console, title, found)
 
 
 def analyze(
@@ -54,145 +67,180 @@ def analyze(
     files: Sequence[Path],
     *,
     limit: int = 0,
-    edges: str = "",
+    bpe: str = "",
     history: bool = False,
-    firmness: bool = False,
+    stable: bool = False,
     threshold: float = THRESHOLD,
     reporter: Reporter,
 ) -> Analysis:
     """Read ``files``, or else the validation split, with the models of ``sources``.
 
-    ``limit`` > 0: that many tokens of a split, or bytes of a file. ``edges``: the SentencePiece tokenizer to compare
+    ``limit`` > 0: that many tokens of a split, or bytes of a file. ``bpe``: the SentencePiece tokenizer to compare
     boundaries with, a file or a name in the data folder; "" takes the folder's first one, if any. ``history`` adds a
-    run's untrained weights and its checkpoints, ``firmness`` what moves the boundaries. Soft chunking is said to begin
-    a chunk from a b of ``threshold`` on.
-
-    Keys of the result: texts (name, bytes), edges (that tokenizer's name or None), note, models: a list of model
-    (path), name, tokenizer, params, bpb, bytes, texts (a row each, as scripts), scripts (``scripts.by_script``),
-    chunking (what begins chunks: "router", "soft" or None), levels (``metrics.describe`` of each router's level,
-    outermost first, or else of each layer of soft chunking; empty for a flat model), soft (None, or what
-    ``probing.on_texts`` gives), history (None, or for each point: what, step, bpb, whitespace_agreement,
-    mean_chunk_bytes, cv, boundaries_per_256_bytes, enrichment, b: the mean of the first soft layer's or None, chunks:
-    byte offsets of chunk starts in the standard text), stability (None, or what ``recipes.stability`` gives).
+    run's untrained weights and its checkpoints, ``stable`` what moves the boundaries. Soft chunking is said to begin a
+    chunk from a b of ``threshold`` on.
     """
-    opened = [load_model(source, data) for source in sources]
-    if threshold != THRESHOLD and not any(one.model.soft for one in opened):
+    loaded = [load_model(source, data) for source in sources]
+    if threshold != THRESHOLD and not any(one.model.soft for one in loaded):
         raise BytegolfError("--threshold is about the b of soft chunking, which no model here has: leave it out")
-    names = _names(sources)
-    folder = data or Path(opened[0].config.data.path)
-    reference = reference_tokenizer(edges, folder, [one.tokenizer for one in opened])
+    short = [source.resolve().name for source in sources]
+    names = short if len(set(short)) == len(short) else [str(source) for source in sources]
+    folder = data or Path(loaded[0].config.data.path)
+    reference = _reference_tokenizer(bpe, folder, loaded)
     texts = [file.name for file in files] or [f"the validation split of {folder.name}"]
     readings: list[list[Reading]] = []
-    models, standard = [], []
-    for source, name, one in zip(sources, names, opened, strict=True):
+    models: list[ModelAnalysis] = []
+    standard: list[tuple[str, Segmentation]] = []
+    for source, name, one in zip(sources, names, loaded, strict=True):
+        reader = _Reader(name, threshold, reporter)
         tokens = list(text_tokens(one, data, files, limit))
-        tell = Teller(name, threshold, reporter)
-        found = [tell.read(one, ids, f"reading {text}") for ids, text in zip(tokens, texts, strict=True)]
+        found = [reader.read(one, ids, f"reading {text}") for ids, text in zip(tokens, texts, strict=True)]
         readings.append(found)
-        described, pictures = _describe(source, one, tokens, found, texts, reference, tell)
+        whole = join(found)
+        depth = len(whole.levels)
+        starts = np.concatenate([token_starts(reference, each.data) for each in found]) if reference and depth else None
+        moments, pictures = None, [(name, reader.standard(one))] if depth else []
         if history:
-            described["history"], pictures = history_of(source, one, data, found[0], tell)
-        if firmness:
-            described["stability"] = stability(source, one, tokens, name, reporter)
-        models.append(described)
+            moments, pictures = _history(source, one, data, found[0], reader)
         standard += pictures
-    result = {
-        "texts": [{"name": text, "bytes": len(one.data)} for text, one in zip(texts, readings[0], strict=True)],
-        "edges": reference.name if reference else None,
-        "note": _note(opened, reference, threshold),
-        "models": models,
-    }
-    return Analysis(result, readings, standard)
+        outermost = 0 if depth else None
+        models.append(
+            ModelAnalysis(
+                model=str(source),
+                name=name,
+                tokenizer=one.tokenizer.name,
+                params=count_parameters(one.model),
+                bpb=whole.bpb,
+                bytes=len(whole.data),
+                texts=[by_text(each, outermost, text) for text, each in zip(texts, found, strict=True)],
+                scripts=by_script(whole, outermost),
+                chunking=_chunking(one),
+                levels=[describe(whole, level, starts) for level in range(depth)],
+                soft=soft.on_texts(one, tokens, found, starts, threshold, functools.partial(reader.read, one)),
+                history=moments,
+                stability=stability(source, one, tokens, name, reporter) if stable else None,
+            )
+        )
+    read_texts = [TextInfo(text, len(each.data)) for text, each in zip(texts, readings[0], strict=True)]
+    note = _note(loaded, reference, threshold)
+    return Analysis(AnalysisResult(read_texts, reference.name if reference else None, note, models), readings, standard)
 
 
-def _names(sources: Sequence[Path]) -> list[str]:
-    """The last part of each path; all of it where that is not enough."""
-    short = [source.resolve().name for source in sources]
-    return short if len(set(short)) == len(short) else [str(source) for source in sources]
+@dataclass(frozen=True)
+class _Reader:
+    """Reads with a model, and tells how far it is."""
+
+    name: str
+    """the model's"""
+    threshold: float
+    reporter: Reporter
+
+    def read(self, loaded: LoadedModel, ids: Tokens, what: str) -> Reading:
+        """The tokens as these weights read them."""
+
+        def show(share: float) -> None:
+            self.reporter.progress(f"{self.name}: {what} · {share:.0%}")
+
+        length = loaded.config.train.seq_len
+        return read(loaded.model, loaded.tokenizer, ids, length, show, threshold=self.threshold)
+
+    def standard(self, loaded: LoadedModel) -> Segmentation:
+        """The standard text in chunks."""
+        length, threshold = loaded.config.train.seq_len, self.threshold
+        return segment(loaded.model, loaded.tokenizer, STANDARD_TEXT, length, threshold=threshold)
 
 
-def _note(opened: list[LoadedModel], reference: SentencePieceTokenizer | None, threshold: float) -> str:
+def _reference_tokenizer(bpe: str, folder: Path, loaded: Sequence[LoadedModel]) -> SentencePieceTokenizer | None:
+    """The tokenizer with whose token starts boundaries are compared."""
+    if bpe and Path(bpe).is_file():
+        return SentencePieceTokenizer(Path(bpe))
+    names = [bpe] if bpe else list(data_summary(folder)) if (folder / MANIFEST).exists() else []
+    for name in names:
+        found = load_tokenizer(name, folder)
+        if isinstance(found, SentencePieceTokenizer):
+            return found
+    if bpe:
+        raise BytegolfError(
+            f"the tokenizer {bpe} is made of bytes, so a token starts at every byte: name a SentencePiece one"
+        )
+    return next((one.tokenizer for one in loaded if isinstance(one.tokenizer, SentencePieceTokenizer)), None)
+
+
+def _note(loaded: Sequence[LoadedModel], reference: SentencePieceTokenizer | None, threshold: float) -> str:
     """What the reader of the figures has to know."""
-    lengths = sorted({one.config.train.seq_len for one in opened})
+    lengths = sorted({one.config.train.seq_len for one in loaded})
     said = f"Read in windows of {', '.join(f'{length:,}' for length in lengths)} tokens that do not overlap."
-    kinds = {_chunking(one) for one in opened}
+    kinds = {_chunking(one) for one in loaded}
     if None in kinds:
         said += " A flat model has no router: there is only its surprisal to show."
     if "soft" in kinds:
         said += f" Soft chunking cuts nothing: where its b is {threshold:g} or more, a chunk is said to begin."
     if reference:
-        said += f" BPE edges are the starts of {reference.name}'s tokens."
+        said += f" BPE boundaries are the starts of {reference.name}'s tokens."
     return said
 
 
-def _chunking(opened: LoadedModel) -> str | None:
+def _chunking(loaded: LoadedModel) -> Literal["router", "soft"] | None:
     """What begins a model's chunks, if anything does."""
-    if levels(opened.config.model.network):
+    if levels(loaded.config.model.network):
         return "router"
-    return "soft" if opened.model.soft else None
+    return "soft" if loaded.model.soft else None
 
 
-def _describe(
-    source: Path,
-    opened: LoadedModel,
-    tokens: list[NDArray[np.int64]],
-    found: list[Reading],
-    texts: list[str],
-    reference: SentencePieceTokenizer | None,
-    tell: Teller,
-) -> tuple[dict[str, Any], list[tuple[str, Segmentation]]]:
-    """A model's part of the result, and the standard text as it cuts it."""
-
-    def again(ids: NDArray[np.int64], what: str) -> Reading:
-        return tell.read(opened, ids, what)
-
-    whole = join(found)
-    depth = len(whole.levels)
-    edges = np.concatenate([token_starts(reference, one.data) for one in found]) if reference and depth else None
-    outermost = 0 if depth else None
-    described = {
-        "model": str(source),
-        "name": tell.name,
-        "tokenizer": opened.tokenizer.name,
-        "params": count_parameters(opened.model),
-        "bpb": whole.bpb,
-        "bytes": len(whole.data),
-        "texts": [{"text": text, **_row(one, outermost)} for text, one in zip(texts, found, strict=True)],
-        "scripts": by_script(whole, outermost),
-        "chunking": _chunking(opened),
-        "levels": [describe(whole, level, edges) for level in range(depth)],
-        "soft": on_texts(opened, tokens, found, edges, tell.threshold, again),
-        "history": None,
-        "stability": None,
-    }
-    return described, [(tell.name, tell.standard(opened))] if depth else []
+# ---------------------------------------------------------------------------------------------- over training
 
 
-def _row(reading: Reading, level: int | None) -> dict[str, Any]:
-    """A text's own figures."""
-    characters = sum((byte & 0xC0) != 0x80 for byte in reading.data)
-    row: dict[str, Any] = {"bytes": len(reading.data), "characters": characters, "bpb": reading.bpb}
-    if level is None:
-        return row
-    stats = to_json(reading.stats(level).figures())
-    mean = stats["mean_chunk_bytes"]
-    return {**stats, **row, "mean_chunk_characters": None if mean is None else mean * characters / len(reading.data)}
+def _history(
+    source: Path, loaded: LoadedModel, data: Path | None, reading: Reading, reader: _Reader
+) -> tuple[list[Moment], list[tuple[str, Segmentation]]]:
+    """How a run's chunks came about: its untrained weights, made again from its seed, its checkpoints and its artifact
+    read the same text. With it the standard text in the chunks of the first and of the last.
+    """
+    if not source.is_dir():
+        raise BytegolfError(
+            f"{source} is an artifact, which knows only its last weights: --history needs a run's folder"
+        )
+    if not reading.levels:
+        return [], []
+    tokenizer = loaded.tokenizer
+    text = reading.data[:HISTORY_BYTES].decode("utf-8", "ignore").encode() or reading.data[:HISTORY_BYTES]
+    ids = np.concatenate(([tokenizer.BOS], encode(tokenizer, text, "the text"))).astype(np.int64)
+    moments, pictures = [], []
+    for what, step, one in _weights(source, loaded, data):
+        found = reader.read(one, ids, what)
+        level = describe(found, 0)
+        standard = reader.standard(one)
+        pictures.append((f"{reader.name}, {what}", standard))
+        moments.append(
+            Moment(
+                what=what,
+                step=step,
+                bpb=found.bpb,
+                whitespace_agreement=level.whitespace_agreement,
+                mean_chunk_bytes=level.mean_chunk_bytes,
+                cv=level.cv,
+                boundaries_per_256_bytes=level.boundaries_per_256_bytes,
+                enrichment=level.surprisal.enrichment,
+                b=_mean_b(found.levels[0]) if _chunking(loaded) == "soft" else None,
+                chunks=standard.offsets(),
+            )
+        )
+    return moments, [pictures[0], pictures[-1]]
 
 
-def show(console: Console, result: Analysis) -> None:
-    """The tables of an analysis, then the standard text in chunks."""
-    for grid in tables.grids(result.result):
-        if not grid.wide:
-            console.print(_grid(grid))
-    console.print(result.result["note"], markup=False, soft_wrap=True)
-    for title, found in result.standard:
-        titled(console, title, found)
+def _mean_b(level: LevelReading) -> float | None:
+    return float(level.p[level.candidates].mean()) if level.candidates.any() else None
 
 
-def _grid(grid: Grid) -> Table:
-    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=Text(grid.title, style="bold"), title_justify="left")
-    for place, heading in enumerate(grid.head):
-        drawn.add_column(Text(heading), justify="right" if place else "left", overflow="fold")
-    for row in grid.rows:
-        drawn.add_row(*map(Text, row))
-    return drawn
+def _weights(source: Path, loaded: LoadedModel, data: Path | None) -> Iterator[tuple[str, int, LoadedModel]]:
+    """What to call the weights, their step, and a model with them."""
+    config, tokenizer = loaded.config, loaded.tokenizer
+    train = open_split(data or Path(config.data.path), tokenizer.name, "train", tokenizer.vocab_size)
+    yield "untrained", 0, with_weights(loaded, initial_model(config, tokenizer, train).state_dict())
+    step = 0
+    for path in store.checkpoints(RunFolder(source).checkpoints):
+        saved = store.load(path)
+        step = store.step_of(path)
+        state = {key: saved.averaged.get(key, tensor) for key, tensor in saved.model.items()}
+        yield f"step {step:,}", step, with_weights(loaded, state)
+    yield "artifact", int(loaded.artifact.info.get("steps", step)), loaded

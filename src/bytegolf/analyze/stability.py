@@ -1,7 +1,7 @@
-"""How firmly a router's boundaries stand: their number a window, and what a window's shift or quantised weights move.
+"""How firmly a router's boundaries stand: their number per window, and what a shift or quantised weights move.
 
 Everything is about what routers propose, before a fixed capacity drops any of it ("raw"), over windows of a text that
-do not overlap. S3 (PR #1305) reports the same: raw boundaries a sequence, flips when the window shifts, flips from
+do not overlap. S3 (PR #1305) reports the same: raw boundaries per sequence, flips when the window shifts, flips from
 float to int6. The convention:
 
 - A *flip* is a token at which a chunk begins in one of two readings and not in the other.
@@ -16,28 +16,54 @@ Legend: W windows, L tokens of a window, T tokens of a text.
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Int, Integer
 from numpy.typing import NDArray
+from torch import Tensor
 
+from bytegolf.analyze.results import (
+    CapacityCost,
+    DistanceFlips,
+    Flips,
+    Room,
+    ShiftFlips,
+    Stability,
+    StabilityLevel,
+    WeightFlips,
+)
+from bytegolf.artifact import checkpoint as store
+from bytegolf.artifact.export import latest
+from bytegolf.artifact.loading import LoadedModel, with_weights
+from bytegolf.artifact.plan import plan_of
+from bytegolf.artifact.quantize import fake_quantize
+from bytegolf.artifact.run_folder import RunFolder
+from bytegolf.config import Config
+from bytegolf.errors import BytegolfError
 from bytegolf.evaluate.chunk_stats import LevelCuts, token_levels
 from bytegolf.evaluate.score import windows_at_once
-from bytegolf.evaluate.sliding import encode_and_route
+from bytegolf.evaluate.sliding import encode_and_route, router_receptive_field
 from bytegolf.model.capacity import Capacity
 from bytegolf.model.embed import BOS
 from bytegolf.model.hnet import HNet
 from bytegolf.model.lm import Forward, LanguageModel
+from bytegolf.model.outline import outline
 from bytegolf.model.stack import Stack
+from bytegolf.model.storage import storage_kinds
 from bytegolf.model.trace import RouterTrace
+from bytegolf.progress import Reporter
 
 SHIFT = 64
 """Tokens that a window moves on: S3's evaluation stride."""
+
+BITS = (8, 6)
+"""Widths of the weights whose boundaries are compared with those of the float weights."""
 
 DIVISORS = (2.0, 3.0, 4.0, 6.0, 8.0)
 """Fixed capacities of an outermost level whose cost is told, whatever the model's own is; the length of an inner one is
@@ -106,60 +132,56 @@ def capacities(model: LanguageModel, length: int) -> list[int | None]:
     return limits
 
 
-def room(cuts: Cuts, limit: int | None, divisors: Sequence[float]) -> dict[str, Any]:
+def room(cuts: Cuts, limit: int | None, divisors: Sequence[float]) -> Room:
     """How many boundaries windows have, the first token's among them, and how many a fixed capacity cuts.
 
-    Keys: mean, std, least, median, most (boundaries a window), limit (the model's own capacity, or None), cut_windows
-    and cut_boundaries (shares; 0 without a limit), counts (pairs: boundaries, windows), divisors (rows, what other
-    fixed capacities would cut: divisor, limit, cut_windows, cut_boundaries).
+    ``limit`` is the model's own capacity (None: it cuts nothing), ``divisors`` are those of others.
     """
     raw = cuts.boundary.sum(1)
     length = cuts.boundary.shape[1]
-    return {
-        "mean": float(raw.mean()),
-        "std": float(raw.std()),
-        "least": int(raw.min()),
-        "median": float(np.median(raw)),
-        "most": int(raw.max()),
-        "limit": limit,
-        **_cut(raw, limit),
-        "counts": [[count, windows] for count, windows in sorted(Counter(raw.tolist()).items())],
-        "divisors": [
-            {"divisor": divisor, "limit": size, **_cut(raw, size)}
-            for divisor in divisors
-            if (size := Capacity("fixed", divisor).limit(length))
-        ],
-    }
+    others = [(divisor, Capacity("fixed", divisor).limit(length)) for divisor in divisors]
+    cut_windows, cut_boundaries = _cut(raw, limit)
+    return Room(
+        mean=float(raw.mean()),
+        std=float(raw.std()),
+        least=int(raw.min()),
+        median=float(np.median(raw)),
+        most=int(raw.max()),
+        limit=limit,
+        cut_windows=cut_windows,
+        cut_boundaries=cut_boundaries,
+        counts=sorted(Counter(raw.tolist()).items()),
+        divisors=[CapacityCost(divisor, size, *_cut(raw, size)) for divisor, size in others if size],
+    )
 
 
-def _cut(raw: Int[np.ndarray, " W"], limit: int | None) -> dict[str, float]:
+def _cut(raw: Int[np.ndarray, " W"], limit: int | None) -> tuple[float, float]:
+    """The share of windows that lose boundaries to a limit, and the share of boundaries that are lost."""
     lost = np.maximum(raw - limit, 0) if limit is not None else np.zeros_like(raw)
-    return {"cut_windows": float((lost > 0).mean()), "cut_boundaries": float(lost.sum() / raw.sum())}
+    return float((lost > 0).mean()), float(lost.sum() / raw.sum())
 
 
-def flips(one: Cuts, other: Cuts) -> dict[str, Any]:
-    """What differs between two readings of the same windows.
-
-    Keys: flips, appeared (those that only ``other`` has), per_window, per_position, per_boundary (of ``one``; None
-    where it has none).
-    """
+def flips(one: Cuts, other: Cuts) -> Flips:
+    """What differs between two readings of the same windows; ``per_boundary`` is per boundary of ``one``."""
     free = _positions(one, other)
     changed = (one.boundary != other.boundary) & free
     count = int(changed.sum())
-    return {
-        "flips": count,
-        "appeared": int((changed & other.boundary).sum()),
-        "per_window": count / len(changed),
-        "per_position": _share(count, int(free.sum())),
-        "per_boundary": _share(count, int((one.boundary & free).sum())),
-    }
+    return Flips(
+        flips=count,
+        appeared=int((changed & other.boundary).sum()),
+        per_window=count / len(changed),
+        per_position=_share(count, int(free.sum())),
+        per_boundary=_share(count, int((one.boundary & free).sum())),
+    )
 
 
-def shifted(before: Cuts, after: Cuts, by: int) -> dict[str, Any]:
-    """What ``flips`` gives for the tokens that two readings have in common, of which ``after`` begins ``by`` later.
+def shifted(before: Cuts, after: Cuts, by: int) -> ShiftFlips:
+    """What differs at the tokens that two readings have in common, of which ``after`` begins ``by`` later.
 
-    Also: by, distances (rows: from, to, positions, flips, per_position, where a token is so far behind the start of its
-    later window).
+    With windows of 8 tokens and ``by`` = 2, a window reads tokens 0 … 7 and its shift 2 … 9. Tokens 2 … 7 are in both:
+    the last 6 columns of ``before`` and the first 6 of ``after``. The distances behind the shift's start are doubled
+    from row to row: 1, 2–3, 4–5 (and on to 6–7, if the window were longer). Distance 0 is no position, as the later
+    window's first token always opens a chunk.
     """
     one = Cuts(before.boundary[:, by:], before.free[:, by:])
     other = Cuts(after.boundary[:, :-by], after.free[:, :-by])
@@ -171,21 +193,13 @@ def shifted(before: Cuts, after: Cuts, by: int) -> dict[str, Any]:
     while low < length:
         high = min(2 * low, length)
         positions, moved = int(total[low:high].sum()), int(changed[low:high].sum())
-        rows.append(
-            {
-                "from": low,
-                "to": high - 1,
-                "positions": positions,
-                "flips": moved,
-                "per_position": _share(moved, positions),
-            }
-        )
+        rows.append(DistanceFlips(low, high - 1, positions, moved, _share(moved, positions)))
         low = high
-    return {"by": by, **flips(one, other), "distances": rows}
+    return ShiftFlips(**vars(flips(one, other)), by=by, distances=rows)
 
 
 def _positions(one: Cuts, other: Cuts) -> Bool[np.ndarray, "W L"]:
-    """Where both readings had the choice; an inner level's, where either had: in the other one there was no chunk."""
+    """Where both readings had the choice; of an inner level, where either had: in the other there was no chunk."""
     forced = (one.boundary & ~one.free) | (other.boundary & ~other.free)
     positions: NDArray[np.bool_] = (one.free | other.free) & ~forced
     return positions
@@ -193,3 +207,70 @@ def _positions(one: Cuts, other: Cuts) -> Bool[np.ndarray, "W L"]:
 
 def _share(part: int, whole: int) -> float | None:
     return part / whole if whole else None
+
+
+def stability(
+    source: Path, loaded: LoadedModel, texts: Sequence[Int[np.ndarray, " T"]], name: str, reporter: Reporter
+) -> Stability | None:
+    """What moves the boundaries of a run or artifact ``source`` on windows of ``texts``; None without routers.
+
+    Raises BytegolfError where no text has room for a window and its shift.
+    """
+    model = loaded.model
+    if not isinstance(model.network, HNet):
+        return None
+    length = loaded.config.train.seq_len
+    by = min(SHIFT, length // 2)
+    ids = np.concatenate(texts)
+    starts = list(_starts(texts, length, by))
+    if not starts:
+        raise BytegolfError(
+            f"no text has the {length + by:,} tokens of a window of {name} and its shift, which --stability looks at: "
+            "give a longer one, or a higher --limit"
+        )
+
+    def cuts(one: LoadedModel, begin: Sequence[int], what: str) -> list[Cuts]:
+        return read_cuts(
+            one.model, ids, begin, length, lambda share: reporter.progress(f"{name}: {what} · {share:.0%}")
+        )
+
+    shipped = cuts(loaded, starts, "boundaries")
+    moved = cuts(loaded, [start + by for start in starts], f"boundaries, shifted by {by}")
+    # what quantised weights move is told against the float ones, which only a run's folder has
+    compared: dict[str, list[Cuts]] = {}
+    exact = shipped
+    saved = latest(source) if source.is_dir() and store.checkpoints(RunFolder(source).checkpoints) else None
+    if saved:
+        exact = cuts(with_weights(loaded, saved.state), starts, "float weights")
+        for what, state in _quantised(loaded.config, saved.state):
+            compared[what] = cuts(with_weights(loaded, state), starts, what)
+        if loaded.artifact.info.get("steps") == saved.progress.step:
+            compared["the artifact"] = shipped
+    levels = [
+        StabilityLevel(
+            **vars(room(one, limit, () if depth else DIVISORS)),
+            shift=shifted(one, moved[depth], by),
+            weights=[
+                WeightFlips(**vars(flips(exact[depth], found[depth])), weights=what) for what, found in compared.items()
+            ],
+        )
+        for depth, (one, limit) in enumerate(zip(shipped, capacities(model, length), strict=True))
+    ]
+    step = saved.progress.step if saved else None
+    return Stability(len(starts), length, step, router_receptive_field(model, model.network), levels)
+
+
+def _starts(texts: Sequence[Int[np.ndarray, " T"]], length: int, by: int) -> Iterator[int]:
+    """Where windows begin in the texts put one behind the other, so that their shifts end in the same text."""
+    offset = 0
+    for text in texts:
+        yield from range(offset, offset + len(text) - length - by + 1, length)
+        offset += len(text)
+
+
+def _quantised(config: Config, state: dict[str, Tensor]) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """What the export would make of ``state`` with each of ``BITS``, its other settings as configured, without GPTQ."""
+    kinds = storage_kinds(outline(config.model))
+    for bits in BITS:
+        plan = plan_of(state, kinds, dataclasses.replace(config.export, bits=bits))
+        yield f"{bits} bits", {name: fake_quantize(tensor, plan[name]) for name, tensor in state.items()}

@@ -57,6 +57,7 @@ def export(
     of a validation subset, widths).
     """
     from bytegolf.analyze import frontier as picture
+    from bytegolf.analyze import plots
     from bytegolf.api import evaluation as scoring
     from bytegolf.artifact import export as exporting
     from bytegolf.artifact import loading as opening
@@ -73,7 +74,7 @@ def export(
         more: dict[str, Any] = {"gptq_seconds": round(exported.gptq_seconds, 2)}
     else:
         if frontier:
-            picture.check()
+            plots.check()
         reporter = Reporter()
         with reporter:
             fitted = fitting.fit(run, fit, out, data, overrides, tokens=tokens, points=points, reporter=reporter)

@@ -51,6 +51,7 @@ def segment(
 
 
 @app.command(sort_key=46)
+@answers("bytegolf.analyze.results:AnalysisResult")
 def analyze(
     *models: Annotated[Path, Parameter(help="Runs' folders or artifact files, to be set side by side.")],
     data: Data = None,
@@ -67,7 +68,7 @@ def analyze(
         bool,
         Parameter(help="What moves boundaries: a window's shift, quantised weights, a capacity.", show_default=False),
     ] = False,
-    edges: Annotated[
+    bpe: Annotated[
         str, Parameter(help="SentencePiece tokenizer to compare with: a .model file or a name in the data folder.")
     ] = "",
     threshold: Annotated[
@@ -92,40 +93,8 @@ def analyze(
     Example: bytegolf analyze runs/cpu-demo --history --html chunks.html
     Example: bytegolf analyze runs/cpu-demo --stability
     Example: bytegolf analyze runs/cpu-demo --file de.txt --file zh.txt
-
-    JSON keys: texts (name, bytes), edges (the tokenizer compared with, or null),
-    note, models. Each model: model, name, tokenizer, params, bpb, bytes, texts
-    (text) and scripts (script) with a row each (bytes, characters, bpb,
-    mean_chunk_characters, and a level's first figures), chunking (router, soft or
-    null), levels (outermost first, or layers of soft chunking; none for a flat
-    model), soft (null, or threshold, bpb: as_is, open, closed, shuffled, and
-    layers with the keys of probe's, and edges as whitespace), history (null, or
-    points: what, step, bpb, whitespace_agreement, mean_chunk_bytes, cv,
-    boundaries_per_256_bytes, enrichment, b: soft chunking's mean or null, chunks:
-    byte offsets in the standard text), stability (below).
-
-    A level, where random_… is what chance would give: windows, bytes,
-    boundaries, chunks, rate, boundaries_per_256, boundaries_per_256_bytes,
-    whitespace_agreement, random_agreement, whitespace_behind, random_behind,
-    whitespace_at, random_at, mean_chunk_bytes, cv, utf8_splits,
-    random_utf8_splits, lengths (pairs: bytes, chunks), edges (precision, recall,
-    f1, random_precision, random_recall, random_f1), surprisal (enrichment,
-    bits_at_boundaries, bits_elsewhere, rate_by_decile, bits_in_chunk), words
-    (rows: from, to, words, mean_bytes, cut, random_cut, opened, random_opened,
-    pieces), frequent (distinct, top: chunk, count).
-
-    stability (null without --stability or a router): windows, length (tokens of
-    one), checkpoint (step of the float weights; null for an artifact file),
-    reach (tokens before its own that decide an outermost boundary; null: all),
-    levels. Each: mean, std, least, median, most (boundaries proposed in a
-    window), limit (room for them, or null), cut_windows and cut_boundaries
-    (shares), counts (pairs: boundaries, windows), divisors (other capacities:
-    divisor, limit, cut_windows, cut_boundaries), shift (the same tokens in
-    windows that begin by tokens later: by, flips, appeared, per_window,
-    per_position, per_boundary, distances behind the window's start: from, to,
-    positions, flips, per_position), weights (against the float ones: weights,
-    flips, appeared, per_window, per_position, per_boundary).
     """
+    from bytegolf.analyze import plots as plotting
     from bytegolf.analyze import report as analysis
     from bytegolf.analyze.figures import figures, save_png
     from bytegolf.analyze.page import page
@@ -134,6 +103,8 @@ def analyze(
 
     if not models:
         raise BytegolfError("name a model to analyse: a run's folder or an artifact file")
+    if plots:
+        plotting.check()
     reporter = Reporter()
     with reporter:
         found = analysis.analyze(
@@ -141,19 +112,19 @@ def analyze(
             data,
             file,
             limit=limit,
-            edges=edges,
+            bpe=bpe,
             history=history,
-            firmness=stability,
+            stable=stability,
             threshold=threshold,
             reporter=reporter,
         )
     console = screen()
-    analysis.show(console, found)
+    found.show(console)
     if html:
         write_bytes(html, page(found.result, found.readings, found.standard, show).encode())
         console.print(f"wrote {html}", soft_wrap=True, markup=False)
     if plots:
-        for path in save_png(list(figures(found.result)), plots):
+        for path in save_png(figures(found.result.models), plots):
             console.print(f"wrote {path}", soft_wrap=True, markup=False)
     finish(json, found.result)
 

@@ -7,10 +7,11 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from bytegolf.cli.common import COUNT, Data, Json, Model, app, finish, screen
+from bytegolf.cli.common import COUNT, Data, Json, Model, answers, app, finish, screen
 
 
 @app.command(sort_key=45)
+@answers("bytegolf.analyze.results:Probe")
 def probe(
     model: Model,
     /,
@@ -28,21 +29,18 @@ def probe(
     shuffled among the positions of a window.
 
     Example: bytegolf probe runs/soft
-
-    JSON keys: tokens, bytes, bpb (as_is, open, closed, shuffled), layers (a list:
-    mean, std, quantiles by percent, histogram (shares of 20 parts of 0 to 1),
-    below_half, from_identity, whitespace (share of positions that touch it: all,
-    lowest and highest tenth of b), boundaries (b of one half or more, the keys of
-    eval's)), history (rows of metrics.jsonl, 20 at most: step, and for each layer
-    b, std, gradient; empty for an artifact file).
     """
-    from bytegolf.analyze import probing
+    from bytegolf.analyze.soft import probe_run
+    from bytegolf.analyze.tables import of_probe
     from bytegolf.artifact import loading as opening
     from bytegolf.progress import Reporter
 
     opened = opening.load_model(model, data)
     reporter = Reporter()
     with reporter:
-        result = probing.probe(opened, data or Path(opened.config.data.path), model, limit, reporter)
-    probing.show(screen(), result)
+        result = probe_run(opened, data or Path(opened.config.data.path), model, limit, reporter)
+    console = screen()
+    for grid in of_probe(result):
+        console.print(grid.drawn())
+    console.print(f"over {result.tokens:,} tokens, {result.bytes:,} bytes")
     finish(json, result)
