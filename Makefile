@@ -14,8 +14,8 @@ test: install
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 lint: install
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks examples
+	$(BIN)/ruff format --check src tests benchmarks examples
 	$(BIN)/mypy
 
 # the site, in build/site; a warning is an error

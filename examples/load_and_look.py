@@ -1,8 +1,8 @@
 """Load a trained model and look inside: its chunks, its boundaries, its probabilities, its score.
 
-    python examples/load_and_look.py                       # trains a small model for half a minute first
-    python examples/load_and_look.py runs/cpu-demo         # a run of yours, or an artifact file (.bgolf)
-    python examples/load_and_look.py runs/cpu-demo --text "Any text that you like."
+python examples/load_and_look.py                       # trains a small model for half a minute first
+python examples/load_and_look.py runs/cpu-demo         # a run of yours, or an artifact file (.bgolf)
+python examples/load_and_look.py runs/cpu-demo --text "Any text that you like."
 """
 
 import argparse

@@ -1,9 +1,9 @@
 """Train a byte-level H-Net on a text of your own: prepare, train, score, look at its chunks.
 
-    python examples/own_text.py                                   # this repository's documentation, 60 seconds
-    python examples/own_text.py notes.txt                         # a file of yours
-    python examples/own_text.py books/ mail.jsonl --seconds 1800  # folders, JSON lines, Parquet; half an hour
-    python examples/own_text.py notes.txt --set model.network.main.layers=6 train.seed=2
+python examples/own_text.py                                   # this repository's documentation, 60 seconds
+python examples/own_text.py notes.txt                         # a file of yours
+python examples/own_text.py books/ mail.jsonl --seconds 1800  # folders, JSON lines, Parquet; half an hour
+python examples/own_text.py notes.txt --set model.network.main.layers=6 train.seed=2
 """
 
 import argparse
@@ -25,14 +25,14 @@ def main() -> None:
     options = parser.parse_args()
 
     # 1. Text becomes token shards: one token per byte, and one at the start of each document. A long file is cut into
-    # documents of about 10,000 bytes, of which one in ten is held out for validation: the same ones on every machine.
+    # documents of about 2,000 bytes, of which one in ten is held out for validation: the same ones on every machine.
     data, run = options.out / "data", options.out / "run"
-    bytegolf.prepare(options.text, data, val="hash:0.1", cut=10_000)
+    bytegolf.prepare(options.text, data, val="hash:0.1", cut=2_000)
 
     # 2. `train` is the whole job: train, quantise, write the artifact, read it back, and score *that file* on the
-    # validation split. Ctrl-C stops early and does the rest all the same.
+    # validation split. Ctrl-C stops early and does the rest all the same; the same command again goes on from there.
     limits = [f"train.max_seconds={options.seconds:g}", *options.set]
-    summary = bytegolf.train(options.preset, data, run, overrides=limits).summary
+    summary = bytegolf.train(options.preset, data, run, overrides=limits, resume=True).summary
     assert summary is not None  # None only on the helpers of a distributed run
     print(f"\n{summary.steps} steps, {summary.train_bytes:,} bytes read in {summary.train_seconds:.0f} s")
     print(f"artifact: {summary.artifact_bytes:,} bytes, validation: {summary.bpb:.3f} bits per byte")

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from bytegolf.config import Config
     from bytegolf.data.prepare import prepare
     from bytegolf.errors import BytegolfError
+    from bytegolf.registry import register_mixer, register_router
 
 _WHERE = {
     "BytegolfError": "errors",
@@ -36,6 +37,8 @@ _WHERE = {
     "Summary": "api.results",
     "load": "api.model",
     "prepare": "data.prepare",
+    "register_mixer": "registry",
+    "register_router": "registry",
     "train": "api.run",
 }
 """The module that each public name lies in."""
@@ -51,6 +54,8 @@ __all__ = [
     "__version__",
     "load",
     "prepare",
+    "register_mixer",
+    "register_router",
     "train",
 ]
 

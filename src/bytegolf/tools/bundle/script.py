@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import functools
+import inspect
 import sys
 from collections.abc import Iterator
 from importlib import resources
@@ -33,14 +34,37 @@ _KERNELS = Target("bytegolf.ops.native", "_sources")
 
 def script(config: Config) -> str:
     """The script that trains and scores ``config``; where its data lie is no part of it."""
-    before, after = _around_config(_registered(config))
+    for package, name in _registered(config):
+        if name not in _REGISTRIES[package].built_in:
+            raise BytegolfError(
+                f"the {_REGISTRIES[package].what} {name!r} comes from a plugin, and a submission's one script holds "
+                "the package's own code only: take a kind of the package, or move the plugin into it"
+            )
+    return _script(config)
+
+
+def code_bytes(config: Config) -> int:
+    """The bytes of a submission's code, as the rules count them; classes of plugins count with their source."""
+    outside = [
+        _REGISTRIES[package].find(name, package)
+        for package, name in _registered(config)
+        if name not in _REGISTRIES[package].built_in
+    ]
+    return len(_script(config).encode()) + sum(map(_source_bytes, outside))
+
+
+def _script(config: Config) -> str:
+    own = tuple((package, name) for package, name in _registered(config) if name in _REGISTRIES[package].built_in)
+    before, after = _around_config(own)
     plain = dataclasses.replace(config, data=dataclasses.replace(config.data, path=DataConfig().path))
     return before + _literal(plain.to_toml()) + after
 
 
-def code_bytes(config: Config) -> int:
-    """The bytes of a submission's code, as the rules count them."""
-    return len(script(config).encode())
+def _source_bytes(found: type) -> int:
+    try:
+        return len(inspect.getsource(found).encode())
+    except (OSError, TypeError):  # typed into an interpreter that keeps no source
+        return 0
 
 
 def requirements() -> list[str]:
@@ -55,14 +79,8 @@ _REGISTRIES = {"bytegolf.model.routers": ROUTERS}
 
 
 def _registered(config: Config) -> tuple[tuple[str, str], ...]:
-    """The implementations that ``config`` names: package and name. Raises BytegolfError for one from outside."""
+    """The implementations that ``config`` names: package and name."""
     found = [("bytegolf.model.routers", level.router.kind) for level in levels(config.model.network)]
-    for package, name in found:
-        if name not in _REGISTRIES[package].built_in:
-            raise BytegolfError(
-                f"the {_REGISTRIES[package].what} {name!r} comes from a plugin, and a submission's one script holds "
-                "the package's own code only: take a kind of the package, or move the plugin into it"
-            )
     return tuple(sorted(set(found)))
 
 

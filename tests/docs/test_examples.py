@@ -1,0 +1,71 @@
+"""The scripts of examples/ run, at a size for tests, and say what they promise."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from commands import TinyRun, small, text
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+Script = Callable[..., str]
+
+
+@pytest.fixture
+def script(
+    tmp_path: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Script:
+    """``script("own_text", *arguments)``: what it prints, in an empty folder where the tiny corpus is the default."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(EXAMPLES)
+    Path("data").mkdir()
+    Path("data/default").symlink_to(tiny_data)
+
+    def run(name: str, *arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
+        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_examples_are_short_and_explain_themselves(path: Path) -> None:
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    assert len(lines) <= 60
+    assert f"python examples/{path.name}" in lines[1], "how to run it comes first"
+
+
+def test_load_and_look(script: Script, tiny_run: TinyRun) -> None:
+    said = script("load_and_look", tiny_run.folder, "--text", "The quick brown fox")
+    assert "<bytegolf.Model cpu-demo" in said
+    assert re.search(r"boundaries +\[0", said)
+    assert re.search(r"\d nats over 19 bytes: \d\.\d+ bits per byte", said)
+
+
+def test_own_text(script: Script) -> None:
+    Path("notes.txt").write_text(text(40_000), encoding="utf-8")
+    said = script("own_text", "notes.txt", "--out", "mine", "--seconds", 0, "--set", *small())
+    assert "10 steps" in said
+    assert re.search(r"validation: \d\.\d+ bits per byte", said)
+    assert Path("mine/run/artifact.bgolf").exists()
+
+
+def test_own_router_is_compared_with_the_cosine_router(script: Script) -> None:
+    said = script("own_router", "--steps", 3, "--seeds", 1, 2, "--set", *small()[:-2], "train.log_every=1")
+    rows = re.findall(r"^(cosine|pair) +(\d\.\d+) ± (\d\.\d+) +\S+$", said, re.MULTILINE)
+    assert [row[0] for row in rows] == ["cosine", "pair"]
+    assert rows[0][1] != rows[1][1]
+
+
+def test_compress_file(script: Script, tiny_run: TinyRun) -> None:
+    Path("runs").mkdir()
+    Path("runs/quick").symlink_to(tiny_run.folder)  # the run that it would train
+    Path("letter.txt").write_text(text(400), encoding="utf-8")
+    assert "letter.bgz gives them back" in script("compress_file", "runs/quick", "letter.txt", "--keep", "letter.bgz")
+    assert "LICENSE.bgz gives them back" in script("compress_file")
