@@ -19,19 +19,21 @@ def read(page: Path) -> str:
     return page.read_text(encoding="utf-8")
 
 
-def blocks(page: Path, kind: str) -> list[str]:
-    """The fenced blocks of a kind, such as ``console``, ``python`` or the empty one."""
+def fences(page: Path) -> list[tuple[str, str]]:
+    """The fenced blocks of a page, in order: the kind, such as ``console``, ``python`` or nothing, and the text."""
     parts = re.split(r"^```(.*)\n", read(page), flags=re.MULTILINE)
-    fences = zip(parts[1::4], parts[2::4], strict=True)  # text, kind, block, closing fence's "kind", text, ...
-    return [block for named, block in fences if named == kind]
+    return list(zip(parts[1::4], parts[2::4], strict=True))  # text, kind, block, closing fence's "kind", text, ...
 
 
-def commands(page: Path) -> list[list[str]]:
-    """The arguments of every ``$ bytegolf …`` line, in order."""
-    lines = [line for block in blocks(page, "console") for line in block.splitlines()]
-    return [
-        shlex.split(line.removeprefix("$ bytegolf "), comments=True) for line in lines if line.startswith("$ bytegolf ")
-    ]
+def blocks(page: Path, kind: str) -> list[str]:
+    """The fenced blocks of a kind."""
+    return [block for named, block in fences(page) if named == kind]
+
+
+def commands(block: str) -> list[list[str]]:
+    """The arguments of every ``$ bytegolf …`` line of a block, in order."""
+    lines = [line for line in block.splitlines() if line.startswith("$ bytegolf ")]
+    return [shlex.split(line.removeprefix("$ bytegolf "), comments=True) for line in lines]
 
 
 def table(page: Path, heading: str) -> list[list[str]]:

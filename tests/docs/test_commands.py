@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 
 import pages
@@ -15,44 +13,48 @@ from commands import SUBWORDS, VERBS, good, small, text
 GUIDE = pages.DOCS / "guide"
 TUTORIAL, TOUR = pages.DOCS / "tutorial.md", GUIDE / "commands.md"
 
-ORDER = [TOUR, TUTORIAL, pages.README, GUIDE / "data.md"]
-"""These pages' commands come first, and leave what those of the others need. reproduce.md's take hours: they are only
-parsed (test_reproduce)."""
+FIRST = (TOUR, TUTORIAL, pages.README, GUIDE / "data.md")
+"""These pages come first, and leave what the examples of the others need."""
+
+PAGES = [*FIRST, *(page for page in pages.PAGES if page not in FIRST and page.stem != "reproduce")]
+"""The commands of reproduce.md take hours: they are only parsed (test_reproduce)."""
 
 
-def told() -> Iterator[list[str]]:
-    """Every command of the pages, each once."""
-    seen = set()
-    for page in [*ORDER, *(page for page in pages.PAGES if page not in ORDER and page.stem != "reproduce")]:
-        for arguments in pages.commands(page):
-            if tuple(arguments) not in seen:
-                seen.add(tuple(arguments))
-                yield arguments
+def test_every_command_and_every_python_example_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, published: Path
+) -> None:
+    """In one folder, page by page, in order; texts and training are cut down, by nothing that a user cannot type.
+
+    It is one test because the pages share a folder, which several processes would have to make several times.
+    """
+    monkeypatch.chdir(tmp_path)
+    sources(published)
+    shown: set[tuple[str, ...]] = set()
+    for page in PAGES:
+        names: dict[str, object] = {"__name__": "example"}  # the examples of a page are one program
+        for number, (kind, block) in enumerate(pages.fences(page)):
+            if kind == "python":
+                exec(compile(block, f"{page.relative_to(pages.ROOT)}, block {number}", "exec"), names)
+            for arguments in pages.commands(block) if kind == "console" else ():
+                if tuple(arguments) not in shown:
+                    shown.add(tuple(arguments))
+                    good(*tiny(arguments))
+    assert {verb for verb, *_ in shown} == set(VERBS), "every verb is shown"
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, published: Path) -> Iterator[Path]:
-    """A folder in which all commands have run, in order; texts and training are cut down, by what a user can type."""
-    home = tmp_path_factory.mktemp("place")
-    before = Path.cwd()
-    os.chdir(home)
-    try:
-        Path("notes.txt").write_text("\n\n".join(text(2000, seed) for seed in range(60)))
-        Path("letter.txt").write_text(text(130))
-        Path("mirror").symlink_to(published)
-        Path("corpus").mkdir()
-        for seed in range(100, 300):
-            Path(f"corpus/{seed}.txt").write_text(text(600, seed))
-        (study,) = pages.blocks(TUTORIAL, "toml")
-        settings = [f"overrides.{change}" for change in small("cpu-demo") if not change.startswith("train.max_")]
-        study = study.replace("[variants.without", "\n".join(settings) + "\n[variants.without", 1)
-        study = re.sub("budget = .*", "budget.steps = 2", study.replace("=fp32", '="fp32"').replace("[1, 2, 3]", "[1]"))
-        Path("mine.toml").write_text(study)
-        for arguments in told():
-            good(*tiny(arguments))
-        yield home
-    finally:
-        os.chdir(before)
+def sources(published: Path) -> None:
+    """Write what the pages suppose to be there: texts, a study, a mirror of published data."""
+    Path("notes.txt").write_text("\n\n".join(text(2000, seed) for seed in range(60)))
+    Path("letter.txt").write_text(text(130))
+    Path("mirror").symlink_to(published)
+    Path("corpus").mkdir()
+    for seed in range(100, 300):
+        Path(f"corpus/{seed}.txt").write_text(text(600, seed))
+    (study,) = pages.blocks(TUTORIAL, "toml")
+    settings = [f"overrides.{change}" for change in small("cpu-demo") if not change.startswith("train.max_")]
+    study = study.replace("[variants.without", "\n".join(settings) + "\n[variants.without", 1)
+    study = re.sub("budget = .*", "budget.steps = 2", study.replace("=fp32", '="fp32"').replace("[1, 2, 3]", "[1]"))
+    Path("mine.toml").write_text(study)
 
 
 def tiny(arguments: list[str]) -> list[str]:
@@ -74,26 +76,6 @@ def _sources(arguments: list[str]) -> list[str]:
             found.append(argument)
         skip = argument.startswith("--") and "=" not in argument and argument != "--json"
     return found
-
-
-def test_every_command_runs(place: Path) -> None:
-    assert (place / "runs" / "demo" / "summary.json").exists()
-    assert {arguments[0] for arguments in told()} == set(VERBS), "every verb is shown"
-
-
-PYTHON = [page for page in pages.PAGES if pages.blocks(page, "python")]
-
-
-@pytest.mark.parametrize("page", PYTHON, ids=lambda page: page.relative_to(pages.ROOT).as_posix())
-def test_every_python_example_runs(page: Path, place: Path) -> None:
-    """The examples of a page, in order, as one program."""
-    import bytegolf
-
-    if not hasattr(bytegolf, "load"):
-        pytest.skip("bytegolf has no public API yet")
-    names: dict[str, object] = {"__name__": "example"}
-    for number, block in enumerate(pages.blocks(page, "python")):
-        exec(compile(block, f"{page}, Python block {number}", "exec"), names)
 
 
 def test_every_system_goes_from_preset_to_chunks(

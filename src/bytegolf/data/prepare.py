@@ -64,7 +64,8 @@ def prepare(
     Args:
         tokenizers: short names, spec files or specs (``data.specs``); a string may name several with commas.
         val: the validation split (``data.split``); by default the sources' own (``sources``), or ``hash:0.05``.
-        text_field, group_field: where JSON lines and Parquet hold text and group.
+        text_field: where JSON lines and Parquet hold the text.
+        group_field: where they hold the group.
         cut: cut plain texts into documents of about so many bytes; 0 = a file is a document.
         workers: processes that encode; 0 = one for each core that this process may use, or none for what is soon done.
             The files do not depend on it.
