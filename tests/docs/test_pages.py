@@ -70,6 +70,7 @@ def test_settings_exist() -> None:
     for name in preset_names():
         flat = flatten(to_dict(Config.load(name)))
         keys |= {".".join(key.split(".")[start:]) for key in flat for start in range(key.count(".") + 1)}
+    keys |= {"model.network.router.options"}  # empty without a router of one's own
     for page in pages.PAGES:
         for section, key in re.findall(
             r"`(model|train|optim|export|eval|router|data)\.([\w.]+)(?:=[^`]*)?`", pages.read(page)
