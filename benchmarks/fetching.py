@@ -33,13 +33,13 @@ from bytegolf.data.shard_writer import ShardWriter
 NAME, VOCABULARY = "fineweb10B_made", 1000
 _COMMAND = """
 import sys
-from bytegolf.tools.fetch import download
+from bytegolf.tools.fetch import download, mirrors
 from bytegolf.cli import main
-download.NOTE_BYTES, download.DELAY = 1 << 18, 0.01
+mirrors.BLOCK_BYTES, download.DELAY = 1 << 18, 0.01
 sys.argv = ["bytegolf", *sys.argv[1:]]
 main()
 """
-"""Notes come often enough to matter at this size."""
+"""Blocks are small enough to matter at this size."""
 
 
 def make_mirror(root: Path, megabytes: float, shards: int, seed: int) -> dict[str, str]:
@@ -73,10 +73,17 @@ def handler(root: Path, faults: float, corrupt: float, seed: int, sent: list[int
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
+        def do_HEAD(self) -> None:
+            self.send_response(200)
+            size = (root / self.path.lstrip("/")).stat().st_size
+            self.send_header("ETag", f'"{size}"')
+            self.send_header("Content-Length", str(size))
+            self.end_headers()
+
         def do_GET(self) -> None:
             with lock:
                 fate, where, wrong = draw.random(), draw.random(), draw.random() < corrupt
-            probe = self.headers.get("Range") == "bytes=0-0" or self.path.endswith(".json")
+            probe = self.path.endswith(".json")
             if fate < faults / 2:
                 self.send_response(503)
                 self.send_header("Content-Length", "0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -54,8 +55,8 @@ def fetch(
     and the counts that `prepare` has).
     """
     from bytegolf.errors import BytegolfError
-    from bytegolf.tools.fetch import hub
     from bytegolf.tools.fetch import job as fetching
+    from bytegolf.tools.fetch.mirrors import REPOSITORY
 
     if mirror is not None and repo is not None:
         raise BytegolfError("both --mirror and --repo are given: leave one out")
@@ -67,7 +68,7 @@ def fetch(
         out,
         list(dict.fromkeys(variants)),
         mirror=mirror,
-        repository=repo or hub.REPOSITORY,
+        repository=repo or REPOSITORY,
         root=root,
         train_shards=train_shards,
         documents=with_docs,
@@ -78,9 +79,9 @@ def fetch(
         tell=lambda said: console.print(said, soft_wrap=True, markup=False),
     )
     if not dry_run:
-        said = f"{result['bytes_fetched']:,} bytes fetched" if result["files_fetched"] else "nothing to fetch"
-        console.print(f"{out} is complete: {said}, {result['seconds']:.1f} s", soft_wrap=True, markup=False)
-    finish(json, result)
+        said = f"{result.bytes_fetched:,} bytes fetched" if result.files_fetched else "nothing to fetch"
+        console.print(f"{out} is complete: {said}, {result.seconds:.1f} s", soft_wrap=True, markup=False)
+    finish(json, dataclasses.asdict(result))
 
 
 @app.command(sort_key=0)

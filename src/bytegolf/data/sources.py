@@ -14,10 +14,12 @@ from typing import Any
 from bytegolf.data import blocks, corpus, default_corpus, named_corpora
 from bytegolf.data.blocks import Block
 from bytegolf.data.document import Advance, Document, Reading
-from bytegolf.data.published import DOCUMENTS_ENDING, SIDECAR_ENDING
 from bytegolf.data.split import DEFAULT
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors, read_json
+
+DOCUMENTS_ENDING, SIDECAR_ENDING = ".jsonl", ".source_manifest.json"
+"""Of published documents, and of what was published about them, beside them."""
 
 _SIDECAR_KEYS = {"docs_sha256": str, "docs_val": int, "num_docs": int}
 

@@ -1,8 +1,8 @@
 """One published file onto the disk: a part that grows beside its target, checked, and renamed once it is right.
 
-A part is never trusted for lying there. Every few megabytes what was received is flushed and its length and hash are
-written down; who goes on with it after a kill or a crash hashes it first, cuts off what came after that note, and
-begins anew if it is not what it was, or if the published file is not the one it is a part of.
+A kill leaves ``.NAME.part`` with a note of how many of its bytes were received and what these hash to. Whoever goes on
+hashes the part first, cuts off what came after the note, and begins anew if the part is not what it was, or if the
+published file is not the one that it is a part of.
 """
 
 from __future__ import annotations
@@ -12,25 +12,18 @@ import dataclasses
 import hashlib
 import os
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, TypeVar
 
 from bytegolf.data.shards import read_shard
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors, make_folder, parse_json, write_json
-from bytegolf.tools.fetch.mirrors import PIECE, Body, Mirror, PassingError, Remote
-
-NOTE_BYTES, NOTE_SECONDS = 64 << 20, 5.0
-"""Bytes, and seconds, after which what has been received is flushed and noted."""
+from bytegolf.tools.fetch.mirrors import Mirror, Remote, TransientError
 
 ATTEMPTS, DELAY, LONGEST_DELAY = 6, 1.0, 60.0
 """Attempts in a row without a byte of progress; the seconds before the second, doubled each time; the most of them."""
-
-PACE_SECONDS, PACE_BYTES = 60.0, 4096
-"""A connection that gives fewer bytes than these in that time counts as dead."""
 
 Result = TypeVar("Result")
 Advance = Callable[[int], None]
@@ -38,7 +31,7 @@ Advance = Callable[[int], None]
 
 
 class StoppedError(Exception):
-    """Another download has failed, so that this one need not go on."""
+    """Another download has failed, so this one need not go on."""
 
 
 @dataclass(frozen=True)
@@ -53,21 +46,21 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Attempts:
-    """How failures that may pass are tried again; ``tell`` is given a sentence each time."""
+class Retries:
+    """How transient failures are tried again; ``tell`` is given a sentence each time."""
 
     tell: Callable[[str], None] = lambda said: None
     stop: threading.Event = dataclasses.field(default_factory=threading.Event)
 
     def run(self, job: Callable[[], Result], progress: Callable[[], int] = lambda: 0) -> Result:
-        """What ``job`` returns; called again while it raises `PassingError`, up to ATTEMPTS times without progress."""
+        """The result of ``job``, called again while it raises `TransientError`: ATTEMPTS times without progress."""
         failed, before = 0, progress()
         while True:
             if self.stop.is_set():
                 raise StoppedError
             try:
                 return job()
-            except PassingError as error:
+            except TransientError as error:
                 failed, before = (1 if progress() > before else failed + 1), progress()
                 if failed >= ATTEMPTS:
                     raise BytegolfError(
@@ -97,23 +90,20 @@ class Part:
         """
         self.target, self.remote = target, remote
         self.path = part_path(target)
+        self.received = 0
         self._note = target.with_name(f".{target.name}.part.json")
-        self.received, self._hash = 0, hashlib.sha256()
+        self._hash = hashlib.sha256()
         self._file: IO[bytes] | None = None
-        self._noted_at, self._noted = time.monotonic(), 0
         with disk_errors(self.path, "read"):
             self._take_over(advance)
 
     def _take_over(self, advance: Advance) -> None:
-        if not self._note.is_file() or not self.path.is_file():
-            return
         try:
             note = parse_json(self._note.read_bytes())
             of, received, digest = note["of"], int(note["received"]), note["sha256"]
-        except (ValueError, TypeError, KeyError):
+        except (FileNotFoundError, ValueError, TypeError, KeyError):
             return
-        unknown = self.remote.sha256 is None and self.remote.version is None  # no telling whether it has changed
-        if unknown or of != self._of() or not 0 < received <= self.path.stat().st_size:
+        if of is None or of != self._of() or not self.path.is_file() or not 0 < received <= self.path.stat().st_size:
             return
         found, left = hashlib.sha256(), received
         with self.path.open("rb") as file:
@@ -122,156 +112,126 @@ class Part:
                 advance(len(block))
                 left -= len(block)
         if found.hexdigest() == digest:
-            self.received, self._hash, self._noted = received, found, received
+            self.received, self._hash = received, found
 
-    def _of(self) -> dict[str, Any]:
-        """What identifies the published file; a hash does so alone, whatever mirror it comes from."""
+    def _of(self) -> str | None:
+        """What identifies the published file: its hash, whatever mirror it comes from, or its size and version; None
+        where nothing does, so that nobody can tell what an old part is of.
+        """
         if self.remote.sha256 is not None:
-            return {"sha256": self.remote.sha256}
-        return {"size": self.remote.size, "version": self.remote.version}
+            return self.remote.sha256
+        return None if self.remote.version is None else f"{self.remote.size} bytes, {self.remote.version}"
 
     @property
     def sha256(self) -> str:
         """The hash of what has been received."""
         return self._hash.hexdigest()
 
-    def begin(self) -> None:
-        """Open it behind what has been received; what a kill left there without a note is cut off."""
-        self.close()
-        make_folder(self.path.parent)
-        with disk_errors(self.path):
-            self._file = self.path.open("r+b" if self.received else "wb", buffering=0)
-            self._file.truncate(self.received)
-            self._file.seek(self.received)
-
-    def write(self, data: bytes) -> None:
-        """Append."""
-        assert self._file is not None
+    def write(self, at: int, data: bytes) -> int:
+        """Append what comes from byte ``at`` on, then note it; returns by how many bytes the part has grown."""
+        before = self.received
+        if at != before:  # a server that can only begin at the beginning does so
+            self.drop()
         with disk_errors(self.target):
-            view = memoryview(data)
-            while view:  # a raw file may write less than all of it
-                view = view[self._file.write(view) :]
+            if self._file is None:
+                make_folder(self.path.parent)
+                self._file = self.path.open("r+b" if self.received else "wb")
+                self._file.truncate(self.received)  # what a kill left there without a note
+                self._file.seek(self.received)
+            self._file.write(data)
+            self._file.flush()  # a crash may still lose it, which its hash will tell
         self._hash.update(data)
         self.received += len(data)
-        now = time.monotonic()
-        if self.received - self._noted >= NOTE_BYTES or now - self._noted_at >= NOTE_SECONDS:
-            self.note()
-
-    def note(self) -> None:
-        """Flush, then write down what there is."""
-        if self._file is None or self.received == self._noted:
-            return
-        with disk_errors(self.target):
-            os.fsync(self._file.fileno())
         write_json(self._note, {"of": self._of(), "received": self.received, "sha256": self.sha256})
-        self._noted_at, self._noted = time.monotonic(), self.received
+        return self.received - before
 
     def close(self) -> None:
-        """Note what there is, for whoever goes on."""
+        """Close it; what there is stays for whoever goes on."""
         if self._file is not None:
-            try:
-                self.note()
-            finally:
+            with contextlib.suppress(OSError):  # of a full disk, which has been told already
                 self._file.close()
-                self._file = None
+            self._file = None
 
     def drop(self) -> None:
         """Forget all of it."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        self.close()
         self._note.unlink(missing_ok=True)
         self.path.unlink(missing_ok=True)
-        self.received, self._hash, self._noted = 0, hashlib.sha256(), 0
+        self.received, self._hash = 0, hashlib.sha256()
 
     def finish(self) -> None:
         """Give it its name."""
+        if self._file is None:
+            self.write(self.received, b"")
+        assert self._file is not None
         with disk_errors(self.target):
-            if self._file is not None:
-                os.fsync(self._file.fileno())
-                self._file.close()
-                self._file = None
+            os.fsync(self._file.fileno())
+            self.close()
             self.path.replace(self.target)
             self._note.unlink(missing_ok=True)
-
-
-def download(
-    mirror: Mirror, wanted: Wanted, part: Part, attempts: Attempts, advance: Advance = lambda count: None
-) -> str:
-    """Fetch a file, going on with ``part``; its SHA-256.
-
-    Raises:
-        BytegolfError: it cannot be had, or is not what was announced; what has been received stays for another try.
-        StoppedError: ``attempts.stop`` was set meanwhile.
-    """
-    wrong: list[str] = []
-
-    def once() -> None:
-        try:
-            if part.received != wanted.remote.size or not part.received:
-                with mirror.open(wanted.path, part.received, wanted.remote.version) as body:
-                    _receive(body, wanted, part, attempts.stop, advance)
-            _check(wanted, part, mirror.name)
-        except _WrongError as error:
-            advance(-part.received)
-            part.drop()
-            wrong.append(str(error))
-            if len(wrong) > 1:
-                raise BytegolfError(f"{error}, twice: choose another mirror, or tell whoever keeps this one") from error
-            raise PassingError(f"{error}") from error
-
-    try:
-        attempts.run(once, lambda: part.received)
-        part.finish()
-    finally:
-        with contextlib.suppress(BytegolfError):  # a full disk has been told already
-            part.close()
-    return part.sha256
 
 
 class _WrongError(Exception):
     """What was received is not what was announced."""
 
 
-def _receive(body: Body, wanted: Wanted, part: Part, stop: threading.Event, advance: Advance) -> None:
+def download(
+    mirror: Mirror, wanted: Wanted, part: Part, retries: Retries, advance: Advance = lambda count: None
+) -> str:
+    """Fetch a file, going on with ``part``; its SHA-256.
+
+    Raises:
+        BytegolfError: it cannot be had, or is not what was announced; what has been received stays for another try.
+        StoppedError: ``retries.stop`` was set meanwhile.
+    """
+    wrong = 0
+
+    def once() -> None:
+        nonlocal wrong
+        try:
+            _receive(mirror, wanted, part, retries.stop, advance)
+            _check(mirror, wanted, part)
+        except _WrongError as error:
+            advance(-part.received)
+            part.drop()
+            wrong += 1
+            if wrong > 1:
+                raise BytegolfError(f"{error}, twice: choose another mirror, or tell whoever keeps this one") from error
+            if part.remote.sha256 is None:  # it may have been replaced since it was looked at
+                part.remote = mirror.info(wanted.path)
+            raise TransientError(str(error)) from error
+
+    try:
+        retries.run(once, lambda: part.received)
+        part.finish()
+    finally:
+        part.close()
+    return part.sha256
+
+
+def _receive(mirror: Mirror, wanted: Wanted, part: Part, stop: threading.Event, advance: Advance) -> None:
     """Append what comes to ``part``, up to the end of the file."""
-    size = wanted.remote.size
-    if None not in (size, body.remote.size) and size != body.remote.size:
-        raise PassingError(f"{wanted.path} has {body.remote.size} bytes now, not {size} as announced")
-    size = body.remote.size if size is None else size
-    if body.start != part.received:
-        advance(-part.received)
-        part.drop()
-        if body.start:
-            raise PassingError(f"{wanted.path} comes from byte {body.start} on, which was not asked for")
-    part.begin()
-    since, before = time.monotonic(), part.received
-    while size is None or part.received < size:
-        data = body.read(PIECE)
-        if not data:
-            break
-        if size is not None and part.received + len(data) > size:
+    size = part.remote.size
+    for at, block in mirror.blocks(wanted.path, part.received, size):
+        if size is not None and at + len(block) > size:
             raise _WrongError(f"{wanted.path} goes on behind its {size} bytes")
-        part.write(data)
-        advance(len(data))
+        advance(part.write(at, block))
         if stop.is_set():
             raise StoppedError
-        if (now := time.monotonic()) - since >= PACE_SECONDS:
-            if part.received - before < PACE_BYTES:
-                raise PassingError(f"{wanted.path} hardly moves (less than {PACE_BYTES} bytes in a minute)")
-            since, before = now, part.received
     if size is not None and part.received < size:
-        raise PassingError(f"{wanted.path} broke off after {part.received} of {size} bytes")
+        raise TransientError(f"{wanted.path} broke off after {part.received} of {size} bytes")
 
 
-def _check(wanted: Wanted, part: Part, where: str) -> None:
+def _check(mirror: Mirror, wanted: Wanted, part: Part) -> None:
     """Raise unless what was received is the published file."""
-    expected = wanted.remote.sha256
+    expected = part.remote.sha256
+    if expected is None and mirror.info(wanted.path) != part.remote:
+        raise _WrongError(f"{wanted.path} of {mirror.name} has changed while it was fetched")
     if expected is not None and part.sha256 != expected:
-        raise _WrongError(f"{wanted.path} from {where} has the SHA-256 {part.sha256[:16]}…, not {expected[:16]}…")
+        raise _WrongError(f"{wanted.path} from {mirror.name} has the SHA-256 {part.sha256[:16]}…, not {expected[:16]}…")
     if wanted.vocab_size is not None:
         try:
             read_shard(part.path, wanted.vocab_size)
         except BytegolfError as error:
             said = str(error).replace(str(part.path), "it")
-            raise _WrongError(f"{wanted.path} from {where} is no good ({said})") from error
+            raise _WrongError(f"{wanted.path} from {mirror.name} is no good ({said})") from error

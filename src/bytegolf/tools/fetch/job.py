@@ -1,31 +1,60 @@
-"""From nothing on disk to data that trains: fetch what is published, and make from the documents what is not."""
+"""From nothing on disk to data that trains: fetch what is published, and make from the documents what is not.
+
+The manifest comes first and says what there is (`published.Offer`). What is wanted is compared with what lies there
+(`plan`), so that the need of disk space is known before anything is fetched; the rest is fetched, several files at
+once. A file appears under its name only once its size, its hash where one is published, its header and its token ids
+are right. The folder's own ``manifest.json`` is written last and lists what is there; until then a marker keeps half a
+data set from being trained on.
+"""
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import shutil
+import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bytegolf.data.manifest import DATASET_PREFIX, LOCK, MANIFEST, data_summary, read_manifest
-from bytegolf.data.prepare import prepare
+from bytegolf.data.manifest import FETCHING, LOCK, MANIFEST, data_summary, mark_unfinished, read_manifest, unfinished
 from bytegolf.data.progress import ProgressBar
-from bytegolf.data.published import DOCUMENTS
 from bytegolf.data.specs import parse_tokenizers
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors, make_folder, only_one, write_bytes
-from bytegolf.tools.fetch import files as fetch
-from bytegolf.tools.fetch import hub
-from bytegolf.tools.fetch.download import Attempts
-from bytegolf.tools.fetch.mirrors import FolderMirror, Mirror, open_mirror
-from bytegolf.tools.fetch.record import Record, merge_manifest
-
-EXPORT = "export.unfinished"
-"""The folder in which `prepare` makes what is not published, before it joins the rest."""
+from bytegolf.tools.fetch.download import Part, Retries, Wanted, download, part_path
+from bytegolf.tools.fetch.export import add_original_bytes, is_made, make
+from bytegolf.tools.fetch.mirrors import REPOSITORY, ROOT, Mirror, Remote, open_hub, open_mirror
+from bytegolf.tools.fetch.published import DOCUMENTS, DOCUMENTS_SIDECAR, File, Offer, read_offer
+from bytegolf.tools.fetch.record import Record, check, write_manifest
 
 Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class FetchResult:
+    """What `fetch` has done, or would do."""
+
+    out: str
+    source: str
+    files: int
+    files_fetched: int
+    bytes_present: int
+    """of files that were there and right"""
+    bytes_resumed: int
+    """what earlier attempts had left of the files to fetch"""
+    bytes_fetched: int
+    """files of unknown size are not counted"""
+    replaced: list[str]
+    """paths of files that were there but not what is published"""
+    exported: list[str]
+    """variants that are made from the documents"""
+    dry_run: bool
+    seconds: float
+    datasets: dict[str, dict[str, Any]]
+    """`manifest.data_summary` of the folder"""
 
 
 def run(
@@ -33,7 +62,7 @@ def run(
     variants: Sequence[str],
     *,
     mirror: str | None = None,
-    repository: str = hub.REPOSITORY,
+    repository: str = REPOSITORY,
     root: str | None = None,
     train_shards: int | None = None,
     documents: bool = False,
@@ -43,8 +72,8 @@ def run(
     workers: int = 8,
     tell: Tell = lambda said: None,
     quiet: bool = False,
-) -> dict[str, Any]:
-    """Fetch data sets into the data folder ``out``; what was done, as `bytegolf fetch --json` has it.
+) -> FetchResult:
+    """Fetch data sets into the data folder ``out``.
 
     Args:
         variants: short names of data sets (``sp1024``).
@@ -62,60 +91,140 @@ def run(
     """
     started = time.monotonic()
     bar = ProgressBar(quiet)
-    attempts = Attempts(bar.say)
-    source = _source(mirror, repository, root, out, attempts)
-    found = fetch.offer(source, variants, train_shards, documents, export, attempts)
-    fetch.check_own(found, out)
+    retries = Retries(bar.say)
+    source = _source(mirror, repository, root, out, retries)
+    offer = read_offer(source, variants, train_shards, documents, export, retries)
+    _check_own(offer, out)
     busy = f"another `bytegolf fetch` or `prepare` is at work in {out}: wait for it, or choose another --out"
     with contextlib.nullcontext() if dry_run else only_one(out / LOCK, busy):
         record = Record(out)
-        planned = fetch.plan(found, out, record, attempts, bar, verify)
+        planned = plan(offer, out, record, retries, bar, verify)
         fetched = [wanted.remote.sha256 for wanted, _ in planned.parts if wanted.path == DOCUMENTS]
         documents_are = fetched[0] if fetched else record.sha256(DOCUMENTS)
-        to_make = [name for name in found.missing if not _made(out, name, documents_are)]
-        _announce(found, planned, to_make, out, tell)
-        result = {
-            "out": str(out),
-            "source": source.name,
-            "files": len(planned.files),
-            "files_fetched": len(planned.parts),
-            "bytes_present": planned.present_bytes,
-            "bytes_resumed": planned.resumed_bytes,
-            "bytes_fetched": planned.to_fetch,
-            "replaced": planned.replaced,
-            "exported": to_make,
-            "dry_run": dry_run,
-        }
+        to_make = [name for name in offer.missing if not is_made(out, name, documents_are)]
+        _announce(offer, planned, to_make, out, tell)
+        # counted now, since parts grow
+        present, resumed, to_fetch = planned.present_bytes, planned.resumed_bytes, planned.to_fetch
         if not dry_run:
-            fetch.fetch_files(planned, found, out, record, workers, attempts, bar)
-            fetch.finish(found, out, record)
+            _fetch_files(planned, offer, out, record, workers, retries, bar)
+            _finish(offer, out, record)
             if to_make:
-                _make(found, to_make, out, record, quiet)
-            if found.documents is not None:
-                _add_original_bytes(out)
-    seconds = time.monotonic() - started
-    there = data_summary(out) if (out / MANIFEST).exists() else {}
-    return {**result, "seconds": round(seconds, 3), "datasets": there}
+                assert offer.documents is not None
+                make(offer.documents.validation, to_make, out, str(record.sha256(DOCUMENTS)), quiet)
+            if offer.documents is not None:
+                add_original_bytes(out)
+    return FetchResult(
+        out=str(out),
+        source=source.name,
+        files=len(planned.files),
+        files_fetched=len(planned.parts),
+        bytes_present=present,
+        bytes_resumed=resumed,
+        bytes_fetched=to_fetch,
+        replaced=planned.replaced,
+        exported=to_make,
+        dry_run=dry_run,
+        seconds=round(time.monotonic() - started, 3),
+        datasets=data_summary(out) if (out / MANIFEST).exists() else {},
+    )
 
 
-def _source(mirror: str | None, repository: str, root: str | None, out: Path, attempts: Attempts) -> Mirror:
+def _source(mirror: str | None, repository: str, root: str | None, out: Path, retries: Retries) -> Mirror:
     if mirror is None:
-        return attempts.run(lambda: hub.open_hub(repository, hub.ROOT if root is None else root))
+        return retries.run(lambda: open_hub(repository, ROOT if root is None else root))
     found = open_mirror(mirror, root or "")
-    if isinstance(found, FolderMirror) and found.folder.resolve() == out.resolve():
+    if found.root == str(out.resolve()):
         raise BytegolfError(f"--mirror and --out are the same folder {out}: choose another --out")
     return found
+
+
+def _check_own(offer: Offer, out: Path) -> None:
+    """Raise if ``out`` holds a wanted data set that comes from somewhere else."""
+    old = read_manifest(out)["datasets"] if (out / MANIFEST).exists() else []
+    for entry in old:
+        for one in offer.published:
+            if entry.get("name") == one.name and "fetched_from" not in entry and entry != one.dataset:
+                raise BytegolfError(
+                    f"{out} holds {one.name} that was not fetched: choose another --out for the published one"
+                )
+
+
+# ---------------------------------------------------------------------------------------------- what is missing
+
+
+@dataclass
+class Plan:
+    """What is there, and what is to be fetched."""
+
+    files: list[File]
+    parts: list[tuple[Wanted, Part]] = field(default_factory=list)
+    """the files to fetch, each with what has been received of it"""
+    present_bytes: int = 0
+    replaced: list[str] = field(default_factory=list)
+
+    @property
+    def resumed_bytes(self) -> int:
+        """What earlier attempts have left of the files to fetch."""
+        return sum(part.received for _, part in self.parts)
+
+    @property
+    def to_fetch(self) -> int:
+        """Bytes; files of unknown size are not counted."""
+        return sum((wanted.remote.size or part.received) - part.received for wanted, part in self.parts)
+
+
+def plan(offer: Offer, out: Path, record: Record, retries: Retries, bar: ProgressBar, verify: bool = False) -> Plan:
+    """Compare what is offered with what lies in ``out``: by its record, or by reading files that this does not know
+    (with ``verify`` all of them).
+    """
+    result = Plan(offer.files(out))
+    questions = []
+    for file in result.files:
+        known = record.sha256(file.path)
+        if known is None or verify or file.sha256 not in (None, known):
+            questions.append(file)
+    remotes: dict[str, Remote] = {}
+    asked = [_job(retries, offer.mirror, file.path) for file in questions]
+    _in_parallel(asked, offer.mirror.questions, retries, lambda found: remotes.update([found]))
+    wanted = [_wanted(file, remotes[file.path]) for file in questions]
+    lie = [path for one in wanted for path in (out / one.path, part_path(out / one.path)) if path.is_file()]
+    size = sum(path.stat().st_size for path in lie)
+    with bar.task("checking what is there", size) if size else contextlib.nullcontext(lambda count: None) as advance:
+        for one in wanted:
+            if (out / one.path).is_file():
+                hashed = check(out / one.path, one, record.noted(one.path), advance)
+                if hashed is not None:
+                    record.add(one.path, hashed)
+                    continue
+                result.replaced.append(one.path)
+            result.parts.append((one, Part(out / one.path, one.remote, advance)))
+    missing = {one.path for one, _ in result.parts}
+    result.present_bytes = sum(record.size(file.path) for file in result.files if file.path not in missing)
+    return result
+
+
+def _job(retries: Retries, mirror: Mirror, path: str) -> Callable[[], tuple[str, Remote]]:
+    return lambda: (path, retries.run(lambda: mirror.info(path)))
+
+
+def _wanted(file: File, remote: Remote) -> Wanted:
+    """A file with all that is published of it."""
+    if None not in (file.sha256, remote.sha256) and file.sha256 != remote.sha256:
+        raise BytegolfError(
+            f"{file.path} is published with two hashes, {file.sha256} and {remote.sha256}: choose another mirror"
+        )
+    return Wanted(file.path, Remote(remote.size, file.sha256 or remote.sha256, remote.version), file.vocab_size)
 
 
 # ---------------------------------------------------------------------------------------------- what it takes
 
 
-def _announce(found: fetch.Offer, planned: fetch.Plan, to_make: list[str], out: Path, tell: Tell) -> None:
+def _announce(offer: Offer, planned: Plan, to_make: list[str], out: Path, tell: Tell) -> None:
     """Tell what will be fetched and made, and what room that needs; raise where there is too little."""
-    for one in found.published:
-        tell(f"{one.name}: validation and {found.wanted_shards(one)} of {one.train_shards} training shards")
+    for one in offer.published:
+        tell(f"{one.name}: validation and {offer.wanted_shards(one)} of {one.train_shards} training shards")
     here = len(planned.files) - len(planned.parts)
-    tell(f"{found.mirror.name}: {here} of {len(planned.files)} files are here ({size(planned.present_bytes)})")
+    tell(f"{offer.mirror.name}: {here} of {len(planned.files)} files are here ({size(planned.present_bytes)})")
     for path in planned.replaced:
         tell(f"{out / path} is not what is published and will be replaced")
     unhashed = sum(wanted.remote.sha256 is None for wanted, _ in planned.parts)
@@ -123,7 +232,7 @@ def _announce(found: fetch.Offer, planned: fetch.Plan, to_make: list[str], out: 
         tell(f"no hash is published for {unhashed} of them: there, lengths, headers and token ids are checked")
     needed, making = planned.to_fetch, 0
     if to_make:
-        making = _export_bytes(found, planned, to_make, out)
+        making = _export_bytes(planned, to_make, out)
         tell(f"{', '.join(to_make)} will be made here from the documents, in about {size(making)}")
     free = _free_space(out)
     unknown = sum(wanted.remote.size is None for wanted, _ in planned.parts)
@@ -137,7 +246,7 @@ def _announce(found: fetch.Offer, planned: fetch.Plan, to_make: list[str], out: 
         )
 
 
-def _export_bytes(found: fetch.Offer, planned: fetch.Plan, to_make: list[str], out: Path) -> int:
+def _export_bytes(planned: Plan, to_make: list[str], out: Path) -> int:
     """About what the shards of tokenizers over the documents will need: a token has two bytes."""
     sizes = [wanted.remote.size or 0 for wanted, _ in planned.parts if wanted.path == DOCUMENTS]
     documents = sizes[0] if sizes else (out / DOCUMENTS).stat().st_size
@@ -145,7 +254,7 @@ def _export_bytes(found: fetch.Offer, planned: fetch.Plan, to_make: list[str], o
     return sum(documents * (2 if spec.kind == "byte" else 1) for spec in parse_tokenizers(to_make))
 
 
-def _fewer(planned: fetch.Plan, excess: int) -> str:
+def _fewer(planned: Plan, excess: int) -> str:
     """How many training shards would fit, as an end of the sentence."""
     train = [wanted.remote.size or 0 for wanted, _ in planned.parts if "fineweb_train_" in wanted.path]
     all_shards = sum("fineweb_train_" in file.path for file in planned.files)
@@ -170,70 +279,51 @@ def size(count: int) -> str:
     return f"{count} bytes"
 
 
-# ---------------------------------------------------------------------------------------------- what is made here
+# ---------------------------------------------------------------------------------------------- fetching
 
 
-def _made(out: Path, name: str, documents: str | None) -> bool:
-    """Whether ``out`` has a data set that was made from the documents of that hash; an error if it was from others."""
-    entries = read_manifest(out)["datasets"] if (out / MANIFEST).exists() else []
-    for entry in entries:
-        if entry.get("name") == DATASET_PREFIX + name:
-            if "documents" not in entry:
-                raise BytegolfError(f"{out} holds {entry['name']} of other documents: choose another --out")
-            files = [out / entry["path"] / file for file in entry["sha256"]]
-            return documents == entry["documents"] and all(file.is_file() for file in files)
-    return False
-
-
-def _make(found: fetch.Offer, names: list[str], out: Path, record: Record, quiet: bool) -> None:
-    """`prepare` data sets from the documents, in a folder of their own, and move them into ``out`` when they are whole.
-
-    A kill at any point leaves something to go on with: `prepare`'s own state, then what is not moved yet.
-    """
-    assert found.documents is not None
-    documents, work = record.sha256(DOCUMENTS), out / EXPORT
-    made_from = work / "documents.sha256"
-    if work.exists() and not (made_from.is_file() and made_from.read_text() == documents):
-        _remove(work)  # of documents that have been replaced
-    write_bytes(made_from, str(documents).encode())
-    prepare([str(out / DOCUMENTS)], work, names, f"first:{found.documents.validation}", quiet=quiet)
-    made = read_manifest(work)
-    for entry in made["datasets"]:
-        entry["documents"] = documents
-        _move(work / entry["path"], out / entry["path"])
-    for path in sorted((work / "tokenizers").iterdir()):
-        _move(path, out / "tokenizers" / path.name)
-    merge_manifest(out, made)
-    _remove(work)
-
-
-def _move(source: Path, target: Path) -> None:
-    if not source.exists():  # before a kill
+def _fetch_files(
+    planned: Plan, offer: Offer, out: Path, record: Record, workers: int, retries: Retries, bar: ProgressBar
+) -> None:
+    """Fetch what a plan lacks, ``workers`` files at once; each is noted when it is done."""
+    if not planned.parts:
         return
-    make_folder(target.parent)
-    if target.is_dir():
-        _remove(target)
-    with disk_errors(target):
-        source.replace(target)
+    make_folder(out)
+    mark_unfinished(out, [*(one.name for one in offer.published), *unfinished(out, FETCHING)], FETCHING)
+    lock = threading.Lock()
+    with bar.task("fetching", planned.to_fetch) as tell:
+
+        def advance(count: int) -> None:
+            with lock:
+                tell(count)
+
+        def job(wanted: Wanted, part: Part) -> Callable[[], tuple[str, str]]:
+            return lambda: (wanted.path, download(offer.mirror, wanted, part, retries, advance))
+
+        jobs = [job(wanted, part) for wanted, part in planned.parts]
+        _in_parallel(jobs, workers, retries, lambda done: record.add(*done))
 
 
-def _remove(folder: Path) -> None:
-    with disk_errors(folder, "remove"):
-        shutil.rmtree(folder)
+def _in_parallel(
+    jobs: Sequence[Callable[[], Any]], workers: int, retries: Retries, each: Callable[[Any], None]
+) -> None:
+    """Give the result of each job to ``each`` as it comes; the first failure stops the others and is raised."""
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        running = [pool.submit(job) for job in jobs]
+        try:
+            for done in concurrent.futures.as_completed(running):
+                each(done.result())
+        except BaseException:
+            retries.stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
-def _add_original_bytes(out: Path) -> None:
-    """What was made from the documents knows their bytes; published shards of the same documents need them for scores
-    over the original text.
-    """
-    manifest = read_manifest(out) if (out / MANIFEST).exists() else {"datasets": []}
-    made = [entry["stats"] for entry in manifest["datasets"] if "documents" in entry]
-    for entry in manifest["datasets"]:
-        published = entry.get("published_stats") or {}
-        for stats in made:
-            for split in ("val", "train"):
-                same = all(published.get(key) == stats[key] for key in (f"docs_{split}", "docs_total"))
-                if same and entry["stats"]["files_" + split] == published.get("files_" + split):
-                    entry["stats"]["original_bytes_" + split] = stats["original_bytes_" + split]
-    if made:
-        merge_manifest(out, manifest)
+def _finish(offer: Offer, out: Path, record: Record) -> None:
+    """Write the manifest and the documents' sidecar, and take the marker away."""
+    sidecar = out / DOCUMENTS_SIDECAR
+    if offer.documents is not None and not (sidecar.is_file() and sidecar.read_bytes() == offer.sidecar):
+        write_bytes(sidecar, offer.sidecar)
+    if offer.published:
+        write_manifest(out, offer.mirror.name, offer.published, record)
+    mark_unfinished(out, set(unfinished(out, FETCHING)) - {one.name for one in offer.published}, FETCHING)

@@ -1,32 +1,37 @@
-"""Where published files can be had: a folder or a web server with the published layout, read from any byte on.
+"""Places that have the published files: the Hugging Face hub, a web server or a folder, each an fsspec file system.
 
-A mirror says what it knows of files before they are fetched (`look`) and hands out their bytes (`open`). What may pass
-by itself — a dropped connection, a busy server — is raised as `PassingError`; everything else is a ``BytegolfError``.
+What may pass by itself (a dropped connection, a busy server) is raised as `TransientError`; everything else is a
+``BytegolfError``.
 """
 
 from __future__ import annotations
 
 import contextlib
-import http.client
-import re
+import importlib
 import ssl
-import urllib.error
 import urllib.parse
-import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from bytegolf import __version__
 from bytegolf.errors import BytegolfError
-from bytegolf.files import disk_errors
+
+REPOSITORY, ROOT = "willdepueoai/parameter-golf", "datasets"
+"""Where the data of the competition is published: a dataset repository on the hub, and the folder in it."""
 
 TIMEOUT = 20.0
-"""Seconds without a byte after which a connection counts as dead."""
+"""Seconds without a byte after which a connection to a web server counts as dead."""
 
-PIECE = 1 << 18
-"""Bytes read at once, at most."""
+BLOCK_SECONDS = 1800.0
+"""Seconds that one block may take: a connection that hardly moves counts as dead, too."""
+
+BLOCK_BYTES = 8 << 20
+"""Bytes that one request asks for: the most that a kill can cost for each file that is on its way."""
+
+_CLIENTS = ("aiohttp", "httpx", "httpx2", "huggingface_hub", "fsspec")
+"""Packages whose exceptions stand for failures of the network."""
 
 
 @dataclass(frozen=True)
@@ -37,21 +42,10 @@ class Remote:
     """bytes; None where the server does not say"""
     sha256: str | None = None
     version: str | None = None
-    """changes when the file does: an entity tag or a date; None where there is none"""
+    """changes when the file does: an entity tag, a date or a blob's name; None where there is none"""
 
 
-@dataclass(frozen=True)
-class Body:
-    """A file that is being read."""
-
-    start: int
-    """where it begins: as asked for, or 0 where the server cannot do that or has another version now"""
-    remote: Remote
-    read: Callable[[int], bytes]
-    """the next bytes, as many as there are at once and at most so many; none at the end"""
-
-
-class PassingError(Exception):
+class TransientError(Exception):
     """Something that may go away by itself; ``wait``: the seconds that the server asked to wait."""
 
     def __init__(self, said: str, wait: float = 0.0) -> None:
@@ -59,198 +53,145 @@ class PassingError(Exception):
         self.wait = wait
 
 
-@runtime_checkable
-class Mirror(Protocol):
-    """A place that has the published files; paths are those of the data folder."""
-
-    @property
-    def name(self) -> str:
-        """For messages and records: an address, a folder, or repository and commit."""
-
-    @property
-    def at_once(self) -> int:
-        """For how many files one `look` may ask."""
-
-    def look(self, paths: Sequence[str]) -> dict[str, Remote]:
-        """What is known of these files; a BytegolfError if one is not there."""
-
-    def open(self, path: str, start: int = 0, version: str | None = None) -> contextlib.AbstractContextManager[Body]:
-        """Read a file from byte ``start`` on, or from 0 if it is no longer of that version."""
-
-
 @dataclass(frozen=True)
-class FolderMirror:
-    """A folder, local or mounted."""
+class Mirror:
+    """A folder of a file system that has the published layout; paths are those of the data folder."""
 
-    folder: Path
-    at_once: int = 64
+    name: str
+    """for messages and records: an address, a folder, or repository and commit"""
+    fs: Any = field(repr=False)
+    """fsspec's AbstractFileSystem"""
+    root: str
+    questions: int = 8
+    """how many files may be asked about at once"""
 
-    @property
-    def name(self) -> str:
-        """The folder, in full."""
-        return str(self.folder.resolve())
+    def info(self, path: str) -> Remote:
+        """What is known of a file; a BytegolfError if it is not there."""
+        with self._errors(path):
+            found = self.fs.info(self._full(path))
+        if found["type"] != "file":
+            raise BytegolfError(f"{self.name} has no file {path}: check the mirror, --repo and --root")
+        lfs = found.get("lfs") or {}  # on the hub: large files, whose hash is known
+        tag = found.get("ETag") or ""
+        # a weak tag may stay although bytes change
+        version = found.get("blob_id") or (tag if not tag.startswith("W/") else None)
+        version = version or found.get("Last-Modified") or found.get("mtime")
+        return Remote(found["size"], lfs.get("sha256"), None if version is None else str(version))
 
-    def look(self, paths: Sequence[str]) -> dict[str, Remote]:
-        """Sizes and dates of files."""
-        return {path: self._remote(path) for path in paths}
+    def blocks(self, path: str, start: int, size: int | None) -> Iterator[tuple[int, bytes]]:
+        """The file from byte ``start`` on in pieces, each with its offset; from byte 0 where a server cannot do better.
 
-    def _remote(self, path: str) -> Remote:
-        if not (self.folder / path).is_file():
-            raise BytegolfError(f"there is no {self.folder / path}: check --mirror and --root")
-        with disk_errors(self.folder / path, "fetch"):
-            found = (self.folder / path).stat()
-        return Remote(found.st_size, version=f"{found.st_mtime_ns}")
+        ``size`` is the file's. What a server sends behind it is not read, so a file that does not end does no harm.
+        """
+        at = start
+        with self._errors(path):
+            # without fsspec's cache, a read is one request for the bytes from here to there
+            with self.fs.open(self._full(path), "rb", cache_type="none") as source:
+                try:
+                    source.seek(start)
+                    while size is None or at < size:
+                        count = BLOCK_BYTES if size is None else min(BLOCK_BYTES, size - at)
+                        block = source.read(count)
+                        if not block:
+                            return
+                        if size is not None and len(block) != count:
+                            raise TransientError(f"{path} came in {len(block)} bytes where {count} were asked for")
+                        yield at, block
+                        at += len(block)
+                    return
+                except ValueError:  # fsspec's, of a server without ranges
+                    if not start and not at:
+                        raise
+            with self.fs.open(self._full(path), "rb", block_size=0) as source:
+                at = 0
+                while (size is None or at < size) and (block := source.read(BLOCK_BYTES)):
+                    yield at, block
+                    at += len(block)
+
+    def read(self, path: str, most: int) -> bytes:
+        """A small file, whole; a BytegolfError if it has more than ``most`` bytes."""
+        data = bytearray()
+        size = self.info(path).size
+        for at, block in self.blocks(path, 0, None if size is None else min(size, most + 1)):
+            data[at:] = block
+            if len(data) > most:
+                raise BytegolfError(f"{path} of {self.name} does not end: choose another mirror")
+        if size not in (None, len(data)):
+            raise TransientError(f"{path} broke off after {len(data)} of {size} bytes")
+        return bytes(data)
+
+    def _full(self, path: str) -> str:
+        return f"{self.root}/{path}"
 
     @contextlib.contextmanager
-    def open(self, path: str, start: int = 0, version: str | None = None) -> Iterator[Body]:
-        """A file from a byte on."""
-        remote = self._remote(path)
-        with disk_errors(self.folder / path, "fetch"), (self.folder / path).open("rb", buffering=0) as file:
-            start = start if version in (None, remote.version) else 0
-            file.seek(start)
-            yield Body(start, remote, file.read)
-
-
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows to http and https only, never from https to http, and shows credentials to the first host alone."""
-
-    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-        old, new = urllib.parse.urlsplit(req.full_url), urllib.parse.urlsplit(newurl)
-        if new.scheme not in ("http", "https") or (old.scheme, new.scheme) == ("https", "http"):
-            raise BytegolfError(
-                f"{req.full_url} redirects to {new.scheme}:, which is not followed: choose another mirror"
-            )
-        request = super().redirect_request(req, fp, code, msg, headers, newurl)
-        if request is not None and old.netloc == new.netloc and req.has_header("Authorization"):
-            request.add_unredirected_header("Authorization", req.get_header("Authorization"))
-        return request
-
-
-def _opener() -> urllib.request.OpenerDirector:
-    """Of http and https, proxies included, but not of ftp: and file:, to which a server must not be able to point."""
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler(),
-        urllib.request.UnknownHandler(),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(),
-        urllib.request.HTTPDefaultErrorHandler(),
-        urllib.request.HTTPErrorProcessor(),
-        _Redirects(),
-    ):
-        opener.add_handler(handler)
-    return opener
-
-
-@dataclass(frozen=True)
-class HttpMirror:
-    """Files below an address."""
-
-    address: str
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """sent along, to the first host only"""
-    at_once: int = 1
-    _opener: urllib.request.OpenerDirector = field(default_factory=_opener, repr=False, compare=False)
-
-    @property
-    def name(self) -> str:
-        """The address."""
-        return self.address
-
-    def look(self, paths: Sequence[str]) -> dict[str, Remote]:
-        """Sizes and entity tags, as the server tells them with the first byte."""
-        found = {}
-        for path in paths:
-            with self._open(path, "bytes=0-0", None) as body:
-                found[path] = body.remote
-        return found
-
-    def open(self, path: str, start: int = 0, version: str | None = None) -> contextlib.AbstractContextManager[Body]:
-        """A file from a byte on."""
-        return self._open(path, f"bytes={start}-" if start else None, version)
-
-    def url(self, path: str) -> str:
-        """The address of a file."""
-        return f"{self.address}/{urllib.parse.quote(path)}"
-
-    @contextlib.contextmanager
-    def _open(self, path: str, wanted: str | None, version: str | None) -> Iterator[Body]:
-        request = urllib.request.Request(self.url(path), headers={"User-Agent": f"bytegolf/{__version__}"})
-        request.add_header("Accept-Encoding", "identity")  # a length is that of the file, and a range a range of it
-        for name, value in self.headers.items():
-            request.add_unredirected_header(name, value)
-        if wanted is not None:
-            request.add_header("Range", wanted)
-            if version is not None:
-                request.add_header("If-Range", version)
-        with http_errors(request.full_url), contextlib.ExitStack() as stack:
-            try:
-                response = stack.enter_context(self._opener.open(request, timeout=TIMEOUT))
-                body = _body(response, request.full_url)
-                fits = version in (None, body.remote.version) or not body.start
-            except urllib.error.HTTPError as error:
-                if wanted is None or error.code != 416:  # a range behind the end: it is empty, or has become shorter
-                    raise
-                fits = False
-            if fits:
-                yield body
-                return
-        with self._open(path, None, None) as body:  # also for a server that knows ranges but not If-Range
-            yield body
-
-
-def _body(response: Any, url: str) -> Body:
-    """What a response's headers say of it."""
-    headers = response.headers
-    if headers.get("Content-Encoding", "identity").lower() not in ("", "identity"):
-        raise BytegolfError(f"{url} comes {headers['Content-Encoding']}-encoded, not as it is: choose another mirror")
-    version = headers.get("ETag")
-    if version is None or version.startswith("W/"):  # a weak tag may stay although bytes change
-        version = headers.get("Last-Modified")
-    if response.status != http.HTTPStatus.PARTIAL_CONTENT:
-        return Body(0, Remote(_number(headers.get("Content-Length")), version=version), response.read1)
-    found = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", headers.get("Content-Range", "").strip())
-    if found is None:
-        raise PassingError(f"{url} sends a part without saying which")
-    return Body(int(found[1]), Remote(_number(found[3]), version=version), response.read1)
-
-
-def _number(text: str | None) -> int | None:
-    return int(text) if text is not None and re.fullmatch(r"\d{1,18}", text.strip()) else None
+    def _errors(self, path: str) -> Iterator[None]:
+        """Turn what a file system raises into `TransientError`, or a sentence where trying again would not help."""
+        with translated(f"{self.name}/{path}"):
+            yield
 
 
 @contextlib.contextmanager
-def http_errors(url: str) -> Iterator[None]:
-    """Turn what a request to ``url`` raises into `PassingError`, or a sentence where trying again would not help."""
+def translated(where: str) -> Iterator[None]:
+    """Turn what the clients raise about ``where`` into `TransientError` or a ``BytegolfError``."""
     try:
         yield
-    except urllib.error.HTTPError as error:
-        raise _refusal(error, url) from error
-    except urllib.error.URLError as error:
-        if isinstance(error.reason, ssl.SSLCertVerificationError):
-            raise BytegolfError(f"{url}: the certificate is not valid ({error.reason.verify_message})") from error
-        raise PassingError(f"{url} cannot be reached ({error.reason})") from error
-    except TimeoutError as error:
-        raise PassingError(f"{url} sent nothing for {TIMEOUT:.0f} s") from error
-    except (http.client.HTTPException, ConnectionError, ssl.SSLError) as error:
-        raise PassingError(f"{url} broke off ({error or type(error).__name__})") from error
+    except BytegolfError:
+        raise
+    except Exception as error:
+        names = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
+        if not isinstance(error, OSError) and not names & set(_CLIENTS):
+            raise
+        raise _explained(error, where) from error
 
 
-def _refusal(error: urllib.error.HTTPError, url: str) -> Exception:
-    code = error.code
-    with contextlib.suppress(OSError):
-        error.close()
-    if code in (408, 425, 429) or code >= 500:
-        return PassingError(f"{url} answers {code}", float(_number(error.headers.get("Retry-After")) or 0))
-    if code in (404, 410):
-        return BytegolfError(f"{url} does not exist ({code}): check the mirror, --repo and --root")
-    if code in (401, 403):
-        return BytegolfError(f"{url} refuses access ({code}): log in (`hf auth login`) or choose another mirror")
-    why = "redirects in a circle, or to nothing safe" if 300 <= code < 400 else f"answers {code}"
-    return BytegolfError(f"{url} {why}: check the address, or choose another mirror")
+def _explained(error: Exception, where: str) -> Exception:
+    # fsspec reports whatever goes wrong with an address as FileNotFoundError; the reason is its cause
+    reason = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
+    if isinstance(reason, BytegolfError):
+        return reason
+    said = " ".join(str(reason).split())[:160] or type(reason).__name__
+    response = getattr(reason, "response", None)
+    status = getattr(reason, "status", None) or getattr(response, "status_code", None)
+    headers = getattr(reason, "headers", None) or getattr(response, "headers", None) or {}
+    causes: list[BaseException] = [reason]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(cause)
+    if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes):
+        return BytegolfError(f"{where}: the certificate is not valid ({said}): choose another mirror")
+    if type(reason).__name__ == "OfflineModeIsEnabled":
+        return BytegolfError(f"{where} cannot be read while HF_HUB_OFFLINE is set: unset it, or give a --mirror")
+    if status in (401, 403) or isinstance(reason, PermissionError):
+        return BytegolfError(
+            f"{where} refuses access ({status or said}): log in (`hf auth login`) or change the mirror"
+        )
+    if status in (404, 410) or isinstance(reason, FileNotFoundError | NotADirectoryError):
+        return BytegolfError(f"{where} does not exist ({status or said}): check the mirror, --repo and --root")
+    if type(reason).__name__ in ("NonHttpUrlRedirectClientError", "TooManyRedirects", "InvalidUrlRedirectClientError"):
+        return BytegolfError(f"{where} redirects in a circle, or to nothing safe: choose another mirror")
+    if isinstance(reason, ValueError):
+        return BytegolfError(f"{where} is no valid name ({said}): check --repo and --root")
+    if status is not None and 400 <= status < 500 and status not in (408, 425, 429):
+        return BytegolfError(f"{where} answers {status}: check the address, or choose another mirror")
+    wait = str(headers.get("Retry-After", "")) if status is not None else ""
+    answers = f"answers {status}" if status is not None else f"broke off ({said})"
+    return TransientError(f"{where} {answers}", float(wait) if wait.isdecimal() and len(wait) < 10 else 0.0)
 
 
-def open_mirror(where: str, root: str) -> FolderMirror | HttpMirror:
+def open_hub(repository: str, root: str) -> Mirror:
+    """The folder ``root`` of a dataset repository on the hub as it is now; later commits do not mix in.
+
+    $HF_ENDPOINT, $HF_TOKEN and $HF_HUB_OFFLINE mean what they mean to huggingface_hub.
+    """
+    hub = _required("huggingface_hub", "fetching from the hub")
+    root = root.strip("/")
+    with translated(f"the hub's dataset {repository}"):
+        commit = hub.HfApi().repo_info(repository, repo_type="dataset").sha
+    place = f"datasets/{repository}@{commit}/{root}".rstrip("/")
+    name = f"hf://{place.replace(commit, commit[:12])}"
+    return Mirror(name, hub.HfFileSystem(skip_instance_cache=True), place, questions=1)  # it lists folders by itself
+
+
+def open_mirror(where: str, root: str) -> Mirror:
     """The mirror at an address or in a folder; ``root``: the folder in it that holds manifest.json."""
     try:
         parts = urllib.parse.urlsplit(where)
@@ -260,10 +201,43 @@ def open_mirror(where: str, root: str) -> FolderMirror | HttpMirror:
     if parts.scheme in ("http", "https"):
         if parts.username or parts.password or parts.query or parts.fragment or not parts.hostname:
             raise BytegolfError(f"--mirror {parts.scheme}://{parts.hostname}: give an address without password and '?'")
-        return HttpMirror("/".join(part for part in (where.rstrip("/"), root.strip("/")) if part))
+        address = "/".join(part for part in (where.rstrip("/"), root.strip("/")) if part)
+        return Mirror(address, _web(), address)
     if parts.scheme and "://" in where and parts.scheme != "file":
         raise BytegolfError(f"--mirror {where}: give an http or https address, or a folder")
     folder = Path(where.removeprefix("file://")).expanduser() / root
     if not folder.is_dir():
         raise BytegolfError(f"--mirror {where}: there is no folder {folder}: give the one that holds manifest.json")
-    return FolderMirror(folder)
+    local = _required("fsspec.implementations.local", "fetching").LocalFileSystem(skip_instance_cache=True)
+    return Mirror(str(folder.resolve()), local, str(folder.resolve()))
+
+
+def _web() -> Any:
+    """fsspec's file system of web servers."""
+    aiohttp = _required("aiohttp", "fetching from a web server")
+    module = _required("fsspec.implementations.http", "fetching from a web server")
+
+    async def not_downgraded(session: Any, context: Any, request: Any) -> None:
+        target = request.response.headers.get("Location", "")
+        if request.url.scheme == "https" and urllib.parse.urlsplit(target).scheme == "http":
+            raise BytegolfError(f"{request.url} redirects to http:, which is not followed: choose another mirror")
+
+    trace = aiohttp.TraceConfig()
+    trace.on_request_redirect.append(not_downgraded)
+    options = {
+        "timeout": aiohttp.ClientTimeout(total=BLOCK_SECONDS, connect=TIMEOUT, sock_read=TIMEOUT),
+        "headers": {"User-Agent": f"bytegolf/{__version__}", "Accept-Encoding": "identity"},  # the bytes as they are
+        "trust_env": True,  # proxies
+        "trace_configs": [trace],
+    }
+    return module.HTTPFileSystem(client_kwargs=options, skip_instance_cache=True)
+
+
+def _required(module: str, doing: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise BytegolfError(
+            f"{doing} needs {module.partition('.')[0]}: run `pip install 'bytegolf[hub]'`, or give a folder with the "
+            "same layout as --mirror"
+        ) from error

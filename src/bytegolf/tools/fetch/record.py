@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from bytegolf.data.manifest import MANIFEST, add_totals, read_manifest
-from bytegolf.data.published import Published
 from bytegolf.data.shards import HEADER_BYTES, TOKEN_BYTES, read_shard
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors, read_json, write_json
 from bytegolf.tools.fetch.download import Advance, Wanted
-from bytegolf.tools.fetch.mirrors import PIECE
+from bytegolf.tools.fetch.published import Published
 
 RECORD = "fetched.json"
 
@@ -67,7 +66,7 @@ def check(path: Path, wanted: Wanted, noted: str | None, advance: Advance) -> st
     """
     found = hashlib.sha256()
     with disk_errors(path, "read"), path.open("rb") as file:
-        while block := file.read(4 * PIECE):
+        while block := file.read(1 << 20):
             found.update(block)
             advance(len(block))
         size = file.tell()

@@ -1,4 +1,4 @@
-"""What a published manifest offers, and which files one needs of it: the layout of the public scripts.
+"""What a mirror's manifest offers, and which files one needs of it: the layout of the public scripts.
 
 ``manifest.json`` names data sets with how many shards they have, and tokenizers with their files; beside it lie
 ``docs_selected.jsonl`` with its sidecar ``docs_selected.source_manifest.json``. It comes from elsewhere, so nothing in
@@ -8,19 +8,28 @@ it is believed: paths in it must stay inside the data folder.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bytegolf.data.manifest import DATASET_PREFIX
+from bytegolf.data.manifest import DATASET_PREFIX, MANIFEST
 from bytegolf.data.shards import shard_path
+from bytegolf.data.sources import DOCUMENTS_ENDING, SIDECAR_ENDING
+from bytegolf.data.specs import parse_tokenizers
 from bytegolf.errors import BytegolfError
 from bytegolf.files import parse_json
+from bytegolf.tools.fetch.download import Retries
+from bytegolf.tools.fetch.mirrors import Mirror
 
-DOCUMENTS_ENDING, SIDECAR_ENDING = ".jsonl", ".source_manifest.json"
 DOCUMENTS = f"docs_selected{DOCUMENTS_ENDING}"
 DOCUMENTS_SIDECAR = f"docs_selected{SIDECAR_ENDING}"
+
+TRAIN_SHARDS = 80
+"""Fetched of a data set unless another number is asked for: 8 billion tokens, as the public scripts do."""
+
+MANIFEST_BYTES = 64 << 20
+"""Of the longest manifest that is read."""
 
 MOST_SHARDS = 1_000_000
 """The number in a shard's name has six digits."""
@@ -161,3 +170,84 @@ def parse_sidecar(data: bytes, where: str) -> Documents:
     if not isinstance(value, dict) or type(value.get("docs_val")) is not int or value["docs_val"] < 1:
         raise BytegolfError(f"{where} says no docs_val, the number of validation documents: choose another mirror")
     return Documents(value["docs_val"], _sha256(value.get("docs_sha256")))
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a mirror has of what is wanted."""
+
+    mirror: Mirror
+    variants: dict[str, Published | None]
+    """the data sets by their short names; None for those that are not published as shards"""
+    train_shards: int | None
+    documents: Documents | None
+    """what the documents' sidecar says; None if they are not wanted"""
+    sidecar: bytes = field(default=b"", repr=False)
+
+    @property
+    def published(self) -> list[Published]:
+        """The data sets that are published."""
+        return [one for one in self.variants.values() if one is not None]
+
+    @property
+    def missing(self) -> list[str]:
+        """The names of those that are not."""
+        return [name for name, one in self.variants.items() if one is None]
+
+    def wanted_shards(self, one: Published) -> int:
+        """How many training shards of a data set are wanted."""
+        return min(TRAIN_SHARDS, one.train_shards) if self.train_shards is None else self.train_shards
+
+    def files(self, out: Path) -> list[File]:
+        """All files to have in ``out``: tokenizers and validation first, then training, then documents."""
+        found = [
+            file for one in self.published for file in (*one.tokenizer_files(), *one.shards("val", one.val_shards))
+        ]
+        for one in self.published:
+            shards = one.shards("train", one.train_shards)
+            found += shards[: self.wanted_shards(one)]
+            # further ones that lie there would be read as well, so they must be right too
+            there = {path.name for path in (out / one.folder).glob("fineweb_*.bin")}
+            found += [file for file in shards[self.wanted_shards(one) :] if Path(file.path).name in there]
+            if foreign := there - {Path(file.path).name for file in found}:
+                raise BytegolfError(
+                    f"{out / one.folder} holds {min(foreign)}, which {self.mirror.name} does not publish and training "
+                    "would read too: move it away"
+                )
+        if self.documents is not None:
+            found.append(File(DOCUMENTS, self.documents.sha256))
+        return list({file.path: file for file in found}.values())
+
+
+def read_offer(
+    mirror: Mirror, variants: Sequence[str], train_shards: int | None, documents: bool, export: bool, retries: Retries
+) -> Offer:
+    """Read a mirror's manifest, and the documents' sidecar if they are wanted.
+
+    Args:
+        train_shards: of each variant; None: TRAIN_SHARDS, or all where there are fewer.
+        export: whether variants that are not published can be made from the documents, which then are wanted too.
+    """
+
+    def read(path: str) -> bytes:
+        return retries.run(lambda: mirror.read(path, MANIFEST_BYTES))
+
+    manifest = parse_manifest(read(MANIFEST), mirror.name)
+    found = {variant: find(manifest, variant, mirror.name) for variant in variants}
+    for one in found.values():
+        if one is not None and train_shards is not None and train_shards > one.train_shards:
+            raise BytegolfError(
+                f"{mirror.name} has {one.train_shards} training shards of {one.name}: give --train-shards "
+                f"{one.train_shards} or fewer, not {train_shards}"
+            )
+    if missing := [name for name, one in found.items() if one is None]:
+        if not export:
+            raise BytegolfError(
+                f"{mirror.name} publishes no shards of {', '.join(missing)}, only of {', '.join(offered(manifest))}: "
+                "add --export to fetch the documents and make them here, and --dry-run to see what room that takes"
+            )
+        parse_tokenizers(missing)  # a name that cannot be made is refused before gigabytes are fetched
+        documents = True
+    sidecar = read(DOCUMENTS_SIDECAR) if documents else b""
+    described = parse_sidecar(sidecar, f"{mirror.name}/{DOCUMENTS_SIDECAR}") if documents else None
+    return Offer(mirror, found, train_shards, described, sidecar)
