@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import glob
 import hashlib
 import json
@@ -148,26 +147,24 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-_TAKEN = (errno.EWOULDBLOCK, errno.EACCES)
-"""What ``flock`` says of a lock that another holds; anything else means a file system that has no locks."""
-
-
 def lock_file(path: Path) -> int | None:
     """A descriptor that holds the lock until it and its copies in child processes are closed; None if it is taken.
 
     The system lets go of it when the process ends, however it ends, so no lock is ever stale. On a file system without
     locks (some network ones) nobody is kept out.
     """
+    import filelock  # a tenth of a second
+
     while True:
         make_folder(path.parent)
         with disk_errors(path):
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in _TAKEN:
-                os.close(handle)
-                return None
+        taken = False
+        with contextlib.suppress(OSError):  # a file system without locks
+            taken = not filelock.lock_descriptor(handle, blocking=False)
+        if taken:
+            os.close(handle)
+            return None
         # who had it may have deleted the file since we opened it: then nobody else would find what we hold
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(handle), path.stat()):
@@ -197,9 +194,12 @@ def only_one(path: Path, sentence: str) -> Iterator[None]:
     finally:
         with contextlib.suppress(OSError):
             path.unlink()  # while it is held: see ``lock_file``
+        os.close(handle)
+        with contextlib.suppress(OSError):
+            if os.name == "nt":  # there a file that is open cannot be deleted, and a new holder's cannot either
+                path.unlink(missing_ok=True)
             if fresh:
                 path.parent.rmdir()
-        os.close(handle)
 
 
 def clear_leftovers(*paths: Path) -> None:

@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import filelock
 import pytest
 from commands import TinyRun, good, refused, small
 
@@ -64,15 +65,15 @@ def test_who_opened_a_lock_that_was_deleted_then_locks_the_one_that_others_find(
     path, between = tmp_path / "lock", contextlib.ExitStack()
     holder = contextlib.ExitStack()
     holder.enter_context(only_one(path, "taken"))
-    original = files.fcntl.flock
+    original = filelock.lock_descriptor
 
-    def flock(handle: int, how: int) -> None:
-        monkeypatch.setattr(files.fcntl, "flock", original)
+    def lock(handle: int, *, blocking: bool) -> bool:
+        monkeypatch.setattr(filelock, "lock_descriptor", original)
         holder.close()
         between.enter_context(only_one(path, "taken"))
-        original(handle, how)
+        return original(handle, blocking=blocking)
 
-    monkeypatch.setattr(files.fcntl, "flock", flock)
+    monkeypatch.setattr(filelock, "lock_descriptor", lock)
     with between, pytest.raises(BytegolfError, match=f"^taken .process {os.getpid()} on "), only_one(path, "taken"):
         pass
 
@@ -109,10 +110,10 @@ def test_prepare_leaves_a_data_folder_alone_that_is_taken(tmp_path: Path) -> Non
 
 
 def test_a_file_system_without_locks_keeps_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_locks(handle: int, how: int) -> None:
+    def no_locks(handle: int, *, blocking: bool) -> bool:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(files.fcntl, "flock", no_locks)
+    monkeypatch.setattr(filelock, "lock_descriptor", no_locks)
     with only_one(tmp_path / "lock", "taken"), only_one(tmp_path / "lock", "taken"):
         inside = True
     assert inside
@@ -187,3 +188,10 @@ def test_nothing_but_dates_is_told_by_the_wall_clock() -> None:
     wall = re.compile(r"\btime\.time(_ns)?\(|from time import|datetime\.(now|utcnow|today)\(")
     users = {file.relative_to(root).as_posix() for file in root.rglob("*.py") if wall.search(file.read_text())}
     assert users == {"tools/submission/folder.py"}, "its submission.json has the date"
+
+
+def test_no_module_imports_what_only_unix_has() -> None:
+    """So that the package can be imported, and can train, on Windows: such a module is imported where it is used."""
+    unix = re.compile(r"^(import|from) (fcntl|resource|pwd|grp|termios|pty)\b", re.MULTILINE)
+    root = Path(files.__file__).parent
+    assert [file for file in root.rglob("*.py") if unix.search(file.read_text())] == []

@@ -14,7 +14,6 @@ import contextlib
 import io
 import json
 import os
-import resource
 import sys
 import time
 import traceback
@@ -239,6 +238,8 @@ def _whole(runner: Runner, job: dict[str, Any], note: Callable[..., None]) -> No
 
 def main(job: dict[str, Any]) -> None:
     """Do a job: see ``trial``."""
+    import resource  # which Windows lacks
+
     for kind, most in job["limits"].items():
         resource.setrlimit(getattr(resource, kind), (most, most))
     script, scratch = Path(job["script"]), Path(job["scratch"])
