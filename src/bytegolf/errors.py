@@ -23,11 +23,27 @@ def presentable(sentence: str) -> str:
     sentence = _shortened(sentence)
     if sentence.isprintable():
         return sentence
-    shown = (
-        char if char.isprintable() else " " if char in "\t\n\r" else char.encode("unicode_escape").decode("ascii")
-        for char in sentence
-    )
-    return _shortened("".join(shown))  # an escape is up to ten characters
+    plain = "".join(" " if char in "\t\n\r" else char for char in sentence)
+    return _shortened(shown(plain))  # an escape is up to ten characters
+
+
+def shown(text: str) -> str:
+    r"""``text`` with escapes for what a terminal would obey or cannot show: a name as people can read it, in one line.
+
+    Bytes of a file's name that are no UTF-8, which Python holds as lone surrogates, are shown as those bytes.
+
+    >>> print(shown("a\nb\x1b[2J caf\udce9.txt"))
+    a\nb\x1b[2J caf\xe9.txt
+    """
+    return text if text.isprintable() else "".join(map(_escaped, text))
+
+
+def _escaped(char: str) -> str:
+    if char.isprintable():
+        return char
+    if "\udc80" <= char <= "\udcff":
+        return f"\\x{ord(char) - 0xDC00:02x}"
+    return char.encode("unicode_escape").decode("ascii")
 
 
 def _shortened(sentence: str) -> str:

@@ -9,6 +9,30 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from bytegolf.errors import shown
+
+
+class PlainConsole(Console):
+    """Where people read: texts are shown as they are, whatever a name, title or path holds.
+
+    Rich's own markup and emoji codes are off: ``runs[best]`` and ``:on:`` are names. Control characters are written as
+    what they are (``errors.shown``), so that no name can garble a screen. Styles come as arguments or in ``Text``.
+    """
+
+    def __init__(self, *, stderr: bool = False, quiet: bool = False, soft_wrap: bool = False, width: int | None = None):
+        super().__init__(
+            stderr=stderr, quiet=quiet, soft_wrap=soft_wrap, width=width, emoji=False, highlight=False
+        )
+
+    def render_str(self, text: str, **settings: Any) -> Text:
+        """A string as rich prints it."""
+        return super().render_str(shown(text), **settings)
+
+    def on_broken_pipe(self) -> None:
+        """Leave it to the command line, which takes it for success; rich would exit with 1."""
+        raise
+
+
 PLAIN_LINE_EVERY = 15.0
 """Seconds between progress lines where there is no terminal to rewrite one on."""
 
@@ -34,7 +58,7 @@ class Reporter:
     """One live line on stderr, rewritten on a terminal and printed now and then elsewhere."""
 
     def __init__(self, quiet: bool = False) -> None:
-        self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+        self.console = PlainConsole(stderr=True, quiet=quiet, soft_wrap=True)
         self._live: Live | None = None
         self._last = 0.0
 
@@ -55,12 +79,12 @@ class Reporter:
         if self._live:
             self._live.update(Text(text, no_wrap=True, overflow="ellipsis"))
         elif last or now - self._last >= PLAIN_LINE_EVERY:
-            self.console.print(text, markup=False)
+            self.console.print(text)
             self._last = now
 
     def say(self, text: str) -> None:
         """Print a lasting line."""
-        self.console.print(text, markup=False)
+        self.console.print(text)
 
     def warn(self, text: str) -> None:
         """Print a lasting warning."""

@@ -89,10 +89,10 @@ def segmentation(console: Console, found: Segmentation) -> None:
     if console.is_terminal:
         console.print(colored(pieces), soft_wrap=True)
     else:
-        console.print(brackets(pieces), soft_wrap=True, markup=False)
+        console.print(brackets(pieces), soft_wrap=True)
 
 
 def titled(console: Console, title: str, found: Segmentation) -> None:
     """The chunks below a headline with their number."""
-    console.print(f"{title}, {len(found.offsets())} chunks:", style="bold", markup=False, soft_wrap=True)
+    console.print(f"{title}, {len(found.offsets())} chunks:", style="bold", soft_wrap=True)
     segmentation(console, found)

@@ -56,7 +56,7 @@ class Analysis:
         for grid in grids(self.result.models):
             if not grid.wide:
                 console.print(grid.drawn())
-        console.print(self.result.note, markup=False, soft_wrap=True)
+        console.print(self.result.note, soft_wrap=True)
         for title, found in self.standard:
             titled(console, title, found)
 

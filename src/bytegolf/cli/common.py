@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from cyclopts import App, Parameter, validators
-from rich.console import Console
 
 from bytegolf import __version__
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors
+from bytegolf.progress import PlainConsole
 from bytegolf.results import describe, to_json
 
 app = App(
@@ -34,16 +34,10 @@ Model = Annotated[Path, Parameter(help="A run's folder or an artifact file.")]
 COUNT = validators.Number(gte=0)
 
 
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        """Leave it to ``main``, which takes it for success; rich would exit with 1."""
-        raise
-
-
-def screen() -> Console:
+def screen() -> PlainConsole:
     """For stdout: as wide as the terminal; in a pipe, where nobody's width is known, wide enough for every table."""
     piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    return _Console(highlight=False, width=120 if piped else None)
+    return PlainConsole(width=120 if piped else None)
 
 
 def finish(wanted: bool, result: Any) -> None:

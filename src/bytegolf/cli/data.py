@@ -76,11 +76,11 @@ def fetch(
         verify=verify,
         dry_run=dry_run,
         workers=jobs,
-        tell=lambda said: console.print(said, soft_wrap=True, markup=False),
+        tell=lambda said: console.print(said, soft_wrap=True),
     )
     if not dry_run:
         said = f"{result.bytes_fetched:,} bytes fetched" if result.files_fetched else "nothing to fetch"
-        console.print(f"{out} is complete: {said}, {result.seconds:.1f} s", soft_wrap=True, markup=False)
+        console.print(f"{out} is complete: {said}, {result.seconds:.1f} s", soft_wrap=True)
     finish(json, dataclasses.asdict(result))
 
 

@@ -122,10 +122,10 @@ def analyze(
     found.show(console)
     if html:
         write_bytes(html, page(found.result, found.readings, found.standard, show).encode())
-        console.print(f"wrote {html}", soft_wrap=True, markup=False)
+        console.print(f"wrote {html}", soft_wrap=True)
     if plots:
         for path in save_png(figures(found.result.models), plots):
-            console.print(f"wrote {path}", soft_wrap=True, markup=False)
+            console.print(f"wrote {path}", soft_wrap=True)
     finish(json, found.result)
 
 

@@ -47,7 +47,7 @@ def run(
     read = read_study(file)
     submitted = report.run(read, only or [], launcher, jobs)
     if submitted:
-        screen().print(submitted, soft_wrap=True, markup=False)
+        screen().print(submitted, soft_wrap=True)
     found = report.show(read, screen())
     finish(json, found)
     wanted = [variant for variant in found["variants"] if not only or variant["variant"] in only]

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from bytegolf.progress import PlainConsole
+
 LINE_EVERY = 15.0
 """Seconds between plain lines."""
 
@@ -17,11 +19,11 @@ class ProgressBar:
     """Progress in bytes on stderr, one task after another; nothing at all when ``quiet``."""
 
     def __init__(self, quiet: bool = False) -> None:
-        self._console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+        self._console = PlainConsole(stderr=True, quiet=quiet, soft_wrap=True)
 
     def say(self, sentence: str) -> None:
         """A line of its own, above the bar."""
-        self._console.print(sentence, markup=False)
+        self._console.print(sentence)
 
     @contextlib.contextmanager
     def task(self, name: str, total: int | None) -> Iterator[Callable[[int], None]]:

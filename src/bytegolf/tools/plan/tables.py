@@ -30,14 +30,13 @@ def published(console: Console, rows: list[PublishedStep]) -> None:
         if row.published_bytes and row.predicted_bytes:
             before, now = row.published_bytes, row.predicted_bytes
             said = f"{row.what}: {before / 1e9:.2f} GB per GPU published, {now / 1e9:.2f} predicted"
-            console.print(f"{said} ({now / before - 1:+.0%})", markup=False)
+            console.print(f"{said} ({now / before - 1:+.0%})")
     console.print(
         f"Guessed: {1e6 * device.launch:.0f} µs per kernel, padding {SPREAD - 1:.0%}. Lowered once, by S0: products "
         f"reach {MATMUL:.0%}, attention {ATTENTION:.0%}, passes over memory {MEMORY:.0%} of the peaks. Fitted to S3's "
         f"four times over bytes: {SCAN / 1e9:.0f} G elements/s of its scan's backward, {SCATTER / 1e9:.0f} G/s of "
         "atomic additions. That S2 smooths in a loop is our reading.",
         soft_wrap=True,
-        markup=False,
     )
 
 
@@ -82,4 +81,4 @@ def plan(console: Console, found: Plan) -> None:
             f"{part.starting_ms:,.2f} ms",
         )
     console.print(table)
-    console.print("assumed: " + "; ".join(found.assumptions) + ".", soft_wrap=True, markup=False)
+    console.print("assumed: " + "; ".join(found.assumptions) + ".", soft_wrap=True)

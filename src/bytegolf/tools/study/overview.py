@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from types import TracebackType
 
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table as RichTable
 
-from bytegolf.progress import clock
+from bytegolf.progress import PlainConsole, clock
 from bytegolf.tools.study.definition import Study
 from bytegolf.tools.study.plan import Job
 from bytegolf.tools.study.run import State
@@ -20,7 +19,7 @@ class Overview:
 
     def __init__(self, study: Study) -> None:
         self._study = study
-        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._console = PlainConsole(stderr=True, soft_wrap=True)
         self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
 
     def __enter__(self) -> Overview:
@@ -37,7 +36,7 @@ class Overview:
         if just is not None:
             row = state.rows[just]
             said = f"bpb {row['summary']['bpb']:.4f}" if row["status"] == "done" else f"failed: {row['error']}"
-            self._console.print(f"{just.label}: {said}{'' if self._live else f' ({self._line(state)})'}", markup=False)
+            self._console.print(f"{just.label}: {said}{'' if self._live else f' ({self._line(state)})'}")
         if self._live:
             self._live.update(self._table(state), refresh=True)
 

@@ -61,17 +61,17 @@ def show(study: Study, console: Console, plot: Path | None = None) -> dict[str, 
     """
     table = known(study)
     counts = _counts(study, table)
-    console.print(study.config.question, style="bold", markup=False, highlight=False, soft_wrap=True)
+    console.print(study.config.question, style="bold", soft_wrap=True)
     console.print(screen_table(table))
     for note in notes(table):
-        console.print(note, markup=False, soft_wrap=True)
+        console.print(note, soft_wrap=True)
     if counts["done"]:
         write_bytes(study.folder / "table.md", markdown(table).encode())
         write_bytes(study.folder / "table.csv", as_csv(table).encode())
-        console.print(f"written: {study.folder / 'table.md'}, table.csv", markup=False, soft_wrap=True)
+        console.print(f"written: {study.folder / 'table.md'}, table.csv", soft_wrap=True)
     if plot:
         draw(table, plot)
-        console.print(f"written: {plot}", markup=False, soft_wrap=True)
+        console.print(f"written: {plot}", soft_wrap=True)
     return {
         "name": study.config.name,
         "question": study.config.question,
