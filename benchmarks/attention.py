@@ -19,7 +19,7 @@ from measuring import machine, table
 from torch import Tensor
 
 from bytegolf.config import StackConfig
-from bytegolf.model.attention import Attention
+from bytegolf.model.mixers.attention import Attention
 from bytegolf.ops import native
 from bytegolf.ops.attention import AttentionShape, attention, attention_reference
 from bytegolf.tools.plan.measure import CLOCKS

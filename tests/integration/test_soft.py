@@ -39,7 +39,7 @@ def model_with(bias: float, layers: int = 1) -> LanguageModel:
     for layer in model.soft.stack:
         layer.boundary_proj.weight.data.zero_()
         layer.boundary_bias.data.fill_(bias)
-    model.network.blocks[0].attn.proj.weight.data.normal_(std=0.2)  # type: ignore[union-attr, index]
+    model.network.blocks[0].mixer.proj.weight.data.normal_(std=0.2)  # type: ignore[union-attr, index]
     return model
 
 

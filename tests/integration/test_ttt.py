@@ -267,7 +267,7 @@ def test_it_learns(soft: bool, mode: Any, matrices: Any, make_model: ModelMaker,
 def test_a_router_does_not_learn_and_says_so_where_nothing_is_left(make_model: ModelMaker) -> None:
     model = make_model("tables")
     names = adapters.adapted(model, "all")
-    assert {"ngrams.proj", "network.residual", "network.main.blocks.0.attn.qkv"} <= names.keys()
+    assert {"ngrams.proj", "network.residual", "network.main.blocks.0.mixer.qkv"} <= names.keys()
     assert not any("router" in name for name in names)
     assert {name.split(".")[-2] for name in adapters.adapted(model, "mlp")} == {"mlp"}
     soft = LanguageModel(ModelConfig(StackConfig(1, 8, 2, 1), soft=SoftConfig(layers=1)))

@@ -200,18 +200,18 @@ def _specified_stack(
     blocks = []
     for i in range(config.layers):
         at = f"{prefix}blocks.{i}."
-        w_q, w_k, w_v = np.split(weights[f"{at}attn.qkv.weight"], (config.dim, config.dim + inner))
+        w_q, w_k, w_v = np.split(weights[f"{at}mixer.qkv.weight"], (config.dim, config.dim + inner))
         blocks.append(
             specified_transformer.Block(
                 w_q=w_q,
                 w_k=w_k,
                 w_v=w_v,
-                w_o=weights[f"{at}attn.proj.weight"],
-                q_gain=weights[f"{at}attn.q_gain"],
+                w_o=weights[f"{at}mixer.proj.weight"],
+                q_gain=weights[f"{at}mixer.q_gain"],
                 w_1=weights[f"{at}mlp.fc.weight"],
                 w_2=weights[f"{at}mlp.proj.weight"],
                 mix=weights[f"{at}resid_mix"],
-                attention_scale=weights[f"{at}attn_scale"],
+                attention_scale=weights[f"{at}mixer_scale"],
                 mlp_scale=weights[f"{at}mlp_scale"],
             )
         )

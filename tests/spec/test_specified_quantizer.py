@@ -64,10 +64,10 @@ def test_a_wrong_constant_fails(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("name", "shape"),
     [
-        ("network.blocks.0.attn.qkv.weight", (512, 512)),
-        ("network.blocks.0.attn.qkv.weight", (256, 256)),
-        ("network.blocks.0.attn.qkv.weight", (256, 257)),
-        ("network.blocks.0.attn_scale", (512,)),
+        ("network.blocks.0.mixer.qkv.weight", (512, 512)),
+        ("network.blocks.0.mixer.qkv.weight", (256, 256)),
+        ("network.blocks.0.mixer.qkv.weight", (256, 257)),
+        ("network.blocks.0.mixer_scale", (512,)),
         ("network.blocks.0.resid_mix", (2, 65_536)),
         ("network.skip_weights", (4, 65_536)),
         ("embedding.weight", (1024, 512)),

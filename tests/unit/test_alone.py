@@ -16,6 +16,7 @@ from torch import Tensor
 from bytegolf.config import CosineConfig, HNetConfig, ModelConfig, NgramConfig, SoftConfig
 from bytegolf.model import stepping
 from bytegolf.model.lm import BOS, LanguageModel
+from bytegolf.model.mixers import attention_step
 from bytegolf.model.routers.base import Material
 from bytegolf.model.trace import RouterTrace
 from bytegolf.ops import native
@@ -111,9 +112,9 @@ def test_no_outer_blocks_and_ngrams(longest: int, bits: int, reset: bool) -> Non
 def test_what_is_native_runs_natively(make_model: ModelMaker, monkeypatch: pytest.MonkeyPatch) -> None:
     """A step of the fast path starts each of its kernels, and one of several sequences none of them."""
     called: list[str] = []
-    for name in ("step", "embed", "probability"):
-        inner = getattr(stepping, name)
-        monkeypatch.setattr(stepping, name, lambda *a, n=name, f=inner, **k: (called.append(n), f(*a, **k))[1])
+    for module, name in ((attention_step, "step"), (stepping, "embed"), (stepping, "probability")):
+        inner = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, n=name, f=inner, **k: (called.append(n), f(*a, **k))[1])
     model = make_model("tables")
     model.step(torch.tensor([BOS]), model.start(1))
     assert called == ["embed", "step", "probability", "step", "step"]  # the encoder, the main network, the decoder

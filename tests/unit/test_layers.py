@@ -11,9 +11,9 @@ from conftest import scatter
 from torch import Tensor
 
 from bytegolf.config import StackConfig
-from bytegolf.model.attention import Attention
 from bytegolf.model.block import Block
 from bytegolf.model.layers import Linear, Mlp
+from bytegolf.model.mixers.attention import Attention
 from bytegolf.model.residual import Stream
 from bytegolf.model.stack import Stack
 from bytegolf.ops import native
@@ -233,7 +233,7 @@ def plain_mlp(module: Mlp, x: Tensor) -> Tensor:
 def plain_block(block: Block, x: Tensor, x0: Tensor) -> Tensor:
     mix0, mix1 = block.resid_mix.double()
     x = mix0 * x + mix1 * x0
-    x = x + block.attn_scale.double() * plain_attention(block.attn, norm(x))
+    x = x + block.mixer_scale.double() * plain_attention(block.mixer, norm(x))
     return x + block.mlp_scale.double() * plain_mlp(block.mlp, norm(x))
 
 

@@ -71,9 +71,9 @@ def test_json(file: Path) -> None:
 
 
 def test_groups() -> None:
-    assert group_of("network.main.encoder.blocks.11.attn.proj.weight") == "network.main.encoder attn"
-    assert group_of("network.blocks.0.attn.q_gain") == "network attn"
-    assert group_of("blocks.0.attn_scale") == "scales"
+    assert group_of("network.main.encoder.blocks.11.mixer.proj.weight") == "network.main.encoder mixer"
+    assert group_of("network.blocks.0.mixer.q_gain") == "network mixer"
+    assert group_of("blocks.0.mixer_scale") == "scales"
     assert group_of("network.skip_weights") == "network scales"
     assert group_of("network.residual.weight") == "network.residual"
     assert group_of("pad") == "pad"

@@ -162,7 +162,7 @@ def test_every_parameter_has_its_optimiser(make_model: ModelMaker) -> None:
     }
     assert rates.pop("embedding.weight") == 0.05
     assert set(rates.values()) == {0.04}
-    control = ("attn_scale", "mlp_scale", "resid_mix", "skip_weights", "q_gain", "pad")
+    control = ("mixer_scale", "mlp_scale", "resid_mix", "skip_weights", "q_gain", "pad")
     assert {name.rpartition(".")[2] for name in rates} == set(control)
     assert any("resid_mix" in name for name in rates)
     assert {"network.router.q_proj.weight", "network.residual.weight", "network.main.router.k_proj.weight"} <= muon

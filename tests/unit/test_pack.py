@@ -41,7 +41,7 @@ def weights() -> dict[str, Tensor]:
         "blocks.0.mlp.fc.weight": 0.05 * torch.randn(257, 256, generator=rng),
         "blocks.0.mlp.proj.weight": torch.zeros(256, 257),
         "blocks.0.resid_mix": torch.stack([torch.ones(8), torch.zeros(8)]),
-        "blocks.0.attn.q_gain": torch.full((2,), 1.5),
+        "blocks.0.mixer.q_gain": torch.full((2,), 1.5),
         "skip_weights": torch.ones(0, 8),
         "temperature": torch.tensor(0.1),
     }

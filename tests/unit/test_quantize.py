@@ -107,7 +107,7 @@ def test_schemes_follow_size_and_name() -> None:
     assert quantize("embedding.weight", small).scheme == "fp16"
     assert quantize("network.blocks.0.resid_mix", torch.randn(2, 512)).scheme == "fp32"
     assert quantize("network.skip_weights", torch.randn(0, 512)).scheme == "fp32"
-    assert quantize("network.blocks.0.attn.q_gain", torch.randn(8)).scheme == "fp32"
+    assert quantize("network.blocks.0.mixer.q_gain", torch.randn(8)).scheme == "fp32"
     assert quantize("pad", torch.randn(64)).scheme == "fp32"
     assert quantize("temperature", torch.tensor(1.5)).scheme == "fp32"
     assert steers("control", (4, 4))

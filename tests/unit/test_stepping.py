@@ -9,7 +9,7 @@ from conftest import scatter, shapes_unchecked
 from torch import Tensor
 
 from bytegolf.config import StackConfig
-from bytegolf.model import stepping
+from bytegolf.model.mixers import attention_step
 from bytegolf.model.stack import Stack
 from bytegolf.ops import native
 
@@ -26,19 +26,19 @@ def stage(layers: int, window: int = 0, dim: int = 24, mlp: float = 2.0) -> Stac
 def steps(module: Stack, x: Tensor, rows: list[int]) -> tuple[list[Tensor], int]:
     """The outputs of single positions of the sequences ``rows`` in turn, and how many went through the kernel."""
     state = module.start(3, x.device, x.dtype)
-    calls, inner = 0, stepping.step
+    calls, inner = 0, attention_step.step
 
     def counted(*arguments: object) -> Tensor:
         nonlocal calls
         calls += 1
         return inner(*arguments)  # type: ignore[arg-type]
 
-    stepping.step = counted
+    attention_step.step = counted
     try:
         with shapes_unchecked():
             return [module.extend(x[i : i + 1, None], state, np.array([row])) for i, row in enumerate(rows)], calls
     finally:
-        stepping.step = inner
+        attention_step.step = inner
 
 
 @pytest.mark.parametrize("window", [0, 5])
@@ -75,7 +75,7 @@ def test_wide_stages_are_shared_by_threads() -> None:
 def test_new_weights_are_seen(replaced: bool) -> None:
     """Changed in place, or put in another's place, between two steps of one state."""
     module = stage(2)
-    weight = module.blocks[0].get_parameter("attn.qkv.weight")
+    weight = module.blocks[0].get_parameter("mixer.qkv.weight")
     x, new = torch.randn(1, 1, 24), torch.randn_like(weight)
     with torch.no_grad(), shapes_unchecked():
         state, plain = module.start(1, x.device, x.dtype), module.start(1, x.device, x.dtype)

@@ -73,8 +73,8 @@ def coded(kind: StorageKind, shape: tuple[int, ...], export: ExportConfig) -> St
 def group_of(name: str) -> str:
     """The group of a tensor: its stage, and within the stage attention, MLP or the scales and mixes.
 
-    >>> group_of("network.encoder.blocks.0.attn.qkv.weight")
-    'network.encoder attn'
+    >>> group_of("network.encoder.blocks.0.mixer.qkv.weight")
+    'network.encoder mixer'
     >>> group_of("network.encoder.blocks.0.resid_mix")
     'network.encoder scales'
     >>> group_of("embedding.weight")

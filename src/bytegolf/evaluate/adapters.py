@@ -47,7 +47,7 @@ def adapted(model: LanguageModel, which: str) -> dict[str, Linear]:
         for name, module in model.named_modules()
         if isinstance(module, Linear) and id(module) not in routing
     }
-    parts = {"attention": "attn", "mlp": "mlp"}
+    parts = {"attention": "mixer", "mlp": "mlp"}
     chosen = {name: one for name, one in found.items() if which == "all" or parts[which] in name.split(".")}
     if not chosen:
         raise BytegolfError(f"the model has no maps of the kind {which}: choose all")

@@ -101,14 +101,14 @@ def reaching(model: LanguageModel, reach: Sequence[int]) -> Iterator[None]:
     if len(reach) not in (0, 1, depths):
         raise BytegolfError(f"a reach of {len(reach)} numbers for {depths} networks inside each other: give one each")
     each = tuple(reach or (0,)) * (1 if len(reach) == depths else depths)
-    changed = [(stage, each[depth]) for depth, stage in found if not stage.config.window and each[depth]]
+    changed = [(stage, each[depth]) for depth, stage in found if stage.receptive_field is None and each[depth]]
     for stage, window in changed:
-        stage.attend_to(window)
+        stage.see(window)
     try:
         yield
     finally:
         for stage, _ in changed:
-            stage.attend_to(0)
+            stage.see(0)
 
 
 def _stages(network: Stack | HNet, depth: int) -> Iterator[tuple[int, Stack]]:

@@ -29,24 +29,53 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from bytegolf.model.cache import Rows, StackState
+from bytegolf.config import HNetConfig
+from bytegolf.model.capacity import Capacity
 from bytegolf.model.chunk import Chunks
+from bytegolf.model.chunk_hash import ChunkHashEmbedding
+from bytegolf.model.layers import Linear
+from bytegolf.model.mixers.base import Rows, StackState
+from bytegolf.model.routers.base import Router
+from bytegolf.model.stack import Stack
 from bytegolf.model.trace import RouterTrace, StepTrace
 from bytegolf.ops.chunking import smooth_on
 from bytegolf.ops.scale_gradient import scale_gradient
 
-if TYPE_CHECKING:
-    from bytegolf.model.hnet import HNet
-
 Encoded = TypeVar("Encoded")
 """What a pass holds the encoder's output as: mostly a tensor, (B, L, D)."""
+
+
+@runtime_checkable
+class Parts(Protocol):
+    """What a pass uses of an HNet."""
+
+    config: HNetConfig
+    capacity: Capacity
+    guide: float
+    training: bool
+    encoder: Stack
+    router: Router
+    chunk_hash: ChunkHashEmbedding | None
+    main: Any
+    """a Stack or an HNet"""
+    residual: Linear
+    decoder: Stack
+
+    def ended(self, tokens: Tensor | None, chunks: Chunks, first: Tensor | None) -> Tensor | None:
+        """The hashes that chunk-hash embeddings look up for whole sequences."""
+
+    def router_loss(self, p: Tensor, proposed: Tensor, valid: Tensor | None) -> Tensor:
+        """What holds a learned router to its target rate."""
+
+    def guide_loss(self, p: Tensor, x: Tensor, first: Tensor | None, tokens: Tensor | None) -> Tensor:
+        """What holds a learned router against its guide."""
 
 
 class Pass(ABC, Generic[Encoded]):
@@ -93,7 +122,7 @@ class WholeSequences(Pass[Tensor]):
 
     def __init__(
         self,
-        level: HNet,
+        level: Parts,
         x: Float[Tensor, "B L D"],
         documents: Int[Tensor, "B L"] | None,
         valid: Bool[Tensor, "B L"] | None,
@@ -182,7 +211,7 @@ class Extension(Pass[Tensor]):
 
     def __init__(
         self,
-        level: HNet,
+        level: Parts,
         x: Float[Tensor, "R L D"],
         state: HNetState,
         rows: Rows | None,
@@ -248,7 +277,8 @@ class Extension(Pass[Tensor]):
         reached = self.opened > 0
         rows, inner = self.rows if reached.all() else self.every[reached], self.opened[reached]
         counts = inner if (inner < z.shape[1]).any() else None
-        return self.level.main.extend(z, self.state.main, rows, counts, self.traces)
+        out: Tensor = self.level.main.extend(z, self.state.main, rows, counts, self.traces)
+        return out
 
     def expand(self, z: Tensor | None, encoded: Tensor) -> Tensor:
         smoothed = self.state.smoothed[self.index].unsqueeze(1)
@@ -273,7 +303,7 @@ class SingleStep(Pass[Tensor]):
 
     def __init__(
         self,
-        level: HNet,
+        level: Parts,
         x: Float[Tensor, "1 1 D"],
         state: HNetState,
         rows: Rows | None,
@@ -310,7 +340,8 @@ class SingleStep(Pass[Tensor]):
         return encoded, self.ended
 
     def main(self, z: Tensor) -> Tensor:
-        return self.level.main.extend(z, self.state.main, self.rows, None, self.traces)
+        out: Tensor = self.level.main.extend(z, self.state.main, self.rows, None, self.traces)
+        return out
 
     def expand(self, z: Tensor | None, encoded: Tensor) -> Tensor:
         smoothed = self.state.smoothed[self.here].unsqueeze(1)

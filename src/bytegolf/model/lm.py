@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from bytegolf.config import CapacityMode, ModelConfig, check_fixed_capacity, outer_dim
 from bytegolf.errors import BytegolfError
 from bytegolf.model import stepping
-from bytegolf.model.cache import Rows, StackState
 from bytegolf.model.embed import BOS, NOTHING, NgramEmbedding
 from bytegolf.model.hnet import HNet, build_network
 from bytegolf.model.hnet_passes import HNetState
+from bytegolf.model.mixers.base import Rows, StackState
 from bytegolf.model.routers.losses import policy_loss, surprisal_loss
 from bytegolf.model.soft_chunk import SoftChunker, SoftState
 from bytegolf.model.stack import Stack
@@ -77,6 +77,8 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.config = config
         self.precision = torch.float32
+        self.observers: list[Callable[[Forward], None]] = []
+        """each is told of the forward pass whenever losses are asked for"""
         dim = outer_dim(config.network)
         self.embedding = nn.Embedding(config.vocab_size, dim)
         declare(self, "embedding", "embedding.weight")
@@ -144,6 +146,8 @@ class LanguageModel(nn.Module):
 
     def losses(self, out: Forward, targets: Int[Tensor, "B L"]) -> Float[Tensor, "B L"]:
         """−log p(target) at each position, in nats and fp32."""
+        for observe in self.observers:
+            observe(out)
         flat = softcap_cross_entropy(out.logits.flatten(0, 1), targets.flatten(), self.config.softcap)
         return flat.view(targets.shape)
 

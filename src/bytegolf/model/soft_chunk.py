@@ -25,8 +25,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from bytegolf.config import SoftConfig
-from bytegolf.model.cache import Rows
 from bytegolf.model.layers import Linear
+from bytegolf.model.mixers.base import Rows
 from bytegolf.model.routers.base import THRESHOLD
 from bytegolf.model.routers.losses import ratio_loss, surprisal_loss
 from bytegolf.model.trace import SoftTrace

@@ -15,14 +15,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from bytegolf.config import StackConfig
-from bytegolf.model import stepping
 from bytegolf.model.block import Block
-from bytegolf.model.cache import Rows, Span, StackState
+from bytegolf.model.mixers.base import Rows, StackState, mixer_class
 from bytegolf.model.residual import Stream
 from bytegolf.model.storage import declare
 from bytegolf.model.trace import RouterTrace, StepTrace
 from bytegolf.ops.rms_norm import rms_norm
-from bytegolf.ops.rotary import rotary_angles
 
 
 class Stack(nn.Module):
@@ -31,10 +29,13 @@ class Stack(nn.Module):
     def __init__(self, config: StackConfig) -> None:
         super().__init__()
         self.config = config
+        self.mixer = mixer_class(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.pushed = config.layers // 2
         self.norms_input = True
         """False behind soft chunking, as published (S1)"""
+        self.compiled: Callable[[Tensor, Tensor | None], Tensor] | None = None
+        """what ``forward`` runs in place of ``eager``, if anything: ``training.compiling`` puts compiled graphs here"""
         # an empty parameter would get no gradient, which data-parallel training takes for a fault
         self.skip_weights = nn.Parameter(torch.ones(self.pushed, config.dim), requires_grad=self.pushed > 0)
         declare(self, "control", "skip_weights")
@@ -73,25 +74,24 @@ class Stack(nn.Module):
         traces: list[RouterTrace] | None = None,
         tokens: Int[Tensor, "B L"] | None = None,
     ) -> Float[Tensor, "B L D"]:
-        """Run the stage; ``documents`` numbers each position's document (None: all one).
+        """Run the stack; ``documents`` numbers each position's document (None: all one).
 
-        ``valid``, ``traces`` and ``tokens`` are what an H-Net level takes in a stage's place: a causal stage need not
-        know of padding behind a sequence, and has no router to report on or to tell of tokens.
+        ``valid``, ``traces`` and ``tokens`` are what an HNet takes in a stack's place: a causal stack need not know of
+        padding behind a sequence, and has no router to report on or to tell of tokens.
         """
+        return self.compiled(x, documents) if self.compiled is not None else self.eager(x, documents)
+
+    def eager(self, x: Float[Tensor, "B L D"], documents: Int[Tensor, "B L"] | None) -> Float[Tensor, "B L D"]:
+        """What ``forward`` computes."""
         blocks = self._blocks
         return self._through(x, lambda index, stream, x0: blocks[index](stream, x0, documents))
 
     def start(self, batch: int, device: torch.device, dtype: torch.dtype, length: int | None = None) -> StackState:
         """An empty state for ``batch`` sequences, with room for ``length`` positions before it has to grow."""
-        width, base = self.config.dim // self.config.heads, self.config.rope_base
-
-        def angles(start: int, end: int) -> tuple[Tensor, Tensor]:
-            cos, sin = rotary_angles(torch.arange(start, end, device=device), width, base)
-            return cos.to(dtype), sin.to(dtype)
-
-        caches = [block.attn.start(batch, device, dtype, length or 0) for block in self._blocks]
-        cos, sin = angles(0, max(length or 0, 64))
-        return StackState(np.zeros(batch, np.int64), caches, angles, cos, sin, self.config.window)
+        expected = length or 0
+        states = [block.mixer.start(batch, device, dtype, expected) for block in self._blocks]
+        shared = self.mixer.share(self.config, device, dtype, expected)
+        return StackState(np.zeros(batch, np.int64), states, shared)
 
     def extend(
         self,
@@ -107,36 +107,44 @@ class Stack(nn.Module):
         The first ``counts`` of a row's L positions are there (None: all), the rest is padding, which leaves no trace.
         """
         assert isinstance(state, StackState)
-        length, blocks, caches = x.shape[1], self._blocks, state.blocks
-        if self.norms_input and stepping.usable(x):
-            return stepping.step(blocks, self.skip_weights, x, state, 0 if rows is None else int(rows[0]))
-        span = Span.of(state, rows, counts, length)
-        out = self._through(x, lambda index, stream, x0: blocks[index].extend(stream, x0, caches[index], span))
+        length, blocks, states = x.shape[1], self._blocks, state.blocks
+        if self.norms_input:
+            stepped = self.mixer.step(blocks, self.skip_weights, x, state, rows)
+            if stepped is not None:
+                return stepped
+        span = self.mixer.span(state, rows, counts, length, x.device)
+        out = self._through(x, lambda index, stream, x0: blocks[index].extend(stream, x0, states[index], span))
         state.lengths[slice(None) if rows is None else rows] += length if counts is None else counts
         return out
 
-    def attend_to(self, window: int) -> None:
-        """From now on each position sees the last ``window`` ones (0: all)."""
+    def see(self, window: int) -> None:
+        """From now on each position sees the last ``window`` ones (0: all), as far as mixers do not forget anyway."""
         self.config = dataclasses.replace(self.config, window=window)
         for block in self._blocks:
-            block.attn.window = window
+            block.mixer.see(window)
 
     @property
     def receptive_field(self) -> int | None:
         """How many positions before its own an output depends on; None: all of them."""
-        return self.config.layers * (self.config.window - 1) if self.config.window or not self.config.layers else None
+        fields = [block.mixer.receptive_field for block in self._blocks]
+        known = [field for field in fields if field is not None]
+        return sum(known) if len(known) == len(fields) else None
 
     def tail(
         self, x: Float[Tensor, "B L D"], documents: Int[Tensor, "B L"] | None, keep: int
     ) -> Float[Tensor, "B N D"]:
-        """The last ``keep`` (N) positions of ``forward``, without the work that only the others need."""
-        blocks, window = self._blocks, self.config.window
+        """The last ``keep`` (N) positions of ``forward``, without the work that only the others need.
+
+        For instance, of 3 blocks that see 7 positions before their own each, with N = 2: the last block has to give 2
+        positions, the one before it 2 + 7, the first 2 + 14. Of blocks that see everything, only the last saves work.
+        """
+        blocks = self._blocks
+        fields = [block.mixer.receptive_field for block in blocks]
 
         def run(index: int, stream: Stream, x0: Tensor) -> Stream:
-            length, later = stream.base.shape[1], len(blocks) - 1 - index
+            length, later = stream.base.shape[1], fields[index + 1 :]
             seen = documents[:, -length:] if documents is not None else None
-            # what the blocks behind this one see of it
-            needed = keep + later * (window - 1) if window else length if later else keep
+            needed = length if None in later else keep + sum(field or 0 for field in later)
             if needed >= length:
                 return blocks[index](stream, x0[:, -length:], seen)  # type: ignore[no-any-return]
             return blocks[index].tail(stream, x0[:, -length:], seen, needed)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from bytegolf.model.stack import Stack
 from bytegolf.ops import native
 
 Say = Callable[[str], None]
+Run = Callable[[Tensor, Tensor | None], Tensor]
 
 MAX_GRAPHS = 16
 """What is compiled at most, a graph for each shape at each stage; stages run eagerly at further ones."""
@@ -45,7 +46,7 @@ def obstacle(device: torch.device) -> str | None:
 
 
 class CompiledStacks:
-    """The compiled stages of a model, in whose place the model calls them; eager again where compiling fails."""
+    """The compiled stages of a model, each in ``Stack.compiled``; eager again where compiling fails."""
 
     def __init__(self, model: LanguageModel, say: Say, backend: str = "inductor") -> None:
         self.shapes: set[tuple[int, torch.Size]] = set()
@@ -55,17 +56,16 @@ class CompiledStacks:
         torch.compiler.reset()  # graphs of an earlier model in this process would count against torch's own limit
         torch._dynamo.config.recompile_limit = MAX_GRAPHS + 1
         for number, stage in enumerate(_stages_of_recurring_length(model.network)):
-            compiled = torch.compile(stage.forward, fullgraph=True, dynamic=False, backend=backend)
-            # what torch.compile returns is called in place of the method; the stage's parameters and names stay
-            stage.forward = self._instead(number, stage.forward, compiled)  # type: ignore[method-assign]
+            compiled = torch.compile(stage.eager, fullgraph=True, dynamic=False, backend=backend)
+            stage.compiled = self._instead(number, stage.eager, compiled)
 
-    def _instead(self, number: int, eager: Callable[..., Tensor], compiled: Callable[..., Tensor]) -> Any:
-        def forward(x: Tensor, documents: Tensor | None = None, *rest: Any) -> Tensor:
+    def _instead(self, number: int, eager: Run, compiled: Run) -> Run:
+        def forward(x: Tensor, documents: Tensor | None) -> Tensor:
             key = (number, x.shape)
             known = key in self.shapes
             full = not known and len(self.shapes) >= MAX_GRAPHS
             if self._failed or full or not torch.is_grad_enabled():
-                return eager(x, documents, *rest)
+                return eager(x, documents)
             try:
                 out = compiled(x, documents)
             except Exception as error:  # the compiler's errors share no class
@@ -74,7 +74,7 @@ class CompiledStacks:
                 self._failed = True
                 first = str(error).strip().partition("\n")[0]
                 self._say(f"torch.compile failed, training goes on without it ({type(error).__name__}: {first[:200]})")
-                return eager(x, documents, *rest)
+                return eager(x, documents)
             self.shapes.add(key)
             return out
 

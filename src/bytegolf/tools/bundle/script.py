@@ -17,9 +17,9 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 
 from bytegolf import __version__
-from bytegolf.config import Config, DataConfig, levels
+from bytegolf.config import Config, DataConfig, levels, stacks
 from bytegolf.errors import BytegolfError
-from bytegolf.registry import ROUTERS
+from bytegolf.registry import MIXERS, ROUTERS
 from bytegolf.tools.bundle.flatten import Flattened
 from bytegolf.tools.bundle.names import Target
 from bytegolf.tools.bundle.reader import PACKAGE
@@ -74,13 +74,14 @@ def requirements() -> list[str]:
     return sorted(names - set(sys.stdlib_module_names))
 
 
-_REGISTRIES = {"bytegolf.model.routers": ROUTERS}
+_REGISTRIES = {"bytegolf.model.mixers": MIXERS, "bytegolf.model.routers": ROUTERS}
 """Where the package's own implementations lie, one per module of its name."""
 
 
 def _registered(config: Config) -> tuple[tuple[str, str], ...]:
     """The implementations that ``config`` names: package and name."""
-    found = [("bytegolf.model.routers", level.router.kind) for level in levels(config.model.network)]
+    found = [("bytegolf.model.mixers", stack.kind) for stack in stacks(config.model.network)]
+    found += [("bytegolf.model.routers", level.router.kind) for level in levels(config.model.network)]
     return tuple(sorted(set(found)))
 
 

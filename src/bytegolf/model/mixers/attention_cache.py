@@ -1,6 +1,4 @@
-"""What a stage keeps between calls: keys and values of the positions so far, and where new ones go.
-
-How many positions each sequence has had is kept on the host, so that a step asks the device for nothing.
+"""What attention keeps between calls: keys and values of the positions so far, and where new ones go.
 
 Legend: B sequences of a state, R of them in a call, L new positions of each, T slots of a cache, W window, G key/value
 heads, K head width.
@@ -18,10 +16,8 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bytegolf.model.mixers.base import Rows, StackState
 from bytegolf.ops.attention import as_bias
-
-Rows = NDArray[np.int64]
-"""Numbers of sequences of a state, or one count a sequence; (R,), on the host."""
 
 
 @dataclass
@@ -40,27 +36,21 @@ class Cache:
 
 
 @dataclass
-class StackState:
-    """What a stage remembers: how many positions each sequence has had, each block's cache, and the rotary angles."""
+class SharedCache:
+    """What the caches of a stack have in common: the rotary angles."""
 
-    lengths: Rows
-    blocks: list[Cache]
     angles: Callable[[int, int], tuple[Tensor, Tensor]]
     """cos and sin of positions from … to, (n, half) each, in the compute dtype"""
     cos: Tensor
     sin: Tensor
     window: int
     table: object = None
-    """what ``stepping.step`` keeps between calls"""
+    """what ``attention_step.step`` keeps between calls"""
 
-    def reset(self, rows: Rows) -> None:
-        """Forget the sequences ``rows``: a new document starts in them."""
-        self.lengths[rows] = 0
-
-    def make_room(self, stored: int, end: int) -> None:
+    def make_room(self, caches: list[Cache], stored: int, end: int) -> None:
         """Have slots for ``stored`` positions, and the angles of those below ``end``."""
         if not self.window:
-            for cache in self.blocks:
+            for cache in caches:
                 cache.grow(stored)
         have = self.cos.shape[0]
         if end > have:
@@ -69,7 +59,7 @@ class StackState:
 
 
 @dataclass(frozen=True)
-class Span:
+class CacheSpan:
     """L new positions of R sequences of a state: the same for every block of a stage, so worked out once."""
 
     cos: Float[Tensor, "*P 1 half"]
@@ -92,24 +82,25 @@ class Span:
     """1 for positions that are there, 0 for what a ring has not seen yet, for these W and the new ones (X = W + L)"""
 
     @staticmethod
-    def of(state: StackState, rows: Rows | None, counts: Rows | None, length: int) -> Span:
+    def of(state: StackState, rows: Rows | None, counts: Rows | None, length: int) -> CacheSpan:
         """Where ``length`` positions go, of which the first ``counts`` (None: all) are there and the rest padding."""
-        device, dtype, window = state.cos.device, state.cos.dtype, state.window
+        shared: SharedCache = state.shared
+        device, dtype, window = shared.cos.device, shared.cos.dtype, shared.window
         at = state.lengths if rows is None else state.lengths[rows]
         first = int(at[0])
         uniform = bool((at == first).all())
         latest = first if uniform else int(at.max())
         ends = at + (length if counts is None else counts)
         end = int(ends.max())
-        state.make_room(end, latest + length)
+        shared.make_room(state.blocks, end, latest + length)
         size = window or max((cache.keys.shape[2] for cache in state.blocks), default=end)
         used = min(end, size)
 
         if uniform:
-            cos, sin = state.cos[first : first + length], state.sin[first : first + length]
+            cos, sin = shared.cos[first : first + length], shared.sin[first : first + length]
         else:
             positions = _to(at[:, None] + np.arange(length), device)
-            cos, sin = state.cos[positions], state.sin[positions]
+            cos, sin = shared.cos[positions], shared.sin[positions]
 
         start = first % size
         plain = uniform and counts is None and start + length <= size
@@ -122,7 +113,7 @@ class Span:
             bias = as_bias(seen, dtype)
         before = at[:, None] - window + np.arange(window)
         known = np.concatenate((before >= 0, np.ones((len(at), length), np.bool_)), 1) if ordered else None
-        return Span(
+        return CacheSpan(
             cos=cos.unsqueeze(-2),
             sin=sin.unsqueeze(-2),
             fresh=fresh,

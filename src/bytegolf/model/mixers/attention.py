@@ -7,13 +7,19 @@ Activations are in the compute dtype (bf16 or fp32) of the input; parameters sta
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from bytegolf.config import StackConfig
-from bytegolf.model.cache import Cache, Span
+from bytegolf.model import stepping
 from bytegolf.model.layers import Cost, Linear
+from bytegolf.model.mixers import attention_step
+from bytegolf.model.mixers.attention_cache import Cache, CacheSpan, SharedCache
+from bytegolf.model.mixers.base import Mixer, Rows, StackState
 from bytegolf.ops import native
 from bytegolf.ops.attention import (
     AttentionShape,
@@ -25,9 +31,12 @@ from bytegolf.ops.attention import (
     local_attention,
     project,
 )
+from bytegolf.ops.rotary import rotary_angles
+from bytegolf.registry import register_mixer
 
 
-class Attention(nn.Module):
+@register_mixer("attention")
+class Attention(Mixer[Cache]):
     """Grouped-query attention with rotary positions, RMS-normalised q and k and a learned gain a head (S0).
 
     ``window`` 0 sees every earlier position; otherwise the last ``window`` ones, itself included, so that time and
@@ -35,7 +44,7 @@ class Attention(nn.Module):
     """
 
     def __init__(self, config: StackConfig) -> None:
-        super().__init__()
+        super().__init__(config)
         self.heads, self.groups = config.heads, config.kv_heads
         self.width = config.dim // config.heads
         self.window, self.base = config.window, config.rope_base
@@ -43,6 +52,13 @@ class Attention(nn.Module):
         self.qkv = Linear(config.dim, config.dim, inner, inner)
         self.proj = Linear(config.dim, config.dim, zero=True)
         self.q_gain = nn.Parameter(torch.full((config.heads,), config.qk_gain))
+
+    @property
+    def receptive_field(self) -> int | None:
+        return self.window - 1 if self.window else None
+
+    def see(self, window: int) -> None:
+        self.window = window
 
     @property
     def shape(self) -> AttentionShape:
@@ -67,22 +83,22 @@ class Attention(nn.Module):
         shape = (batch, self.groups, self.window or max(length, 64), self.width)
         return Cache(torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype))
 
-    def extend(self, x: Float[Tensor, "R L D"], cache: Cache, span: Span) -> Float[Tensor, "R L D"]:
-        """The next positions of sequences whose earlier ones are in ``cache``: the same result as ``forward``."""
+    def extend(self, x: Float[Tensor, "R L D"], state: Cache, span: CacheSpan) -> Float[Tensor, "R L D"]:
+        """The next positions of sequences whose earlier ones are in ``state``: the same result as ``forward``."""
         packed = self.qkv(x)
         q, k, v = project(packed, self.q_gain, span.cos, span.sin, self.shape)
         if span.order is not None:  # several positions join a ring: they overwrite what the first of them still see
             assert span.documents is not None
-            keys, values = span.before(cache)
+            keys, values = span.before(state)
             blank = q.new_zeros(q.shape[0], self.window, *q.shape[2:])
             q, keys, values = torch.cat((blank, q), 1), torch.cat((keys, k), 1), torch.cat((values, v), 1)
             out = local_attention(q, keys, values, self.window, span.documents)[:, self.window :]
-            span.write(cache, k, v)
+            span.write(state, k, v)
         else:
-            span.write(cache, k, v)
+            span.write(state, k, v)
             if span.fresh:
                 return self.proj(attention(packed, self.q_gain, None, self.shape))
-            out = few_queries(q, *span.read(cache), span.bias)
+            out = few_queries(q, *span.read(state), span.bias)
         return self.proj(out.flatten(-2))
 
     def tail(
@@ -97,3 +113,27 @@ class Attention(nn.Module):
         bias = as_bias(causal(length, x.device, documents)[:, :, length - keep :], x.dtype)
         out = few_queries(q[:, length - keep :], k.transpose(1, 2), v.transpose(1, 2), bias)
         return self.proj(out.flatten(-2))
+
+    @classmethod
+    def share(cls, config: StackConfig, device: torch.device, dtype: torch.dtype, length: int) -> SharedCache:
+        width, base = config.dim // config.heads, config.rope_base
+
+        def turn(start: int, end: int) -> tuple[Tensor, Tensor]:
+            cos, sin = rotary_angles(torch.arange(start, end, device=device), width, base)
+            return cos.to(dtype), sin.to(dtype)
+
+        return SharedCache(turn, *turn(0, max(length, 64)), config.window)
+
+    @classmethod
+    def span(
+        cls, state: StackState, rows: Rows | None, counts: Rows | None, length: int, device: torch.device
+    ) -> CacheSpan:
+        return CacheSpan.of(state, rows, counts, length)
+
+    @classmethod
+    def step(
+        cls, blocks: Sequence[Any], skip_weights: Tensor, x: Tensor, state: StackState, rows: Rows | None
+    ) -> Float[Tensor, "1 1 D"] | None:
+        if not stepping.usable(x):
+            return None
+        return attention_step.step(blocks, skip_weights, x, state, 0 if rows is None else int(rows[0]))
