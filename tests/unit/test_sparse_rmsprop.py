@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from bytegolf.ops import native
-from bytegolf.training.sparse_rmsprop import SparseRMSprop, touched
+from bytegolf.ops.sparse_rmsprop import touched
+from bytegolf.training.sparse_rmsprop import SparseRMSprop
 
 BETA = 0.9
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bytegolf.device import has_bf16
 from bytegolf.distributed import SINGLE_PROCESS, DistributedContext
-from bytegolf.ops import native
+from bytegolf.ops.muon import apply_update, nesterov
 
 NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
@@ -133,43 +133,22 @@ class Muon:
         if not self.parameters:
             return
         grads = [_gradient(parameter) for parameter in self.parameters]
-        tensors = (*self.parameters, *grads)
-        fused = all(t.dtype == torch.float32 and t.is_contiguous() for t in tensors) and native.usable(*tensors)
-        gather = self._gather_fused if fused else self._gather
         updates = [
-            self._share(shape, orthogonalize(gather(shape, grads, momentum), self.ns_steps)) for shape in self._shapes
+            self._share(shape, orthogonalize(self._gather(shape, grads, momentum), self.ns_steps))
+            for shape in self._shapes
         ]
         for shape, arrive in zip(self._shapes, updates, strict=True):
             for piece, update in zip(shape.pieces, arrive(), strict=True):
                 weight = piece.of(self.parameters)
                 rate = lr * self.multipliers[piece.index]
-                shrink = 1 - rate * weight_decay
-                rate *= piece.factor
-                if fused:
-                    native.call("muon_apply", weight, weight, update, weight.numel(), rate, shrink)
-                else:
-                    if weight_decay:
-                        weight.mul_(shrink)
-                    weight.sub_(update, alpha=rate)
+                apply_update(weight, update, rate * piece.factor, shrink=1 - rate * weight_decay)
 
     def _gather(self, shape: _Shape, grads: list[Tensor], momentum: float) -> Float[Tensor, "n R C"]:
         """Move this rank's momenta of a shape on; its updates before their orthogonalisation."""
         pieces = shape.owned(self.world)
         if not pieces:
             return self.parameters[0].new_empty(0, shape.rows, shape.columns)
-        own, fresh = [self.momenta[piece] for piece in pieces], [piece.of(grads) for piece in pieces]
-        torch._foreach_mul_(own, momentum)
-        torch._foreach_add_(own, fresh)
-        return torch.stack(list(torch._foreach_add(fresh, own, alpha=momentum)))
-
-    def _gather_fused(self, shape: _Shape, grads: list[Tensor], momentum: float) -> BFloat16[Tensor, "n R C"]:
-        """The same in bf16, by one pass over each matrix."""
-        pieces = shape.owned(self.world)
-        stack = torch.empty(len(pieces), shape.rows, shape.columns, dtype=torch.bfloat16)
-        for piece, out in zip(pieces, stack, strict=True):
-            old, grad = self.momenta[piece], piece.of(grads)
-            native.call("muon_gather", old, old, grad, out, out.numel(), momentum)
-        return stack
+        return nesterov([self.momenta[piece] for piece in pieces], [piece.of(grads) for piece in pieces], momentum)
 
     def _share(self, shape: _Shape, own: Float[Tensor, "n R C"]) -> Callable[[], list[Tensor]]:
         """Send this rank's matrices of a shape to the others; what is returned waits for all of them, in order."""
