@@ -11,7 +11,9 @@
 namespace {
 
 constexpr i64 TILE = 64;
-constexpr int MOST_BOUND = 40;  // weights then lie above 2^−80
+// Scores lie in [−bound, bound]. Up to this bound weights 2^(score − bound) lie above 2^−80, so a total of them is a
+// normal fp32 number even where every score is the lowest, and no maximum need be looked for.
+constexpr int MOST_BOUND = 40;
 constexpr double LOG2_E = 1.4426950408889634, LN_2 = 0.6931471805599453;
 
 template <typename T> struct Problem {
@@ -34,12 +36,16 @@ template <typename T> struct Problem {
   i64 first_tile(i64 i0) const { return i0 + 1 > reach() ? (i0 + 1 - reach()) / TILE : 0; }
 
   // The columns of the key tile at j0 that SUB queries from i on may see, [from, to) in whole blocks.
+  // A window of 20, queries 32 … 47, the tile at 0: query 32 sees the keys 13 … 32 and query 47 the keys 28 … 47, so
+  // columns 13 … 47, in blocks of 16 from 0 to 48.
   void columns(i64 i, i64 j0, i64& from, i64& to) const {
     from = i - reach() + 1 - j0;
     from = from < 0 ? 0 : from / SUB * SUB;
     to = i + SUB - j0 < TILE ? i + SUB - j0 : TILE;
   }
   // The rows of the query tile at i0 that may see SUB keys from j on: the same blocks, read the other way.
+  // A window of 20, keys 16 … 31, the tile at 0: key 16 is seen from queries 16 … 35 and key 31 from 31 … 50, so rows
+  // 16 … 50, in blocks from 16 to 64.
   void rows(i64 j, i64 i0, i64& from, i64& to) const {
     from = j > i0 ? j - i0 : 0;
     to = (j + SUB - 1 + reach() - i0 + SUB - 1) / SUB * SUB;
@@ -80,6 +86,9 @@ inline void turn(const Problem<T>& p, i64 K, const T* __restrict x, i64 position
 }
 
 // The gradient of x from g, that of turn's result; g is overwritten. Returns the gradient of the factor.
+//
+// Rotated back by the same angle, g is the gradient of factor·s·x with s = 1/rms(x), and `dot` = Σ g·s·x that of the
+// factor. Through the norm: dx = factor·s·(g − s·x·mean(g·s·x)).
 template <typename T, typename W = Wide<T>>
 inline W turn_back(const Problem<T>& p, i64 K, const T* __restrict x, i64 position, W factor, W* __restrict g,
                    T* __restrict dx) {
@@ -194,6 +203,8 @@ template <typename T> struct Workspace {
     product(SUB, to - from, p.width / IN_CELL<C>, q_along.of(0) + r * cells, cells, i64(1),
             keys_turned.of(0) + j0 * cells + from, TILE, scores + from, TILE, false);
     for (i64 c = from; c < to; c += SUB) {
+      // Distances of queries to keys in this block lie in [behind − 15, behind + 15]. If all of them are ≥ 0 and within
+      // the window there is nothing to hide: most blocks of a long sequence go this way.
       const i64 behind = i0 + r - j0 - c;  // of the block's first query and key
       if (behind >= SUB - 1 && behind + SUB - 1 < p.reach()) continue;
       for (i64 k = 0; k < SUB; k++) {
@@ -215,6 +226,8 @@ template <typename T> struct Workspace {
   static constexpr W NEVER = W(-1e30);
 
   // Makes row r's scores s count in its running maximum, and brings what it has summed so far down to that.
+  // Scores 1 and 3, then 5 (in log 2): the total is 2^−2 + 1 = 1.25 below the maximum 3; the new maximum 5 shrinks it by
+  // 2^−2 to 0.3125, and the caller adds 2^0: 1.3125 = 2^−4 + 2^−2 + 2^0, as if 5 had been known from the start.
   void raise(i64 r, i64 from, i64 to, const W* s, W* sum) {
     W most_ = most[r];
 #pragma omp simd reduction(max : most_)
@@ -263,6 +276,7 @@ template <typename T> void forward_tile(const Problem<T>& p, Workspace<T>& w, i6
   for (i64 r = 0; r < count; r++) {
     W total = 0;
     for (i64 c = 0; c < SUB; c++) total += w.total[r * SUB + c];
+    // all that the backward pass needs to have the weights again: weight = 2^(score − log_total)
     log_total[(b * p.heads + h) * p.length + i0 + r] = w.most[r] + std::log2(total);
     T* o = out + ((b * p.length + i0 + r) * p.heads + h) * p.width;
     const W scale = W(1) / total;
@@ -301,6 +315,9 @@ template <typename T> struct Gradients {
   Wide<T>* d_gain;          // (B, H)
 };
 
+// The gradients of one tile of queries of head h. With weights w = softmax(scores), o = Σ w_j·v_j and g the gradient of
+// o:  dv_j += w_j·g,  dw_j = g·v_j,  d score_j = w_j·(dw_j − Σ_k w_k·dw_k).  The sum is g·o, one product per query (`dot`)
+// that is known before any score is: so every tile of keys can be finished by itself.
 template <typename T> void backward_tile(const Problem<T>& p, Workspace<T>& w, const Gradients<T>& gradients, i64 b, i64 h, i64 i0) {
   using W = Wide<T>;
   using C = Cell<T>;

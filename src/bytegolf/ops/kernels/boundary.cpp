@@ -37,6 +37,9 @@ void forward(const T* q, const T* k, Wide<T>* p, i64 rows, i64 length, i64 width
   });
 }
 
+// With c = q·k / (|q||k|), dc/dq = k / (|q||k|) − c·q / |q|²: what k adds across q, less what of it lies along q, since
+// a longer q has the same cosine. p = ½(1 − c) turns the sign and halves.
+// Row r pairs q_r with k_{r−1}; so the last k of a sequence and its first q are in no pair, and their gradients zero.
 template <typename T>
 void backward(const Wide<T>* g, const T* q, const T* k, T* dq, T* dk, i64 rows, i64 length, i64 width, double eps) {
   using W = Wide<T>;

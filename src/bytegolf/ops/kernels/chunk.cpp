@@ -26,7 +26,8 @@ void select_back(const T* g, const i64* chunk_of, const bool* boundary, T* dx, i
   });
 }
 
-// One sequence's recurrence over some of its channels.
+// One sequence's recurrence over some of its channels: z̄_c = P_c·z_c + (1 − P_c)·z̄_{c−1}, and z̄_c = z_c where it starts
+// afresh. P is p at the chunk's start, clamped to [least, 1 − least].
 template <typename T> struct Smoothing {
   using W = Wide<T>;
   const T* z;            // (B, C, D)
@@ -66,7 +67,7 @@ template <typename T> void forward(const Smoothing<T>& s, const T* residual, T* 
         now = s.smoothed + s.chunk(b, c++, slice);
         const bool restarts = s.restarts(b, t);
         const W weight = restarts ? W(1) : s.weight(b, t);
-        if (restarts) before = now, std::fill(now, now + n, W(0));
+        if (restarts) before = now, std::fill(now, now + n, W(0));  // 0·0, where there is no z̄ before
 #pragma omp simd
         for (i64 d = 0; d < n; d++) now[d] = weight * wide(z[d]) + (1 - weight) * before[d];
       }
@@ -79,6 +80,13 @@ template <typename T> void forward(const Smoothing<T>& s, const T* residual, T* 
 }
 
 // dp is (slices, B, L): what each slice of channels adds to it.
+//
+// From the last position back, with `sum` the gradient of the current chunk's z̄. An example with two chunks, of the
+// positions 0–1 and 2–3, and g the gradients of their outputs:
+//   t = 3, 2: sum = g₃ + g₂, all of z̄₁'s; at its start dz₁ = P·sum, dP = sum·(z₁ − z̄₀), and sum becomes (1 − P)·sum,
+//             which is what z̄₀ gets through the recurrence
+//   t = 1, 0: sum += g₁ + g₀, now all of z̄₀'s; it started afresh, so dz₀ = sum
+// Besides, p is each position's confidence, with the gradient ±g·z̄ (its value is 1: straight-through).
 template <typename T> void backward(const Smoothing<T>& s, const T* g, T* dz, Wide<T>* dp) {
   using W = Wide<T>;
   s.over([&](i64 b, i64 slice) {

@@ -32,6 +32,12 @@ inline float wide(float x) { return x; }
 inline double wide(double x) { return x; }
 
 // Rounds to the nearest T, ties to even; NaN stays NaN.
+//
+// bf16 is the upper half of an fp32. Adding 0x7fff carries into it where the lower half is above 0x8000, and adding its
+// own last bit makes a tie carry only where that bit is 1:
+//   0x3f808000, halfway between 0x3f80 (even) and 0x3f81: + 0x7fff + 0 = 0x3f80ffff, so 0x3f80
+//   0x3f818000, halfway between 0x3f81 and 0x3f82 (even): + 0x7fff + 1 = 0x3f820000, so 0x3f82
+// A NaN whose payload lies in the lower half alone would become infinity, hence the constant.
 template <typename T> inline T narrow(Wide<T> x) { return x; }
 template <> inline bf16 narrow<bf16>(float x) {
   const uint32_t u = __builtin_bit_cast(uint32_t, x);
@@ -40,6 +46,10 @@ template <> inline bf16 narrow<bf16>(float x) {
 }
 
 // exp for x ≤ 0 or moderate x, branch-free so that loops over it vectorise: 2^n · polynomial, ~1e-7 relative.
+//
+// With n = round(x / ln 2) and r = x − n·ln 2 in [−0.347, 0.347], e^x = 2^n · e^r. ln 2 is taken off in two parts: the
+// first, 0.693359375 = 355/512, has so few bits that n times it is exact, and the second is the rest. 2^n is made by
+// writing n into the exponent's bits. Below −87, 2^n would leave the normal numbers: what is left there counts as 2e-38.
 inline float fast_exp(float x) {
   x = x < -87.0f ? -87.0f : (x > 88.0f ? 88.0f : x);
   float n = std::nearbyint(x * 1.44269504f);

@@ -6,7 +6,7 @@ extern "C" void muon_gather(i64, void* momentum, const void* gradient, void* upd
   float* m = (float*)momentum;
   const float* g = (const float*)gradient;
   bf16* out = (bf16*)update;
-  const float factor = (float)mu;
+  const float factor = (float)mu;  // in fp32 as PyTorch's own kernels take it
 #pragma omp parallel for simd schedule(static)
   for (i64 i = 0; i < size; i++) {
     const float next = factor * m[i] + g[i];

@@ -18,6 +18,7 @@ template <typename T> void backward(const T* g, const T* y, T* dx, i64 size) {
   using W = Wide<T>;
   over_rows(runs_of(size, 1), size, [=](int, i64 first, i64 last) {
 #pragma omp simd
+    // y = 0 where x ≤ 0, so the root is 0 there too: no comparison is needed
     for (i64 i = first; i < last; i++) dx[i] = narrow<T>(W(2) * std::sqrt(wide(y[i])) * wide(g[i]));
   });
 }

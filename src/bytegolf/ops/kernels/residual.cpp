@@ -65,6 +65,11 @@ template <typename T> struct Gradients {
 };
 
 // gu, gn: gradients of u and n; a null one is zero.
+//
+// With s = (mean(u²) + ε)^−½ and n = s·u, what arrives at u is g = gu + s·(gn − n·mean(gn·n)): a norm lets nothing
+// through along n itself, as scaling u does not change it. From there on
+//   dm₀ = Σ g·t, dm₁ = Σ g·x₀, dx₀ = m₁·g;  then with g·m₀:  dx = g, dyᵢ = sᵢ·g, dsᵢ = Σ g·yᵢ.
+// t is worked out anew from x and the branches, which are kept for their own gradients anyway.
 template <int BRANCHES, bool MIX, typename T>
 void backward(const T* gu, const T* gn, const T* n, const Wide<T>* scale, const Inputs<T> all, const Gradients<T> out,
               i64 rows, i64 width) {

@@ -26,7 +26,8 @@ struct Shape {
   double eps;
 };
 
-// y = W·x for the rows that fall to this thread of a team; all threads must call it.
+// y = W·x for the rows that fall to this thread of a team; all threads must call it. Weights are read in fp32 as they
+// lie, once: at batch 1 each is used once, so a copy in another layout or dtype would cost more than it brings.
 template <typename T> void product(const float* weight, const T* x, T* y, i64 rows, i64 columns) {
 #pragma omp for schedule(static)
   for (i64 r = 0; r < rows; r++) {
@@ -100,6 +101,7 @@ void step(const i64* table, const T* x, const T* cos, const T* sin, T* result, c
     const Parts<T>& b = reinterpret_cast<const Parts<T>*>(table)[layer];
 #pragma omp single
     {
+      // The pairs of layers are (pushed − 1, pushed), …, (0, 2·pushed − 1): what was pushed last is added first
       if (b.skip)
         for (i64 d = 0; d < width; d++) u[d] += T(b.skip[d]) * skips[(2 * pushed - 1 - layer) * width + d];
       for (i64 d = 0; d < width; d++) u[d] = T(b.mix[d]) * u[d] + T(b.mix[width + d]) * x0[d];
@@ -151,6 +153,7 @@ void embed(const float* weight, i64 id, i64* history, const float* table, const 
   uint64_t key = id + 1, power = 1;
   bool begun = id == bos;
   for (i64 n = 0; n < lengths; n++) {
+    // Once a BOS has been met, whatever lies further back belongs to another document: nothing stands there.
     const i64 before = begun ? nothing : history[lengths - 1 - n];
     begun = begun || before == bos;
     power = (power * uint64_t(base)) & ((uint64_t(1) << 62) - 1);

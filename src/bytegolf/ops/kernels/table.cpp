@@ -13,7 +13,8 @@ extern "C" void row_adam(i64, void* table, void* squares, void* counts, const vo
   {
     const i64 threads = omp_get_num_threads(), me = omp_get_thread_num();
     i64 at = size * me / threads, end = size * (me + 1) / threads;
-    // a row belongs to the thread in whose share it starts
+    // A row belongs to the thread in whose share it starts, so no two write to one. Of the sorted rows 3 3 5 5 5 8 and
+    // two threads, the shares are 3 3 5 and 5 5 8: the first goes on to the end of 5, the second begins at 8.
     while (at > 0 && at < size && row[at] == row[at - 1]) at++;
     std::vector<float> sum(width);
     while (at < end) {

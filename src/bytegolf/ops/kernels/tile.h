@@ -2,6 +2,11 @@
 //
 // Operands consist of cells, the unit along a product's inner axis: two bf16 in 32 bits where the CPU multiplies such
 // pairs (AVX-512 BF16), else one Wide number. Results and all else are Wide. Axes are padded to multiples of SUB.
+//
+// A cell of two bf16 holds neighbours along the *inner* axis of the product, since the CPU's instruction adds a pair of
+// products to each sum: sum += a₀·b₀ + a₁·b₁. The same numbers are so packed differently for different products:
+//   pack_row:    x[0] x[1] | x[2] x[3] | …        the inner axis runs along the row (a query's width)
+//   pack_across: (row 0, row 1)[0], (row 0, row 1)[1], …   it runs down the rows (positions that are summed over)
 #pragma once
 
 #include <cstdlib>
@@ -50,7 +55,8 @@ inline VectorOf<float>::type multiply_add(VectorOf<float>::type sum, uint32_t a,
 }
 #endif
 
-// ROWS rows and V vectors of columns of a product.
+// ROWS rows and V vectors of columns of a product. All ROWS·V sums stay in registers over the whole inner axis: per step
+// V vectors of b are loaded and ROWS numbers of a broadcast, for ROWS·V multiply-adds.
 template <typename C, int V>
 inline void micro(i64 steps, const C* a, i64 a_row, i64 a_step, const C* b, i64 b_step, Sum<C>* c, i64 c_row,
                   bool add) {
@@ -116,6 +122,9 @@ inline void pack_across(const float* x, i64 x_row, i64 rows, i64 n, uint32_t* y,
 #endif
 
 // 2^x for x ≤ 1 or so, exactly 0 below 2^−126: the Taylor series to 2e-6 for bf16 cells, 1e-8 for fp32.
+//
+// 2^x = 2^n · 2^f with n = round(x), f in [−½, ½]. The coefficients are ln(2)^k / k!; two more where they can be seen.
+// Exactly 0, because a score that the mask hid must leave nothing behind, whatever its value.
 template <typename C> inline float exp2_of(float x) {
   const float n = std::nearbyint(x < -126.0f ? -126.0f : x), f = x - n;
   float p = 1.3333558e-3f;  // the compiler contracts p·f + c where the CPU can; std::fma would call a function elsewhere
