@@ -12,6 +12,7 @@ ranks, put together, are the batch of one. Times are those of one process; memor
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import json
 import os
@@ -28,7 +29,7 @@ from bytegolf.config import Config
 from bytegolf.data.loader import Loader
 from bytegolf.data.manifest import read_manifest
 from bytegolf.data.shards import SHARD_TOKENS, TokenStream, shard_bytes, shard_header, shard_path, shard_paths
-from bytegolf.training.metrics import Metrics
+from bytegolf.training.metrics_file import MetricsFile, TrainRow
 
 PRESET = "study2-byte-4h"
 METRICS_ROWS = 20_000
@@ -117,28 +118,29 @@ def measure(folder: Path, tokens: int, ranks: int, shard_tokens: int = SHARD_TOK
 
 def metrics(folder: Path, steps: int, every: int) -> dict[str, Any]:
     """What metrics.jsonl of a run of ``steps`` steps weighs, from ``METRICS_ROWS`` rows like a real run's."""
-    row = {
-        "kind": "train",
-        "seconds": 123456.789,
-        "tokens": 10**12,
-        "bytes": 10**12,
-        "loss": 0.8372541284561157,
-        "bpb": 1.2079012954235077,
-        "rates": [0.22471618652343],
-        "truncated": [0],
-        "truncated_sequences": [0],
-        "lr": 1.0,
-        "bytes_per_second": 43252345.6,
-    }
+    row = TrainRow(
+        step=0,
+        seconds=123456.789,
+        tokens=10**12,
+        bytes=10**12,
+        loss=0.8372541284561157,
+        bpb=1.2079012954235077,
+        rates=[0.22471618652343],
+        truncated=[0],
+        truncated_sequences=[0],
+        lr=1.0,
+        bytes_per_second=43252345.6,
+        soft=[],
+    )
     path = folder / "metrics.jsonl"
-    log = Metrics(path)
+    log = MetricsFile(path)
 
     def add_all() -> None:
         for number in range(METRICS_ROWS):
-            log.add(step=number, **row)
+            log.add(dataclasses.replace(row, step=number))
 
     write, _ = spent(add_all)
-    read, _ = spent(lambda: Metrics(path, lambda row: True))
+    read, _ = spent(lambda: MetricsFile(path, lambda row: True))
     rows = steps // every
     share = rows / METRICS_ROWS
     return {

@@ -15,10 +15,10 @@ from bytegolf.data.shard_writer import ShardWriter
 from bytegolf.data.shards import TokenStream, shard_paths
 from bytegolf.data.tokenizer import ByteTokenizer
 from bytegolf.distributed import DistributedContext
-from bytegolf.model.lm import LanguageModel
 from bytegolf.progress import Reporter
 from bytegolf.training.loop import Trainer
-from bytegolf.training.metrics import read_metrics
+from bytegolf.training.metrics_file import read_metrics
+from bytegolf.training.setup import TrainingData
 
 WORDS = ["the", "of", "state", "message", "people", "1789", "café", "a", "unconstitutionally", "in", "to", "—", "and"]
 OPTIM = OptimConfig(muon_lr=0.01, embed_lr=0.02, scalar_lr=0.01, muon_momentum_steps=8)
@@ -72,22 +72,18 @@ def make_trainer(
         write_stream(data, "train", 40, seed=1)
         write_stream(data, "val", 8, seed=2)
     train, val = (TokenStream(shard_paths(data, split), 260) for split in ("train", "val"))
-    torch.manual_seed(config.train.seed)
-    model = LanguageModel(config.model).to(world.device)
-    if config.train.precision == "bf16":
-        model.precision = torch.bfloat16
-    return Trainer(config, model, train, val, ByteTokenizer(), run, world, Reporter(quiet=quiet))
+    return Trainer(config, TrainingData(ByteTokenizer(), train, val), run, world, Reporter(quiet=quiet))
 
 
 def stop_after(trainer: Trainer, steps: int) -> None:
     """Train for so many steps of the schedule, as Ctrl-C would end it."""
-    original = trainer.stepper.step
+    original = trainer.prepare_step
 
-    def step(*given: Any) -> None:
-        original(*given)
+    def prepare() -> None:
+        original()
         trainer.interrupt.asked = trainer.progress.step + 1 >= steps
 
-    trainer.stepper.step = step  # type: ignore[method-assign]
+    trainer.prepare_step = prepare  # type: ignore[method-assign]
     assert trainer.fit().step == steps
     assert trainer.stopped_early
 

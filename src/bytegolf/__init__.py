@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from bytegolf.api.model import Model, load
     from bytegolf.api.results import Evaluation, Summary
     from bytegolf.api.run import Run, train
+    from bytegolf.api.trainer import Trainer
     from bytegolf.bpb import Score
     from bytegolf.config import Config
     from bytegolf.data.prepare import prepare
@@ -35,6 +36,7 @@ _WHERE = {
     "Run": "api.run",
     "Score": "bpb",
     "Summary": "api.results",
+    "Trainer": "api.trainer",
     "load": "api.model",
     "prepare": "data.prepare",
     "register_mixer": "registry",
@@ -51,6 +53,7 @@ __all__ = [
     "Run",
     "Score",
     "Summary",
+    "Trainer",
     "__version__",
     "load",
     "prepare",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Protocol
+import warnings
+from typing import Any, Protocol, runtime_checkable
 
 from rich.console import Console
 from rich.live import Live
@@ -35,6 +36,7 @@ PLAIN_LINE_EVERY = 15.0
 """Seconds between progress lines where there is no terminal to rewrite one on."""
 
 
+@runtime_checkable
 class Teller(Protocol):
     """What long work needs to tell of itself; ``Reporter`` is one, and so is what a submission's script has."""
 
@@ -50,6 +52,23 @@ class Teller(Protocol):
 
     def warn(self, text: str) -> None:
         """Print a lasting warning."""
+
+
+class Warnings:
+    """A teller for who looks after progress alone, as in a notebook: it says nothing, and warnings become Python's."""
+
+    def __enter__(self) -> Warnings:
+        return self
+
+    def __exit__(self, *exc: Any) -> None: ...
+
+    def progress(self, text: str, last: bool = False) -> None: ...
+
+    def say(self, text: str) -> None: ...
+
+    def warn(self, text: str) -> None:
+        """Warn as Python does."""
+        warnings.warn(text, stacklevel=3)
 
 
 class Reporter:

@@ -84,8 +84,8 @@ def work(folder: Path) -> None:
             report = {
                 "chunks": chunks[: 4 * STEPS // world.size],
                 "seconds": trainer.progress.seconds,
-                "momenta": sum(momentum.numel() for momentum in trainer.stepper.optimizer.muon.momenta.values()),
-                "matrices": sum(matrix.numel() for matrix in trainer.stepper.optimizer.muon.parameters),
+                "momenta": sum(momentum.numel() for momentum in trainer.optimizer.muon.momenta.values()),
+                "matrices": sum(matrix.numel() for matrix in trainer.optimizer.muon.parameters),
                 "validation": trainer.progress.validation_bpb,
             }
             (folder / f"{network}-{world.rank}-of-{world.size}.json").write_text(json.dumps(report))
@@ -219,7 +219,7 @@ def test_two_or_four_processes_train_as_one_does(
         assert alone.stepper.average
         assert apart(saved.model, alone.model.state_dict()) < 1e-4
         assert apart(saved.averaged, alone.stepper.average.state()) < 1e-4
-        assert apart(saved.optimizer, alone.stepper.optimizer.state()) < 1e-4
+        assert apart(saved.optimizer, alone.optimizer.state()) < 1e-4
 
 
 @pytest.mark.parametrize("network", NETWORKS)

@@ -17,7 +17,6 @@ from tiny_run import HERE, losses, make_trainer, rows, tiny_config
 
 from bytegolf import files
 from bytegolf.artifact import checkpoint as store
-from bytegolf.artifact.run_progress import Progress
 from bytegolf.bpb import Score
 from bytegolf.config import Config
 from bytegolf.distributed import DistributedContext
@@ -25,8 +24,8 @@ from bytegolf.errors import BytegolfError
 from bytegolf.evaluate.score import score
 from bytegolf.training import loop
 from bytegolf.training.loop import Trainer
-from bytegolf.training.metric_accumulator import Figures, MetricAccumulator
 from bytegolf.training.optim import Optimizer
+from bytegolf.training.step import Batch, StepFigures
 
 GOLDEN = {
     "flat": [
@@ -48,7 +47,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def final_weights(trainer: Trainer) -> dict[str, torch.Tensor]:
     """All that a run ends with: weights, optimiser state, average."""
-    parts = {"model": trainer.model.state_dict(), "optimizer": trainer.stepper.optimizer.state()}
+    parts = {"model": trainer.model.state_dict(), "optimizer": trainer.optimizer.state()}
     if trainer.stepper.average:
         parts["average"] = trainer.stepper.average.state()
     return {f"{part}.{name}": tensor.clone() for part, state in parts.items() for name, tensor in state.items()}
@@ -68,20 +67,21 @@ class Clock:
         self.now = 100.0
         self.processor = 7.0
         times = SimpleNamespace(perf_counter=lambda: self.now, process_time=lambda: self.processor)
-        monkeypatch.setattr("bytegolf.training.clock.time", times)
+        monkeypatch.setattr("bytegolf.training.schedule.time", times)
         self._patch = monkeypatch
 
     def drive(self, trainer: Trainer, on_step: Callable[[int], None] = lambda step: None) -> Trainer:
         """Have each step of ``trainer`` take a second, and call ``on_step`` with its number (from 0) before it."""
-        original = trainer.stepper.step
+        original = trainer.gradients
 
-        def step(factor: float, progress: Progress, window: MetricAccumulator) -> None:
-            on_step(progress.step)
-            original(factor, progress, window)
+        def gradients(batch: Batch) -> StepFigures:
+            on_step(trainer.progress.step)
+            figures = original(batch)
             self.now += 1.0
             self.processor += 0.25
+            return figures
 
-        self._patch.setattr(trainer.stepper, "step", step)
+        self._patch.setattr(trainer, "gradients", gradients)
         return trainer
 
 
@@ -134,9 +134,9 @@ def test_micro_batches_add_up_to_the_batch(micro: int, data: Path, tmp_path: Pat
     """Also where the last of them is smaller than the others."""
     whole = make_trainer(tiny_config("two-level"), data, tmp_path)
     parts = make_trainer(tiny_config("two-level", micro_batch=micro), data, tmp_path)
-    inputs, targets = (torch.from_numpy(array) for array in whole.stepper.loader.batch(3))
-    loss, figures, _ = whole.stepper.gradients.accumulate(inputs, targets)
-    loss_parts, figures_parts, _ = parts.stepper.gradients.accumulate(inputs, targets)
+    batch = whole.stepper.batch(3)
+    loss, figures, _ = whole.gradients(batch)
+    loss_parts, figures_parts, _ = parts.gradients(batch)
     assert float(loss_parts) == pytest.approx(float(loss), rel=1e-6)
     torch.testing.assert_close(figures_parts[:, 0], figures[:, 0])
     for (name, one), other in zip(whole.model.named_parameters(), parts.model.parameters(), strict=True):
@@ -150,7 +150,7 @@ def test_accumulation_follows_from_what_fits(data: Path, tmp_path: Path, monkeyp
     """The same losses on the same text in the same order, whatever the memory."""
     found, passes = {}, {}
     for memory in (1e5, 4e6, 1e12):
-        monkeypatch.setattr("bytegolf.training.gradients.device_memory", lambda device, memory=memory: memory)
+        monkeypatch.setattr("bytegolf.training.step.device_memory", lambda device, memory=memory: memory)
         trainer = make_trainer(tiny_config("two-level", max_steps=3), data, tmp_path / str(memory))
         count: list[int] = []
         trainer.model.register_forward_hook(
@@ -167,14 +167,14 @@ def test_accumulation_follows_from_what_fits(data: Path, tmp_path: Path, monkeyp
 def test_gradients_are_clipped(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make_trainer(tiny_config(grad_clip=1e-3), data, tmp_path)
     norms = []
-    original = trainer.stepper.optimizer.step
+    original = trainer.optimizer.step
 
     def step(factor: float, number: int) -> None:
         grads = [parameter.grad for parameter in trainer.model.parameters() if parameter.grad is not None]
         norms.append(float(torch.stack([grad.norm() for grad in grads]).norm()))
         original(factor, number)
 
-    monkeypatch.setattr(trainer.stepper.optimizer, "step", step)
+    monkeypatch.setattr(trainer.optimizer, "step", step)
     trainer.fit()
     assert norms == pytest.approx([1e-3] * 6, rel=1e-3)
 
@@ -193,7 +193,7 @@ def test_the_average_is_what_is_validated_and_exported(data: Path, tmp_path: Pat
     assert not torch.equal(exported["embedding.weight"], trainer.model.embedding.weight)
     own = trainer.progress.validation_bpb
     trainer.model.load_state_dict(exported)
-    result = score(trainer.model, trainer.validation, trainer.tokenizer, 32, batch=4, limit=256)
+    result = score(trainer.model, trainer.data.validation, trainer.data.tokenizer, 32, batch=4, limit=256)
     assert own == result.bpb
     saved = store.load(store.checkpoints(tmp_path / "checkpoints")[-1])
     assert torch.equal(saved.averaged["embedding.weight"], exported["embedding.weight"])
@@ -338,8 +338,8 @@ def test_the_processor_s_clock_is_the_process_own(data: Path, tmp_path: Path) ->
     import time
 
     trainer = make_trainer(tiny_config(max_steps=3, clock="processor", warmup_steps=1), data, tmp_path)
-    original = trainer.stepper.step
-    trainer.stepper.step = lambda *given: (time.sleep(0.2), original(*given))[1]  # type: ignore[method-assign]
+    original = trainer.gradients
+    trainer.gradients = lambda *given: (time.sleep(0.2), original(*given))[1]  # type: ignore[method-assign]
     begun = time.process_time()
     seconds = trainer.fit().seconds
     assert 0 < seconds <= time.process_time() - begun
@@ -412,14 +412,14 @@ def test_weights_that_break_in_the_last_step_are_not_saved(
 ) -> None:
     """Its loss was still finite."""
     trainer = make_trainer(tiny_config(max_steps=3, validate_tokens=0), data, tmp_path)
-    original = trainer.stepper.optimizer.step
+    original = trainer.optimizer.step
 
     def step(factor: float, number: int) -> None:
         original(factor, number)
         if number == 2:
             torch.nn.init.constant_(trainer.model.embedding.weight, math.inf)
 
-    monkeypatch.setattr(trainer.stepper.optimizer, "step", step)
+    monkeypatch.setattr(trainer.optimizer, "step", step)
     with pytest.raises(BytegolfError, match="weights are not finite after step 3"):
         trainer.fit()
     assert steps_saved(tmp_path) == []
@@ -474,13 +474,13 @@ def test_an_old_validation_is_not_taken_for_that_of_later_weights(data: Path, tm
 
 def with_rates(trainer: Trainer, rate: Callable[[int], float], monkeypatch: pytest.MonkeyPatch) -> Trainer:
     """The trainer, whose router seems to open ``rate(step)`` chunks a position."""
-    original = trainer.stepper.gradients.accumulate
+    original = trainer.stepper.gradients
 
-    def accumulate(inputs: torch.Tensor, targets: torch.Tensor) -> Figures:
-        found = original(inputs, targets)
+    def gradients(*given: Any) -> StepFigures:
+        found = original(*given)
         return found._replace(levels=torch.full_like(found.levels, rate(trainer.progress.step)))
 
-    monkeypatch.setattr(trainer.stepper.gradients, "accumulate", accumulate)
+    monkeypatch.setattr(trainer.stepper, "gradients", gradients)
     return trainer
 
 
@@ -521,7 +521,7 @@ def test_cuda_in_bf16_learns_like_the_cpu(network: str, data: Path, tmp_path: Pa
     make_trainer(tiny_config(network, **config), data, tmp_path / "cpu", HERE).fit()
     trainer = make_trainer(tiny_config(network, precision="bf16", **config), data, tmp_path / "cuda", place)
     trainer.fit()
-    assert isinstance(trainer.stepper.optimizer, Optimizer)
+    assert isinstance(trainer.optimizer, Optimizer)
     assert losses(tmp_path / "cuda") == pytest.approx(losses(tmp_path / "cpu"), rel=0.05)
     again = make_trainer(tiny_config(network, precision="bf16", **config), data, tmp_path / "cuda", place)
     assert again.fit(resume=True) == trainer.progress

@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bytegolf.config import (
     ChunkHashConfig,
-    CosineConfig,
     Config,
+    CosineConfig,
     HNetConfig,
     ModelConfig,
     RouterConfig,
@@ -38,7 +38,9 @@ from bytegolf.training.memory import SHARE, activation_bytes, at_a_time, memory_
 STAGE = StackConfig(layers=3, dim=32, heads=4, kv_heads=2)
 ROUTER = RouterConfig(4.0, capacity="fixed", capacity_divisor=4.0)
 LEVEL = HNetConfig(STAGE, ROUTER, STAGE, STAGE)
-NARROW = HNetConfig(STAGE, dataclasses.replace(ROUTER, cosine=CosineConfig(dim=8)), STAGE, STAGE, ChunkHashConfig(16, bits=6))
+NARROW = HNetConfig(
+    STAGE, dataclasses.replace(ROUTER, cosine=CosineConfig(dim=8)), STAGE, STAGE, ChunkHashConfig(16, bits=6)
+)
 RULE = HNetConfig(STAGE, dataclasses.replace(ROUTER, kind="stride"), STAGE, STAGE)
 STUDIED = sorted((Path(__file__).parents[2] / "studies" / "models").glob("*.toml"))
 

@@ -24,6 +24,7 @@ from bytegolf.model.routers.cosine import CosineRouter
 from bytegolf.model.routers.losses import guide_loss, hinge_loss, policy_loss, ratio_loss
 from bytegolf.model.routers.prepare import prepare_routers
 from bytegolf.training.schedule import chunk_target, guide_weight
+from bytegolf.training.step import Batch, StepFigures
 
 
 @pytest.fixture(scope="module")
@@ -80,13 +81,13 @@ def test_training_moves_the_target_and_the_loss_asks_for_it(data: Path, tmp_path
         trace = trainer.model(ids).traces[0]
         wanted = level.config.router.loss_weight * ratio_loss(trace.p, trace.proposed, None, 2.0)
     assert float(trace.loss) == pytest.approx(float(wanted))
-    seen, original = [], trainer.stepper.step
+    seen, original = [], trainer.gradients
 
-    def step(*given: Any) -> None:
-        original(*given)
+    def gradients(batch: Batch) -> StepFigures:
         seen.append(level.target)
+        return original(batch)
 
-    trainer.stepper.step = step  # type: ignore[method-assign]
+    trainer.gradients = gradients  # type: ignore[method-assign, assignment]
     trainer.fit()
     assert seen == pytest.approx([2, 2 + 2 / 3, 2 + 4 / 3, 4, 4, 4])
 

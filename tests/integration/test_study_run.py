@@ -27,7 +27,7 @@ from bytegolf.tools.study import results
 from bytegolf.tools.study.definition import _OWN, Study, read_study
 from bytegolf.tools.study.launch import Ray, busy, start_script, write_script
 from bytegolf.tools.study.plan import jobs
-from bytegolf.training.metrics import read_metrics
+from bytegolf.training.metrics_file import read_metrics
 
 STUB = """
 import json, sys, time, tomllib

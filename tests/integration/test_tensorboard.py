@@ -11,7 +11,7 @@ import pytest
 from tiny_run import make_trainer, tiny_config
 
 from bytegolf.errors import BytegolfError
-from bytegolf.training.metrics import read_metrics
+from bytegolf.training.metrics_file import read_metrics
 from bytegolf.training.tensorboard import FOLDER, figures
 
 

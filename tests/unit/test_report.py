@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from bytegolf.progress import Reporter, clock
-from bytegolf.training.metrics import PATIENCE, Metrics, RouterWatch, read_metrics
+from bytegolf.training.metrics import PATIENCE, RouterWatch
+from bytegolf.training.metrics_file import MetricsFile, TrainRow, ValidationRow, read_metrics
+
+
+def row(step: int, loss: float = 2.0) -> TrainRow:
+    return TrainRow(step, 1.5, 64, 60, loss, 3.1, [0.1 + step], [0], [0.0], 1.0, 40.0, [])
 
 
 def test_rows_are_appended_and_a_resumed_run_keeps_what_it_is_told(tmp_path: Path) -> None:
     path = tmp_path / "run" / "metrics.jsonl"
-    metrics = Metrics(path)
+    metrics = MetricsFile(path)
     for step in range(5):
-        metrics.add(kind="train", step=step, rates=[0.1 + step])
+        metrics.add(row(step))
     assert [row["step"] for row in read_metrics(path)] == [0, 1, 2, 3, 4]
     with path.open("a") as file:
         file.write('{"kind": "train", "st')  # a crash in the middle of a row
-    resumed = Metrics(path, lambda row: row["step"] <= 2)
-    resumed.add(kind="train", step=9)
+    resumed = MetricsFile(path, lambda row: row["step"] <= 2)
+    resumed.add(ValidationRow(9, 2.5, 3.0, 128))
     assert [row["step"] for row in read_metrics(path)] == [0, 1, 2, 9]
-    assert read_metrics(path)[1] == {"kind": "train", "step": 1, "rates": [1.1]}
-    Metrics(path)
+    wanted = {"kind": "train", **dataclasses.asdict(row(1))}
+    del wanted["soft"]  # of a model without soft chunking
+    assert read_metrics(path)[1] == wanted
+    assert list(read_metrics(path)[3]) == ["kind", "step", "seconds", "bpb", "tokens"]
+    MetricsFile(path)
     assert read_metrics(path) == []
     assert read_metrics(tmp_path / "none") == []
 
@@ -30,7 +39,7 @@ def test_rows_are_appended_and_a_resumed_run_keeps_what_it_is_told(tmp_path: Pat
 def test_metrics_take_no_nan(tmp_path: Path) -> None:
     """JSON has none, and other readers would stumble."""
     with pytest.raises(ValueError, match="not JSON compliant"):
-        Metrics(tmp_path / "metrics.jsonl").add(loss=float("nan"))
+        MetricsFile(tmp_path / "metrics.jsonl").add(row(1, float("nan")))
 
 
 def test_a_fixed_rule_has_no_loss_to_weigh_more() -> None:

@@ -18,20 +18,18 @@ from bytegolf.analyze.segment import Segmentation, segment
 from bytegolf.api.evaluation import evaluate
 from bytegolf.api.model import Model, load
 from bytegolf.api.results import Summary
-from bytegolf.artifact.export import export_weights
+from bytegolf.artifact.checkpoint import Progress
 from bytegolf.artifact.loading import LoadedModel, load_model, with_weights
 from bytegolf.artifact.run_folder import RunFolder
-from bytegolf.artifact.run_progress import Progress
 from bytegolf.config import Config, levels
-from bytegolf.data.shards import TokenStream, open_split
-from bytegolf.data.tokenizer import load_tokenizer
 from bytegolf.distributed import SINGLE_PROCESS, DistributedContext, join
 from bytegolf.evaluate.modes import ScoringMode
 from bytegolf.files import write_json
 from bytegolf.progress import Reporter
 from bytegolf.results import to_json
-from bytegolf.training.metrics import read_metrics
-from bytegolf.training.setup import check_length, check_tokenizer, fit, initial_model
+from bytegolf.training.loop import Trainer
+from bytegolf.training.metrics_file import read_metrics
+from bytegolf.training.setup import TrainingData, initial_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,26 +90,20 @@ def train(
 
 def train_run(config: Config, out: Path, *, resume: bool = False, quiet: bool = False) -> Run:
     """``train`` for a resolved configuration."""
-    data = Path(config.data.path)
-    tokenizer = load_tokenizer(config.data.tokenizer, data)
-    check_tokenizer(config, tokenizer)
-    streams = [open_split(data, config.data.tokenizer, split, tokenizer.vocab_size) for split in ("train", "val")]
-    for stream, split in zip(streams, ("training", "validation"), strict=True):
-        check_length(stream, config.train.seq_len, split)
-    run = RunFolder(out)
+    data, run = TrainingData.open(config), RunFolder(out)
     with join(config.train.device) as world, run.held() if world.leads else contextlib.nullcontext():
         if world.leads:
-            run.prepare(config, tokenizer, sys.argv, resume)
+            run.prepare(config, data.tokenizer, sys.argv, resume)
         world.wait()
         reporter = Reporter(quiet=quiet or not world.leads)
-        trainer = fit(config, tokenizer, streams[0], streams[1], run.path, world, reporter, resume)
-        state, progress, gptq_seconds = trainer.export_state(), trainer.progress, 0.0
+        trainer = Trainer(config, data, run.path, world, reporter)
+        progress, gptq_seconds = trainer.fit(resume), 0.0
         if world.leads:
-            exported = export_weights(run.artifact, config, tokenizer, state, progress, world.device)
-            gptq_seconds = exported.gptq_seconds
+            gptq_seconds = trainer.export(run.artifact).gptq_seconds
             _check_reserve(config, progress.seconds, gptq_seconds, reporter)
         world.wait()
-        return conclude(run, data, streams, state, progress, gptq_seconds, trainer.stopped_early, reporter, world)
+        state, early = trainer.export_state(), trainer.stopped_early
+        return conclude(run, data, state, progress, gptq_seconds, early, reporter, world)
 
 
 def _check_reserve(config: Config, trained: float, spent: float, reporter: Reporter) -> None:
@@ -126,8 +118,7 @@ def _check_reserve(config: Config, trained: float, spent: float, reporter: Repor
 
 def conclude(
     run: RunFolder,
-    data: Path,
-    streams: list[TokenStream],
+    data: TrainingData,
     state: dict[str, torch.Tensor],
     progress: Progress,
     gptq_seconds: float,
@@ -137,7 +128,7 @@ def conclude(
 ) -> Run:
     """Score the artifact as it lies on the disk, segment the standard text, write summary.json.
 
-    ``streams`` are the training and validation splits; ``state`` is what the artifact was made of. The processes of
+    ``data`` is what it was trained on, and ``state`` is what the artifact was made of. The processes of
     ``world`` share the scores, except those of test-time training; the rest is the leader's, and the others get a
     ``Run`` without a summary.
     """
@@ -146,25 +137,26 @@ def conclude(
         if not world.leads:
             return Run(run.path, None)
         world = SINGLE_PROCESS
-    opened = load_model(run.path, data, settings.train.device)
+    folder = Path(settings.data.path)
+    opened = load_model(run.path, folder, settings.train.device)
     config = opened.config
     with reporter:
-        result = evaluate(opened, data, limit=config.eval.limit, reporter=reporter, world=world)
+        result = evaluate(opened, folder, limit=config.eval.limit, reporter=reporter, world=world)
         unquantised = None
         if config.eval.unquantised:
             float_model = with_weights(opened, state)
-            unquantised = evaluate(float_model, data, limit=config.eval.limit, reporter=reporter, world=world).bpb
+            unquantised = evaluate(float_model, folder, limit=config.eval.limit, reporter=reporter, world=world).bpb
     sample = None
     if progress.validation_bpb is not None:  # what training scored last, with the weights before quantisation
         plain = ScoringMode(config.train.seq_len, batch=config.eval.batch, tail="score")
         limit = config.train.validate_tokens
-        sample = plain.score(opened.model, streams[1], opened.tokenizer, limit=limit, world=world).bpb
+        sample = plain.score(opened.model, data.validation, opened.tokenizer, limit=limit, world=world).bpb
     if not world.leads:
         return Run(run.path, None)
     before = after = None
     if levels(opened.config.model.network):
         after = _standard(opened)
-        untrained = initial_model(opened.config, opened.tokenizer, streams[0])
+        untrained = initial_model(opened.config, opened.tokenizer, data.train)
         untrained.set_capacity(opened.config.eval.capacity, opened.config.eval.capacity_divisor)
         before = _standard(dataclasses.replace(opened, model=untrained.eval()))
     summary = Summary(

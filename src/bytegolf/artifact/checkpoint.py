@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -163,6 +163,29 @@ def described(kind: type[T], raw: Any, path: Path) -> T:
         return from_dict(kind, raw)
     except BytegolfError as error:
         raise BytegolfError(f"the progress of the checkpoint {path} is damaged ({error}): delete its folder") from error
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training run stands; it is saved with every checkpoint."""
+
+    step: int = 0
+    """steps taken"""
+    seconds: float = 0.0
+    """training time on the configured clock: validation, checkpoints and the warm-up do not count"""
+    tokens: int = 0
+    bytes: int = 0
+    validation_bpb: float | None = None
+    """of the last validation, on its sample"""
+
+    @staticmethod
+    def of(saved: Checkpoint, path: Path) -> Progress:
+        """What the checkpoint ``path`` says of these fields; its progress holds more besides.
+
+        Raises BytegolfError if it says something else than their types.
+        """
+        told = saved.progress
+        return described(Progress, {f.name: told[f.name] for f in fields(Progress) if f.name in told}, path)
 
 
 def _tensors(file: Path, hashes: dict[str, str] | None) -> dict[str, Tensor]:

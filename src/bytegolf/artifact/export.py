@@ -13,13 +13,13 @@ import torch
 
 from bytegolf.artifact import checkpoint as store
 from bytegolf.artifact.calibration import second_moments
+from bytegolf.artifact.checkpoint import Progress
 from bytegolf.artifact.gptq import quantize_state
 from bytegolf.artifact.loading import build
 from bytegolf.artifact.pack import Summary, write_artifact
 from bytegolf.artifact.plan import plan_of
 from bytegolf.artifact.quantize import ROW_BITS, QuantizedTensor
 from bytegolf.artifact.run_folder import RunFolder
-from bytegolf.artifact.run_progress import Progress
 from bytegolf.config import Config
 from bytegolf.data.shards import open_split
 from bytegolf.data.tokenizer import SentencePieceTokenizer, Tokenizer, load_tokenizer

@@ -1,14 +1,29 @@
-"""metrics.jsonl, the rows that a training run writes and others read, and alarms about routers in words."""
+"""What a training run tells of itself: what rows of metrics.jsonl are added up from, the live line, alarms.
+
+Legend: N chunking levels, S layers of soft chunking.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from bytegolf.artifact.checkpoint import Progress, described
+from bytegolf.bpb import Score, bits_per_byte
+from bytegolf.config import Config
+from bytegolf.distributed import DistributedContext
 from bytegolf.errors import BytegolfError
-from bytegolf.files import disk_errors, make_folder, parse_json, write_bytes
+from bytegolf.model.lm import LanguageModel
+from bytegolf.progress import Teller, clock
+from bytegolf.training.metrics_file import AlarmRow, MetricsFile, SoftRow, TrainRow, ValidationRow
+from bytegolf.training.schedule import remaining, training_budget
+from bytegolf.training.step import StepFigures
 
 COLLAPSED_LOW, COLLAPSED_HIGH = 0.01, 0.90
 """Boundary rates beyond which a router no longer chunks."""
@@ -16,65 +31,8 @@ COLLAPSED_LOW, COLLAPSED_HIGH = 0.01, 0.90
 TRUNCATED_SHARE = 0.01
 """Share of sequences beyond which a capacity that truncates is worth a warning."""
 
-
 PATIENCE = 5
 """Rows of metrics in a row that a rate must be so before anyone is warned: untrained routers pass through 0.003."""
-
-
-class Metrics:
-    """metrics.jsonl, the truth about a run: one JSON object a line, appended and flushed."""
-
-    def __init__(
-        self,
-        path: Path,
-        keep: Callable[[dict[str, Any]], bool] | None = None,
-        also: Callable[[dict[str, Any]], None] | None = None,
-    ) -> None:
-        """Start the file anew, or go on with those of its rows that ``keep`` says; ``also`` gets each new row too."""
-        make_folder(path.parent)
-        self._also = also
-        self.path = path
-        self.rows = [row for row in read_metrics(path) if keep(row)] if keep else []
-        """what the file held when it was opened"""
-        write_bytes(path, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
-
-    def add(self, **row: Any) -> None:
-        """Append one row."""
-        with disk_errors(self.path), self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
-        if self._also:
-            self._also(row)
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; a last line cut short by a crash is left out.
-
-    Raises BytegolfError for a line that is JSON, but no row.
-    """
-    if not path.exists():
-        return []
-    with disk_errors(path, "read the metrics"):
-        text = path.read_text(encoding="utf-8", errors="replace")
-    rows = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        try:
-            row = parse_json(line)
-        except ValueError:
-            break
-        if not _is_row(row):
-            raise BytegolfError(f"{path}, line {number} is no row of metrics: delete that line")
-        rows.append(row)
-    return rows
-
-
-def _is_row(row: Any) -> bool:
-    """Whether a row has what is looked at again when a run is resumed."""
-    if not isinstance(row, dict) or not isinstance(row.get("kind"), str) or type(row.get("step")) is not int:
-        return False
-    lists = [row.get(key, []) for key in ("rates", "truncated", "truncated_sequences")]
-    if not all(isinstance(values, list) and all(type(value) in (int, float) for value in values) for values in lists):
-        return False
-    return len(lists[1]) == len(lists[2])
 
 
 class RouterWatch:
@@ -84,7 +42,7 @@ class RouterWatch:
         self._streaks: dict[tuple[int, str], int] = {}
 
     def see(self, rates: list[float], step: int, learned: Sequence[bool] = ()) -> list[str]:
-        """Take in each level's boundary rate of one row; warnings, one a level when its patience has just run out.
+        """Take in each level's boundary rate of one row; warnings, one per level when its patience has just run out.
 
         ``learned`` tells which routers have a loss that could be weighed more (none given: all); what a fixed rule does
         follows from the rule and the text.
@@ -121,3 +79,210 @@ class RouterWatch:
         streak = self._streaks.get((level, what), 0) + 1 if now else 0
         self._streaks[level, what] = streak
         return streak == PATIENCE
+
+
+@dataclass
+class MetricAccumulator:
+    """The steps since the last row of metrics.jsonl: means over all ranks, once they are settled.
+
+    A step's figures stay on the device until ``settle``, which fetches those of all steps at once: a GPU is not waited
+    for in between. With ``log_every`` = 3 and a checkpoint after step 4:
+
+        add 1, add 2, add 3, settle: a row of steps 1–3, and a new accumulator
+        add 4, settle: the checkpoint holds the losses of step 4, not yet in a row
+        add 5, add 6, settle: a row of steps 4–6, whether or not the run was resumed in between
+    """
+
+    losses: list[float] = field(default_factory=list)
+    """one per step"""
+    rates: list[list[float]] = field(default_factory=list)
+    """one per step and chunking level"""
+    truncated: list[list[float]] = field(default_factory=list)
+    """boundaries per sequence beyond the capacity; one per step and chunking level"""
+    truncated_sequences: list[list[float]] = field(default_factory=list)
+    """share of sequences that had some; one per step and chunking level"""
+    soft: list[list[float]] = field(default_factory=list)
+    """of soft chunking, one per step: each layer's mean of b, then of b², then the norm of its predictor's gradient"""
+    tokens: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+    _pending: list[Tensor] = field(default_factory=list)
+    _pending_tokens: int = 0
+    _pending_bytes: int = 0
+    _levels: int = 0
+
+    def add(self, figures: StepFigures, tokens: int, size: int) -> None:
+        """Take in one step of this rank, which read so many tokens and bytes. Fetches nothing."""
+        self._pending.append(torch.cat((figures.loss.reshape(1), figures.levels.flatten(), figures.soft.flatten())))
+        self._levels = figures.levels.shape[1]
+        self._pending_tokens += tokens
+        self._pending_bytes += size
+
+    def settle(self, world: DistributedContext) -> tuple[int, int]:
+        """Fetch what is pending and put the ranks together; the tokens and bytes that this adds. All ranks call it.
+
+        A step's row on the wire is loss, then N numbers of each kind of ``StepFigures.levels``, then 3·S of ``soft``.
+        """
+        rows = torch.stack(self._pending).tolist() if self._pending else []
+        mine = [value / world.size for row in rows for value in row]
+        tokens, size, *values = world.total(self._pending_tokens, self._pending_bytes, *mine)
+        width = len(values) // len(rows) if rows else 1
+        levels = self._levels
+        for first in range(0, len(values), width):
+            self.losses.append(values[first])
+            for kind, found in enumerate((self.rates, self.truncated, self.truncated_sequences)):
+                at = first + 1 + kind * levels
+                found.append(values[at : at + levels])
+            self.soft.append(values[first + 1 + 3 * levels : first + width])
+        self._pending, self._pending_tokens, self._pending_bytes = [], 0, 0
+        self.tokens += int(tokens)
+        self.bytes += int(size)
+        return int(tokens), int(size)
+
+    def mean_loss(self) -> float:
+        """Nats per token."""
+        return math.fsum(self.losses) / len(self.losses)
+
+    def mean_rates(self) -> list[float]:
+        """Boundaries per position at each chunking level."""
+        return _means(self.rates)
+
+    def truncation(self, seq_len: int) -> tuple[list[int], list[float]]:
+        """Boundaries beyond the capacity at each chunking level, and the share of sequences that had some."""
+        sequences = self.tokens / seq_len
+        return [round(mean * sequences) for mean in _means(self.truncated)], _means(self.truncated_sequences)
+
+    def soft_layers(self) -> list[SoftRow]:
+        """What each layer of soft chunking did."""
+        means = _means(self.soft)
+        layers = len(means) // 3
+        parts = zip(*(means[part * layers : (part + 1) * layers] for part in range(3)), strict=True)
+        return [SoftRow(b, max(0.0, square - b * b) ** 0.5, norm) for b, square, norm in parts]
+
+    def state(self) -> dict[str, Any]:
+        """The settled part as plain data."""
+        return {key: value for key, value in vars(self).items() if not key.startswith("_")}
+
+    @staticmethod
+    def of(state: Any, levels: int, soft_layers: int, path: Path) -> MetricAccumulator:
+        """What ``state`` describes in the checkpoint ``path`` of a model with so many levels and layers.
+
+        Raises BytegolfError if it did not.
+        """
+        window = described(MetricAccumulator, state, path)
+        steps = len(window.losses)
+        for rows, width in (
+            *((kind, levels) for kind in (window.rates, window.truncated, window.truncated_sequences)),
+            (window.soft, 3 * soft_layers),
+        ):
+            if len(rows) != steps or any(len(row) != width for row in rows):
+                raise BytegolfError(f"the window in the checkpoint {path} does not fit the model: delete its folder")
+        return window
+
+
+def _means(steps: list[list[float]]) -> list[float]:
+    return [math.fsum(level) / len(level) for level in zip(*steps, strict=True)]
+
+
+class MetricsLogger:
+    """Tells how a run goes, once it is open; the ranks that do not lead leave theirs closed."""
+
+    def __init__(self, config: Config, model: LanguageModel, run: Path | None, reporter: Teller) -> None:
+        """Without a ``run`` folder rows are told to the ``reporter`` and not written down."""
+        self.config, self.run, self.reporter = config, run, reporter
+        self._budget = training_budget(config)
+        self._learned = [level.router.learned for level in model.levels()]
+        self._watch = RouterWatch()
+        self._open = False
+        self._file: MetricsFile | None = None
+
+    def open(self, resumed: int | None, steps: MetricAccumulator) -> None:
+        """Start metrics.jsonl, or cut it back to the step ``resumed``: what came later happens again.
+
+        So does the row, if any, of the ``steps`` that the checkpoint holds.
+        """
+        self._open, self._watch = True, RouterWatch()
+        if resumed is not None:
+            self.reporter.say(f"resuming at step {resumed}")
+        if self.run is None:
+            return
+        also = None
+        if self.config.train.tensorboard:
+            from bytegolf.training.tensorboard import event_log  # a package that few have
+
+            also = event_log(self.run, (resumed or -1) + 1)
+        if resumed is None:
+            self._file = MetricsFile(self.run / "metrics.jsonl", also=also)
+            return
+        logged = resumed - len(steps.losses)
+        self._file = MetricsFile(
+            self.run / "metrics.jsonl",
+            lambda row: row["step"] <= (resumed if row["kind"] == "validation" else logged),
+            also,
+        )
+        for row in self._file.rows:
+            if row["kind"] == "train":
+                truncation = row.get("truncated", []), row.get("truncated_sequences", [])
+                self._warnings(row["step"], row.get("rates", []), *truncation)
+
+    def _add(self, row: TrainRow | ValidationRow | AlarmRow) -> None:
+        if self._file:
+            self._file.add(row)
+
+    def train(self, progress: Progress, steps: MetricAccumulator, factor: float) -> None:
+        """Tell of ``steps``, of which the last had the learning rates times ``factor``."""
+        if not self._open:
+            return
+        loss, rates = steps.mean_loss(), steps.mean_rates()
+        truncated, truncated_sequences = steps.truncation(self.config.train.seq_len)
+        row = TrainRow(
+            step=progress.step,
+            seconds=round(progress.seconds, 3),
+            tokens=progress.tokens,
+            bytes=progress.bytes,
+            loss=loss,
+            bpb=bits_per_byte(loss * steps.tokens, steps.bytes),
+            rates=rates,
+            truncated=truncated,
+            truncated_sequences=truncated_sequences,
+            lr=factor,
+            bytes_per_second=round(steps.bytes / steps.seconds, 1) if steps.seconds else 0.0,
+            soft=steps.soft_layers(),
+        )
+        self._add(row)
+        self.reporter.progress(self._line(progress, row))
+        for text in self._warnings(row.step, rates, truncated, truncated_sequences):
+            self.reporter.warn(text)
+            self.alarm(progress.step, text)
+
+    def validation(self, progress: Progress, sample: Score) -> None:
+        """Tell of a sample's score."""
+        self._add(ValidationRow(progress.step, round(progress.seconds, 3), sample.bpb, sample.tokens))
+
+    def alarm(self, step: int, text: str) -> None:
+        """Write down what is wrong at ``step``."""
+        self._add(AlarmRow(step, text))
+
+    def _warnings(
+        self, step: int, rates: list[float], truncated: list[int], truncated_sequences: list[float]
+    ) -> list[str]:
+        """What a row of training gives reason to warn of, with the rows before it."""
+        truncation = self._watch.see_truncation(truncated, truncated_sequences, step)
+        return self._watch.see(rates, step, self._learned) + truncation
+
+    def _line(self, progress: Progress, row: TrainRow) -> str:
+        """A row of training as one line for people."""
+        share = remaining(self._budget, progress.step, progress.seconds)
+        left = progress.seconds * share / (1 - share) if share < 1 else 0.0
+        parts = [
+            f"step {progress.step}",
+            f"{clock(progress.seconds)} done, {clock(left)} left",
+            f"{row.bytes_per_second / 1000:.1f} kB/s",
+            f"bpb {row.bpb:.3f}",
+        ]
+        if row.rates:
+            parts.append("rate " + "/".join(f"{rate:.3f}" for rate in row.rates))
+        parts.append(f"lr ×{row.lr:.2f}")
+        if progress.validation_bpb is not None:
+            parts.append(f"val {progress.validation_bpb:.3f}")
+        return " · ".join(parts)

@@ -1,14 +1,29 @@
-"""The learning rate as a share of its peak: linear warm-up, constant, linear decay to 0; how long routers' chunks are
-to be; when QAT starts and training ends.
+"""What follows from how much of the training budget is used: the learning rate as a share of its peak (linear warm-up,
+constant, linear decay to 0), how long routers' chunks are to be, when QAT starts and training ends. Also the clock that
+a budget in seconds is counted on.
 
-Progress is measured in time under a wall-clock budget and in steps otherwise; whichever budget ends first counts.
+Progress is measured in time under a budget in seconds and in steps otherwise; whichever budget ends first counts.
+
+Example: ``max_steps`` = 100, ``decay_fraction`` = 0.4, ``lr_warmup_steps`` = 10.
+
+    step              0     9    10 … 60     80    99
+    budget left       1  0.91         0.4    0.2  0.01
+    learning rate   0.1     1     1 …  1     0.5  0.025
+
+With ``max_seconds`` = 50 besides, and 1 s per step, time runs out first: at step 30 there are 0.4 of the seconds left
+and 0.7 of the steps, so the decay begins there.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import time
+from typing import Literal
+
+import torch
 
 from bytegolf.config import Config, RouterConfig, TrainConfig
+from bytegolf.errors import BytegolfError
 
 
 def _budgets(config: TrainConfig, step: int, seconds: float) -> list[tuple[float, float]]:
@@ -79,3 +94,31 @@ def chunk_target(router: RouterConfig, done: float) -> float:
         return router.target
     way = min(1.0, max(0.0, done) / router.target_ramp)
     return router.start_target + way * (router.target - router.start_target)
+
+
+class Clock:
+    """Seconds of training, lap by lap: wall-clock time, or what the processors of this process spent."""
+
+    def __init__(self, kind: Literal["wall", "processor"], device: torch.device) -> None:
+        """Raises BytegolfError for the processor's time where another device trains."""
+        if kind == "processor" and device.type != "cpu":
+            raise BytegolfError(
+                f"train.clock is 'processor', but the CPU's seconds say nothing about training on {device.type}: "
+                "set train.clock to 'wall'"
+            )
+        self._kind = kind
+        self._mark = 0.0
+
+    def restart(self) -> None:
+        """Begin a lap: what passed since the last one is not training time."""
+        self._mark = self._now()
+
+    def lap(self) -> float:
+        """The seconds of the lap that ends now; the next one begins."""
+        now = self._now()
+        spent, self._mark = now - self._mark, now
+        return spent
+
+    def _now(self) -> float:
+        """In seconds since some moment."""
+        return time.process_time() if self._kind == "processor" else time.perf_counter()

@@ -55,6 +55,7 @@ from bytegolf.progress import Reporter
 from bytegolf.tools.study.definition import read_study
 from bytegolf.tools.study.plan import jobs
 from bytegolf.training.loop import Trainer
+from bytegolf.training.setup import TrainingData
 
 __all__ = ["MAGIC"]
 
@@ -231,7 +232,7 @@ def _trainer(folder: Path, steps: int) -> Trainer:
     made = dataclasses.replace(made, train=dataclasses.replace(made.train, max_steps=steps))
     train, val = (open_split(folder / "data", "byte260", split, 260) for split in ("train", "val"))
     world = DistributedContext(0, 1, torch.device("cpu"))
-    return Trainer(made, model(), train, val, BYTES, folder, world, Reporter(quiet=True))
+    return Trainer(made, TrainingData(BYTES, train, val), folder, world, Reporter(quiet=True))
 
 
 def resume(folder: Path) -> None:

@@ -13,26 +13,26 @@ import sys
 import time
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bytegolf.artifact.export import export_weights
 from bytegolf.artifact.loading import load_artifact
 from bytegolf.artifact.pack import read_artifact
 from bytegolf.config import Config, from_dict
 from bytegolf.data.shards import open_split
-from bytegolf.data.tokenizer import SentencePieceTokenizer, load_tokenizer
+from bytegolf.data.tokenizer import SentencePieceTokenizer
 from bytegolf.distributed import join
 from bytegolf.errors import BytegolfError
 from bytegolf.evaluate.modes import ScoringMode
 from bytegolf.evaluate.windows import Window
 from bytegolf.files import make_folder, write_bytes
-from bytegolf.training.setup import check_length, check_tokenizer, fit
+from bytegolf.training.loop import Trainer
+from bytegolf.training.setup import TrainingData
 
 if TYPE_CHECKING:
-    from bytegolf.progress import Reporter
+    pass
 
 CONFIG = ""
 """The run's configuration in TOML; `bytegolf submit` writes it here."""
@@ -74,23 +74,17 @@ def train(data: Path, out: Path, seed: int | None = None, device: str = "auto") 
         config.train, seed=config.train.seed if seed is None else seed, device=device, keep_checkpoints=1
     )
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=str(data)), train=settings)
-    tokenizer = load_tokenizer(config.data.tokenizer, data)
-    check_tokenizer(config, tokenizer)
-    text = open_split(data, config.data.tokenizer, "train", tokenizer.vocab_size)
-    validation = open_split(data, config.data.tokenizer, "val", tokenizer.vocab_size)
-    check_length(text, settings.seq_len, "training")
-    check_length(validation, settings.seq_len, "validation")
-    reporter = cast("Reporter", Lines())
+    text = TrainingData.open(config)
     with join(device) as world:
         make_folder(out)
-        trainer = fit(config, tokenizer, text, validation, out, world, reporter)
+        trainer = Trainer(config, text, out, world, Lines())
+        progress = trainer.fit()
         if not world.leads:
             return None
-        if isinstance(tokenizer, SentencePieceTokenizer):
-            write_bytes(out / "tokenizer.model", tokenizer.path.read_bytes())
-        state, progress = trainer.export_state(), trainer.progress
+        if isinstance(text.tokenizer, SentencePieceTokenizer):
+            write_bytes(out / "tokenizer.model", text.tokenizer.path.read_bytes())
         path = out / ARTIFACT
-        exported = export_weights(path, config, tokenizer, state, progress, world.device)
+        exported = trainer.export(path)
         return {
             "artifact": str(path),
             "steps": progress.step,

@@ -30,7 +30,7 @@ from bytegolf.tools.check.files import (
     verdict,
 )
 from bytegolf.tools.submission import folder as submission
-from bytegolf.training.metrics import read_metrics
+from bytegolf.training.metrics_file import read_metrics
 
 _FETCHED = "run the same `bytegolf fetch --verify` again"
 _PREPARED = "run the same `bytegolf prepare` again"
