@@ -41,7 +41,7 @@ from bytegolf.model.routers.base import THRESHOLD
 from bytegolf.model.soft_chunk import Override, SoftLayer
 from bytegolf.model.trace import SoftTrace
 from bytegolf.progress import Reporter
-from bytegolf.training.metrics import read_metrics
+from bytegolf.training.metrics_file import read_metrics
 
 BINS = 20
 """Of the histogram of b over [0, 1]."""
