@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar
 
 from cyclopts import App, Parameter, validators
 
-from bytegolf import __version__
+from bytegolf.cli.version import version
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors
 from bytegolf.progress import PlainConsole
@@ -23,7 +23,7 @@ from bytegolf.results import describe, to_json
 app = App(
     name="bytegolf",
     help="Learned tokenization in 16,000,000 bytes: train, ship and score byte-level H-Nets.",
-    version=__version__,
+    version=version,
     help_format="plaintext",
     default_parameter=Parameter(negative=()),
 )
