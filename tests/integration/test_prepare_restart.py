@@ -17,35 +17,34 @@ import pytest
 from numpy.typing import NDArray
 from test_prepare import TEXTS, files_of, independent_write, lines, made_up
 
-from bytegolf.data import blocks, checkpoint, json_lines
+from bytegolf.data import blocks, json_lines
 from bytegolf.data import prepare as module
 from bytegolf.data.blocks import Texts
-from bytegolf.data.checkpoint import PROGRESS
 from bytegolf.data.document import Document
 from bytegolf.data.encoding import Encoder
 from bytegolf.data.manifest import MANIFEST, UNFINISHED, data_summary, read_manifest
 from bytegolf.data.prepare import prepare
 from bytegolf.data.split import Split
-from bytegolf.data.tokenizer import Allocate, ByteTokenizer, fresh
+from bytegolf.data.tokenizer import ByteTokenizer
 from bytegolf.data.workers import encode_all
 from bytegolf.errors import BytegolfError
 from bytegolf.files import sha256
 
 KILLED = """
 import multiprocessing, os, signal, sys
-from bytegolf.data import blocks, checkpoint, prepare
-from bytegolf.data.export import Export
+from bytegolf.data import blocks, prepare
+from bytegolf.data.dataset_writer import DatasetWriter
 
 def main():
     source, out, specs, where, workers = sys.argv[1:]
-    blocks.BLOCK_BYTES = checkpoint.BLOCK_BYTES = 2000
+    blocks.BLOCK_BYTES = prepare.BLOCK_BYTES = 2000
     prepare.CHECKPOINT_SECONDS = 0.0
 
     def kill(*ignored, **also):
         print(*[process.pid for process in multiprocessing.active_children()], flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    left, write = int(where) if where.isdigit() else -1, Export.add
+    left, write = int(where) if where.isdigit() else -1, DatasetWriter.add
 
     def add(self, *arguments):
         nonlocal left
@@ -56,10 +55,10 @@ def main():
             kill()
         write(self, *arguments)
 
-    Export.add = add
+    DatasetWriter.add = add
     if where == "close":
-        Export.done = kill
-        prepare.write_manifest = kill
+        DatasetWriter.done = kill
+        prepare._write_manifest = kill
     prepare.prepare([source], prepare.Path(out), specs, "hash:0.3", shard_tokens=1000, workers=int(workers), quiet=True)
 
 if __name__ == "__main__":
@@ -91,7 +90,7 @@ def expected(source: str, specs: str, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 2000)
-    monkeypatch.setattr(checkpoint, "BLOCK_BYTES", 2000)
+    monkeypatch.setattr(module, "BLOCK_BYTES", 2000)
 
 
 def killed(source: str, out: Path, specs: str, where: str, workers: int = 1) -> list[int]:
@@ -153,9 +152,7 @@ def test_workers_end_with_the_process_that_they_work_for(
 
 
 class Deadly(ByteTokenizer):
-    def encode_documents(
-        self, documents: Sequence[bytes], allocate: Allocate = fresh
-    ) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
+    def encode_documents(self, documents: Sequence[bytes]) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError
 
@@ -184,11 +181,11 @@ def test_a_checkpoint_of_something_else_is_not_used(
     out, copy = tmp_path / "out", lines(tmp_path / "docs.jsonl", TEXTS)
     with monkeypatch.context() as broken:
         broken.setattr(module, "CHECKPOINT_SECONDS", 0.0)
-        broken.setattr(module, "write_manifest", lambda *ignored: 1 / 0)
+        broken.setattr(module, "_write_manifest", lambda *ignored: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             prepare([copy], out, "byte260", "first:9", shard_tokens=1000, quiet=True)
     folder = out / "datasets" / "fineweb10B_byte260"
-    assert json.loads((out / PROGRESS).read_text())["blocks"] > 3
+    assert json.loads((out / module.CHECKPOINT).read_text())["blocks"] > 3
     how: dict[str, Any] = {"tokenizers": "byte260", "val": "first:9", "shard_tokens": 1000}
     if change == "text":
         lines(tmp_path / "docs.jsonl", [text.upper() for text in TEXTS])
@@ -203,7 +200,7 @@ def test_a_checkpoint_of_something_else_is_not_used(
     elif change == "finished":
         (folder / "fineweb_train_000001.bin").unlink()
     else:
-        (out / PROGRESS).write_text('{"job": ')
+        (out / module.CHECKPOINT).write_text('{"job": ')
     prepare([copy], out, **how, quiet=True)
     prepare([copy], tmp_path / "again", **how, quiet=True)
     assert files_of(out) == files_of(tmp_path / "again")

@@ -20,8 +20,8 @@ import pytest
 from test_shards import independent_read, independent_write
 
 from bytegolf.data import blocks, json_lines
+from bytegolf.data.dataset_writer import SIDECAR
 from bytegolf.data.document import Document
-from bytegolf.data.export import SIDECAR
 from bytegolf.data.manifest import MANIFEST, UNFINISHED, data_summary, dataset_entry, read_manifest, validation_bytes
 from bytegolf.data.prepare import prepare
 from bytegolf.data.shards import open_split

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bytegolf.data import progress
-from bytegolf.data.progress import ProgressBar
+from bytegolf import progress
+from bytegolf.progress import ProgressBar
 
 
 def test_lines_tell_amount_pace_share_and_time_left(
@@ -25,7 +25,7 @@ def test_lines_tell_amount_pace_share_and_time_left(
 
 
 def test_quiet_says_nothing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "LINE_EVERY", 0.0)
+    monkeypatch.setattr(progress, "PLAIN_LINE_EVERY", 0.0)
     with ProgressBar(quiet=True).task("reading", None) as advance:
         advance(5)
     assert capsys.readouterr().err == ""

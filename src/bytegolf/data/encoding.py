@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from bytegolf.data.blocks import Block
 from bytegolf.data.split import Split
-from bytegolf.data.tokenizer import Allocate, Tokenizer, fresh
+from bytegolf.data.tokenizer import Tokenizer
 
 DIGEST_BYTES = hashlib.sha256().digest_size
 
@@ -58,8 +58,8 @@ class Encoder:
     split: Split
     tokenizers: Sequence[Tokenizer]
 
-    def __call__(self, block: Block, allocate: Allocate = fresh) -> Encoded:
-        """Encode ``block``, tokens in the memory that ``allocate`` gives: the same bytes wherever this runs."""
+    def __call__(self, block: Block) -> Encoded:
+        """Encode ``block``: the same bytes wherever this runs."""
         documents = [document for document in block.documents() if document.has_text()]
         texts = [document.data for document in documents]
         held_out = None
@@ -74,12 +74,12 @@ class Encoder:
             held_out,
             self.split.groups & {document.group for document in documents},
             np.array([len(text) for text in texts], dtype=np.int64),
-            [_tokens(tokenizer, texts, allocate) for tokenizer in self.tokenizers],
+            [_tokens(tokenizer, texts) for tokenizer in self.tokenizers],
         )
 
 
-def _tokens(tokenizer: Tokenizer, texts: Sequence[bytes], allocate: Allocate) -> Tokens:
-    ids, lengths = tokenizer.encode_documents(texts, allocate)
+def _tokens(tokenizer: Tokenizer, texts: Sequence[bytes]) -> Tokens:
+    ids, lengths = tokenizer.encode_documents(texts)
     if tokenizer.kind == "byte":
         return Tokens(ids, lengths, lengths - 1)
     if not len(ids):

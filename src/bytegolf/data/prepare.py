@@ -1,40 +1,52 @@
-"""From documents to a data folder: token shards, tokenizers, manifest (formats.md's layout), in one pass.
+"""From documents to a data folder: token shards, tokenizers, manifest (the layout of docs/formats), in one pass.
 
 ``datasets/fineweb10B_<suffix>/fineweb_{train,val}_%06d.bin``, ``tokenizers/``, ``manifest.json``. The manifest is
 written last; until then a marker names the data sets that are unfinished, and a checkpoint says how far they are. Data
 sets of other tokenizers over the same documents stay as they are.
 
 The sources alone decide what a block is (``blocks``). Workers encode blocks (``encoding``), and this process writes
-them in order (``export``): the files do not depend on the number of workers, and a checkpoint is a number of blocks.
+them in order (``dataset_writer``): the files do not depend on the number of workers, and a checkpoint is a number of
+blocks.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
+import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from bytegolf.data import from_shards
-from bytegolf.data.blocks import Block
-from bytegolf.data.checkpoint import PROGRESS, Progress, job_of
+from bytegolf.data.blocks import BLOCK_BYTES, Block
+from bytegolf.data.dataset_writer import DatasetWriter, WriterState
 from bytegolf.data.document import Advance, Reading
 from bytegolf.data.encoding import DIGEST_BYTES, Encoded, Encoder
-from bytegolf.data.export import Export
-from bytegolf.data.manifest import UNFINISHED
-from bytegolf.data.prepare_folder import begin, write_manifest
-from bytegolf.data.prepare_tokenizer import make_tokenizer
-from bytegolf.data.progress import ProgressBar
+from bytegolf.data.manifest import (
+    DATASET_PREFIX,
+    DIGEST,
+    MANIFEST,
+    UNFINISHED,
+    mark_unfinished,
+    read_manifest,
+    unfinished,
+)
 from bytegolf.data.shards import SHARD_TOKENS
 from bytegolf.data.sources import Source, checked, open_source
 from bytegolf.data.specs import TokenizerSpec, parse_tokenizers
 from bytegolf.data.split import Split
 from bytegolf.data.tokenizer import Tokenizer, TokenizerKind
+from bytegolf.data.train_tokenizer import make_tokenizer
 from bytegolf.data.workers import cores, encode_all, encode_all_on_ray
 from bytegolf.errors import BytegolfError
-from bytegolf.files import disk_errors
+from bytegolf.files import disk_errors, make_folder, read_json, write_json
+from bytegolf.progress import ProgressBar
+
+CHECKPOINT = "prepare.progress.json"
+"""How far a `prepare` is: what a killed one leaves, and the same command run again goes on from."""
 
 CHECKPOINT_SECONDS = 2.0
 """What a kill can cost, besides the training of a tokenizer."""
@@ -85,9 +97,9 @@ def prepare(
             raise BytegolfError(
                 f"training {spec.suffix} reads the documents twice, but stdin and pipes come once: save them to a file"
             )
-    kept = begin(out, source, split, specs)
-    job = job_of(source, split, specs, shard_tokens)
-    progress = Progress(job) if source.once else Progress.load(out, job)
+    kept = _begin(out, source, split, specs)
+    job = _job_of(source, split, specs, shard_tokens)
+    progress = Checkpoint(job) if source.once else Checkpoint.load(out, job)
     if not workers:
         alone = source.size is not None and source.size <= min(SINGLE_PROCESS[spec.kind] for spec in specs)
         workers = 1 if alone else cores()
@@ -100,22 +112,22 @@ def prepare(
             progress.models[spec.suffix] = tokenizer.identity()["sha256"]
             progress.save(out)
     with contextlib.ExitStack() as stack:
-        exports, progress = _open(made, out, shard_tokens, progress, stack)
+        writers, progress = _open(made, out, shard_tokens, progress, stack)
         check = stack.enter_context(checked(source))
         with bar.task("writing shards", source.size) as advance:
             blocks = _skip(source.blocks(), progress.blocks, advance)
             encoder = Encoder(split, [tokenizer for _, tokenizer in made])
             encoded = encode_all_on_ray(encoder, blocks) if ray else encode_all(encoder, blocks, workers)
             stack.enter_context(contextlib.closing(encoded))
-            _write(encoded, split, exports, progress, None if source.once else out, advance)
-            _check(source, split, exports[0], progress)
+            _write(encoded, split, writers, progress, None if source.once else out, advance)
+            _check(source, split, writers[0], progress)
             check()
-        for export in exports:
-            export.close()
-        manifest = write_manifest(out, source, split, kept, exports, progress.digest)
-        for export in exports:
-            export.done()
-    for name in (UNFINISHED, PROGRESS):
+        for writer in writers:
+            writer.close()
+        manifest = _write_manifest(out, source, split, kept, writers, progress.digest)
+        for writer in writers:
+            writer.done()
+    for name in (UNFINISHED, CHECKPOINT):
         with disk_errors(out / name, "remove"):
             (out / name).unlink(missing_ok=True)
     return manifest
@@ -125,22 +137,22 @@ def _open(
     made: Sequence[tuple[TokenizerSpec, Tokenizer]],
     out: Path,
     shard_tokens: int,
-    progress: Progress,
+    progress: Checkpoint,
     stack: contextlib.ExitStack,
-) -> tuple[list[Export], Progress]:
-    """The exports where ``progress`` left them; new ones, and no progress but the models', if that cannot be."""
+) -> tuple[list[DatasetWriter], Checkpoint]:
+    """The writers where ``progress`` left them; new ones, and no progress but the models', if that cannot be."""
 
-    def new() -> list[Export]:
-        return [Export(spec, tokenizer, out, shard_tokens) for spec, tokenizer in made]
+    def new() -> list[DatasetWriter]:
+        return [DatasetWriter(spec, tokenizer, out, shard_tokens) for spec, tokenizer in made]
 
     if progress.blocks:
-        exports = new()
+        writers = new()
         with contextlib.suppress(KeyError, TypeError, ValueError):
-            if all(export.resume(saved) for export, saved in zip(exports, progress.exports, strict=True)):
-                return [stack.enter_context(export) for export in exports], progress
-        for export in exports:
-            export.__exit__()
-    return [stack.enter_context(export) for export in new()], Progress(progress.job, progress.models)
+            if all(writer.resume(saved) for writer, saved in zip(writers, progress.writers, strict=True)):
+                return [stack.enter_context(writer) for writer in writers], progress
+        for writer in writers:
+            writer.__exit__()
+    return [stack.enter_context(writer) for writer in new()], Checkpoint(progress.job, progress.models)
 
 
 def _skip(blocks: Iterator[Block], count: int, advance: Advance) -> Iterator[Block]:
@@ -154,8 +166,8 @@ def _skip(blocks: Iterator[Block], count: int, advance: Advance) -> Iterator[Blo
 def _write(
     encoded: Iterable[Encoded],
     split: Split,
-    exports: Sequence[Export],
-    progress: Progress,
+    writers: Sequence[DatasetWriter],
+    progress: Checkpoint,
     out: Path | None,
     advance: Advance,
 ) -> None:
@@ -164,15 +176,15 @@ def _write(
     for block in encoded:
         held_out = block.held_out
         if held_out is None:
-            held_out = min(max(0, split.first - sum(exports[0].documents)), block.documents)
-        for export, tokens in zip(exports, block.tokens, strict=True):
-            export.add(tokens, block.original_bytes, held_out)
+            held_out = min(max(0, split.first - sum(writers[0].documents)), block.documents)
+        for writer, tokens in zip(writers, block.tokens, strict=True):
+            writer.add(tokens, block.original_bytes, held_out)
         progress.digest = _chained(progress.digest, block.digests)
         progress.groups = sorted({*progress.groups, *block.groups})
         progress.blocks += 1
         advance(block.size)
         if out is not None and time.monotonic() - saved >= CHECKPOINT_SECONDS:
-            progress.exports = [export.checkpoint() for export in exports]
+            progress.writers = [writer.checkpoint() for writer in writers]
             progress.save(out)
             saved = time.monotonic()
 
@@ -184,9 +196,9 @@ def _chained(digest: str, digests: bytes) -> str:
     return chain.hex()
 
 
-def _check(source: Source, split: Split, export: Export, progress: Progress) -> None:
+def _check(source: Source, split: Split, writer: DatasetWriter, progress: Checkpoint) -> None:
     """Raise unless the documents are as many as they should be, on both sides."""
-    training, validation = export.documents
+    training, validation = writer.documents
     if not training + validation:
         raise BytegolfError("the sources hold no text at all: give documents with text in them")
     if source.count not in (None, training + validation):
@@ -196,9 +208,132 @@ def _check(source: Source, split: Split, export: Export, progress: Progress) -> 
         )
     split.check(training, validation, split.groups - set(progress.groups))
     if source.digest not in (None, progress.digest) or any(
-        size not in (None, found) for size, found in zip(source.sizes, export.original_bytes, strict=True)
+        size not in (None, found) for size, found in zip(source.sizes, writer.original_bytes, strict=True)
     ):
         raise BytegolfError(
             f"the tokens in {Path(source.files[0]).parent} do not give back the documents that they were made of (a ▁ "
             "in a text comes back as a space): prepare from the documents"
         )
+
+
+# ---------------------------------------------------------------------------------------------- the folder
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kept:
+    """What stays of a folder's manifest: other tokenizers over the same documents."""
+
+    manifest: dict[str, Any]
+    datasets: list[dict[str, Any]]
+    tokenizers: list[dict[str, Any]]
+
+
+def _begin(out: Path, source: Source, split: Split, specs: list[TokenizerSpec]) -> _Kept:
+    """Mark the data sets of ``specs`` in ``out`` as unfinished; raise rather than touch what is not theirs."""
+    make_folder(out)
+    names, half = [DATASET_PREFIX + spec.suffix for spec in specs], unfinished(out)
+    kept = _Kept({}, [], [])
+    if (out / MANIFEST).exists():
+        old = read_manifest(out)
+        published = "corpus" not in old  # fetched: its statistics are compared in the end
+        if not published and (old["corpus"], old.get("split")) != (source.description, str(split)):
+            raise BytegolfError(f"{out} holds data from other documents or with another split: choose another --out")
+        remade = {spec.name for spec in specs}
+        datasets = [d for d in old["datasets"] if _tokenizer_of(d) not in remade and d.get("name") not in half]
+        stay = {_tokenizer_of(entry) for entry in datasets}
+        tokenizers = [entry for entry in old["tokenizers"] if entry.get("name") in stay]
+        kept = _Kept(old, datasets, tokenizers)
+        files = {entry.get("name") for entry in datasets} | {entry.get("model_path") for entry in tokenizers}
+        for spec, name in zip(specs, names, strict=True):
+            if taken := files & {name, f"tokenizers/{spec.model_prefix}.model"}:
+                raise BytegolfError(
+                    f"{out} holds {', '.join(map(str, taken))} of another tokenizer than {spec.name}: give the spec "
+                    "its own dataset_suffix and model_prefix, or choose another --out"
+                )
+    elif not half and (foreign := [name for name in names if any((out / "datasets" / name).glob("*.bin"))]):
+        raise BytegolfError(
+            f"{out} has shards but no {MANIFEST} ({', '.join(foreign)}), so they may be another's: delete them, or "
+            "choose another --out"
+        )
+    mark_unfinished(out, [*names, *half])
+    return kept
+
+
+def _write_manifest(
+    out: Path, source: Source, split: Split, kept: _Kept, made: Sequence[DatasetWriter], digest: str
+) -> dict[str, Any]:
+    """Write the manifest of ``out``, and return it; raise if what stays there came from other documents."""
+    training, validation = made[0].documents
+    same = kept.manifest.get(DIGEST, digest) == digest and all(
+        (entry.get("stats") or {}).get(key, count) == count
+        for entry in kept.datasets
+        for key, count in (("docs_val", validation), ("docs_total", training + validation))
+    )
+    if kept.datasets and not same:
+        raise BytegolfError(f"the documents are not those that {out} was made from: choose another --out")
+    manifest = {
+        **kept.manifest,
+        "version": 1,
+        "corpus": source.description,
+        "split": str(split),
+        "docs_total": training + validation,
+        DIGEST: digest,
+        "datasets": kept.datasets + [dataclasses.asdict(writer.dataset_entry()) for writer in made],
+        "tokenizers": kept.tokenizers + [writer.tokenizer_entry() for writer in made],
+    }
+    manifest.pop("documents_sha256", None)  # what earlier versions wrote instead
+    write_json(out / MANIFEST, manifest)
+    return manifest
+
+
+def _tokenizer_of(dataset: dict[str, Any]) -> Any:
+    return dataset.get("tokenizer_name", dataset.get("tokenizer"))
+
+
+# ---------------------------------------------------------------------------------------------- checkpoints
+
+
+def _job_of(source: Source, split: Split, specs: Sequence[TokenizerSpec], shard_tokens: int) -> dict[str, Any]:
+    """All that the files of an export depend on: a checkpoint is for the same job only."""
+    status = {file: Path(file).stat() for file in source.files if Path(file).is_file()}
+    return {
+        "version": 1,
+        "corpus": source.description,
+        "files": [[file, its.st_size, its.st_mtime_ns] for file, its in status.items()],
+        "split": str(split),
+        "tokenizers": [spec.to_json() for spec in specs],
+        "shard_tokens": shard_tokens,
+        "block_bytes": BLOCK_BYTES,
+    }
+
+
+@dataclasses.dataclass
+class Checkpoint:
+    """What is finished of a job."""
+
+    job: dict[str, Any]
+    models: dict[str, str] = dataclasses.field(default_factory=dict)
+    """the hashes of the SentencePiece models that are trained, by the suffix of their data sets"""
+    blocks: int = 0
+    """how many blocks are written"""
+    digest: str = bytes(32).hex()
+    """the hash of their documents (`manifest.DIGEST`)"""
+    groups: list[str] = dataclasses.field(default_factory=list)
+    """which of the groups that the split names were met"""
+    writers: list[WriterState] = dataclasses.field(default_factory=list)
+    """one per tokenizer"""
+
+    def save(self, out: Path) -> None:
+        """Write it to the folder ``out``."""
+        write_json(out / CHECKPOINT, dataclasses.asdict(self))
+
+    @staticmethod
+    def load(out: Path, job: dict[str, Any]) -> Checkpoint:
+        """What ``out`` holds of ``job``; nothing finished where it holds none of it, or what cannot be read."""
+        with contextlib.suppress(BytegolfError, TypeError, KeyError):
+            if (out / CHECKPOINT).exists():
+                value = read_json(out / CHECKPOINT, "checkpoint")
+                found = Checkpoint(**{**value, "writers": [WriterState(**one) for one in value["writers"]]})
+                if found.job == json.loads(json.dumps(job)):
+                    return found
+        return Checkpoint(job)

@@ -15,13 +15,6 @@ from bytegolf.data.shards import MAX_SHARD_TOKENS, SHARD_TOKENS, shard_bytes, sh
 from bytegolf.errors import BytegolfError
 from bytegolf.files import abandon, disk_errors, make_folder, sha256
 
-_BEHIND_BYTES = 8 << 20
-"""What is written goes on its way to the disk in such pieces, so that the wait for it in the end is short."""
-
-_ASKED_AGAIN = 4
-"""Pieces whose memory is asked for again with the next one: the disk has them by then, and memory that was in use a
-moment ago takes the next piece at half the cost of memory that was not."""
-
 
 class ShardWriter:
     """Writes a stream of tokens as the shards of one split, with memory for a single piece of it.
@@ -47,8 +40,11 @@ class ShardWriter:
         self.tokens = 0
         self._file: io.FileIO | None = None
         self._hash = hashlib.sha256()
-        self._in_shard = 0
-        self._sent = 0
+
+    @property
+    def _in_shard(self) -> int:
+        """Tokens in the shard that is not complete."""
+        return self.tokens - len(self.paths) * self.shard_tokens
 
     def write(self, tokens: NDArray[np.uint16]) -> None:
         """Append tokens, uint16 of shape (n,)."""
@@ -63,8 +59,6 @@ class ShardWriter:
                     # most shards will be full; the count of one that is not is put right at its end
                     self._put(shard_header(self.shard_tokens))
                 self._put(data)
-                self._send_to_disk()
-            self._in_shard += len(part)
             self.tokens += len(part)
             tokens = tokens[len(part) :]
             if self._in_shard == self.shard_tokens:
@@ -76,15 +70,6 @@ class ShardWriter:
         view = memoryview(data)
         while len(view):  # a disk that is nearly full takes a part
             view = view[self._file.write(view) :]
-
-    def _send_to_disk(self) -> None:
-        """Have the system begin to write what it still holds back; nobody waits, and memory is not needed for it."""
-        assert self._file is not None
-        written = self._file.tell()
-        if written - self._sent >= _BEHIND_BYTES and hasattr(os, "posix_fadvise"):
-            start = max(0, self._sent - _ASKED_AGAIN * _BEHIND_BYTES)
-            os.posix_fadvise(self._file.fileno(), start, written - start, os.POSIX_FADV_DONTNEED)
-            self._sent = written
 
     def sync(self) -> None:
         """Return once everything written so far is on the disk, as far as the system can tell."""
@@ -98,20 +83,19 @@ class ShardWriter:
         """
         full, rest = divmod(tokens, self.shard_tokens)
         finished = [shard_path(self.folder, self.split, index) for index in range(full)]
-        if any(not path.exists() or path.stat().st_size != shard_bytes(self.shard_tokens) for path in finished):
-            return False
-        if not all(path.name in sha256 for path in finished):
-            return False
-        self.paths = finished
-        half = next((path for path in (self._temporary, self._path) if rest and path.exists()), None)
+        for path in finished:
+            if path.name not in sha256 or not path.exists() or path.stat().st_size != shard_bytes(self.shard_tokens):
+                return False
+        # the shard that was not complete may have been finished since, by a process that was killed behind that
+        last = shard_path(self.folder, self.split, full)
+        half = next((path for path in (_temporary(last), last) if rest and path.exists()), None)
         if rest and (half is None or half.stat().st_size < shard_bytes(rest)):
-            self.paths = []
             return False
+        self.paths, self.tokens = finished, tokens
         self.sha256 = {path.name: sha256[path.name] for path in finished}
-        self.tokens, self._in_shard = tokens, rest
         if half is not None:
             with disk_errors(self._path):
-                half.replace(self._temporary)  # it may have been finished since
+                half.replace(self._temporary)
                 self._file = self._temporary.open("r+b", buffering=0)
                 self._file.truncate(shard_bytes(rest))
                 self._file.write(shard_header(self.shard_tokens))
@@ -148,22 +132,21 @@ class ShardWriter:
 
     @property
     def _temporary(self) -> Path:
-        return self._path.with_name(f".{self._path.name}.tmp")
+        return _temporary(self._path)
 
     def _finish_shard(self) -> None:
         if self._file is None:
             return
-        path = self._path
+        path, full = self._path, self._in_shard == self.shard_tokens
         with disk_errors(path):
-            if self._in_shard < self.shard_tokens:
+            if not full:
                 self._file.seek(0)
                 self._file.write(shard_header(self._in_shard))
             os.fsync(self._file.fileno())
             self._file.close()
             self._temporary.replace(path)
-        self.sha256[path.name] = self._hash.hexdigest() if self._in_shard == self.shard_tokens else sha256(path)
+        self.sha256[path.name] = self._hash.hexdigest() if full else sha256(path)
         self._file, self._hash = None, hashlib.sha256()
-        self._in_shard = self._sent = 0
         self.paths.append(path)
 
     def abandon(self, keep: bool = False) -> None:
@@ -173,3 +156,8 @@ class ShardWriter:
         if self._file is not None:
             file, self._file = self._file, None
             abandon(file, self._temporary, keep)
+
+
+def _temporary(path: Path) -> Path:
+    """Where a shard is written until it is complete."""
+    return path.with_name(f".{path.name}.tmp")

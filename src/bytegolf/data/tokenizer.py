@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -27,15 +27,6 @@ WHITESPACE = b" \t\n\r\v\f"
 """The bytes that count as whitespace, wherever chunks and words are compared: ASCII's."""
 
 TokenizerKind = Literal["byte", "sentencepiece"]
-
-
-Allocate = Callable[[int], NDArray[np.uint16]]
-"""Memory for so many tokens, uint16 of that shape, whatever is in it."""
-
-
-def fresh(count: int) -> NDArray[np.uint16]:
-    """Memory of its own."""
-    return np.empty(count, dtype=np.uint16)
 
 
 class Tokenizer(ABC):
@@ -60,18 +51,15 @@ class Tokenizer(ABC):
     def encode(self, text: str) -> NDArray[np.uint16]:
         """The tokens of a text, uint16 of shape (tokens,); no BOS, no EOS."""
 
-    def encode_documents(
-        self, documents: Sequence[bytes], allocate: Allocate = fresh
-    ) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
+    def encode_documents(self, documents: Sequence[bytes]) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
         """Documents in UTF-8 as a stream, each behind a BOS; and how many tokens each is, its BOS included.
 
-        Returns uint16 of shape (tokens,), in the memory that ``allocate`` gives, and int64 of shape (documents,).
+        Returns uint16 of shape (tokens,) and int64 of shape (documents,).
         """
         bos = np.array([self.BOS], dtype=np.uint16)
         parts = [part for document in documents for part in (bos, self.encode(document.decode("utf-8")))]
         lengths = np.array([1 + len(part) for part in parts[1::2]], dtype=np.int64)
-        tokens = allocate(int(lengths.sum()))
-        return np.concatenate(parts, out=tokens) if parts else tokens, lengths
+        return np.concatenate(parts) if parts else np.empty(0, dtype=np.uint16), lengths
 
     @abstractmethod
     def decode(self, ids: ArrayLike, previous: int = BOS) -> bytes:
@@ -139,19 +127,16 @@ class ByteTokenizer(Tokenizer):
     def encode(self, text: str) -> NDArray[np.uint16]:
         return self.encode_bytes(text.encode("utf-8"))
 
-    def encode_bytes(self, data: bytes, allocate: Allocate = fresh) -> NDArray[np.uint16]:
+    def encode_bytes(self, data: bytes) -> NDArray[np.uint16]:
         """The tokens of any bytes, UTF-8 or not: uint16 of shape (len(data),)."""
-        tokens = allocate(len(data))
-        tokens[:] = np.frombuffer(data, dtype=np.uint8)
+        tokens = np.frombuffer(data, dtype=np.uint8).astype(np.uint16)
         tokens += self.OFFSET  # in place: six times as fast as an addition that converts
         return tokens
 
-    def encode_documents(
-        self, documents: Sequence[bytes], allocate: Allocate = fresh
-    ) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
+    def encode_documents(self, documents: Sequence[bytes]) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
         # one pass over all of them: a zero byte keeps the place of each BOS
         lengths = np.array([1 + len(document) for document in documents], dtype=np.int64)
-        tokens = self.encode_bytes(b"\0".join([b"", *documents]), allocate)
+        tokens = self.encode_bytes(b"\0".join([b"", *documents]))
         tokens[np.cumsum(lengths) - lengths] = self.BOS
         return tokens, lengths
 

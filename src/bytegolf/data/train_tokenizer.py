@@ -1,4 +1,4 @@
-"""Training a SentencePiece tokenizer with the published options."""
+"""The tokenizers of a data folder: taken over, or trained with SentencePiece and the published options."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bytegolf.data.sources import Source
 from bytegolf.data.specs import TokenizerSpec
-from bytegolf.data.tokenizer import SentencePieceTokenizer
+from bytegolf.data.split import Split
+from bytegolf.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, Tokenizer
 from bytegolf.errors import BytegolfError
-from bytegolf.files import write_bytes
+from bytegolf.files import make_folder, sha256, write_bytes, write_json
+from bytegolf.progress import ProgressBar
 
 MAX_TRAINING_BYTES = 128_000_000
 """SentencePiece keeps its training text in memory, several times over (half a gigabyte for these); what lies beyond
@@ -36,6 +39,46 @@ _PUBLISHED: dict[str, Any] = {
     "hard_vocab_limit": False,
     "minloglevel": 2,  # quiet; this one is no part of the model
 }
+
+
+def make_tokenizer(
+    spec: TokenizerSpec, out: Path, source: Source, split: Split, trained: str | None, bar: ProgressBar
+) -> Tokenizer:
+    """Make the spec's tokenizer in ``out``: train it on the training documents, or take over an existing model.
+
+    ``trained`` is the hash of the model that the same `prepare`, interrupted since, has left there.
+    """
+    folder = make_folder(out / "tokenizers")
+    if spec.kind == "byte":
+        tokenizer = ByteTokenizer(spec.suffix)
+        layout = {"pad_id": 0, "bos_id": 1, "eos_id": 2, "unk_id": 3, "byte_offset": ByteTokenizer.OFFSET}
+        write_json(folder / f"fineweb_{spec.name}.json", {"tokenizer_type": "pure_byte", "vocab_size": 260, **layout})
+        return tokenizer
+    prefix = folder / spec.model_prefix
+    if spec.reuse_model_path is not None:
+        reused = SentencePieceTokenizer(spec.reuse_model_path, spec.suffix)
+        if reused.vocab_size != spec.vocab_size:
+            raise BytegolfError(
+                f"{spec.reuse_model_path} has {reused.vocab_size} pieces, but its spec {spec.name} says "
+                f"{spec.vocab_size}: correct vocab_size"
+            )
+        for ending in (".vocab", ".model"):
+            old, new = reused.path.with_suffix(ending), prefix.with_name(prefix.name + ending)
+            if old.exists():
+                write_bytes(new, old.read_bytes())
+            else:  # an earlier model's
+                new.unlink(missing_ok=True)
+        return SentencePieceTokenizer(new, spec.suffix)
+    model = prefix.with_name(prefix.name + ".model")
+    if trained is not None and model.exists() and sha256(model) == trained:
+        return SentencePieceTokenizer(model, spec.suffix)
+    with bar.task(f"training {spec.suffix}", source.size) as advance:
+        texts = (
+            document.text
+            for number, document in enumerate(source.documents(advance))
+            if not split.holds_out(number, document)
+        )
+        return train_sentencepiece(texts, spec, prefix)
 
 
 def train_sentencepiece(

@@ -1,4 +1,8 @@
-"""Blocks through an encoder, in order and with few of them in memory: here, in processes, or on a Ray cluster."""
+"""Blocks through an encoder, in order and with few of them in memory: here, in processes, or on a Ray cluster.
+
+Tokens come back from processes in memory that is shared with them: through pipes, byte260's would cost a sixth more of
+the processors' time (benchmarks/prepare.py with two workers).
+"""
 
 from __future__ import annotations
 
@@ -6,14 +10,17 @@ import dataclasses
 import gc
 import importlib
 import itertools
+import mmap
 import multiprocessing
 import os
 import signal
+import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import reduction
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,8 +28,6 @@ from numpy.typing import NDArray
 
 from bytegolf.data.blocks import BLOCK_BYTES, Block
 from bytegolf.data.encoding import Encoded, Encoder
-from bytegolf.data.shared_memory import SharedMemory
-from bytegolf.data.tokenizer import fresh
 from bytegolf.errors import BytegolfError
 
 AHEAD = 2
@@ -71,46 +76,69 @@ def encode_all(encoder: Encoder, blocks: Iterable[Block], workers: int) -> Gener
         memory.close()
 
 
-class _Room:
-    """Memory for the tokens of a block: in its slot, where they fit, as a pipe would cost more than encoding."""
+class SharedMemory:
+    """Slots of bytes; pickled for a process that is being spawned, it is the same memory there.
 
-    def __init__(self, memory: SharedMemory, slot: int) -> None:
-        self._memory, self._slot, self._taken = memory, slot, 0
-        self.places: list[tuple[int, int] | None] = []
-        """of each array given: how many tokens of the slot are before it, and in it; None if it is not there"""
+    It has no name and so nothing to clean up: it goes with the last process that maps it. (``/dev/shm``, where Python's
+    own shared memory lies, is often too small in containers, which shows only when a page is touched.)
+    """
 
-    def __call__(self, count: int) -> NDArray[np.uint16]:
-        if 2 * (self._taken + count) > self._memory.slot_bytes:
-            self.places.append(None)
-            return fresh(count)
-        start = self._taken
-        self.places.append((start, count))
-        self._taken += count
-        return self._memory.array(self._slot, start, count)
+    def __init__(self, slots: int, slot_bytes: int) -> None:
+        self.slots, self.slot_bytes = slots, slot_bytes
+        if hasattr(os, "memfd_create"):
+            self._descriptor = os.memfd_create("bytegolf")
+        else:
+            with tempfile.TemporaryFile() as file:
+                self._descriptor = os.dup(file.fileno())
+        os.ftruncate(self._descriptor, slots * slot_bytes)
+        self._bytes = mmap.mmap(self._descriptor, slots * slot_bytes)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"slots": self.slots, "slot_bytes": self.slot_bytes, "copy": reduction.DupFd(self._descriptor)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.slots, self.slot_bytes = state["slots"], state["slot_bytes"]
+        self._descriptor = state["copy"].detach()
+        self._bytes = mmap.mmap(self._descriptor, self.slots * self.slot_bytes)
+
+    def array(self, slot: int, start: int, count: int) -> NDArray[np.uint16]:
+        """The ``count`` numbers behind the first ``start`` of a slot, uint16, as they are now and will be."""
+        return np.frombuffer(self._bytes, np.uint16, count, slot * self.slot_bytes + 2 * start)
+
+    def close(self) -> None:
+        """Let go of it; arrays that still look at it keep it."""
+        os.close(self._descriptor)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Parked:
-    """An encoded block without the tokens that wait in shared memory."""
+    """An encoded block whose tokens wait in a slot of shared memory, one tokenizer's behind the other's."""
 
     encoded: Encoded
+    """without the tokens that are in the slot"""
     slot: int
-    places: list[tuple[int, int] | None]
-    """as in ``_Room``, of each tokenizer"""
+    counts: list[int]
+    """tokens in the slot, per tokenizer; 0 where they had no room"""
 
     @staticmethod
-    def park(encoded: Encoded, slot: int, room: _Room) -> _Parked:
-        left = [
-            tokens if place is None else dataclasses.replace(tokens, ids=tokens.ids[:0])
-            for tokens, place in zip(encoded.tokens, room.places, strict=True)
-        ]
-        return _Parked(dataclasses.replace(encoded, tokens=left), slot, room.places)
+    def park(encoded: Encoded, slot: int, memory: SharedMemory) -> _Parked:
+        left, counts, taken = [], [], 0
+        for tokens in encoded.tokens:
+            count = len(tokens.ids) if 2 * (taken + len(tokens.ids)) <= memory.slot_bytes else 0
+            if count:
+                memory.array(slot, taken, count)[:] = tokens.ids
+                tokens = dataclasses.replace(tokens, ids=tokens.ids[:0])
+            left.append(tokens)
+            counts.append(count)
+            taken += count
+        return _Parked(dataclasses.replace(encoded, tokens=left), slot, counts)
 
     def fetched(self, memory: SharedMemory) -> Encoded:
-        found = [
-            tokens if place is None else dataclasses.replace(tokens, ids=memory.array(self.slot, *place))
-            for tokens, place in zip(self.encoded.tokens, self.places, strict=True)
-        ]
+        found, taken = [], 0
+        for tokens, count in zip(self.encoded.tokens, self.counts, strict=True):
+            ids = memory.array(self.slot, taken, count) if count else tokens.ids
+            found.append(dataclasses.replace(tokens, ids=ids))
+            taken += count
         return dataclasses.replace(self.encoded, tokens=found)
 
 
@@ -147,8 +175,7 @@ def _end_with_parent() -> None:
 
 
 def _encode(block: Block, slot: int) -> _Parked:
-    room = _Room(_memory, slot)
-    return _Parked.park(_encoder(block, room), slot, room)
+    return _Parked.park(_encoder(block), slot, _memory)
 
 
 def encode_all_on_ray(encoder: Encoder, blocks: Iterable[Block]) -> Generator[Encoded]:

@@ -13,7 +13,7 @@ from bytegolf.artifact import checkpoint as store
 from bytegolf.artifact.container import read as read_container
 from bytegolf.artifact.run_folder import RunFolder
 from bytegolf.config import Config
-from bytegolf.data.export import SIDECAR
+from bytegolf.data.dataset_writer import SIDECAR
 from bytegolf.data.manifest import FETCHING, MANIFEST, UNFINISHED, path_in, read_manifest, unfinished
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors, read_json, read_json_object, sha256

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from bytegolf.data.manifest import FETCHING, LOCK, MANIFEST, data_summary, mark_unfinished, read_manifest, unfinished
-from bytegolf.data.progress import ProgressBar
 from bytegolf.data.specs import parse_tokenizers
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors, make_folder, only_one, write_bytes
+from bytegolf.progress import ProgressBar
 from bytegolf.tools.fetch.download import Part, Retries, Wanted, download, part_path
 from bytegolf.tools.fetch.export import add_original_bytes, is_made, make
 from bytegolf.tools.fetch.mirrors import REPOSITORY, ROOT, Mirror, Remote, open_hub, open_mirror

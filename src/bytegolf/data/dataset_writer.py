@@ -1,7 +1,8 @@
-"""The data set of one tokenizer while it is written: shards of both splits, and byte counts a validation document."""
+"""The data set of one tokenizer while it is written: shards of both splits, and byte counts per validation document."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import IO, Any
@@ -13,7 +14,7 @@ from bytegolf.data.encoding import Tokens
 from bytegolf.data.manifest import DATASET_PREFIX, add_totals
 from bytegolf.data.shard_writer import ShardWriter
 from bytegolf.data.specs import TokenizerSpec
-from bytegolf.data.tokenizer import Tokenizer
+from bytegolf.data.tokenizer import Tokenizer, TokenizerKind
 from bytegolf.errors import BytegolfError
 from bytegolf.files import abandon, disk_errors, write_atomically
 
@@ -24,7 +25,42 @@ SPLITS = ("train", "val")
 _ROW_BYTES = 3 * 8
 
 
-class Export:
+@dataclasses.dataclass(frozen=True)
+class DatasetEntry:
+    """What a manifest says of a data set, key by key."""
+
+    name: str
+    tokenizer_name: str
+    tokenizer_kind: TokenizerKind
+    path: str
+    """relative to the manifest's folder, as are the patterns"""
+    train_glob: str
+    val_glob: str
+    vocab_size: int
+    bos_id: int
+    eos_id: int
+    stats: dict[str, int]
+    """documents (``docs_``), shards (``files_``), tokens, bytes that the tokens stand for and ``original_bytes_``, for
+    train and val"""
+    sha256: dict[str, str]
+    """of the shards, by their names"""
+
+
+@dataclasses.dataclass(frozen=True)
+class WriterState:
+    """How far a data set is written: all that ``DatasetWriter.resume`` needs. Pairs are of training and validation."""
+
+    model: str | None
+    """the SHA-256 of the tokenizer's model"""
+    documents: list[int]
+    piece_bytes: list[int]
+    original_bytes: list[int]
+    tokens: list[int]
+    sha256: list[dict[str, str]]
+    """of the finished shards"""
+
+
+class DatasetWriter:
     """One data set in ``out``; leaving the ``with`` block drops what is not finished, unless a checkpoint needs it."""
 
     def __init__(self, spec: TokenizerSpec, tokenizer: Tokenizer, out: Path, shard_tokens: int) -> None:
@@ -35,7 +71,7 @@ class Export:
         self._rows = _Rows(self.folder / SIDECAR)
         self._keep = False
 
-    def __enter__(self) -> Export:
+    def __enter__(self) -> DatasetWriter:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -55,30 +91,30 @@ class Export:
         columns = (tokens.lengths, tokens.piece_bytes, original_bytes)
         self._rows.write(np.stack([column[:held_out] for column in columns], axis=1))
 
-    def checkpoint(self) -> dict[str, Any]:
-        """Bring what was written to the disk; what ``resume`` needs to go on from here, as JSON."""
+    def checkpoint(self) -> WriterState:
+        """Bring what was written to the disk; what ``resume`` needs to go on from here."""
         for writer in self.writers:
             writer.sync()
         self._rows.sync()
         self._keep = True
-        return {
-            "model": self.tokenizer.identity()["sha256"],
-            "documents": list(self.documents),
-            "piece_bytes": list(self.piece_bytes),
-            "original_bytes": list(self.original_bytes),
-            "tokens": [writer.tokens for writer in self.writers],
-            "sha256": [dict(writer.sha256) for writer in self.writers],
-        }
+        return WriterState(
+            self.tokenizer.identity()["sha256"],
+            list(self.documents),
+            list(self.piece_bytes),
+            list(self.original_bytes),
+            [writer.tokens for writer in self.writers],
+            [dict(writer.sha256) for writer in self.writers],
+        )
 
-    def resume(self, saved: dict[str, Any]) -> bool:
+    def resume(self, saved: WriterState) -> bool:
         """Go on from a checkpoint; False if its files are not there, or another model made them."""
-        if saved["model"] != self.tokenizer.identity()["sha256"]:
+        if saved.model != self.tokenizer.identity()["sha256"]:
             return False
-        for writer, tokens, hashes in zip(self.writers, saved["tokens"], saved["sha256"], strict=True):
+        for writer, tokens, hashes in zip(self.writers, saved.tokens, saved.sha256, strict=True):
             if not writer.resume(tokens, hashes):
                 return False
-        self.documents, self.piece_bytes = list(saved["documents"]), list(saved["piece_bytes"])
-        self.original_bytes = list(saved["original_bytes"])
+        self.documents, self.piece_bytes = list(saved.documents), list(saved.piece_bytes)
+        self.original_bytes = list(saved.original_bytes)
         self._keep = True
         return self._rows.resume(self.documents[1])
 
@@ -92,7 +128,7 @@ class Export:
             writer.close()
         self._rows.close()
 
-    def dataset(self) -> dict[str, Any]:
+    def dataset_entry(self) -> DatasetEntry:
         """The manifest's entry for the data set."""
         stats: dict[str, int] = {"docs_total": sum(self.documents)}
         for side, name in enumerate(SPLITS):
@@ -102,22 +138,22 @@ class Export:
             stats[f"bytes_{name}"] = self.piece_bytes[side]
             stats[f"original_bytes_{name}"] = self.original_bytes[side]
         add_totals(stats)
-        path = self.folder.relative_to(self.out)
-        return {
-            "name": self.folder.name,
-            "tokenizer_name": self.spec.name,
-            "tokenizer_kind": self.spec.kind,
-            "path": str(path),
-            "train_glob": f"{path}/fineweb_train_*.bin",
-            "val_glob": f"{path}/fineweb_val_*.bin",
-            "vocab_size": self.tokenizer.vocab_size,
-            "bos_id": Tokenizer.BOS,
-            "eos_id": Tokenizer.EOS,
-            "stats": stats,
-            "sha256": {name: value for writer in self.writers for name, value in writer.sha256.items()},
-        }
+        path = self.folder.relative_to(self.out).as_posix()
+        return DatasetEntry(
+            self.folder.name,
+            self.spec.name,
+            self.spec.kind,
+            path,
+            f"{path}/fineweb_train_*.bin",
+            f"{path}/fineweb_val_*.bin",
+            self.tokenizer.vocab_size,
+            Tokenizer.BOS,
+            Tokenizer.EOS,
+            stats,
+            {name: value for writer in self.writers for name, value in writer.sha256.items()},
+        )
 
-    def entry(self) -> dict[str, Any]:
+    def tokenizer_entry(self) -> dict[str, Any]:
         """The manifest's entry for the tokenizer."""
         common = {"name": self.spec.name, "kind": self.spec.kind, "vocab_size": self.tokenizer.vocab_size}
         if self.spec.kind == "byte":
