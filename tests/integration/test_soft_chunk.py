@@ -26,7 +26,7 @@ from bytegolf.model.outline import count_parameters, outline
 from bytegolf.model.routers.losses import ratio_loss, surprisal_loss
 from bytegolf.model.soft_chunk import SoftChunker
 from bytegolf.training.optim import Optimizer
-from bytegolf.training.soft_boundaries import edges_of, fit_edges
+from bytegolf.training.soft_boundaries import bpe_starts, fit_to_bpe
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "as published": {},
@@ -216,9 +216,9 @@ def test_boundaries_begin_as_edges(subwords: bool, tiny_data: Path) -> None:
         models.append(LanguageModel(ModelConfig(tiny_network("flat"), tokenizer.vocab_size, soft=config)))
     model, before = models
     assert model.soft is not None
-    shares = fit_edges(model, tokenizer, sample)
+    shares = fit_to_bpe(model, tokenizer, sample)
     text = sample[:1024].astype("int64")
-    wanted = torch.from_numpy(edges_of(tokenizer, text, sample, 400))[1:]
+    wanted = torch.from_numpy(bpe_starts(tokenizer, text, sample, 400))[1:]
     constant = max(float(wanted.float().mean()), 1 - float(wanted.float().mean()))
     assert constant < 0.85
     assert all(share > constant + 0.05 for share in shares)
@@ -234,7 +234,7 @@ def test_boundaries_begin_as_edges(subwords: bool, tiny_data: Path) -> None:
 def test_a_text_of_more_letters_than_pieces_has_no_edges() -> None:
     sample = ByteTokenizer().encode("".join(chr(0x4E00 + letter) for letter in range(400)))
     with pytest.raises(BytegolfError, match="bpe_vocab = 300 pieces"):
-        edges_of(ByteTokenizer(), sample, sample, 300)
+        bpe_starts(ByteTokenizer(), sample, sample, 300)
 
 
 def test_without_layers_nothing_is_drawn_and_the_input_is_normalised() -> None:

@@ -130,3 +130,10 @@ def test_from_shards(tmp_path: Path) -> None:
 def test_what_cannot_be_is_said(arguments: dict[str, int], words: str) -> None:
     with pytest.raises(BytegolfError, match=words):
         Loader(Counting(100), seed=0, **arguments)
+
+
+def test_the_worked_example_of_the_permutation() -> None:
+    """As the docstring of ``permute`` has it."""
+    index = np.arange(10, dtype=np.int64)
+    assert permute(index, 10, seed=0, epoch=0).tolist() == [4, 2, 6, 0, 1, 7, 3, 8, 9, 5]
+    assert permute(index, 10, seed=1, epoch=0).tolist() == permute(index, 10, seed=0, epoch=1).tolist()

@@ -1,4 +1,10 @@
-"""Documents in blocks, what a worker encodes at once. The sources alone decide where one ends, never the workers."""
+"""Documents in blocks, what a worker encodes at once. The sources alone decide where one ends, never the workers.
+
+So the same sources give the same blocks in the same order with any number of workers, and a number of blocks says how
+far an export is. Example: lines of 1.5, 1 and 0.7 MiB in a plain file are two blocks, since a block ends with the line
+that brings it to 2 MiB: bytes 0 to 2.5 Mi and 2.5 to 3.2 Mi. Of such a file only the two places are sent to a worker,
+which reads the bytes itself; lines from stdin or a compressed file, which can be read once and in order, are sent.
+"""
 
 from __future__ import annotations
 

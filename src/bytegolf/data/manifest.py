@@ -29,7 +29,8 @@ _LISTS = ("datasets", "tokenizers")
 
 DIGEST = "documents_digest"
 """The manifest's key for a hash of all documents in order: h ← SHA-256(h ‖ SHA-256(text in UTF-8)) for each, from 32
-zero bytes. Unlike a hash of everything at once it can be made in parts, and gone on with."""
+zero bytes. Unlike a hash of everything at once, workers can hash the documents while this process chains the hashes,
+and what a checkpoint must keep of it is 32 bytes."""
 
 
 def add_totals(stats: dict[str, Any]) -> None:

@@ -3,6 +3,13 @@
 A shard is a header of 256 little-endian int32 — magic 20240520, version 1, number of tokens, zeros — followed
 by that many little-endian uint16 tokens. The shards of a split, in the order of their names, are one stream
 of tokens in which every document is a BOS token followed by its own.
+
+Example, the only document "Hi" in byte260, 1,030 bytes (byte value v is token v + 4, BOS is 1):
+
+    offset 0     88 d8 34 01   01 00 00 00   03 00 00 00   then 1,012 zero bytes
+                 magic         version 1     3 tokens
+    offset 1024  01 00   4c 00   6d 00
+                 BOS     H = 76  i = 109
 """
 
 from __future__ import annotations

@@ -20,6 +20,10 @@ class Split:
 
     ``first:K``: the first K documents (as the published data). ``hash:F``: a share F of the documents, by the hash of
     their text. ``group:F``: a share F of the groups, by the hash of their names. ``groups:A,B``: the named groups.
+
+    Example, ``hash:0.1``: the first 8 bytes of the SHA-256 of "Hello" are 0.0952 of 2⁶⁴, below 0.1, so that "Hello" is
+    for validation wherever it stands; "some text" (0.7239) is for training. A larger share holds the same documents out
+    and some more.
     """
 
     kind: str

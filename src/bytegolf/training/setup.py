@@ -73,8 +73,8 @@ def initial_model(config: Config, tokenizer: Tokenizer, stream: TokenStream) -> 
     model = LanguageModel(config.model)
     sample = stream.slice(0, min(len(stream), ROUTER_TOKENS))
     if model.soft and config.model.soft.init == "bpe":
-        from bytegolf.training.soft_boundaries import fit_edges  # which reaches all that trains a tokenizer
+        from bytegolf.training.soft_boundaries import fit_to_bpe  # which reaches all that trains a tokenizer
 
-        fit_edges(model, tokenizer, sample)
+        fit_to_bpe(model, tokenizer, sample)
     prepare_routers(model, Material(tokenizer, sample, Path(config.data.path)))
     return model

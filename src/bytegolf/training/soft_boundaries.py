@@ -39,7 +39,7 @@ DECAY = 1e-4
 """Weight of the sum of the predictor's squares: where starts are separable, b would otherwise saturate."""
 
 
-def edges_of(
+def bpe_starts(
     tokenizer: Tokenizer, ids: Integer[np.ndarray, " T"], text: Integer[np.ndarray, " X"], vocab: int
 ) -> Bool[np.ndarray, " T"]:
     """For each token of ``ids``, whether a token of BPE starts there, trained on ``text`` with ``vocab`` pieces; where
@@ -50,7 +50,7 @@ def edges_of(
     spec = parse_tokenizer(f"sp{vocab}-identity")
     with tempfile.TemporaryDirectory() as folder:
         try:
-            trained = train_sentencepiece(_documents(text), spec, Path(folder) / "edges", threads=1)
+            trained = train_sentencepiece(_documents(text), spec, Path(folder) / "bpe", threads=1)
         except BytegolfError as error:
             raise BytegolfError(
                 f"the training text makes no BPE tokenizer of model.soft.bpe_vocab = {vocab} pieces: choose another "
@@ -66,8 +66,8 @@ def _documents(ids: Integer[np.ndarray, " X"]) -> Iterator[str]:
         yield bytewise.decode(part).decode("utf-8", errors="ignore")
 
 
-def fit_edges(model: LanguageModel, tokenizer: Tokenizer, sample: Integer[np.ndarray, " X"]) -> list[float]:
-    """Fit each layer's boundary predictor, in place, to the edges of ``sample``, of which there is a window at least.
+def fit_to_bpe(model: LanguageModel, tokenizer: Tokenizer, sample: Integer[np.ndarray, " X"]) -> list[float]:
+    """Fit each layer's boundary predictor, in place, to the BPE boundaries of ``sample``, a window of tokens or more.
 
     A layer takes the output of the fitted layer before it. Returns each layer's share of positions on the right side
     of ½. Nothing is drawn.
@@ -76,7 +76,7 @@ def fit_edges(model: LanguageModel, tokenizer: Tokenizer, sample: Integer[np.nda
     count = min(WINDOWS, len(sample) // WINDOW) or 1
     length = min(WINDOW, len(sample))
     ids = sample[: count * length].astype(np.int64)
-    found = edges_of(tokenizer, ids, sample[:TEXT_TOKENS], model.config.soft.bpe_vocab)
+    found = bpe_starts(tokenizer, ids, sample[:TEXT_TOKENS], model.config.soft.bpe_vocab)
     starts = torch.from_numpy(found).view(count, length)
     tokens = torch.from_numpy(ids).view(count, length)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Chunks that begin where a BPE vocabulary's piece cannot go on: edges that are known without looking ahead.
+"""Chunks that begin where a BPE vocabulary's piece cannot go on: BPE boundaries that are known without looking ahead.
 
 A real tokenizer decides with the text behind an edge in view, which a causal model has not. Here a walk through the
 trie of the vocabulary's pieces follows the bytes: as long as what was read since the last edge begins some piece, it
