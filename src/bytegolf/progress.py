@@ -23,7 +23,9 @@ class PlainConsole(Console):
     """
 
     def __init__(self, *, stderr: bool = False, quiet: bool = False, soft_wrap: bool = False, width: int | None = None):
-        super().__init__(stderr=stderr, quiet=quiet, soft_wrap=soft_wrap, width=width, emoji=False, highlight=False)
+        super().__init__(
+            stderr=stderr, quiet=quiet, soft_wrap=soft_wrap, width=width, markup=False, emoji=False, highlight=False
+        )
 
     def render_str(self, text: str, **settings: Any) -> Text:
         """A string as rich prints it."""

@@ -26,6 +26,7 @@ app = App(
     version=version,
     help_format="plaintext",
     default_parameter=Parameter(negative=()),
+    suppress_keyboard_interrupt=False,  # `run` says what stopped it
 )
 
 Json = Annotated[bool, Parameter(help="End stdout with one JSON object on a line.", show_default=False)]

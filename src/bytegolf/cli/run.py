@@ -9,7 +9,10 @@ import contextlib
 import errno
 import io
 import os
+import signal
 import sys
+import threading
+from types import FrameType
 from typing import NoReturn
 
 from cyclopts import CycloptsError, MissingArgumentError, UnusedCliTokensError
@@ -25,8 +28,8 @@ VERBS = (data, plan, train, eval, verify, artifact, submit, audit, look, probe, 
 
 def run() -> NoReturn:
     """Run the command line: exit code 0, or 2 with one sentence on stderr where the input was bad."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # any text can be shown, whatever the terminal's encoding
-        sys.stdout.reconfigure(errors="backslashreplace")
+    _have_streams()
+    _stop_on_signals()
     try:
         _explain(sys.argv[1:])
         app(sys.argv[1:], console=screen(), exit_on_error=False, print_error=False)
@@ -35,6 +38,9 @@ def run() -> NoReturn:
         _fail(_usage(error))
     except BytegolfError as error:
         _fail(str(error))
+    except _Stopped as stopped:
+        sys.stderr.write(f"stopped by {stopped.signal.name}\n")
+        sys.exit(128 + stopped.signal)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         sys.exit(130)
@@ -50,6 +56,42 @@ def run() -> NoReturn:
             raise
         _fail("cannot write to stdout: the disk is full")
     sys.exit(0)
+
+
+class _Stopped(KeyboardInterrupt):
+    """SIGTERM or SIGHUP came: what Ctrl-C cleans up is cleaned up."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.signal = signal.Signals(number)
+
+
+def _stop_on_signals() -> None:
+    """Have SIGTERM (a time limit's) and SIGHUP (a closed terminal's) stop the process as Ctrl-C does.
+
+    Python's default ends it on the spot, and half-written files stay. What ``nohup`` has ignored stays ignored.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        raise _Stopped(number)
+
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+                signal.signal(number, stop)
+
+
+def _have_streams() -> None:
+    """Have a stdout and a stderr, where a closed one (`>&-`, cron) leads nowhere, that can show any text.
+
+    A closed descriptor is taken by the null device before a file of ours could get its number.
+    """
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8"))  # noqa: SIM115, PTH123
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _explain(arguments: list[str]) -> None:

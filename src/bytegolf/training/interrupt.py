@@ -1,4 +1,4 @@
-"""Ctrl-C in training."""
+"""Ctrl-C, and the signals that stand for it, in training."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
+"""Ctrl-C, the end of a job's time (Slurm, a study), a closed terminal; the last one is not known on Windows."""
+
 
 class Interrupt:
-    """The first Ctrl-C ends training after the current step; a second one interrupts at once."""
+    """The first signal ends training after the current step; a second one interrupts at once."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -18,15 +21,20 @@ class Interrupt:
 
     @contextlib.contextmanager
     def awaited(self) -> Iterator[None]:
-        """Take Ctrl-C for that within the context; only a main thread can."""
+        """Take the signals for that within the context, except ignored ones (``nohup``); only a main thread can."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = signal.signal(signal.SIGINT, self._on_signal)
+        numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
+        before = {number: signal.getsignal(number) for number in numbers}
+        for number in numbers:
+            if before[number] != signal.SIG_IGN:
+                signal.signal(number, self._on_signal)
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, before)
+            for number in numbers:
+                signal.signal(number, before[number])
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.asked:

@@ -1,0 +1,93 @@
+"""The command as a process: signals that stop it, closed streams, names that a screen would obey."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from commands import TinyRun, good, small, text
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bytegolf.progress import PlainConsole
+
+COMMAND = [sys.executable, "-m", "bytegolf"]
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_a_signal_stops_training_with_a_checkpoint_and_an_artifact(name: str, tiny_data: Path, tmp_path: Path) -> None:
+    """Slurm's time limit, a closed terminal and Ctrl-C: what was trained so far is kept."""
+    out = tmp_path / "run"
+    command = [*COMMAND, "train", "cpu-demo", *small(), "train.max_steps=1000000", "train.log_every=1"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [*command, "--data", str(tiny_data), "--out", str(out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    metrics = out / "metrics.jsonl"
+    ends = time.monotonic() + 120
+    while not (metrics.exists() and metrics.stat().st_size) and process.poll() is None and time.monotonic() < ends:
+        time.sleep(0.05)
+    process.send_signal(getattr(signal, name))
+    said, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert "stopped early" in said
+    assert list((out / "checkpoints").iterdir())
+    assert (out / "artifact.bgolf").exists()
+
+
+def test_a_signal_outside_of_training_leaves_nothing_half_written(tiny_run: TinyRun, tmp_path: Path) -> None:
+    source = tmp_path / "long.txt"
+    source.write_text(text(2_000_000), encoding="utf-8")
+    command = [*COMMAND, "compress", str(tiny_run.folder), str(source), str(tmp_path / "long.bgz")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    ends = time.monotonic() + 60
+    while len(list(tmp_path.iterdir())) < 2 and process.poll() is None and time.monotonic() < ends:
+        time.sleep(0.02)  # until the temporary file is there
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    assert errors.splitlines()[-1] == "stopped by SIGTERM"
+    assert [path.name for path in tmp_path.iterdir()] == ["long.txt"]
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&- <&-"])
+def test_closed_streams_are_no_error(closed: str) -> None:
+    """As cron and some launchers start programs."""
+    shell = f'"{sys.executable}" -m bytegolf presets cpu-gpt {closed}'
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["data[v1]", "data[/v1]", ":on:", "a b", "x\x1b[2Jy", "café", "line\nbreak", "-data"])
+def test_a_folder_is_called_by_its_name(name: str, tmp_path: Path) -> None:
+    for file in ("a.txt", "b.txt"):
+        (tmp_path / file).write_text(text(2000, len(file)), encoding="utf-8")
+    ran = good("prepare", tmp_path / "a.txt", tmp_path / "b.txt", "--val", "first:1", "--out", tmp_path / name)
+    assert (tmp_path / name / "manifest.json").exists()
+    shown = name.replace("\x1b", "\\x1b").replace("\n", "\\n")
+    assert shown in ran.out
+    assert "\x1b" not in ran.out
+
+
+@given(st.text(st.characters(codec=None), max_size=40))
+@settings(max_examples=500)
+def test_a_console_shows_any_text_as_it_is(name: str) -> None:
+    """Markup, emoji codes, escapes, lone surrogates: nothing changes what is read or what comes after."""
+    console = PlainConsole(width=10_000)
+    with console.capture() as found:
+        console.print(f"<{name}>", soft_wrap=True)
+    line = found.get()
+    assert line.endswith(">\n")
+    assert line[:-1].isprintable()
+    if name.isprintable():
+        assert line == f"<{name}>\n"
