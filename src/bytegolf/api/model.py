@@ -66,7 +66,7 @@ def load(
     Raises:
         BytegolfError: there is no model there, it is damaged, or its tokenizer cannot be found.
 
-    Example:
+    Examples:
         >>> model = bytegolf.load("runs/demo")                          # doctest: +SKIP
         >>> model.chunks("The quick brown fox")                         # doctest: +SKIP
         ['The ', 'quick ', 'brown ', 'fox']
