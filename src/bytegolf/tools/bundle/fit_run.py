@@ -21,7 +21,7 @@ from bytegolf.artifact.loading import build
 from bytegolf.artifact.pack import Summary, read_artifact, write_artifact
 from bytegolf.artifact.quantize import ROW_BITS, QuantizedTensor
 from bytegolf.data.shards import TokenStream, open_split
-from bytegolf.device import pick_device, pick_precision, prepare_device
+from bytegolf.device import choose_device, pick_precision
 from bytegolf.errors import BytegolfError
 from bytegolf.evaluate.score import score
 from bytegolf.progress import Reporter
@@ -124,7 +124,7 @@ class _Fit:
         config = self.saved.config
         self.data, self.tokens, self.reporter = data or Path(config.data.path), tokens, reporter
         self.state = self.saved.state
-        device = prepare_device(pick_device(config.train.device))
+        device = choose_device(config.train.device)
         copy = {name: tensor.clone() for name, tensor in self.state.items()}
         self.model = build(config, copy, str(self.saved.checkpoint)).to(device).eval()
         self.model.precision = pick_precision(config.train.precision, device)
