@@ -16,6 +16,11 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 Script = Callable[..., str]
 
 
+def tiny() -> list[str]:
+    """A tiny model, whose budget the script sets."""
+    return [change for change in small() if not change.startswith(("train.max_", "train.log_every"))]
+
+
 @pytest.fixture
 def script(
     tmp_path: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -50,14 +55,20 @@ def test_load_and_look(script: Script, tiny_run: TinyRun) -> None:
 
 def test_own_text(script: Script) -> None:
     Path("notes.txt").write_text(text(40_000), encoding="utf-8")
-    said = script("own_text", "notes.txt", "--out", "mine", "--seconds", 0, "--set", *small())
-    assert "10 steps" in said
+    said = script("own_text", "notes.txt", "--out", "mine", "--seconds", 0, "--set", "train.max_steps=3", *tiny())
+    assert "3 steps" in said
     assert re.search(r"validation: \d\.\d+ bits per byte", said)
     assert Path("mine/run/artifact.bgolf").exists()
 
 
+def test_own_loop_has_the_losses_of_train(script: Script) -> None:
+    said = script("own_loop", "--steps", 5, "--set", *tiny())
+    assert "5 losses, equal to those of bytegolf.train in every bit" in said
+    assert re.search(r"with a z-loss of 0.0001: \d\.\d+ bits per byte", said)
+
+
 def test_own_router_is_compared_with_the_cosine_router(script: Script) -> None:
-    said = script("own_router", "--steps", 3, "--seeds", 1, 2, "--set", *small()[:-2], "train.log_every=1")
+    said = script("own_router", "--steps", 3, "--seeds", 1, 2, "--set", *tiny())
     rows = re.findall(r"^(cosine|pair) +(\d\.\d+) ± (\d\.\d+) +\S+$", said, re.MULTILINE)
     assert [row[0] for row in rows] == ["cosine", "pair"]
     assert rows[0][1] != rows[1][1]

@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -56,8 +57,8 @@ SINGLE_PROCESS: dict[TokenizerKind, int] = {"byte": 64 << 20, "sentencepiece": 4
 
 
 def prepare(
-    sources: Sequence[str],
-    out: Path,
+    sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
     tokenizers: str | Sequence[str | TokenizerSpec] = "byte260",
     val: str | None = None,
     *,
@@ -69,7 +70,7 @@ def prepare(
     shard_tokens: int = SHARD_TOKENS,
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Export ``sources`` (none: the default corpus) to the data folder ``out``; the manifest that was written.
+    """Export ``sources`` (one or several; [] = the default corpus) to the folder ``out``; the manifest written there.
 
     The same call again goes on where one that was killed has stopped.
 
@@ -87,49 +88,51 @@ def prepare(
     Raises:
         BytegolfError: there is no text, a split is left empty, ``out`` holds other data, or reading or writing failed.
     """
+    named = [sources] if isinstance(sources, str | os.PathLike) else sources
+    names, folder = [os.fspath(source) for source in named], Path(out)
     specs = parse_tokenizers(tokenizers.split(",") if isinstance(tokenizers, str) else tokenizers)
     rule = Split.parse(val) if val else None
-    shards = from_shards.named(sources)
-    source = from_shards.open_shards(shards) if shards else open_source(sources, Reading(text_field, group_field, cut))
+    shards = from_shards.named(names)
+    source = from_shards.open_shards(shards) if shards else open_source(names, Reading(text_field, group_field, cut))
     split = rule or Split.parse(source.validation)
     for spec in specs:
         if source.once and spec.kind != "byte" and spec.reuse_model_path is None:
             raise BytegolfError(
                 f"training {spec.suffix} reads the documents twice, but stdin and pipes come once: save them to a file"
             )
-    kept = _begin(out, source, split, specs)
+    kept = _begin(folder, source, split, specs)
     job = _job_of(source, split, specs, shard_tokens)
-    progress = Checkpoint(job) if source.once else Checkpoint.load(out, job)
+    progress = Checkpoint(job) if source.once else Checkpoint.load(folder, job)
     if not workers:
         alone = source.size is not None and source.size <= min(SINGLE_PROCESS[spec.kind] for spec in specs)
         workers = 1 if alone else cores()
     bar = ProgressBar(quiet)
     made = []
     for spec in specs:
-        tokenizer = make_tokenizer(spec, out, source, split, progress.models.get(spec.suffix), bar)
+        tokenizer = make_tokenizer(spec, folder, source, split, progress.models.get(spec.suffix), bar)
         made.append((spec, tokenizer))
         if spec.kind != "byte":
             progress.models[spec.suffix] = tokenizer.identity()["sha256"]
-            progress.save(out)
+            progress.save(folder)
     with contextlib.ExitStack() as stack:
-        writers, progress = _open(made, out, shard_tokens, progress, stack)
+        writers, progress = _open(made, folder, shard_tokens, progress, stack)
         check = stack.enter_context(checked(source))
         with bar.task("writing shards", source.size) as advance:
             blocks = _skip(source.blocks(), progress.blocks, advance)
             encoder = Encoder(split, [tokenizer for _, tokenizer in made])
             encoded = encode_all_on_ray(encoder, blocks) if ray else encode_all(encoder, blocks, workers)
             stack.enter_context(contextlib.closing(encoded))
-            _write(encoded, split, writers, progress, None if source.once else out, advance)
+            _write(encoded, split, writers, progress, None if source.once else folder, advance)
             _check(source, split, writers[0], progress)
             check()
         for writer in writers:
             writer.close()
-        manifest = _write_manifest(out, source, split, kept, writers, progress.digest)
+        manifest = _write_manifest(folder, source, split, kept, writers, progress.digest)
         for writer in writers:
             writer.done()
     for name in (UNFINISHED, CHECKPOINT):
-        with disk_errors(out / name, "remove"):
-            (out / name).unlink(missing_ok=True)
+        with disk_errors(folder / name, "remove"):
+            (folder / name).unlink(missing_ok=True)
     return manifest
 
 
