@@ -69,7 +69,7 @@ def _native_forward(logits: Tensor, targets: Tensor, cap: float) -> tuple[Tensor
     native.check_range(targets, logits.shape[1], "target")
     losses = logits.new_empty(logits.shape[0], dtype=wide(logits.dtype))
     grad = torch.empty_like(logits) if wanted else None
-    native.call("cross_entropy_forward", logits, logits, targets, losses, grad, *logits.shape, float(cap))
+    native.call("cross_entropy_forward", logits, logits, targets, losses, grad, *logits.shape, cap)
     return losses, (grad,), ()
 
 

@@ -16,6 +16,7 @@ import hashlib
 import itertools
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -95,23 +96,39 @@ def why_not() -> str | None:
 def call(name: str, like: Tensor, *arguments: Tensor | int | float | None) -> None:
     """Run the kernel ``name`` in the instance for ``like.dtype``.
 
-    Tensors are passed as pointers to their first element and must be contiguous (None: a null pointer), ints as
-    int64, floats as double. The caller answers for shapes and dtypes: kernels check nothing.
+    Tensors are passed as pointers to their first element and must be contiguous (None: a null pointer), numbers as the
+    kernel declares them. The caller answers for shapes and dtypes: kernels check nothing.
     """
     library = _library()
     assert library is not None
-    packed: list[object] = [ctypes.c_int64(_DTYPES[like.dtype])]
+    packed: list[int | float | None] = [_DTYPES[like.dtype]]
     for argument in arguments:
         if isinstance(argument, Tensor):
             assert argument.is_contiguous(), name
-            packed.append(ctypes.c_void_p(argument.data_ptr()))
-        elif argument is None:
-            packed.append(ctypes.c_void_p(None))
-        elif isinstance(argument, float):
-            packed.append(ctypes.c_double(argument))
+            packed.append(argument.data_ptr())
         else:
-            packed.append(ctypes.c_int64(argument))
+            packed.append(argument)
     getattr(library, name)(*packed)  # an attribute is looked up in the library once, an item every time
+
+
+def _declare(library: ctypes.CDLL, sources: dict[str, bytes]) -> ctypes.CDLL:
+    """Tell ctypes each kernel's parameters, as the sources have them.
+
+    (why) It then converts a whole call in C (2.9 µs instead of 4.0 for a norm's 13 arguments, where an object was made
+    of each), and refuses what does not fit: a float for an ``i64`` is a TypeError, an int becomes a ``double``.
+    """
+    for text in sources.values():
+        for name, parameters in re.findall(r'extern "C" void (\w+)\(([^)]*)\)', text.decode()):
+            function = getattr(library, name)
+            function.restype = None
+            function.argtypes = [_ctype(parameter) for parameter in parameters.split(",")]
+    return library
+
+
+def _ctype(parameter: str) -> type[ctypes.c_void_p | ctypes.c_double | ctypes.c_int64]:
+    if "*" in parameter:
+        return ctypes.c_void_p
+    return ctypes.c_double if "double" in parameter else ctypes.c_int64
 
 
 NO_COMPILER = "no C++ compiler was found (install g++, or name one in CXX)"
@@ -143,7 +160,7 @@ def _built() -> ctypes.CDLL:
     folder = cache_folder() / "native"
     try:
         path = next(filter(_intact, folder.glob(f"kernels-{key}-*.so")), None)
-        return ctypes.CDLL(str(path or _compile(compiler, sources, folder, key)))
+        return _declare(ctypes.CDLL(str(path or _compile(compiler, sources, folder, key))), sources)
     except OSError as error:
         raise NativeUnavailableError(
             f"they cannot be built or loaded in {folder} ({error.strerror or error})"

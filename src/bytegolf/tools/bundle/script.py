@@ -11,6 +11,7 @@ import ast
 import dataclasses
 import functools
 import inspect
+import re
 import sys
 from collections.abc import Iterator
 from importlib import resources
@@ -139,13 +140,20 @@ def _with_kernels(module: bytes) -> bytes:
     """``model.native`` with the kernels' texts in it, in place of the function that reads their files."""
     folder = resources.files("bytegolf.ops") / "kernels"
     files = sorted((entry for entry in folder.iterdir() if entry.is_file()), key=lambda entry: entry.name)
-    texts = "".join(f"    {entry.name!r}: {_literal(entry.read_text(encoding='utf-8'))},\n" for entry in files)
+    texts = "".join(
+        f"    {entry.name!r}: {_literal(_without_comments(entry.read_text(encoding='utf-8')))},\n" for entry in files
+    )
     own = f"KERNELS = {{\n{texts}}}\n\n\ndef {_KERNELS.name}():\n    return {_SERVED}\n"
     lines = module.decode().splitlines(keepends=True)
     tree = ast.parse(module)
     (old,) = (part for part in tree.body if isinstance(part, ast.FunctionDef) and part.name == _KERNELS.name)
     lines[old.lineno - 1 : old.end_lineno] = [own]
     return "".join(lines).encode()
+
+
+def _without_comments(source: str) -> str:
+    """A kernel's text without the lines that are comments: they would count as code."""
+    return re.sub(r"(?m)^ *//.*\n", "", source)
 
 
 _SERVED = "{name: text.encode() for name, text in KERNELS.items()}"
