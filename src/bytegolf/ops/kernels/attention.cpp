@@ -226,8 +226,8 @@ template <typename T> struct Workspace {
   static constexpr W NEVER = W(-1e30);
 
   // Makes row r's scores s count in its running maximum, and brings what it has summed so far down to that.
-  // Scores 1 and 3, then 5 (in log 2): the total is 2^−2 + 1 = 1.25 below the maximum 3; the new maximum 5 shrinks it by
-  // 2^−2 to 0.3125, and the caller adds 2^0: 1.3125 = 2^−4 + 2^−2 + 2^0, as if 5 had been known from the start.
+  // Scores 1 and 3, then 5 (in log 2): below the maximum 3 the total is 2^−2 + 2^0 = 1.25. The new maximum 5 shrinks it
+  // by 2^−2 to 0.3125, and the caller adds 2^0: 1.3125 = 2^−4 + 2^−2 + 2^0, as if 5 had been known from the start.
   void raise(i64 r, i64 from, i64 to, const W* s, W* sum) {
     W most_ = most[r];
 #pragma omp simd reduction(max : most_)
@@ -240,7 +240,8 @@ template <typename T> struct Workspace {
   }
 };
 
-template <typename T> void forward_tile(const Problem<T>& p, Workspace<T>& w, i64 b, i64 h, i64 i0, T* out, Wide<T>* log_total) {
+template <typename T>
+void forward_tile(const Problem<T>& p, Workspace<T>& w, i64 b, i64 h, i64 i0, T* out, Wide<T>* log_total) {
   using W = Wide<T>;
   using C = Cell<T>;
   const i64 count = std::min(TILE, p.length - i0);
@@ -248,8 +249,9 @@ template <typename T> void forward_tile(const Problem<T>& p, Workspace<T>& w, i6
   W* sums = w.query_sums.of(0);
   std::memset(sums, 0, TILE * w.width * sizeof(W));
   std::memset(w.total, 0, sizeof w.total);
-  // |q| and |k| are known, so no score is above `bound`. Where it is low, so that no total can be too small for fp32, it
-  // stands for the maximum. Else that starts above NEVER: a tile without a visible key adds nothing.
+  // |q| and |k| are known (√K each, by the norm), so no score is above `bound`. Where it is low, so that no total can be
+  // too small for fp32, it stands for the maximum. Else that starts above NEVER: a tile without a visible key adds
+  // nothing.
   const W bound = std::abs(p.gain[h]) * W(LOG2_E * std::sqrt(double(p.width)));
   const bool bounded = bound <= MOST_BOUND;
   for (i64 r = 0; r < TILE; r++) w.most[r] = bounded ? bound : W(-1e29);
@@ -315,10 +317,11 @@ template <typename T> struct Gradients {
   Wide<T>* d_gain;          // (B, H)
 };
 
-// The gradients of one tile of queries of head h. With weights w = softmax(scores), o = Σ w_j·v_j and g the gradient of
-// o:  dv_j += w_j·g,  dw_j = g·v_j,  d score_j = w_j·(dw_j − Σ_k w_k·dw_k).  The sum is g·o, one product per query (`dot`)
-// that is known before any score is: so every tile of keys can be finished by itself.
-template <typename T> void backward_tile(const Problem<T>& p, Workspace<T>& w, const Gradients<T>& gradients, i64 b, i64 h, i64 i0) {
+// The gradients of one tile of queries of head h. With weights w = softmax(scores), o = Σ w_j·v_j and g the gradient
+// of o:  dv_j += w_j·g,  dw_j = g·v_j,  d score_j = w_j·(dw_j − Σ_k w_k·dw_k).  The sum is g·o, one product per query
+// (`dot`) that is known before any score is: so every tile of keys can be finished by itself.
+template <typename T>
+void backward_tile(const Problem<T>& p, Workspace<T>& w, const Gradients<T>& gradients, i64 b, i64 h, i64 i0) {
   using W = Wide<T>;
   using C = Cell<T>;
   constexpr i64 IN = IN_CELL<C>;

@@ -26,8 +26,8 @@ void select_back(const T* g, const i64* chunk_of, const bool* boundary, T* dx, i
   });
 }
 
-// One sequence's recurrence over some of its channels: z̄_c = P_c·z_c + (1 − P_c)·z̄_{c−1}, and z̄_c = z_c where it starts
-// afresh. P is p at the chunk's start, clamped to [least, 1 − least].
+// One sequence's recurrence over some of its channels: z̄_c = P_c·z_c + (1 − P_c)·z̄_{c−1}, and z̄_c = z_c where it
+// starts afresh. P is p at the chunk's start, clamped to [least, 1 − least].
 template <typename T> struct Smoothing {
   using W = Wide<T>;
   const T* z;            // (B, C, D)

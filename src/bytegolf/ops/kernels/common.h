@@ -49,7 +49,7 @@ template <> inline bf16 narrow<bf16>(float x) {
 //
 // With n = round(x / ln 2) and r = x − n·ln 2 in [−0.347, 0.347], e^x = 2^n · e^r. ln 2 is taken off in two parts: the
 // first, 0.693359375 = 355/512, has so few bits that n times it is exact, and the second is the rest. 2^n is made by
-// writing n into the exponent's bits. Below −87, 2^n would leave the normal numbers: what is left there counts as 2e-38.
+// writing n into the exponent's bits. Below −87, 2^n would leave the normal numbers: all of that counts as 2e-38.
 inline float fast_exp(float x) {
   x = x < -87.0f ? -87.0f : (x > 88.0f ? 88.0f : x);
   float n = std::nearbyint(x * 1.44269504f);

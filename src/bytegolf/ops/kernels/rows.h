@@ -18,8 +18,8 @@ template <typename Work> inline void over_rows(int runs, i64 rows, Work work) {
   for (int run = 0; run < runs; run++) work(run, rows * run / runs, rows * (run + 1) / runs);
 }
 
-// total[d] = Σ over runs of partial[run][d]. In the order of the runs and not of their ending, so that a sum is the same
-// each time; with another number of threads it may differ in its last bits.
+// total[d] = Σ over runs of partial[run][d]. In the order of the runs and not of their ending, so that a sum is the
+// same each time; with another number of threads it may differ in its last bits.
 template <typename W> inline void add_runs(const std::vector<W>& partial, int runs, i64 size, W* total) {
   for (i64 d = 0; d < size; d++) total[d] = 0;
   for (int run = 0; run < runs; run++)

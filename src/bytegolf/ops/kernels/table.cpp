@@ -1,4 +1,4 @@
-// The update of an embedding table by row (training/sparse_rmsprop.py): only rows with a gradient are touched.
+// The update of an embedding table by row (ops/sparse_rmsprop.py): only rows with a gradient are touched.
 #include "common.h"
 
 // `rows` (size) is sorted; gradients[order[i]] (width) belongs to row rows[i], and those of one row are summed.

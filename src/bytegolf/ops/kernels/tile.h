@@ -55,8 +55,8 @@ inline VectorOf<float>::type multiply_add(VectorOf<float>::type sum, uint32_t a,
 }
 #endif
 
-// ROWS rows and V vectors of columns of a product. All ROWS·V sums stay in registers over the whole inner axis: per step
-// V vectors of b are loaded and ROWS numbers of a broadcast, for ROWS·V multiply-adds.
+// ROWS rows and V vectors of columns of a product. All ROWS·V sums stay in registers over the whole inner axis: per
+// step V vectors of b are loaded and ROWS numbers of a broadcast, for ROWS·V multiply-adds.
 template <typename C, int V>
 inline void micro(i64 steps, const C* a, i64 a_row, i64 a_step, const C* b, i64 b_step, Sum<C>* c, i64 c_row,
                   bool add) {
@@ -127,7 +127,8 @@ inline void pack_across(const float* x, i64 x_row, i64 rows, i64 n, uint32_t* y,
 // Exactly 0, because a score that the mask hid must leave nothing behind, whatever its value.
 template <typename C> inline float exp2_of(float x) {
   const float n = std::nearbyint(x < -126.0f ? -126.0f : x), f = x - n;
-  float p = 1.3333558e-3f;  // the compiler contracts p·f + c where the CPU can; std::fma would call a function elsewhere
+  // the compiler contracts p·f + c where the CPU can; std::fma would call a function elsewhere
+  float p = 1.3333558e-3f;
   if (IN_CELL<C> == 1) p = (1.5252734e-5f * f + 1.5403530e-4f) * f + p;
   p = p * f + 9.6181291e-3f;
   p = p * f + 5.5504109e-2f;

@@ -140,9 +140,8 @@ def _with_kernels(module: bytes) -> bytes:
     """``model.native`` with the kernels' texts in it, in place of the function that reads their files."""
     folder = resources.files("bytegolf.ops") / "kernels"
     files = sorted((entry for entry in folder.iterdir() if entry.is_file()), key=lambda entry: entry.name)
-    texts = "".join(
-        f"    {entry.name!r}: {_literal(_without_comments(entry.read_text(encoding='utf-8')))},\n" for entry in files
-    )
+    served = ((entry.name, _without_comments(entry.read_text(encoding="utf-8"))) for entry in files)
+    texts = "".join(f"    {name!r}: {_literal(text)},\n" for name, text in served)
     own = f"KERNELS = {{\n{texts}}}\n\n\ndef {_KERNELS.name}():\n    return {_SERVED}\n"
     lines = module.decode().splitlines(keepends=True)
     tree = ast.parse(module)
