@@ -27,9 +27,6 @@ from bytegolf.errors import BytegolfError
 
 T = TypeVar("T", bound=type)
 
-_PREFIX = "bytegolf_plugin_"
-"""How the names of modules begin that are made of a file."""
-
 
 class UnknownNameError(BytegolfError):
     """No implementation is registered by a name that a configuration uses."""
@@ -60,9 +57,6 @@ class Registry:
 
         def add(found: T) -> T:
             before = self._found.get(name)
-            own = found.__module__.partition(".")[0] == __name__.partition(".")[0]  # also in a submission's one script
-            if name in self.built_in and not own:
-                raise BytegolfError(f"a {self.what} called {name!r} is the package's own: choose another name")
             if before is not None and _origin(before) != _origin(found):
                 raise BytegolfError(
                     f"a {self.what} called {name!r} is registered already, by {before.__module__}: choose another name"
@@ -72,11 +66,11 @@ class Registry:
 
         return add
 
-    def check(self, name: str) -> None:
-        """Raise UnknownNameError unless ``name`` is known."""
+    def check(self, name: str, key: str = "kind") -> None:
+        """Raise UnknownNameError unless ``name``, which a configuration's ``key`` has, is known."""
         if name not in self.names():
             raise UnknownNameError(
-                f"kind is {name!r}, and no {self.what} is registered by that name: choose one of "
+                f"{key} is {name!r}, and no {self.what} is registered by that name: choose one of "
                 f"{', '.join(map(repr, self.names()))}, or name the file that registers it (--plugin FILE)"
             )
 
@@ -87,15 +81,6 @@ class Registry:
             importlib.import_module(f"{package}.{name}")
         return self._found[name]
 
-    def source(self, name: str) -> str:
-        """What to import for ``name``: a module's name, or a file's; empty for the package's own."""
-        if name in self.built_in or name not in self._found:
-            return ""
-        module = self._found[name].__module__
-        if module != "__main__" and not module.startswith(_PREFIX):
-            return module
-        return Path(getattr(sys.modules[module], "__file__", None) or module).name
-
 
 def _origin(found: type[Any]) -> tuple[str, str]:
     return found.__module__, found.__qualname__
@@ -103,9 +88,11 @@ def _origin(found: type[Any]) -> tuple[str, str]:
 
 ROUTERS = Registry("router", ("cosine", "whitespace", "stride", "random", "bpe", "entropy"))
 MIXERS = Registry("mixer", ("attention",))
+QUANTIZERS = Registry("quantizer", (*(f"int{bits}_row" for bits in range(8, 2, -1)), "fp16", "fp32"))
 
 register_router = ROUTERS.register
 register_mixer = MIXERS.register
+register_quantizer = QUANTIZERS.register
 
 
 def load_plugins(sources: Iterable[str | Path]) -> None:
@@ -129,7 +116,7 @@ def load_plugins(sources: Iterable[str | Path]) -> None:
 def _load_file(path: Path) -> None:
     # the name holds the whole path: two plugins router.py in different folders are different modules
     digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
-    name = f"{_PREFIX}{path.stem}_{digest}"
+    name = f"bytegolf_plugin_{path.stem}_{digest}"
     if name in sys.modules:
         return
     spec = importlib.util.spec_from_file_location(name, path)

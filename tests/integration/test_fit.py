@@ -12,8 +12,8 @@ from commands import TinyRun, good, refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bytegolf.artifact.fit import StorageOption, descend, fill
-from bytegolf.artifact.quantize import Storage
+from bytegolf.artifact.frontier import Options, StorageOption, descend, fill
+from bytegolf.artifact.quantizer import Storage
 
 pytest.importorskip("matplotlib")
 
@@ -33,14 +33,14 @@ def problems(draw: st.DrawFn) -> dict[str, list[StorageOption]]:
 @settings(deadline=None, derandomize=True)
 @given(problems(), st.integers(0, 4000))
 def test_the_descent_ends_narrow_and_filling_never_overflows(found: dict[str, list[StorageOption]], room: int) -> None:
-    path = descend(found, {"z": Storage("fp32")}, 80.0)
+    path = descend(Options(found, {"z": Storage("fp32")}, 80.0))
     sizes = [point.payload_bytes for point in path]
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[-1] == int(np.ceil((80 + sum(min(way.bits for way in ways) for ways in found.values())) / 8))
     assert all(set(point.plan) == {"a", "b", "c", "z"} for point in path)
     for point in path:
         if point.payload_bytes <= room:
-            fuller = fill(point, found, {"z": Storage("fp32")}, 80.0, room)
+            fuller = fill(point, Options(found, {"z": Storage("fp32")}, 80.0), room)
             assert fuller.payload_bytes <= room
             assert fuller.loss <= point.loss
 
@@ -56,7 +56,7 @@ def test_points_of_the_descent_are_the_best_of_their_size() -> None:
         (sum(way.bits for way in chosen), sum(way.loss for way in chosen))
         for chosen in itertools.product(*found.values())
     ]
-    for point in descend(found, {}, 0.0):
+    for point in descend(Options(found, {}, 0.0)):
         better = [
             bits for bits, loss in every if loss < point.loss * (1 - 1e-9) and bits <= 8 * point.payload_bytes - 8
         ]
@@ -65,11 +65,10 @@ def test_points_of_the_descent_are_the_best_of_their_size() -> None:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few ways to store a group, and a coder of many lanes: small matrices take it many steps."""
-    monkeypatch.setattr("bytegolf.artifact.fit.WIDTHS", (8, 4))
-    monkeypatch.setattr("bytegolf.artifact.fit.PRUNED", ((4, 0.5),))
-    monkeypatch.setattr("bytegolf.artifact.payload.LANE_BYTES", 256)
-    monkeypatch.setattr("bytegolf.artifact.codes._rows_at_once", lambda rows, lanes: min(rows, lanes))
+    """Few ways to store a group, and a coder of many rows at a time: small matrices take it many steps."""
+    monkeypatch.setattr("bytegolf.artifact.frontier.WIDTHS", (8, 4))
+    monkeypatch.setattr("bytegolf.artifact.frontier.PRUNED", ((4, 0.5),))
+    monkeypatch.setattr("bytegolf.artifact.range_coder.rows_at_once", lambda rows, most: max(1, min(rows, 256)))
 
 
 def export(run: TinyRun, out: Path, *arguments: object) -> dict[str, Any]:

@@ -17,11 +17,11 @@ from tiny_run import tiny_config, write_stream
 from bytegolf.api import run as training
 from bytegolf.artifact import export as exporting
 from bytegolf.artifact import gptq, plan
-from bytegolf.artifact.calibration import second_moments
-from bytegolf.artifact.gptq import output_error, quantize_state, solve
+from bytegolf.artifact.gptq import output_error, quantize_state, sample_windows, second_moments, solve
 from bytegolf.artifact.pack import read_artifact
 from bytegolf.artifact.plan import plan_of
-from bytegolf.artifact.quantize import QuantizedTensor, dequantize, levels, quantize_rows, row_scales
+from bytegolf.artifact.quantize import QuantizedTensor, dequantize, levels, quantize_rows, quantizer, row_scales
+from bytegolf.artifact.quantizer import Storage
 from bytegolf.config import Config, ExportConfig
 from bytegolf.data.shards import TokenStream
 from bytegolf.errors import BytegolfError
@@ -43,7 +43,7 @@ def test_it_beats_plain_rounding_where_inputs_are_correlated(bits: int) -> None:
     x, other = correlated(300, 4000), correlated(300, 500)
     weight = torch.randn(64, 300)
     plain, scale = quantize_rows(weight, bits)
-    codes, solved_scale = solve(weight, x.mT @ x, bits)
+    codes, solved_scale = solve(weight, x.mT @ x, Storage(f"int{bits}_row"))
     assert torch.equal(scale, solved_scale), "one quantiser: the same scales"
     assert int(codes.abs().max()) <= levels(bits)
     for inputs in (x, other):  # those it has seen, and others of the same kind
@@ -60,31 +60,32 @@ def test_no_row_is_worse_than_plain_rounding(rows: int, inputs: int, bits: int, 
     x[:, seed % inputs] = 0.0  # and an input that never was
     weight = torch.randn(rows, inputs, generator=rng)
     plain, scale = quantize_rows(weight, bits, prune)
-    codes, solved_scale = solve(weight, x.mT @ x, bits, prune)
+    codes, solved_scale = solve(weight, x.mT @ x, Storage(f"int{bits}_row", prune))
     assert torch.equal(scale, solved_scale)
-    found, before = (output_error(weight, c, scale, x.mT @ x) for c in (codes, plain))
+    by = quantizer(f"int{bits}_row")
+    found, before = (output_error(by, weight, c, scale, x.mT @ x) for c in (codes, plain))
     assert bool((found <= before).all())
     assert bool(((codes == 0).sum(1) >= int(prune * inputs)).all())
 
 
 def test_uncorrelated_inputs_leave_plain_rounding() -> None:
     weight = torch.randn(16, 40)
-    codes, _ = solve(weight, torch.eye(40), 4)
+    codes, _ = solve(weight, torch.eye(40), Storage("int4_row"))
     assert torch.equal(codes, quantize_rows(weight, 4)[0])
 
 
 def test_more_columns_than_a_block_are_one_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight = correlated(40, 400), torch.randn(8, 40)
-    whole = solve(weight, x.mT @ x, 4)
+    whole = solve(weight, x.mT @ x, Storage("int4_row"))
     monkeypatch.setattr(gptq, "BLOCK", 7)
-    parts = solve(weight, x.mT @ x, 4)
+    parts = solve(weight, x.mT @ x, Storage("int4_row"))
     assert torch.equal(whole[0], parts[0])
     assert torch.equal(whole[1], row_scales(weight, 4))
 
 
 def test_inputs_that_are_not_finite_are_refused() -> None:
     with pytest.raises(BytegolfError, match="second moments are not finite"):
-        solve(torch.randn(3, 4), torch.full((4, 4), float("nan")), 4)
+        solve(torch.randn(3, 4), torch.full((4, 4), float("nan")), Storage("int4_row"))
 
 
 # ---------------------------------------------------------------------------------------------- calibration
@@ -99,19 +100,19 @@ def test_second_moments_are_those_of_the_inputs(tmp_path: Path, make_model: Mode
                 lambda _, args, name=f"{path}.weight": seen.setdefault(name, []).append(args[0].flatten(0, -2))
             )
     names = {f"{path}.weight" for path, module in model.named_modules() if isinstance(module, Linear)}
-    found = second_moments(model, stream, 32, 3 * 32, names)
+    found = second_moments(model, sample_windows(stream, 32, 3 * 32), names)
     assert found.keys() == seen.keys() == names
     for name, moments in found.items():
         x = torch.cat(seen[name])
         torch.testing.assert_close(moments, x.mT @ x, rtol=1e-4, atol=1e-4)
         assert len(x) == 96 if "main" not in name else 4 < len(x) < 96, "a main network's chunks, and no padding"
-    assert second_moments(model, stream, 32, 1, {"none"}) == {}
+    assert second_moments(model, sample_windows(stream, 32, 1), {"none"}) == {}
     before = len(seen["network.residual.weight"])
-    second_moments(model, stream, 32, 1, names)
+    second_moments(model, sample_windows(stream, 32, 1), names)
     assert len(seen["network.residual.weight"]) == before + 1, "a window at least; and its own hooks are gone"
 
 
-def test_windows_lie_over_the_whole_stream(tmp_path: Path, make_model: ModelMaker) -> None:
+def test_windows_lie_over_the_whole_stream(tmp_path: Path) -> None:
     stream, starts = write_stream(tmp_path, "train", 2, seed=1), []
 
     class Watched(TokenStream):
@@ -122,10 +123,10 @@ def test_windows_lie_over_the_whole_stream(tmp_path: Path, make_model: ModelMake
     watched = Watched(stream.paths, 260)
     for tokens, count in ((32 * 3, 3), (1 << 30, (len(stream) - 1) // 32)):
         starts.clear()
-        second_moments(make_model("flat"), watched, 32, tokens, {"none"})
+        assert sample_windows(watched, 32, tokens).shape == (count, 33)
         assert len(starts) == count
-        assert starts[0] == (0, 32)
-        assert starts[-1] == (len(stream) - 33, 32)
+        assert starts[0] == (0, 33)
+        assert starts[-1] == (len(stream) - 33, 33)
 
 
 def test_a_state_is_solved_where_it_has_moments(make_model: ModelMaker, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +137,7 @@ def test_a_state_is_solved_where_it_has_moments(make_model: ModelMaker, monkeypa
     stored = quantize_state(state, plan_of(state, {}, ExportConfig(bits=4)), {name: x.mT @ x}, 0.01)
     solved = stored[name]
     assert isinstance(solved, QuantizedTensor)
-    assert solved.scheme == "int4_row"
+    assert solved.quantizer == "int4_row"
     assert dequantize(solved).shape == state[name].shape
     assert all(stored[other] is state[other] for other in state if other != name)
 

@@ -329,7 +329,7 @@ def test_few_bits_and_pruning_leave_tables_as_they_are(bits: int, material: Mate
         name: quantize(name, state[name], storage)
         for name, storage in plan_of(state, storage_kinds(model), export).items()
     }
-    assert stored["network.router.verdicts"].scheme == "int3_row"
+    assert stored["network.router.verdicts"].quantizer == "int3_row"
     shipped = model_of("entropy", material, entropy=EntropyConfig(5, 14))
     shipped.load_state_dict({name: dequantize(tensor) for name, tensor in stored.items()})
     ids, first = batch(), torch.zeros(3, 96, dtype=torch.bool)

@@ -15,7 +15,8 @@ from torch import Tensor
 
 import bytegolf.training.muon
 from bytegolf.artifact.plan import steers, storage_of
-from bytegolf.artifact.quantize import Storage, quantize
+from bytegolf.artifact.quantize import quantize
+from bytegolf.artifact.quantizer import Storage
 from bytegolf.config import (
     ChunkHashConfig,
     ExportConfig,
@@ -299,7 +300,7 @@ def quantized(
     weight: NDArray[np.float32], bits: int, prune: float = 0.0
 ) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
     """Codes (R, K) and scales (R,)."""
-    stored = quantize("w", torch.from_numpy(weight), Storage(f"int{bits}_row", prune))  # type: ignore[arg-type]
+    stored = quantize("w", torch.from_numpy(weight), Storage(f"int{bits}_row", prune))
     assert stored.scale is not None
     return stored.data.numpy(), stored.scale.numpy()
 
@@ -309,7 +310,7 @@ def storage_scheme(name: str, shape: tuple[int, ...]) -> tuple[str, bool]:
     model = LanguageModel(ModelConfig(vocab_size=260, network=StackConfig(2, 8, 2, 1)))
     kind = storage_kinds(model).get(name, "weight")
     scheme = storage_of(kind, shape, ExportConfig())
-    return ("rows" if scheme.scheme.endswith("_row") else scheme.scheme), steers(kind, shape)
+    return ("rows" if scheme.quantizer.endswith("_row") else scheme.quantizer), steers(kind, shape)
 
 
 class MuonRun:

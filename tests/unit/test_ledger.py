@@ -10,9 +10,11 @@ from rich.console import Console
 
 from bytegolf.artifact.pack import write_artifact
 from bytegolf.artifact.plan import group_of
+from bytegolf.artifact.results import LedgerRow
 from bytegolf.config import Config, HNetConfig, ModelConfig, RouterConfig, StackConfig, TrainConfig
 from bytegolf.errors import BytegolfError
-from bytegolf.tools.bundle.ledger import LIMIT, Ledger, LedgerRow, measure, table
+from bytegolf.results import to_json
+from bytegolf.tools.bundle.ledger import LIMIT, account, measure, table
 from bytegolf.tools.bundle.script import code_bytes
 
 STACK = StackConfig(layers=1, dim=8, heads=2, kv_heads=1)
@@ -58,13 +60,13 @@ def test_rows_add_up_to_the_file_and_the_code(file: Path) -> None:
 
 def test_limit_is_decimal_and_inclusive() -> None:
     row = LedgerRow("code", 0, 0, 1, 1)
-    assert Ledger((row,), LIMIT - 1, 1).fits
-    assert not Ledger((row,), LIMIT, 1).fits
+    assert account([row], LIMIT - 1, 1).fits
+    assert not account([row], LIMIT, 1).fits
     assert LIMIT == 16_000_000
 
 
 def test_json(file: Path) -> None:
-    plain = json.loads(json.dumps(measure(file).to_dict()))
+    plain = json.loads(json.dumps(to_json(measure(file))))
     assert plain["total_bytes"] == plain["model_bytes"] + plain["code_bytes"]
     assert plain["fits"] is True
     assert {"group", "tensors", "parameters", "raw_bytes", "packed_bytes", "bits_per_weight"} == plain["rows"][0].keys()
@@ -89,7 +91,7 @@ def test_table(file: Path, terminal: bool) -> None:
     assert "16,000,000: fits," in text
     assert ("\x1b[" in text) == terminal
     big = io.StringIO()
-    Console(file=big, width=80).print(table(Ledger((), LIMIT, 5)))
+    Console(file=big, width=80).print(table(account([], LIMIT, 5)))
     assert "5 bytes too large" in big.getvalue()
 
 

@@ -19,7 +19,8 @@ from torch import Tensor
 from bytegolf.artifact.pack import read_artifact, write_artifact
 from bytegolf.artifact.payload import open_payload
 from bytegolf.artifact.plan import plan_of
-from bytegolf.artifact.quantize import ROW_BITS, Storage, dequantize, quantize
+from bytegolf.artifact.quantize import ROW_BITS, dequantize, quantize
+from bytegolf.artifact.quantizer import Storage
 from bytegolf.config import Config, ExportConfig, ModelConfig, StackConfig, TrainConfig
 from bytegolf.errors import BytegolfError
 from bytegolf.model.outline import outline
@@ -59,7 +60,7 @@ def independent_reader(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray
     data = path.read_bytes()
     magic, version, header_size = struct.unpack("<8sII", data[:16])
     assert magic == b"BYTEGOLF"
-    assert version == 1
+    assert version == 3
     assert hashlib.sha256(data[:-32]).digest() == data[-32:]
     header = json.loads(data[16 : 16 + header_size].decode("utf-8"))
     assert header["compression"] == "zlib"
@@ -67,8 +68,8 @@ def independent_reader(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray
     assert len(payload) == header["payload_bytes"]
     tensors = {}
     for row in header["tensors"]:
-        codes = row["scheme"].endswith("_row")
-        dtype = np.int8 if codes else {"fp16": np.dtype("<f2"), "fp32": np.dtype("<f4")}[row["scheme"]]
+        codes = row["quantizer"].endswith("_row")
+        dtype = np.int8 if codes else {"fp16": np.dtype("<f2"), "fp32": np.dtype("<f4")}[row["quantizer"]]
         stored = payload[row["offset"] : row["offset"] + row["bytes"]]
         values = np.frombuffer(stored, dtype).astype(np.float32).reshape(row["shape"])
         if codes:
@@ -125,7 +126,7 @@ def test_the_configuration_says_how_many_bits(tmp_path: Path) -> None:
         config = dataclasses.replace(CONFIG, export=ExportConfig(bits=bits))
         write_artifact(tmp_path / "model", weights(), config, TOKENIZER)
         header, _ = independent_reader(tmp_path / "model")
-        schemes = {row["name"]: row["scheme"] for row in header["tensors"]}
+        schemes = {row["name"]: row["quantizer"] for row in header["tensors"]}
         assert schemes["blocks.0.mlp.fc.weight"] == f"int{bits}_row"
         assert schemes["embedding.weight"] == "fp16"
         sizes.append((tmp_path / "model").stat().st_size)
@@ -190,8 +191,10 @@ def test_not_an_artifact(file: Path, tmp_path: Path) -> None:
     assert "not a bytegolf artifact" in refused(b"", tmp_path / "empty")
     assert "not a bytegolf artifact" in refused(b"PK\3\4" + bytes(100), tmp_path / "zip")
     content = bytearray(file.read_bytes())
-    content[8:12] = struct.pack("<I", 3)
-    assert "format version 3" in refused(bytes(content), tmp_path / "newer")
+    for version in (1, 2, 4):
+        content[8:12] = struct.pack("<I", version)
+        answer = refused(bytes(content), tmp_path / "other")
+        assert f"format version {version} and this bytegolf reads version 3 only" in answer
     with pytest.raises(BytegolfError, match="no such file"):
         read_artifact(tmp_path / "missing")
     with pytest.raises(BytegolfError, match="folder"):
@@ -207,7 +210,7 @@ def forge(file: Path, change: Callable[[dict[str, Any]], Any], payload: bytes | 
     change(header)
     text = json.dumps(header).encode()
     raw = opened.payload if payload is None else payload
-    body = struct.pack("<8sII", b"BYTEGOLF", 1, len(text)) + text + zlib.compress(raw)
+    body = struct.pack("<8sII", b"BYTEGOLF", 3, len(text)) + text + zlib.compress(raw)
     return body + hashlib.sha256(body).digest()
 
 
@@ -233,8 +236,8 @@ FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "missing tensor": (lambda header: header["tensors"].pop(), "leave gaps|do not fill"),
     "twice": (lambda header: header["tensors"].append(header["tensors"][0]), "same name"),
     "name": (put_in_tensor(0, name="../x"), "no valid name"),
-    "scheme": (put_in_tensor(0, scheme="int3"), "unknown scheme"),
-    "scheme no string": (put_in_tensor(0, scheme=[]), "unknown scheme"),
+    "quantizer": (put_in_tensor(0, quantizer="int3"), "quantizer 'int3', which is not registered"),
+    "quantizer no string": (put_in_tensor(0, quantizer=[]), "names no quantizer"),
     "shape": (put_in_tensor(0, shape=[256, 257.0]), "no valid shape"),
     "shape negative": (put_in_tensor(0, shape=[-256, -257]), "no valid shape"),
     "shape bool": (put_in_tensor(0, shape=[True, 257]), "no valid shape"),
@@ -247,9 +250,9 @@ FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "offset far": (put_in_tensor(0, offset=1 << 29), "overlap or leave gaps"),
     "offset missing": (lambda header: header["tensors"][0].pop("offset"), "no valid place"),
     "scale missing": (lambda header: header["tensors"][0].pop("scale_offset"), "no valid place"),
-    "bits": (put_in_tensor(0, scheme="int2_row"), "unknown scheme"),
-    "bits of more": (put_in_tensor(0, scheme="int9_row"), "unknown scheme"),
-    "bits too few for a code": (put_in_tensor(0, scheme="int4_row"), "holds a code beyond ±7"),
+    "bits": (put_in_tensor(0, quantizer="int2_row"), "is not registered"),
+    "bits of more": (put_in_tensor(0, quantizer="int9_row"), "is not registered"),
+    "bits too few for a code": (put_in_tensor(0, quantizer="int4_row"), "holds a code beyond ±7"),
     "scales of no whole rows": (put_in_tensor(0, scales=2), "no valid number of scales"),
     "scales none": (put_in_tensor(0, scales=0), "no valid number of scales"),
     "scales negative": (put_in_tensor(0, scales=-257), "no valid number of scales"),
@@ -284,7 +287,7 @@ def test_a_forgery_of_nothing_is_read(file: Path, tmp_path: Path) -> None:
 
 def test_other_headers(tmp_path: Path) -> None:
     for text in (b"[]", b"{", b"\xff", b"[" * 100_000, b"1" * 5000):
-        body = struct.pack("<8sII", b"BYTEGOLF", 1, len(text)) + text + zlib.compress(b"")
+        body = struct.pack("<8sII", b"BYTEGOLF", 3, len(text)) + text + zlib.compress(b"")
         assert "header is no JSON" in refused(body + hashlib.sha256(body).digest(), tmp_path / "header")
 
 

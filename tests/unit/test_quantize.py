@@ -14,8 +14,6 @@ from bytegolf.artifact.quantize import (
     CLIPS,
     ROW_BITS,
     QuantizedTensor,
-    Scheme,
-    Storage,
     dequantize,
     dequantize_rows,
     fake_quantize,
@@ -24,6 +22,7 @@ from bytegolf.artifact.quantize import (
     quantize_rows,
     row_clip,
 )
+from bytegolf.artifact.quantizer import Storage
 from bytegolf.config import ExportConfig, ModelConfig, NgramConfig, StackConfig
 from bytegolf.errors import BytegolfError
 from bytegolf.model.outline import outline
@@ -103,13 +102,13 @@ def test_rows_below_fp16_do_not_vanish_into_a_zero_scale() -> None:
 
 def test_schemes_follow_size_and_name() -> None:
     big, small = torch.randn(257, 256), torch.randn(256, 256)
-    assert quantize("network.blocks.0.mlp.fc.weight", big).scheme == "int8_row"
-    assert quantize("embedding.weight", small).scheme == "fp16"
-    assert quantize("network.blocks.0.resid_mix", torch.randn(2, 512)).scheme == "fp32"
-    assert quantize("network.skip_weights", torch.randn(0, 512)).scheme == "fp32"
-    assert quantize("network.blocks.0.mixer.q_gain", torch.randn(8)).scheme == "fp32"
-    assert quantize("pad", torch.randn(64)).scheme == "fp32"
-    assert quantize("temperature", torch.tensor(1.5)).scheme == "fp32"
+    assert quantize("network.blocks.0.mlp.fc.weight", big).quantizer == "int8_row"
+    assert quantize("embedding.weight", small).quantizer == "fp16"
+    assert quantize("network.blocks.0.resid_mix", torch.randn(2, 512)).quantizer == "fp32"
+    assert quantize("network.skip_weights", torch.randn(0, 512)).quantizer == "fp32"
+    assert quantize("network.blocks.0.mixer.q_gain", torch.randn(8)).quantizer == "fp32"
+    assert quantize("pad", torch.randn(64)).quantizer == "fp32"
+    assert quantize("temperature", torch.tensor(1.5)).quantizer == "fp32"
     assert steers("control", (4, 4))
     assert not steers("weight", (4, 4))
 
@@ -147,10 +146,10 @@ def test_shapes_and_dtypes_survive(shape: tuple[int, ...], dtype: torch.dtype) -
 def test_fp16_error(weight: torch.Tensor) -> None:
     stored = quantize("a.weight", weight)
     error = (dequantize(stored) - weight).double().abs()
-    if stored.scheme == "fp16":
+    if stored.quantizer == "fp16":
         assert bool((error <= weight.double().abs() * 2.0**-11 + 2.0**-25).all())
     else:  # beyond 65,504
-        assert stored.scheme == "fp32"
+        assert stored.quantizer == "fp32"
         assert not bool(error.any())
 
 
@@ -253,7 +252,7 @@ def test_quantising_what_was_quantised_changes_nothing() -> None:
     st.sampled_from([(8, 6), (4, 3, 5), (4, 1)]),
 )
 def test_training_and_the_export_have_one_quantiser(
-    scheme: Scheme, prune: float, group: int, shape: tuple[int, ...]
+    scheme: str, prune: float, group: int, shape: tuple[int, ...]
 ) -> None:
     weight = torch.randn(shape) * torch.logspace(-3, 3, shape[0]).view(-1, *[1] * (len(shape) - 1))
     storage = Storage(scheme, prune, group)

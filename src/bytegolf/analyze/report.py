@@ -241,6 +241,5 @@ def _weights(source: Path, loaded: LoadedModel, data: Path | None) -> Iterator[t
     for path in store.checkpoints(RunFolder(source).checkpoints):
         saved = store.load(path)
         step = store.step_of(path)
-        state = {key: saved.averaged.get(key, tensor) for key, tensor in saved.model.items()}
-        yield f"step {step:,}", step, with_weights(loaded, state)
+        yield f"step {step:,}", step, with_weights(loaded, saved.exported)
     yield "artifact", int(loaded.artifact.info.get("steps", step)), loaded

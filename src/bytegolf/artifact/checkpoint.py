@@ -41,6 +41,11 @@ class Checkpoint:
     averaged: dict[str, Tensor]
     """the averaged weights; empty without averaging"""
 
+    @property
+    def exported(self) -> dict[str, Tensor]:
+        """The weights that an artifact is made of: the averaged ones, where there are some."""
+        return {name: self.averaged.get(name, tensor) for name, tensor in self.model.items()}
+
 
 def path_of(folder: Path, step: int) -> Path:
     """Where the checkpoint of ``step`` lies below ``folder``."""

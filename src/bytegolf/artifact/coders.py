@@ -1,26 +1,19 @@
-"""Four general compressors behind one call, for an artifact's payload: each at its smallest, and read within limits.
+"""The general compressors of an artifact's payload, at their smallest and read within limits: zlib (S0), zstd (S3).
 
-``range`` is ours and no compressor of bytes: it has to know what the bytes are (``artifact.codes``).
+The third coder, ``range``, has to know what the bytes are: ``artifact.range_coder``.
 """
 
 from __future__ import annotations
 
-import lzma
 import zlib
 from collections.abc import Callable
-from types import ModuleType
 from typing import Literal
 
 import zstandard
 
-from bytegolf.errors import BytegolfError
+CoderName = Literal["zlib", "zstd", "range"]
 
-CoderName = Literal["zlib", "zstd", "brotli", "lzma", "range"]
-
-CODERS: tuple[CoderName, ...] = ("zlib", "zstd", "brotli", "lzma", "range")
-
-_WINDOW = 1 << 27
-"""The most memory that a stranger's stream may make lzma take for what it looks back at, in bytes."""
+CODERS: tuple[CoderName, ...] = ("zlib", "zstd", "range")
 
 
 class BadStreamError(Exception):
@@ -28,11 +21,7 @@ class BadStreamError(Exception):
 
 
 def compress(coder: CoderName, data: bytes) -> bytes:
-    """The smallest that ``coder`` makes of ``data``.
-
-    Raises:
-        BytegolfError: brotli is asked for and not installed.
-    """
+    """The smallest that ``coder`` makes of ``data``."""
     return _COMPRESS[coder](data)
 
 
@@ -41,19 +30,18 @@ def decompress(coder: CoderName, packed: memoryview, size: int) -> bytes:
 
     Raises:
         BadStreamError: it holds something else.
-        BytegolfError: brotli is needed and not installed.
     """
     try:
-        data, ended = _DECOMPRESS[coder](packed, size + 1)
-    except (zlib.error, lzma.LZMAError, zstandard.ZstdError, MemoryError) as error:
+        data = _DECOMPRESS[coder](packed, size)
+    except (zlib.error, zstandard.ZstdError, MemoryError) as error:
         raise BadStreamError(f"its payload does not decompress: {error}") from error
-    if len(data) != size or not ended:
+    if data is None or len(data) != size:
         raise BadStreamError(f"its payload is not the declared {size:,} bytes")
     return data
 
 
 def _zlib(data: bytes) -> bytes:
-    """HNet 9, tuned for noise: weights repeat no strings, so only long matches pay (``Z_FILTERED``).
+    """Level 9, tuned for noise: weights repeat no strings, so only long matches pay (``Z_FILTERED``).
 
     That and the larger block (``memLevel`` 9) save 0.3 % on normal and 0.7 % on heavy-tailed int8 weights over
     ``zlib.compress(data, 9)``, and any zlib reads it.
@@ -62,64 +50,22 @@ def _zlib(data: bytes) -> bytes:
     return stream.compress(data) + stream.flush()
 
 
-def _unzlib(packed: memoryview, limit: int) -> tuple[bytes, bool]:
+def _unzlib(packed: memoryview, size: int) -> bytes | None:
     stream = zlib.decompressobj()
-    data = stream.decompress(packed, limit)
-    return data, stream.eof and not stream.unused_data
+    # one byte more than declared: a bomb of 1,000 times its size is noticed, and not unpacked
+    data = stream.decompress(packed, size + 1)
+    return data if stream.eof and not stream.unused_data else None
 
 
 def _zstd(data: bytes) -> bytes:
     return zstandard.ZstdCompressor(level=22).compress(data)
 
 
-def _unzstd(packed: memoryview, limit: int) -> tuple[bytes, bool]:
-    size = zstandard.frame_content_size(packed)  # what will be allocated
-    if size != limit - 1:
-        return b"", False
-    return zstandard.ZstdDecompressor().decompress(packed, allow_extra_data=False), True
+def _unzstd(packed: memoryview, size: int) -> bytes | None:
+    if zstandard.frame_content_size(packed) != size:  # which is what would be allocated
+        return None
+    return zstandard.ZstdDecompressor().decompress(packed, allow_extra_data=False)
 
 
-def _xz(data: bytes) -> bytes:
-    best = {"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME}
-    return lzma.compress(data, lzma.FORMAT_XZ, lzma.CHECK_NONE, filters=[best])
-
-
-def _unxz(packed: memoryview, limit: int) -> tuple[bytes, bool]:
-    stream = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_WINDOW)
-    data = stream.decompress(packed, limit)
-    return data, stream.eof and not stream.unused_data
-
-
-def _brotli(data: bytes) -> bytes:
-    return bytes(_brotli_module().compress(data, quality=11, lgwin=24))
-
-
-def _unbrotli(packed: memoryview, limit: int) -> tuple[bytes, bool]:
-    brotli = _brotli_module()
-    stream = brotli.Decompressor()
-    try:
-        parts = [stream.process(bytes(packed), output_buffer_limit=limit)]
-        left = limit - len(parts[0])
-        while left > 0 and not stream.is_finished() and not stream.can_accept_more_data():
-            parts.append(stream.process(b"", output_buffer_limit=left))
-            left -= len(parts[-1])
-    except brotli.error as error:
-        raise BadStreamError(f"its payload does not decompress: {error}") from error
-    return b"".join(parts), bool(stream.is_finished())
-
-
-def _brotli_module() -> ModuleType:
-    try:
-        import brotli
-    except ImportError as error:
-        raise BytegolfError("brotli is not installed: `pip install 'brotli>=1.2'`, or use another coder") from error
-    return brotli  # type: ignore[no-any-return]  # it comes without types
-
-
-_COMPRESS: dict[CoderName, Callable[[bytes], bytes]] = {"zlib": _zlib, "zstd": _zstd, "brotli": _brotli, "lzma": _xz}
-_DECOMPRESS: dict[CoderName, Callable[[memoryview, int], tuple[bytes, bool]]] = {
-    "zlib": _unzlib,
-    "zstd": _unzstd,
-    "brotli": _unbrotli,
-    "lzma": _unxz,
-}
+_COMPRESS: dict[CoderName, Callable[[bytes], bytes]] = {"zlib": _zlib, "zstd": _zstd}
+_DECOMPRESS: dict[CoderName, Callable[[memoryview, int], bytes | None]] = {"zlib": _unzlib, "zstd": _unzstd}

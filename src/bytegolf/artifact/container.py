@@ -19,9 +19,12 @@ from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors
 
 MAGIC = b"BYTEGOLF"
-VERSIONS = (1, 2)
-"""Those that can be read; 1 has zlib and rows only."""
+VERSION = 3
+"""Of the format; 1 and 2 were read by nothing that was released."""
 
+# A file may come from anywhere, and every one of its sizes is checked against these before memory is taken for it.
+# The header's limit bounds what json.loads may build (some ten times its text); the payload's bounds what a
+# decompressor may unpack and what the shapes of tensors may ask for. Both are far beyond any model that is golfed.
 MAX_HEADER_BYTES = 1 << 24
 MAX_PAYLOAD_BYTES = 1 << 30
 MAX_FILE_BYTES = MAX_HEADER_BYTES + MAX_PAYLOAD_BYTES
@@ -37,20 +40,18 @@ class Container:
 
     Attributes:
         header: the parsed JSON object.
-        version: of the format.
         packed: the payload as it lies in the file.
         file_bytes: the size of the file.
         sha256: of the whole file, in hexadecimal, as ``sha256sum`` prints it.
     """
 
     header: dict[str, Any]
-    version: int
     packed: memoryview
     file_bytes: int
     sha256: str
 
 
-def encode(header: Mapping[str, Any], packed: bytes, payload_bytes: int, version: int) -> bytes:
+def encode(header: Mapping[str, Any], packed: bytes, payload_bytes: int) -> bytes:
     """The bytes of a file, whose packed payload has ``payload_bytes`` once it is decompressed.
 
     Equal input gives equal bytes: JSON keys are sorted and no date is written.
@@ -73,7 +74,7 @@ def encode(header: Mapping[str, Any], packed: bytes, payload_bytes: int, version
             raise BytegolfError(
                 f"the artifact's {what} has {size:,} bytes, over the format's {limit:,}: export a smaller one"
             )
-    body = _PRELUDE.pack(MAGIC, version, len(encoded)) + encoded + packed
+    body = _PRELUDE.pack(MAGIC, VERSION, len(encoded)) + encoded + packed
     return body + hashlib.sha256(body).digest()
 
 
@@ -105,10 +106,10 @@ def decode(data: bytes, where: str) -> Container:
     if len(data) < PRELUDE_BYTES + DIGEST_BYTES:
         raise damaged(where, f"it ends after {len(data)} bytes")
     _, version, header_bytes = _PRELUDE.unpack_from(data)
-    if version not in VERSIONS:
+    if version != VERSION:
         raise BytegolfError(
-            f"the artifact {where} has format version {version} and this bytegolf reads versions up to {VERSIONS[-1]}: "
-            "use the bytegolf that wrote it, or export it again"
+            f"the artifact {where} has format version {version} and this bytegolf reads version {VERSION} only: "
+            "use the bytegolf that wrote it, or export it again from its run"
         )
     payload_at, payload_end = PRELUDE_BYTES + header_bytes, len(data) - DIGEST_BYTES
     if header_bytes > MAX_HEADER_BYTES or payload_at > payload_end:
@@ -118,7 +119,7 @@ def decode(data: bytes, where: str) -> Container:
         raise damaged(where, "its hash does not match its contents")
     header = _header(data[PRELUDE_BYTES:payload_at], where)
     packed = view[payload_at:payload_end]
-    return Container(header, version, packed, len(data), hashlib.sha256(data).hexdigest())
+    return Container(header, packed, len(data), hashlib.sha256(data).hexdigest())
 
 
 def damaged(where: str, why: str) -> BytegolfError:

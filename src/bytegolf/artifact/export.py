@@ -12,18 +12,18 @@ from typing import Any
 import torch
 
 from bytegolf.artifact import checkpoint as store
-from bytegolf.artifact.calibration import second_moments
 from bytegolf.artifact.checkpoint import Progress
-from bytegolf.artifact.gptq import quantize_state
+from bytegolf.artifact.gptq import quantize_state, sample_windows, second_moments, with_gptq
 from bytegolf.artifact.loading import build
 from bytegolf.artifact.pack import Summary, write_artifact
 from bytegolf.artifact.plan import plan_of
-from bytegolf.artifact.quantize import ROW_BITS, QuantizedTensor
+from bytegolf.artifact.quantize import QuantizedTensor
+from bytegolf.artifact.results import ExportResult
 from bytegolf.artifact.run_folder import RunFolder
 from bytegolf.config import Config
 from bytegolf.data.shards import open_split
 from bytegolf.data.tokenizer import SentencePieceTokenizer, Tokenizer, load_tokenizer
-from bytegolf.device import choose_device, pick_precision
+from bytegolf.device import pick_device, pick_precision, prepare_device
 from bytegolf.errors import BytegolfError
 from bytegolf.files import clear_leftovers, only_one
 from bytegolf.model.storage import storage_kinds
@@ -31,7 +31,7 @@ from bytegolf.model.storage import storage_kinds
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export wrote."""
+    """An artifact that was written."""
 
     summary: Summary
     gptq_seconds: float
@@ -69,7 +69,7 @@ def latest(source: Path, overrides: Sequence[str] = ()) -> Latest:
     if not found:
         raise BytegolfError(f"the run {source} has no checkpoint yet: train it first")
     saved = store.load(found[-1])
-    state = {name: saved.averaged.get(name, tensor) for name, tensor in saved.model.items()}
+    state = saved.exported
     build(config, state, str(found[-1]))
     if run.tokenizer.exists():
         tokenizer: Tokenizer = SentencePieceTokenizer(run.tokenizer, config.data.tokenizer)
@@ -78,13 +78,16 @@ def latest(source: Path, overrides: Sequence[str] = ()) -> Latest:
     return Latest(run, config, tokenizer, state, Progress.of(saved, found[-1]), found[-1])
 
 
-def export(source: Path, out: Path | None = None, overrides: Sequence[str] = ()) -> tuple[Exported, Path]:
-    """Export the latest checkpoint of a run (see ``latest``): what was written, and the checkpoint."""
+def export(source: Path, out: Path | None = None, overrides: Sequence[str] = ()) -> ExportResult:
+    """Export the latest checkpoint of a run (see ``latest``)."""
     with destination(source, out) as path:
         saved = latest(source, overrides)
-        device = choose_device(saved.config.train.device)
+        device = prepare_device(pick_device(saved.config.train.device))
         done = export_weights(path, saved.config, saved.tokenizer, saved.state, saved.progress, device)
-    return done, saved.checkpoint
+    summary, seconds = done.summary, round(done.gptq_seconds, 2)
+    return ExportResult(
+        path, saved.checkpoint, summary.sha256, summary.parameters, summary.file_bytes, gptq_seconds=seconds
+    )
 
 
 @contextlib.contextmanager
@@ -136,8 +139,7 @@ def solved(
     """``state`` with its linear maps quantised by GPTQ, which looks at the run's training split and at nothing else."""
     train = open_split(Path(config.data.path), tokenizer.name, "train", tokenizer.vocab_size)
     model = build(config, state, "the run").to(device).eval()
-    plan = plan_of(state, storage_kinds(model), config.export)
-    names = {name for name, storage in plan.items() if storage.scheme in ROW_BITS}
     model.precision = pick_precision(config.train.precision, device)
-    moments = second_moments(model, train, config.train.seq_len, config.export.gptq_tokens, names)
-    return quantize_state(state, plan, moments, config.export.gptq_damping)
+    plan = plan_of(state, storage_kinds(model), config.export)
+    windows = sample_windows(train, config.train.seq_len, config.export.gptq_tokens)
+    return quantize_state(state, plan, second_moments(model, windows, with_gptq(plan)), config.export.gptq_damping)

@@ -21,7 +21,7 @@ from bytegolf.artifact import container, layout, payload
 from bytegolf.artifact.coders import CoderName
 from bytegolf.artifact.plan import Plan, plan_of
 from bytegolf.artifact.quantize import QuantizedTensor, dequantize, quantize
-from bytegolf.config import Config, to_dict
+from bytegolf.config import Config, from_dict, to_dict
 from bytegolf.errors import BytegolfError
 from bytegolf.files import write_bytes
 from bytegolf.model.outline import outline
@@ -110,9 +110,10 @@ def write_artifact(
         "tokenizer": dict(tokenizer),
         "info": dict(info or {}),
     }
-    data = payload.encode(header, stored, coder)
+    rules = frozenset(name for name, kind in kinds.items() if kind == "rule")
+    data = payload.encode(header, stored, coder, rules)
     write_bytes(path, data)
-    parameters = sum(math.prod(tensor.shape) for name, tensor in state.items() if kinds.get(name) != "rule")
+    parameters = sum(math.prod(tensor.shape) for tensor in stored if tensor.name not in rules)
     return Summary(path, len(data), hashlib.sha256(data).hexdigest(), parameters)
 
 
@@ -123,9 +124,9 @@ def config_of(table: dict[str, Any], version: str, where: str) -> Config:
         BytegolfError: this version does not know it.
     """
     try:
-        return Config.from_tables(table)
+        return from_dict(Config, table)
     except UnknownNameError as error:
-        raise UnknownNameError(f"the artifact {where} needs what is missing: {str(error)[:400]}") from error
+        raise BytegolfError(f"the artifact {where} needs more than this program has: its {error}") from error
     except (BytegolfError, RecursionError, OverflowError) as error:
         raise BytegolfError(
             f"the configuration in the artifact {where} is not one this bytegolf knows ({str(error)[:300]}): "
@@ -140,8 +141,8 @@ def read_artifact(path: Path) -> Artifact:
     names and shapes with ``state`` before trusting it.
 
     Raises:
-        BytegolfError: the file is missing, no artifact, damaged, or its configuration is unknown to this
-        version.
+        BytegolfError: the file is missing, no artifact, damaged, of an earlier format, or its configuration or a
+            quantiser of its is unknown here.
     """
     opened, where = payload.open_payload(path), str(path)
     box = opened.box

@@ -1,11 +1,12 @@
-"""The way between quantised tensors and the payload's bytes in the file: laid out and compressed, and back.
+"""Quantised tensors as the compressed payload of an artifact's file, and back.
 
-Version 1 of the format has one layout and zlib. In version 2 a header's ``compression`` names one of ``CODERS``: all
-but ``range`` compress the laid-out payload as one stream; ``range`` codes tensor after tensor and knows what they are.
+``zlib`` and ``zstd`` compress the laid-out payload (``artifact.layout``) as one string of bytes. ``range`` codes tensor
+after tensor, each one's scales before its codes, and knows what they are (``artifact.range_coder``).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,20 +14,36 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bytegolf.artifact import coders, container, layout
+from bytegolf.artifact import coders, container
 from bytegolf.artifact.coders import CODERS, BadStreamError, CoderName
-from bytegolf.artifact.codes import WeightCoder, count_steps
-from bytegolf.artifact.container import MAX_PAYLOAD_BYTES, Container, damaged
-from bytegolf.artifact.layout import TensorEntry
-from bytegolf.artifact.quantize import ROW_BITS, QuantizedTensor, levels
-from bytegolf.artifact.rans import MAX_LANES, BrokenStreamError, Coder, Decoder, Encoder
+from bytegolf.artifact.container import Container, damaged
+from bytegolf.artifact.layout import (
+    NUMBERS,
+    SCALE,
+    TensorEntry,
+    data_of,
+    in_order,
+    is_size,
+    lay_out,
+    read_entries,
+    scales_of,
+)
+from bytegolf.artifact.quantize import QuantizedTensor, quantizer
+from bytegolf.artifact.range_coder import (
+    BitCounter,
+    BrokenStreamError,
+    Decoder,
+    Encoder,
+    TensorReader,
+    TensorWriter,
+    count_steps,
+    most_rows,
+)
 from bytegolf.errors import BytegolfError
 
-LANE_BYTES = 16_384
-"""One lane of ``range`` for so many bytes of payload: its state, 8 bytes, is then about 0.1 % of what it codes."""
-
 MAX_STEPS = 1 << 23
-"""The most steps that ``range`` takes: minutes. A model of 25 million weights takes less than a tenth of them."""
+"""The most steps that ``range`` takes: minutes. A model of 25 million weights takes less than a tenth of them. A file
+of a few hundred bytes may declare a tensor of 2³⁰ elements, and a range decoder never runs out of symbols."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +54,8 @@ class Payload:
         box: the file around it.
         entries: its tensors, checked.
         payload: the decompressed payload.
-        bits: how many bits of the payload each tensor takes; None where it is one stream that cannot be told apart.
+        bits: how many bits of the file each tensor takes; None where it is one stream that cannot be told apart, or
+            where nobody asked.
     """
 
     box: Container
@@ -46,108 +64,124 @@ class Payload:
     bits: list[float] | None
 
 
-def encode(header: dict[str, Any], stored: list[QuantizedTensor], coder: CoderName = "zlib") -> bytes:
+# ------------------------------------------------------------------------------------------------------- writing
+
+
+def encode(
+    header: Mapping[str, Any],
+    stored: Sequence[QuantizedTensor],
+    coder: CoderName = "zlib",
+    not_counted: frozenset[str] = frozenset(),
+) -> bytes:
     """The bytes of a file with ``stored`` in it; ``header`` is the rest of its header.
 
-    zlib makes a file of version 1, which every bytegolf reads; the others one of version 2.
-
-    Raises:
-        BytegolfError: see ``container.encode``; or brotli is not installed.
+    ``not_counted`` are the names of tensors that are no parameters. Raises BytegolfError: see ``container.encode``.
     """
-    listed, payload = layout.lay_out(stored, _sizer if coder in ("zstd", "brotli", "lzma") else None)
-    full = {**header, "tensors": listed, "compression": coder, "payload_bytes": len(payload)}
+    ordered = in_order(stored)
+    listed, payload = lay_out(ordered, not_counted)
     if coder == "range":
-        entries = layout.read_entries(listed, len(payload), "the new artifact")
-        lanes = full["lanes"] = max(1, min(MAX_LANES, len(payload) // LANE_BYTES))
-        if _steps(entries, lanes) > MAX_STEPS:
+        most = most_rows(len(payload))
+        if _steps(read_entries(listed, len(payload), "the new artifact"), most) > MAX_STEPS:
             raise BytegolfError("the model has too many matrices of few and long rows for the range coder: use zstd")
-        encoder = Encoder(lanes)
-        _walk(encoder, lanes, entries, np.frombuffer(payload, np.uint8), decode=False)
+        encoder = Encoder()
+        writer = TensorWriter(encoder, most)
+        for tensor in ordered:
+            _write(writer, tensor)
         packed = encoder.finish()
     else:
         packed = coders.compress(coder, payload)
-    return container.encode(full, packed, len(payload), version=1 if coder == "zlib" else 2)
+    full = {**header, "tensors": listed, "compression": coder, "payload_bytes": len(payload)}
+    return container.encode(full, packed, len(payload))
 
 
-def open_payload(path: Path) -> Payload:
-    """Read and check the file at ``path``.
+def coded_bits(stored: Sequence[QuantizedTensor]) -> dict[str, float]:
+    """What ``range`` makes of each tensor, in bits by name, without writing a stream."""
+    counter = BitCounter()
+    writer = TensorWriter(counter)
+    found = {}
+    for tensor in in_order(stored):
+        before = counter.bits
+        _write(writer, tensor)
+        found[tensor.name] = counter.bits - before
+    return found
+
+
+def _write(writer: TensorWriter, tensor: QuantizedTensor) -> None:
+    data = data_of(tensor)
+    if tensor.scale is None:
+        writer.values(_as_bytes(data))
+        return
+    scales = scales_of(tensor)
+    writer.values(_as_bytes(scales))
+    rows = data.shape[0] if data.size else 0
+    codes = data.reshape(rows, data.size // rows if rows else 0)
+    writer.matrix(codes, quantizer(tensor.quantizer).largest_code, _words(scales))
+
+
+def _as_bytes(numbers: NDArray[Any]) -> NDArray[np.uint8]:
+    return numbers.reshape(-1).view(np.uint8).reshape(numbers.size, numbers.itemsize)
+
+
+def _words(scales: NDArray[Any]) -> NDArray[np.int64]:
+    return scales.view("<u2").astype(np.int64)
+
+
+# ------------------------------------------------------------------------------------------------------- reading
+
+
+def open_payload(path: Path, counting: bool = False) -> Payload:
+    """Read and check the file at ``path``; with ``counting``, also how many bits each tensor takes.
 
     Raises:
-        BytegolfError: it is missing, no artifact, damaged, or declares what it does not hold.
+        BytegolfError: it is missing, no artifact, damaged, or declares what it does not hold; or a quantiser of its is
+            not registered.
     """
     box, where = container.read(path), str(path)
     header, coder = box.header, box.header.get("compression")
-    if coder not in CODERS or (box.version == 1 and coder != "zlib"):
+    if coder not in CODERS:
         raise damaged(where, f"its compression {str(coder)[:40]!r} is unknown")
     size = header.get("payload_bytes")
-    if type(size) is not int or not 0 <= size <= MAX_PAYLOAD_BYTES:
+    if not is_size(size):
         raise damaged(where, "its header declares no valid payload size")
     try:
         if coder == "range":
-            entries = layout.read_entries(header.get("tensors"), size, where)
-            return Payload(box, entries, *_read_range(box, entries, size))
+            entries = read_entries(header.get("tensors"), size, where)
+            return Payload(box, entries, *_read(box.packed, entries, size, counting))
+        # compared with what the list says only after it has its declared size: a bomb is told as one
         payload = coders.decompress(coder, box.packed, size)
-        return Payload(box, layout.read_entries(header.get("tensors"), size, where), payload, None)
+        return Payload(box, read_entries(header.get("tensors"), size, where), payload, None)
     except (BadStreamError, BrokenStreamError) as error:
         raise damaged(where, str(error)) from error
 
 
-def _sizer(data: bytes) -> int:
-    """How well bytes laid out in some way will do, judged by the fastest of the general compressors."""
-    return len(coders.compress("zlib", data))
-
-
-def _read_range(box: Container, entries: list[TensorEntry], size: int) -> tuple[bytes, list[float]]:
-    lanes = box.header.get("lanes")
-    if type(lanes) is not int or not 1 <= lanes <= MAX_LANES:
-        raise BadStreamError("its header declares no valid number of lanes")
-    if any(entry.layout != "rows" or entry.scale_layout != "rows" for entry in entries):
-        raise BadStreamError("it has a layout that its coder knows nothing of")
-    if _steps(entries, lanes) > MAX_STEPS:
+def _read(
+    packed: memoryview, entries: list[TensorEntry], size: int, counting: bool
+) -> tuple[bytes, list[float] | None]:
+    """The payload from a stream of the range coder, and the bits of each tensor if they are counted."""
+    most = most_rows(size)
+    if _steps(entries, most) > MAX_STEPS:
         raise BadStreamError("it declares tensors that would take too many steps")
-    payload = np.zeros(size, np.uint8)
-    decoder = Decoder(box.packed, lanes)
-    bits = _walk(decoder, lanes, entries, payload, decode=True)
-    decoder.close()
-    return payload.tobytes(), bits
-
-
-def _steps(entries: list[TensorEntry], lanes: int) -> int:
-    values = sum((entry.scale_size or entry.size) // lanes + 4 for entry in entries)
-    return values + sum(count_steps(*_matrix_shape(entry), lanes) for entry in entries if entry.scheme in ROW_BITS)
-
-
-def _matrix_shape(entry: TensorEntry) -> tuple[int, int]:
-    rows = entry.shape[0] if entry.numel else 0
-    return rows, entry.numel // rows if rows else 0
-
-
-def _walk(
-    coder: Coder, lanes: int, entries: list[TensorEntry], payload: NDArray[np.uint8], decode: bool
-) -> list[float]:
-    """Code the tensors in the header's order, each's scales before its codes; how many bits each took."""
-    weights = WeightCoder(coder, lanes)
+    payload = bytearray(size)
+    decoder = Decoder(packed, counting)
+    reader = TensorReader(decoder, most)
     bits = []
     for entry in entries:
-        before = coder.bits
-        data = payload[entry.offset : entry.offset + entry.size]
-        if entry.scheme in ROW_BITS:
-            scales = payload[entry.scale_offset : entry.scale_offset + entry.scale_size]
-            weights.values(scales.reshape(-1, 2), decode)
-            rows, length = _matrix_shape(entry)
-            codes = data.view(np.int8).reshape(rows, length)
-            weights.matrix(codes, levels(ROW_BITS[entry.scheme]), scales.view("<u2").astype(np.int64), decode)
+        before = decoder.bits
+        by = quantizer(entry.quantizer)
+        if by.largest_code:
+            scales = reader.values(entry.scales, SCALE.itemsize)
+            payload[entry.scale_offset : entry.scale_offset + scales.size] = scales.tobytes()
+            codes = reader.matrix(*entry.matrix, by.largest_code, _words(scales.reshape(-1)))
+            payload[entry.offset : entry.offset + entry.size] = codes.tobytes()
         else:
-            weights.values(data.reshape(-1, layout.DTYPES[entry.scheme].itemsize), decode)
-        bits.append(coder.bits - before)
-    return bits
+            values = reader.values(entry.numel, NUMBERS[by.dtype].itemsize)
+            payload[entry.offset : entry.offset + entry.size] = values.tobytes()
+        bits.append(decoder.bits - before)
+    decoder.close()
+    return bytes(payload), bits if counting else None
 
 
-def coded_bits(stored: list[QuantizedTensor]) -> list[float]:
-    """What ``range`` makes of each tensor, in bits, without writing a stream."""
-    listed, payload = layout.lay_out(stored)
-    entries = layout.read_entries(listed, len(payload), "the new artifact")
-    encoder = Encoder(MAX_LANES)
-    bits = _walk(encoder, MAX_LANES, entries, np.frombuffer(payload, np.uint8), decode=False)
-    by_name = dict(zip((entry.name for entry in entries), bits, strict=True))
-    return [by_name[tensor.name] for tensor in stored]
+def _steps(entries: list[TensorEntry], most: int) -> int:
+    """How many steps ``range`` takes, rounded up; a value's bytes are at most four."""
+    values = sum((entry.scales + (0 if entry.scales else entry.numel)) // 256 + 4 for entry in entries)
+    return values + sum(count_steps(*entry.matrix, most) for entry in entries if entry.scales)

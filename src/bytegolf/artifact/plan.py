@@ -2,7 +2,7 @@
 (``model.storage``), and by the bits that the configuration gives.
 
 A plan is a mapping from names to :class:`Storage`; change single entries of it for mixed precision. Nothing of it needs
-storing: every tensor in an artifact carries its own scheme.
+storing: every tensor in an artifact names its own quantiser.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from bytegolf.artifact.quantize import ROW_BITS, QuantizedTensor, Scheme, Storage
+from bytegolf.artifact.quantize import ROWS, QuantizedTensor, quantizer
+from bytegolf.artifact.quantizer import Storage
 from bytegolf.config import ExportConfig
 from bytegolf.model.storage import StorageKind, storage_kinds
 
@@ -28,10 +29,6 @@ TABLE_GROUP = 64
 """So many rows of a table share a scale below 8 bits: its rows are as narrow as 16 numbers, and at one fp16 scale each
 the scales of a 4-bit table would take a fifth of it. A larger group costs less than fewer bits do (LOG.md)."""
 
-_STORED_BITS = {**ROW_BITS, "fp16": 16, "fp32": 32}
-
-_SCHEMES: dict[int, Scheme] = {bits: scheme for scheme, bits in ROW_BITS.items()}
-
 
 def plan_of(state: Mapping[str, Tensor | QuantizedTensor], kinds: Kinds, export: ExportConfig) -> dict[str, Storage]:
     """How each tensor of a model is stored; only shapes, kinds and ``export`` count, so the meta device will do."""
@@ -43,12 +40,11 @@ def estimated_bytes(model: nn.Module, export: ExportConfig) -> int:
     header are small beside them."""
     state = model.state_dict()
     plan = plan_of(state, storage_kinds(model), export)
-    bits: int = sum(math.prod(state[name].shape) * _STORED_BITS[how.scheme] for name, how in plan.items())
-    return bits // 8
+    return int(sum(math.prod(state[name].shape) * quantizer(how.quantizer).bits for name, how in plan.items()) / 8)
 
 
 def storage_of(kind: StorageKind, shape: tuple[int, ...], export: ExportConfig) -> Storage:
-    """How one tensor is stored: what steers in fp32, small tensors in fp16, all others in rows of codes."""
+    """How one tensor is stored: what steers in fp32, small tensors in fp16, all others as codes."""
     if steers(kind, shape):
         return Storage("fp32")
     return Storage("fp16") if math.prod(shape) <= SMALL_NUMEL else coded(kind, shape, export)
@@ -65,9 +61,10 @@ def coded(kind: StorageKind, shape: tuple[int, ...], export: ExportConfig) -> St
         return Storage("int3_row")
     if kind == "table":  # whose rows are too narrow for a share of them to mean anything
         bits = export.ngram_bits or export.bits
-        return Storage(_SCHEMES[bits], group=math.gcd(TABLE_GROUP, shape[0]) if bits < 8 else 1)
-    bits = export.embedding_bits if kind == "embedding" else 0
-    return Storage(_SCHEMES[bits or export.bits], export.prune)
+        return Storage(ROWS[bits], group=math.gcd(TABLE_GROUP, shape[0]) if bits < 8 else 1)
+    if kind == "embedding" and export.embedding_bits:
+        return Storage(ROWS[export.embedding_bits], export.prune)
+    return Storage(export.quantizer or ROWS[export.bits], export.prune)
 
 
 def group_of(name: str) -> str:

@@ -1,11 +1,11 @@
-"""The quantiser: rows of 3 to 8 bits, fp16 for what is small, fp32 for what steers. Training with quantised weights,
-GPTQ and the export all take their scales and codes from here.
+"""The package's own quantisers: rows of 3 to 8 bits, fp16 for small tensors, fp32 for control tensors.
 
-A tensor's :class:`Storage` says how it is kept; ``artifact.plan`` chooses it. The schemes are
+Training with quantised weights, GPTQ and the export all take their scales and codes from here.
 
 - ``int8_row``, ``int7_row`` … ``int3_row``: row r is ``scale[r] · codes[r]``, with codes of b bits in −L…L,
   L = 2^(b−1) − 1, and the scale in fp16. For 8 bits the scale is S0's: the row's clip percentile / 127. For fewer it is
-  the one of a few clips (``CLIPS``) with the least squared error, since the widest costs too much there.
+  the one of a few clips (``CLIPS``) with the least squared error, since the widest costs too much there. Rows of a
+  table, which are narrow, may share a scale in groups.
 - ``fp16`` and ``fp32``: the values.
 
 Three details are ours. A scale is rounded *up* to fp16 and the codes are taken with the rounded one, so that no
@@ -20,25 +20,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Float16, Int8
 from torch import Tensor
 
+from bytegolf.artifact.quantizer import Quantizer, Storage
 from bytegolf.errors import BytegolfError
-
-Scheme = Literal["int8_row", "int7_row", "int6_row", "int5_row", "int4_row", "int3_row", "fp16", "fp32"]
-
-ROW_BITS: dict[Scheme, int] = {
-    "int8_row": 8,
-    "int7_row": 7,
-    "int6_row": 6,
-    "int5_row": 5,
-    "int4_row": 4,
-    "int3_row": 3,
-}
-"""The schemes of codes and scales, with the bits of a code."""
+from bytegolf.registry import QUANTIZERS
 
 CLIP_PERCENTILE = 99.99984
 """Percentile of a row's magnitudes at which 8 bits clip it (S0): hardly below the maximum of a usual row."""
@@ -50,19 +39,89 @@ _BLOCK = 1 << 17
 """Elements whose error is worked out at a time: they stay in a CPU's cache."""
 
 
-@dataclass(frozen=True)
-class Storage:
-    """How a tensor is to be stored.
+def levels(bits: int) -> int:
+    """L, the largest code: they go from −L to L."""
+    return (1 << (bits - 1)) - 1
 
-    Attributes:
-        scheme: its encoding.
-        prune: share of each row's elements, the smallest, that become 0; for rows of codes only.
-        group: so many consecutive rows count as one and share a scale; it divides their number.
+
+class Rows(Quantizer):
+    """Rows of codes of some bits, each row, or group of rows, with a scale."""
+
+    gptq = True
+
+    def __init__(self, bits: int) -> None:
+        self.code_bits, self.largest_code, self.bits = bits, levels(bits), bits
+
+    def quantize(self, weight: Tensor, storage: Storage) -> tuple[Tensor, Float16[Tensor, " S"]]:
+        """Codes and scales; a scale is infinite where a row is beyond codes × fp16."""
+        codes, scale = quantize_rows(grouped(weight, storage.group), self.code_bits, storage.prune)
+        return codes.view(weight.shape), scale
+
+    def dequantize(self, data: Tensor, scale: Float16[Tensor, " S"] | None) -> Tensor:
+        """scale · codes, which is exact."""
+        assert scale is not None
+        if not data.numel():
+            return data.to(torch.float32)
+        return dequantize_rows(data.view(len(scale), -1), scale).view(data.shape)
+
+    def scales_fit(self, shape: tuple[int, ...], count: int) -> bool:
+        """Whether they are those of equal groups of rows."""
+        return (count == 0) == (shape[0] == 0) and (not count or shape[0] % count == 0)
+
+    def round_column(self, values: Float[Tensor, "R 1"], scale: Tensor, column: int) -> Int8[Tensor, "R 1"]:
+        """The nearest codes; a row's scale is that of each of its columns."""
+        return round_rows(values, scale, self.code_bits)
+
+    def column_values(self, codes: Int8[Tensor, "R 1"], scale: Tensor, column: int) -> Float[Tensor, "R 1"]:
+        """scale · codes."""
+        return dequantize_rows(codes, scale)
+
+
+class Values(Quantizer):
+    """The values themselves, as numbers of a floating dtype."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype, self.bits = dtype, 8 * dtype.itemsize
+
+    def quantize(self, weight: Tensor, storage: Storage) -> tuple[Tensor, None]:
+        """Rounded to the dtype; infinite where that cannot hold them."""
+        return weight.to(self.dtype), None
+
+    def dequantize(self, data: Tensor, scale: Tensor | None) -> Tensor:
+        """The same in fp32."""
+        return data.to(torch.float32)
+
+    def fake_quantize(self, weight: Tensor, storage: Storage) -> Tensor:
+        """The same; the weight itself where the dtype cannot hold it, as ``quantize`` below then stores it in fp32."""
+        values = self.dequantize(*self.quantize(weight, storage))
+        return torch.where(values.isfinite().all(), values, weight)
+
+
+ROW_BITS = {f"int{bits}_row": bits for bits in range(8, 2, -1)}
+"""The quantisers of rows, with the bits of a code."""
+
+ROWS = {bits: name for name, bits in ROW_BITS.items()}
+"""The quantiser of rows of so many bits."""
+
+_BUILT_IN: dict[str, Quantizer] = {
+    **{name: Rows(bits) for name, bits in ROW_BITS.items()},
+    "fp16": Values(torch.float16),
+    "fp32": Values(torch.float32),
+}
+
+
+def quantizer(name: str) -> Quantizer:
+    """The quantiser called ``name``: a built-in one, or one that ``register_quantizer`` registered.
+
+    Raises UnknownNameError, a BytegolfError, if there is none.
     """
-
-    scheme: Scheme
-    prune: float = 0.0
-    group: int = 1
+    if name in _BUILT_IN:
+        return _BUILT_IN[name]
+    found = QUANTIZERS.find(name, None)
+    if not issubclass(found, Quantizer):
+        raise BytegolfError(f"the quantizer {name!r} is no subclass of bytegolf.artifact.quantizer.Quantizer")
+    made: Quantizer = found()
+    return made
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,17 +130,20 @@ class QuantizedTensor:
 
     Attributes:
         name: the parameter's dotted name.
-        scheme: how ``data`` encodes the weight.
-        shape: the weight's shape.
-        data: the codes (int8) or the values (fp16, fp32), of ``shape``, on the CPU.
-        scale: for rows of codes n fp16 numbers, each for shape[0]/n indices of the first axis; else None.
+        quantizer: the name of what gives the weight back.
+        data: the codes (int8) or the values (fp16, fp32), of the weight's shape, on the CPU.
+        scale: S fp16 numbers; None where the data are values.
     """
 
     name: str
-    scheme: Scheme
-    shape: tuple[int, ...]
+    quantizer: str
     data: Tensor
     scale: Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The weight's shape."""
+        return tuple(self.data.shape)
 
 
 def quantize(name: str, tensor: Tensor, storage: Storage) -> QuantizedTensor:
@@ -89,21 +151,29 @@ def quantize(name: str, tensor: Tensor, storage: Storage) -> QuantizedTensor:
 
     Raises:
         BytegolfError: the weight is not of a floating dtype, or holds a NaN, an infinity or a number beyond fp32, or a
-            magnitude that codes and fp16 scales cannot reach (about 8.3 million in 8 bits: a diverged model).
+            magnitude that codes and fp16 scales cannot reach (about 8.3 million in 8 bits: a diverged model); or the
+            quantiser broke its contract.
     """
     weight = checked(name, tensor)
-    shape = tuple(weight.shape)
-    if storage.scheme in ROW_BITS:
-        codes, scale = quantize_rows(grouped(weight, storage.group), ROW_BITS[storage.scheme], storage.prune)
-        if not bool(torch.isfinite(scale).all()):
-            raise BytegolfError(
-                f"the weight {name} reaches {weight.abs().max():.3g}, more than {storage.scheme[:4]} rows with fp16 "
-                "scales can hold: training diverged, so export an earlier checkpoint"
-            )
-        return QuantizedTensor(name, storage.scheme, shape, codes.view(shape), scale)
-    if storage.scheme == "fp16" and bool(torch.isfinite(half := weight.to(torch.float16)).all()):
-        return QuantizedTensor(name, "fp16", shape, half)
-    return QuantizedTensor(name, "fp32", shape, weight.clone())
+    by = quantizer(storage.quantizer)
+    data, scale = by.quantize(weight, storage)
+    if data.shape != weight.shape or data.dtype != by.dtype or not by.scales_fit(tuple(data.shape), _count(scale)):
+        raise BytegolfError(
+            f"the quantizer {storage.quantizer} makes of {name}, of shape {tuple(weight.shape)}, {data.dtype} data of "
+            f"shape {tuple(data.shape)} with {_count(scale)} scales, which its own dtype or scales_fit forbids"
+        )
+    if scale is not None and not bool(torch.isfinite(scale).all()):
+        raise BytegolfError(
+            f"the weight {name} reaches {weight.abs().max():.3g}, more than {storage.quantizer} with fp16 scales can "
+            "hold: training diverged, so export an earlier checkpoint"
+        )
+    if data.is_floating_point() and not bool(torch.isfinite(data).all()):
+        return QuantizedTensor(name, "fp32", weight.clone())
+    return QuantizedTensor(name, storage.quantizer, data.clone() if data is weight else data, scale)
+
+
+def _count(scale: Tensor | None) -> int:
+    return 0 if scale is None else len(scale)
 
 
 def checked(name: str, tensor: Tensor) -> Tensor:
@@ -118,36 +188,30 @@ def checked(name: str, tensor: Tensor) -> Tensor:
     return weight
 
 
+def dequantize(stored: QuantizedTensor) -> Tensor:
+    """The fp32 weight that a model computes with: a fresh tensor on the CPU."""
+    weight = quantizer(stored.quantizer).dequantize(stored.data, stored.scale)
+    if weight.shape != stored.data.shape:
+        raise BytegolfError(f"the quantizer {stored.quantizer} gives {stored.name} another shape than its data have")
+    return weight.clone() if weight is stored.data else weight
+
+
+def fake_quantize(weight: Tensor, storage: Storage) -> Tensor:
+    """The fp32 weight that comes back from ``storage``, on any device: equal to ``dequantize(quantize(...))``."""
+    return quantizer(storage.quantizer).fake_quantize(weight, storage)
+
+
+# ---------------------------------------------------------------------------------------------------------- rows
+
+
 def grouped(weight: Tensor, group: int) -> Float[Tensor, "R K"]:
     """The rows that have a scale each: indices of the first axis, or ``group`` of them as one."""
     return weight.reshape(weight.shape[0] // group, -1) if weight.numel() else weight.flatten(1)
 
 
-def dequantize(stored: QuantizedTensor) -> Tensor:
-    """The fp32 weight, of ``stored.shape``, that a model computes with: a fresh tensor on the CPU."""
-    values = stored.data.to(torch.float32)
-    if stored.scale is not None and values.numel():
-        values = dequantize_rows(values.view(len(stored.scale), -1), stored.scale).view(stored.shape)
-    return values.clone() if values is stored.data else values
-
-
 def dequantize_rows(codes: Tensor, scale: Float16[Tensor, " R"]) -> Float[Tensor, "R K"]:
     """scale · codes in fp32; 7-bit codes times 11-bit significands are exact, whatever the order of the operations."""
     return codes.to(torch.float32) * scale.to(torch.float32).unsqueeze(1)
-
-
-def fake_quantize(weight: Tensor, storage: Storage) -> Tensor:
-    """The fp32 weight that comes back from ``storage``, without the way through the file; on any device.
-
-    What training with quantised weights computes with: equal to ``dequantize(quantize(...))``.
-    """
-    if storage.scheme in ROW_BITS:
-        rows = grouped(weight, storage.group)
-        return dequantize_rows(*quantize_rows(rows, ROW_BITS[storage.scheme], storage.prune)).view(weight.shape)
-    if storage.scheme == "fp16":
-        half = weight.to(torch.float16).to(torch.float32)
-        return torch.where(half.isfinite().all(), half, weight)
-    return weight
 
 
 def quantize_rows(
@@ -176,11 +240,6 @@ def round_rows(weight: Float[Tensor, "R K"], scale: Float16[Tensor, " R"], bits:
     step = scale.to(torch.float32).unsqueeze(1)
     codes = (weight / torch.where(step > 0, step, torch.inf)).round_().clamp_(-levels(bits), levels(bits))
     return codes.to(torch.int8)
-
-
-def levels(bits: int) -> int:
-    """L, the largest code: they go from −L to L."""
-    return (1 << (bits - 1)) - 1
 
 
 def pruned(weight: Float[Tensor, "R K"], share: float) -> Float[Tensor, "R K"]:

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter, validators
 
-from bytegolf.cli.common import COUNT, Data, Json, app, finish, screen
+from bytegolf.cli.common import COUNT, Data, Json, answers, app, finish, screen
 from bytegolf.errors import BytegolfError
+from bytegolf.results import to_json
+
+if TYPE_CHECKING:
+    from bytegolf.bpb import Score
+    from bytegolf.data.shards import TokenStream
+    from bytegolf.data.tokenizer import Tokenizer
+    from bytegolf.model.lm import LanguageModel
 
 
 @app.command(sort_key=30)
+@answers(
+    "bytegolf.artifact.results:ExportResult",
+    "bytegolf.artifact.results:FitResult",
+    "bytegolf.artifact.results:Ledger",
+)
 def export(
     run: Annotated[Path, Parameter(help="A run's folder.")],
     /,
@@ -47,55 +59,50 @@ def export(
 
     Example: bytegolf export runs/cpu-demo --fit 16000000 --out model.bgolf
 
-    JSON keys: artifact, checkpoint, gptq_seconds, sha256, params, model_bytes,
-    code_bytes, total_bytes, limit, fits, rows (group, tensors, parameters,
-    raw_bytes, packed_bytes, bits_per_weight). With --fit also bpb (full
-    validation split), fit_bytes, coder, coders (bytes by coder: zlib, zstd,
-    lzma, range), gptq, widths (label by group), sample_tokens, sample_loss,
-    sample_loss_unquantised (nats a token of training text), frontier (a list:
-    model_bytes, total_bytes, sample_loss, added_loss_expected, bpb and tokens
-    of a validation subset, widths).
+    The JSON object is the account of the bytes and, in the same object, what
+    was exported; with --fit also bpb, over the full validation split.
     """
     from bytegolf.analyze import frontier as picture
     from bytegolf.analyze import plots
     from bytegolf.api import evaluation as scoring
     from bytegolf.artifact import export as exporting
+    from bytegolf.artifact import fit as fitting
     from bytegolf.artifact import loading as opening
+    from bytegolf.artifact.results import ExportResult, FitResult
+    from bytegolf.artifact.run_folder import RunFolder
     from bytegolf.progress import Reporter
-    from bytegolf.tools.bundle import fit_run as fitting
     from bytegolf.tools.bundle import ledger
+    from bytegolf.tools.bundle.script import code_bytes
 
     console = screen()
     if not fit:
         if frontier:
             raise BytegolfError("--frontier draws what --fit measured: give --fit BYTES as well")
-        exported, checkpoint = exporting.export(run, out, overrides)
-        summary = exported.summary
-        more: dict[str, Any] = {"gptq_seconds": round(exported.gptq_seconds, 2)}
+        found: ExportResult | FitResult = exporting.export(run, out, overrides)
     else:
         if frontier:
             plots.check()
-        reporter = Reporter()
-        with reporter:
-            fitted = fitting.fit(run, fit, out, data, overrides, tokens=tokens, points=points, reporter=reporter)
-            summary, checkpoint, more = fitted.summary, fitted.checkpoint, fitted.result
-            opened = opening.load_model(summary.path, data)
-            found = scoring.evaluate(opened, data or Path(opened.config.data.path), reporter=reporter)
-        more["bpb"] = found.bpb
-        if more["frontier"]:
-            console.print(picture.table(more["frontier"], fit))
+        with Reporter() as reporter:
+            code = code_bytes(RunFolder(run).read_config(overrides))
+            options = fitting.FitOptions(out=out, data=data, overrides=overrides, tokens=tokens, points=points)
+            fitted = found = fitting.fit(run, fit, code, options, score=_plainly, tell=reporter)
+            opened = opening.load_model(fitted.artifact, data)
+            bpb = scoring.evaluate(opened, data or Path(opened.config.data.path), reporter=reporter).bpb
+        if fitted.frontier:
+            console.print(picture.table(fitted.frontier, fit))
         if frontier:
-            picture.draw(more["frontier"], fit, frontier)
-        console.print(f"chosen: {picture.widths(more['widths'])}, {more['coder']}", soft_wrap=True)
-        console.print(f"{more['bpb']:.4f} bits per byte over the full validation split", soft_wrap=True)
-    account = ledger.measure(summary.path, tensors)
+            picture.draw(fitted.frontier, fit, frontier)
+        console.print(f"chosen: {picture.widths(fitted.widths)}, {fitted.coder}", soft_wrap=True)
+        console.print(f"{bpb:.4f} bits per byte over the full validation split", soft_wrap=True)
+    account = ledger.measure(found.artifact, tensors)
     console.print(ledger.table(account))
-    console.print(f"wrote {summary.path} from {checkpoint}", soft_wrap=True)
-    result = {
-        "artifact": str(summary.path),
-        "checkpoint": str(checkpoint),
-        "sha256": summary.sha256,
-        "params": summary.parameters,
-        **more,
-    }
-    finish(json, {**result, **account.to_dict()})
+    console.print(f"wrote {found.artifact} from {found.checkpoint}", soft_wrap=True)
+    score = {"bpb": bpb} if fit else {}
+    finish(json, {**to_json(found), **score, **to_json(account)})
+
+
+def _plainly(model: LanguageModel, stream: TokenStream, tokenizer: Tokenizer, seq_len: int, tokens: int) -> Score:
+    """The score of the first ``tokens`` of a split, in windows that do not overlap."""
+    from bytegolf.evaluate.score import score
+
+    return score(model, stream, tokenizer, seq_len, limit=tokens, drop_tail=True)

@@ -22,8 +22,7 @@ from bytegolf.results import describe, to_json
 
 app = App(
     name="bytegolf",
-    help="Learned tokenization in 16,000,000 bytes: train, ship and score byte-level H-Nets. Every verb takes --plugin "
-    "FILE (more than once): a Python file, or a module, that registers routers or mixers of your own; it is imported.",
+    help="Learned tokenization in 16,000,000 bytes: train, ship and score byte-level H-Nets.",
     version=version,
     help_format="plaintext",
     default_parameter=Parameter(negative=()),
@@ -58,19 +57,19 @@ def answers(*results: str) -> Callable[[_Verb], _Verb]:
     """
 
     def note(verb: _Verb) -> _Verb:
-        _RESULTS[verb] = results
+        _RESULTS[verb.__name__] = results
         return verb
 
     return note
 
 
-_RESULTS: dict[Callable[..., Any], tuple[str, ...]] = {}
+_RESULTS: dict[str, tuple[str, ...]] = {}
 
 
 def explain_json(verb: Callable[..., Any]) -> str:
     """A verb's help: its docstring, and what the keys of its JSON are."""
     paragraphs = [inspect.cleandoc(verb.__doc__ or "")]
-    for result in _RESULTS.get(verb, ()):
+    for result in _RESULTS.get(verb.__name__, ()):
         module, _, name = result.partition(":")
         paragraphs.append(describe(getattr(importlib.import_module(module), name)))
     return "\n\n".join(paragraphs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,10 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bytegolf.config.fields import Ranged, doc
-from bytegolf.config.model import ModelConfig, check_fixed_capacity, levels, stacks
+from bytegolf.config.model import ModelConfig, check_fixed_capacity
 from bytegolf.config.reading import change, from_dict, read_tables, to_dict
 from bytegolf.errors import BytegolfError
-from bytegolf.registry import MIXERS, ROUTERS, UnknownNameError
+from bytegolf.registry import QUANTIZERS
 
 
 @dataclass(frozen=True)
@@ -127,8 +126,13 @@ class ExportConfig(Ranged):
     )
     ngram_bits: int = doc("the same of the tables of n-grams and chunks; 0 = bits", 0, least=0, most=8)
     prune: float = doc("share of each matrix row's weights, the smallest, that become 0", 0.0, least=0, below=1)
-    coder: Literal["zlib", "zstd", "brotli", "lzma", "range"] = doc(
-        "what compresses the artifact, each at its smallest; range is our own coder of quantised weights", "zlib"
+    quantizer: str = doc(
+        "the quantiser of large matrices, by the name that it was registered by; empty = rows of codes of `bits`",
+        "",
+    )
+    coder: Literal["zlib", "zstd", "range"] = doc(
+        "what compresses the artifact, at its smallest; range codes weights in contexts of their own",
+        "zlib",
     )
     gptq: bool = doc("choose the codes of linear maps by what their inputs look like in training text (GPTQ)", False)
     gptq_tokens: int = doc("how much of that text it looks at; this takes training time", 65_536, least=1)
@@ -137,6 +141,8 @@ class ExportConfig(Ranged):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.quantizer:
+            QUANTIZERS.check(self.quantizer, "quantizer")
         for name in ("embedding_bits", "ngram_bits"):
             if 0 < getattr(self, name) < 3:
                 raise BytegolfError(f"{name} is {getattr(self, name)}: give 3 to 8, or 0 for as many as bits")
@@ -199,11 +205,6 @@ class Config:
     optim: OptimConfig = doc("the optimiser", OptimConfig())
     eval: EvalConfig = doc("the score", EvalConfig())
     export: ExportConfig = doc("the artifact", ExportConfig())
-    plugins: tuple[str, ...] = doc(
-        "files or modules that register the kinds which are not the package's own; for the reader's information: they "
-        "are imported only by --plugin, or by the program that loads this",
-        (),
-    )
 
     def __post_init__(self) -> None:
         if self.eval.capacity == "fixed":
@@ -223,7 +224,7 @@ class Config:
         raw = read_tables(source)
         for each in [overrides] if isinstance(overrides, (str, Mapping)) else overrides:
             change(raw, each)
-        return Config.from_tables(raw)
+        return from_dict(Config, raw)
 
     def with_(self, *changes: str | Mapping[str, Any]) -> Config:
         """A configuration with other values of some dotted keys: ``"train.seed=2"``, or ``{"train.seed": 2}``.
@@ -233,30 +234,7 @@ class Config:
         raw = to_dict(self)
         for each in changes:
             change(raw, each)
-        return Config.from_tables(raw)
-
-    @staticmethod
-    def from_tables(raw: dict[str, Any]) -> Config:
-        """The configuration that plain data say, with the ``plugins`` that it needs.
-
-        Raises BytegolfError as ``load`` does, and for a kind that nothing has registered: nothing is imported for it.
-        """
-        try:
-            config = from_dict(Config, raw)
-        except UnknownNameError as error:
-            named = raw.get("plugins")
-            if not isinstance(named, (list, tuple)) or not named:
-                raise
-            raise UnknownNameError(
-                f"{str(error).partition(': choose')[0]}: the configuration says that {' and '.join(map(str, named))} "
-                "registers it; if you trust that file, give it with --plugin, or import it first"
-            ) from error
-        network = config.model.network
-        used = {MIXERS.source(stack.kind) for stack in stacks(network)}
-        used |= {ROUTERS.source(level.router.kind) for level in levels(network)}
-        named = {*config.plugins, *(Path(plugin).name for plugin in config.plugins)}
-        missing = sorted(used - named - {""})
-        return dataclasses.replace(config, plugins=(*config.plugins, *missing)) if missing else config
+        return from_dict(Config, raw)
 
     def to_toml(self) -> str:
         """All settings as a TOML file that ``load`` reads."""

@@ -30,7 +30,7 @@ class QuantizedTraining:
     def __init__(self, model: nn.Module, export: ExportConfig) -> None:
         named = dict(model.named_parameters())
         plan = plan_of(named, storage_kinds(model), export)
-        stored = [(parameter, plan[name]) for name, parameter in named.items() if plan[name].scheme != "fp32"]
+        stored = [(parameter, plan[name]) for name, parameter in named.items() if plan[name].quantizer != "fp32"]
         self._storages = [storage for _, storage in stored]
         self._weights = [parameter.data for parameter, _ in stored]
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import lzma
 import struct
 import tomllib
 import zlib
@@ -187,7 +186,7 @@ class Artifact(Reader):
         else:
             header, packed = self._repacked(chance, header, packed, other)
         if chance.random() < 0.05:
-            version = chance.choice((0, 1, 2, 3, 2**31))
+            version = chance.choice((0, 1, 2, 3, 4, 2**31))
         return sealed(struct.pack("<8sII", samples.MAGIC, version, len(header)) + header + packed)
 
     def _repacked(self, chance: Chance, header: bytes, packed: bytes, other: bytes) -> tuple[bytes, bytes]:
@@ -208,7 +207,6 @@ class Artifact(Reader):
             quick: dict[str, Callable[[bytes], bytes]] = {
                 "zlib": lambda data: zlib.compress(data, 1),
                 "zstd": lambda data: level.compress(data) if level else b"",
-                "lzma": lambda data: lzma.compress(data, preset=0),
             }
             press = quick.get(coder) or (lambda data: compress(coder, data[:5000]))
             return json.dumps(told).encode(), press(payload)

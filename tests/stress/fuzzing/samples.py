@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import gzip
-import importlib.util
 import io
 import itertools
 import json
@@ -26,11 +25,12 @@ import torch
 import zstandard
 from rich.console import Console
 
-from bytegolf.artifact import checkpoint, payload
+from bytegolf.artifact import checkpoint
 from bytegolf.artifact.coders import CODERS
 from bytegolf.artifact.container import MAGIC
 from bytegolf.artifact.pack import write_artifact
-from bytegolf.artifact.quantize import ROW_BITS, Storage
+from bytegolf.artifact.quantize import ROW_BITS
+from bytegolf.artifact.quantizer import Storage
 from bytegolf.artifact.run_folder import RunFolder
 from bytegolf.config import (
     Config,
@@ -180,30 +180,20 @@ def sources(folder: Path) -> list[bytes]:
 
 
 def artifacts(folder: Path) -> list[bytes]:
-    """A model by every coder, with every scheme; with several lanes of the range coder."""
-    lane, payload.LANE_BYTES = payload.LANE_BYTES, 512
-    schemes = itertools.cycle([Storage(scheme, group=group) for scheme in ROW_BITS for group in (1, 2)])
+    """A model by every coder, with every quantiser."""
+    schemes = itertools.cycle([Storage(quantizer, group=group) for quantizer in ROW_BITS for group in (1, 2)])
     found = []
-    try:
-        for coder in CODERS:
-            if coder == "brotli" and not importlib.util.find_spec("brotli"):
-                continue
-            for level in (True, False):
-                state = model(level).state_dict()
-                plan = {
-                    name: Storage("fp32")
-                    if tensor.ndim < 2
-                    else next(schemes)
-                    if len(tensor) % 2 == 0
-                    else Storage("fp16")
-                    for name, tensor in state.items()
-                }
-                path = folder / "made.bgolf"
-                made = config(Path("data"), level)
-                write_artifact(path, state, made, BYTES.identity(), {"steps": 3}, plan, coder)
-                found.append(path.read_bytes())
-    finally:
-        payload.LANE_BYTES = lane
+    for coder in CODERS:
+        for level in (True, False):
+            state = model(level).state_dict()
+            plan = {
+                name: Storage("fp32") if tensor.ndim < 2 else next(schemes) if len(tensor) % 2 == 0 else Storage("fp16")
+                for name, tensor in state.items()
+            }
+            path = folder / "made.bgolf"
+            made = config(Path("data"), level)
+            write_artifact(path, state, made, BYTES.identity(), {"steps": 3}, plan, coder)
+            found.append(path.read_bytes())
     return found
 
 
@@ -372,7 +362,7 @@ def results(folder: Path) -> list[bytes]:
             "study": "tiny",
             "variant": job.variant.name,
             "seed": job.seed,
-            "definition": job.identity.definition,
+            "definition": job.definition,
             "data": "d",
         }
         end: dict[str, Any] = {"status": "failed", "error": "it broke"}

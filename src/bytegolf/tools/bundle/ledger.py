@@ -6,10 +6,9 @@ shipped; public libraries are free. That code is the one script that ``bundle.sc
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+import dataclasses
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 from rich import box
 from rich.table import Table
@@ -19,72 +18,11 @@ from bytegolf.artifact.layout import TensorEntry
 from bytegolf.artifact.pack import config_of
 from bytegolf.artifact.payload import Payload, open_payload
 from bytegolf.artifact.plan import group_of
-from bytegolf.model.outline import outline
-from bytegolf.model.storage import storage_kinds
+from bytegolf.artifact.results import Ledger, LedgerRow
 from bytegolf.tools.bundle.script import code_bytes
 
 LIMIT = 16_000_000
 """Bytes of code and model together; decimal, not 16 MiB (the rules of Parameter Golf)."""
-
-
-@dataclass(frozen=True)
-class LedgerRow:
-    """One group of bytes, or one tensor.
-
-    Attributes:
-        group: what they are: tensors that belong together, a tensor's name and scheme, the header, the code.
-        tensors, parameters: how many of each; 0 for what is no weight.
-        raw_bytes: size before compression.
-        packed_bytes: its part of the total. For tensors this is a share of the packed payload, so that the rows add up
-            to the total exactly: in proportion to the bits that each was coded with (``range``), or, of one stream, to
-            what each tensor compresses to on its own.
-    """
-
-    group: str
-    tensors: int
-    parameters: int
-    raw_bytes: int
-    packed_bytes: int
-
-    @property
-    def bits_per_weight(self) -> float | None:
-        """Of the packed bytes; None for what is no weight."""
-        return 8 * self.packed_bytes / self.parameters if self.parameters else None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON data: the attributes and bits_per_weight."""
-        return {**asdict(self), "bits_per_weight": self.bits_per_weight}
-
-
-@dataclass(frozen=True)
-class Ledger:
-    """The account of one artifact: all sizes in bytes, rows in the file's order."""
-
-    rows: tuple[LedgerRow, ...]
-    model_bytes: int
-    code_bytes: int
-    limit: int = LIMIT
-
-    @property
-    def total_bytes(self) -> int:
-        """Code and model together."""
-        return self.model_bytes + self.code_bytes
-
-    @property
-    def fits(self) -> bool:
-        """Whether the total keeps within the limit."""
-        return self.total_bytes <= self.limit
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON data: model_bytes, code_bytes, total_bytes, limit, fits, rows."""
-        return {
-            "model_bytes": self.model_bytes,
-            "code_bytes": self.code_bytes,
-            "total_bytes": self.total_bytes,
-            "limit": self.limit,
-            "fits": self.fits,
-            "rows": [row.to_dict() for row in self.rows],
-        }
 
 
 def measure(path: Path, every: bool = False) -> Ledger:
@@ -93,34 +31,46 @@ def measure(path: Path, every: bool = False) -> Ledger:
     Raises:
         BytegolfError: the file is missing, no artifact, damaged, or of an unknown configuration.
     """
-    opened = open_payload(path)
+    opened = open_payload(path, counting=True)
     box = opened.box
     label: Callable[[TensorEntry], str] = _tensor_label if every else lambda entry: group_of(entry.name)
     told, version = box.header.get("config"), str(box.header.get("bytegolf"))
     config = config_of(told if isinstance(told, dict) else {}, version, str(path))
-    kinds = storage_kinds(outline(config.model))
     rows: dict[str, LedgerRow] = {}
     for entry, share in zip(opened.entries, _apportion(len(box.packed), _weights(opened)), strict=True):
         group = label(entry)
         old = rows.get(group, LedgerRow(group, 0, 0, 0, 0))
-        raw, packed = old.raw_bytes + entry.size + entry.scale_size, old.packed_bytes + share
-        weights = 0 if kinds.get(entry.name) == "rule" else entry.numel
+        raw, packed = old.raw_bytes + len(entry.raw(opened.payload)), old.packed_bytes + share
+        weights = entry.numel if entry.counted else 0
         rows[group] = LedgerRow(group, old.tensors + 1, old.parameters + weights, raw, packed)
     overhead = box.file_bytes - (len(box.packed) if rows else 0)
     code = code_bytes(config)
     others = [LedgerRow("header and hash", 0, 0, overhead, overhead), LedgerRow("code", 0, 0, code, code)]
-    return Ledger((*rows.values(), *others), box.file_bytes, code)
+    return account([*rows.values(), *others], box.file_bytes, code)
+
+
+def account(rows: Iterable[LedgerRow], model_bytes: int, code_bytes: int) -> Ledger:
+    """The ledger of some rows, against ``LIMIT``."""
+    total = model_bytes + code_bytes
+    full = tuple(
+        dataclasses.replace(row, bits_per_weight=8 * row.packed_bytes / row.parameters if row.parameters else None)
+        for row in rows
+    )
+    return Ledger(model_bytes, code_bytes, total, LIMIT, total <= LIMIT, full)
 
 
 def _weights(opened: Payload) -> list[int]:
-    """What the tensors' shares of the packed payload are in proportion to; positive."""
+    """What the tensors' shares of the packed payload are in proportion to; positive.
+
+    The bits that each was coded with (``range``); or, of one stream, what each tensor compresses to on its own.
+    """
     if opened.bits is not None:
         return [1 + round(bits) for bits in opened.bits]
     return [len(coders.compress("zlib", entry.raw(opened.payload))) for entry in opened.entries]
 
 
 def _tensor_label(entry: TensorEntry) -> str:
-    return f"{entry.name} ({entry.scheme})"
+    return f"{entry.name} ({entry.quantizer})"
 
 
 def table(ledger: Ledger) -> Table:
