@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from bytegolf.config import NgramConfig
 from bytegolf.model.layers import Linear
 from bytegolf.model.storage import declare
+from bytegolf.ops import native
+from bytegolf.ops.rms_norm import NORM_EPS
 
 BOS = 1
 """Id of the token that starts every document, in every tokenizer here (formats.md)."""
@@ -103,3 +105,27 @@ def _powers(number: int) -> tuple[int, ...]:
     while len(powers) < number:
         powers.append(powers[-1] * BASE % (1 << 62))
     return tuple(powers)
+
+
+def embed_step(
+    token: int,
+    history: Int[Tensor, " H"],
+    weight: Float[Tensor, "V D"],
+    ngrams: NgramEmbedding | None,
+    reset_at_bos: bool,
+    dtype: torch.dtype,
+) -> Float[Tensor, "1 1 D"]:
+    """The norm of the embedding of ``token`` plus its n-grams, by one kernel; where ``native.one_position``.
+
+    ``history`` is the H = context ids before it, the oldest first, and takes it in.
+    """
+    out = torch.empty(1, 1, weight.shape[1], dtype=dtype)
+    tables: tuple[Tensor | None, ...] = (None, None)
+    sizes = (0, 0, 0)
+    if ngrams is not None:
+        tables = (ngrams.table, ngrams.proj.weight)
+        sizes = (ngrams.lengths, ngrams.config.bits, ngrams.config.dim)
+    # (why) without the reset no id may count as a BOS: one below NOTHING stands for it, which is nobody's
+    ids = (BASE, MIXER, NOTHING, BOS if reset_at_bos else NOTHING - 1)
+    native.call("embed_step", out, weight, token, history, *tables, *ids, out, weight.shape[1], *sizes, NORM_EPS)
+    return out

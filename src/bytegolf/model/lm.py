@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from bytegolf.config import CapacityMode, ModelConfig, check_fixed_capacity, outer_dim
 from bytegolf.errors import BytegolfError
-from bytegolf.model import stepping
-from bytegolf.model.embed import BOS, NOTHING, NgramEmbedding
+from bytegolf.model.embed import BOS, NOTHING, NgramEmbedding, embed_step
 from bytegolf.model.hnet import HNet, build_network
 from bytegolf.model.hnet_passes import HNetState
 from bytegolf.model.mixers.base import Rows, StackState
@@ -29,6 +28,7 @@ from bytegolf.model.soft_chunk import SoftChunker, SoftState
 from bytegolf.model.stack import Stack
 from bytegolf.model.storage import declare
 from bytegolf.model.trace import RouterTrace, SoftTrace, StepTrace
+from bytegolf.ops import native
 from bytegolf.ops.autograd import wide
 from bytegolf.ops.cross_entropy import softcap_cross_entropy
 from bytegolf.ops.embedding import normed_embedding
@@ -272,10 +272,10 @@ class LanguageModel(nn.Module):
         return self.soft.extend(x, state.soft, rows, counts) if self.soft and state.soft else x
 
     def _look_up_next(self, ids: Tensor, state: ModelState, rows: Rows | None, counts: Rows | None) -> Tensor:
-        if stepping.usable(ids, self.precision):
+        if native.one_position(ids, self.precision):
             history = state.history[0 if rows is None else int(rows[0])]
             settings = (self.embedding.weight, self.ngrams, self.config.reset_at_bos, self.precision)
-            return stepping.embed(int(ids), history, *settings)
+            return embed_step(int(ids), history, *settings)
         if not self._context:
             return self.look_up(ids)
         every = slice(None) if rows is None else torch.from_numpy(rows)

@@ -4,7 +4,7 @@
 
 Same direction: p = 0; at right angles: ½, the threshold of a boundary; opposite: 1.
 
-Legend: B batch, L positions, D width.
+Legend: B batch, L positions, D width, M width of a router's vectors.
 """
 
 from __future__ import annotations
@@ -34,6 +34,19 @@ def cosine_probability(q: Float[Tensor, "*B D"], k: Float[Tensor, "*B D"]) -> Fl
     q, k = (t.to(wide(t.dtype)) for t in (q, k))
     cosine = torch.cosine_similarity(q, k, dim=-1, eps=COSINE_EPS)
     return (0.5 * (1 - cosine)).clamp(0, 1)  # (why) rounding makes a cosine of 1 + 1e-7: p must not be negative
+
+
+def boundary_step(
+    x: Float[Tensor, "1 1 D"], query: Float[Tensor, "M D"], key: Float[Tensor, "M D"], memory: Float[Tensor, "1 M"]
+) -> tuple[Float[Tensor, "1 1"], Float[Tensor, "1 1 M"]]:
+    """½(1 − cos(query·x, memory)), and key·x, with which the next position is compared; where ``native.one_position``.
+
+    The memory is key·x of the position before: all that a router needs of the past.
+    """
+    keys, p = x.new_empty(1, 1, len(key)), x.new_empty(1, 1)
+    x, memory = x.contiguous(), memory.contiguous()
+    native.call("router_step", x, x, query, key, memory, keys, p, x.shape[-1], len(key), COSINE_EPS)
+    return p, keys
 
 
 def _native_forward(q: Tensor, k: Tensor) -> tuple[Tensor, Saved, tuple[()]]:

@@ -15,7 +15,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from bytegolf.config import StackConfig
-from bytegolf.model import stepping
 from bytegolf.model.layers import Cost, Linear
 from bytegolf.model.mixers import attention_step
 from bytegolf.model.mixers.attention_cache import Cache, CacheSpan, SharedCache
@@ -134,6 +133,6 @@ class Attention(Mixer[Cache]):
     def step(
         cls, blocks: Sequence[Any], skip_weights: Tensor, x: Tensor, state: StackState, rows: Rows | None
     ) -> Float[Tensor, "1 1 D"] | None:
-        if not stepping.usable(x):
+        if not native.one_position(x):
             return None
         return attention_step.step(blocks, skip_weights, x, state, 0 if rows is None else int(rows[0]))

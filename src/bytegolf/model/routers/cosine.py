@@ -10,11 +10,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from bytegolf.config import RouterConfig
-from bytegolf.model import stepping
 from bytegolf.model.layers import Linear
 from bytegolf.model.routers.base import THRESHOLD, Material, Router
 from bytegolf.model.routers.whitespace import WhitespaceRouter
-from bytegolf.ops.boundary import boundary_probability, cosine_probability
+from bytegolf.ops import native
+from bytegolf.ops.boundary import boundary_probability, boundary_step, cosine_probability
 from bytegolf.registry import register_router
 
 ODDS_FLOOR = 1e-6
@@ -103,8 +103,8 @@ class CosineRouter(Router):
         first: Bool[Tensor, " R"],
         tokens: Int[Tensor, "R L"] | None = None,
     ) -> tuple[Float[Tensor, "R L"], Bool[Tensor, "R L"], Tensor]:
-        if stepping.usable(x):
-            p, keys = stepping.probability(x, self.q_proj.weight, self.k_proj.weight, memory)
+        if native.one_position(x):
+            p, keys = boundary_step(x, self.q_proj.weight, self.k_proj.weight, memory)
         else:
             keys = self.k_proj(x)
             p = cosine_probability(self.q_proj(x), torch.cat((memory.unsqueeze(1), keys[:, :-1]), 1))

@@ -249,7 +249,7 @@ void forward_tile(const Problem<T>& p, Workspace<T>& w, i64 b, i64 h, i64 i0, T*
   W* sums = w.query_sums.of(0);
   std::memset(sums, 0, TILE * w.width * sizeof(W));
   std::memset(w.total, 0, sizeof w.total);
-  // |q| and |k| are known (√K each, by the norm), so no score is above `bound`. Where it is low, so that no total can be
+  // |q| and |k| are known (√K each, by the norm): no score is above `bound`. Where it is low, so that no total can be
   // too small for fp32, it stands for the maximum. Else that starts above NEVER: a tile without a visible key adds
   // nothing.
   const W bound = std::abs(p.gain[h]) * W(LOG2_E * std::sqrt(double(p.width)));
