@@ -21,6 +21,7 @@ from mirror import DOCUMENTS, REPOSITORY, SHARDS, SIDECAR, Fault, Handler, Serve
 from bytegolf.data.manifest import FETCHING, LOCK, MANIFEST, read_manifest
 from bytegolf.data.prepare import prepare
 from bytegolf.data.shards import open_split
+from bytegolf.data.tokenizer import load_tokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.files import only_one
 from bytegolf.tools.fetch import download, export, mirrors, published
@@ -177,12 +178,10 @@ def test_what_is_not_published_is_made_from_the_documents_in_one_command(server:
     subwords, byte = (entry["stats"] for entry in read_manifest(out)["datasets"])
     assert subwords["original_bytes_val"] == byte["original_bytes_val"] == byte["bytes_val"]
     assert sorted(path.name for path in out.iterdir() if path.is_dir()) == ["datasets", "tokenizers"]
-    for preset, changes in (
-        ("cpu-demo", ()),
-        ("cpu-gpt", (f"data.tokenizer={SUBWORDS}", f"model.vocab_size={SUBWORDS[2:]}")),
-    ):
-        settings = (preset, *small(preset), *changes, "train.max_steps=2", "--data", out, "--out", tmp_path / preset)
-        assert good("train", *settings, "--json").json["bpb"] > 0
+    settings = ("cpu-demo", *small(), "train.max_steps=2", "--data", out, "--out", tmp_path / "run")
+    assert good("train", *settings, "--json").json["bpb"] > 0
+    first_words = load_tokenizer(SUBWORDS, out).decode(open_split(out, SUBWORDS, "val", 400).slice(0, 20))
+    assert json.loads((out / DOCUMENTS).read_text().splitlines()[0])["text"].encode().startswith(first_words)
     before = (out / MANIFEST).read_bytes()
     assert good(*command, "--export", "--json").json["exported"] == []
     assert (out / MANIFEST).read_bytes() == before
@@ -427,7 +426,7 @@ def test_room_is_told_and_refused(published: Path, tmp_path: Path, monkeypatch: 
 # ---------------------------------------------------------------------------------------------- servers
 
 
-@pytest.mark.parametrize("status", [408, 429, 500, 503])
+@pytest.mark.parametrize("status", [429, 503])
 def test_a_busy_server_is_asked_again(server: Server, tmp_path: Path, status: int) -> None:
     server.faults = [of_shard(0, first(3, code(status, Retry_After="3600")))]
     run(server.address, tmp_path / "data", train_shards=1)
@@ -440,7 +439,6 @@ def test_a_busy_server_is_asked_again(server: Server, tmp_path: Path, status: in
         (404, {}, "404.*check the mirror"),
         (403, {}, "403.*log in"),
         (400, {}, "answers 400"),
-        (302, {"Location": "file:///etc/passwd"}, "nothing safe"),
         (302, {"Location": "ftp://127.0.0.1/x"}, "nothing safe"),
     ],
 )

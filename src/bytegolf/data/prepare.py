@@ -83,7 +83,7 @@ def prepare(
         workers: processes that encode; 0 = one for each core that this process may use, or none for what is soon done.
             The files do not depend on it.
         ray: encode on a Ray cluster instead.
-        shard_tokens: tokens a shard.
+        shard_tokens: tokens per shard.
 
     Raises:
         BytegolfError: there is no text, a split is left empty, ``out`` holds other data, or reading or writing failed.
@@ -102,32 +102,32 @@ def prepare(
             )
     kept = _begin(folder, source, split, specs)
     job = _job_of(source, split, specs, shard_tokens)
-    progress = Checkpoint(job) if source.once else Checkpoint.load(folder, job)
+    checkpoint = Checkpoint(job) if source.once else Checkpoint.load(folder, job)
     if not workers:
         alone = source.size is not None and source.size <= min(SINGLE_PROCESS[spec.kind] for spec in specs)
         workers = 1 if alone else cores()
     bar = ProgressBar(quiet)
     made = []
     for spec in specs:
-        tokenizer = make_tokenizer(spec, folder, source, split, progress.models.get(spec.suffix), bar)
+        tokenizer = make_tokenizer(spec, folder, source, split, checkpoint.models.get(spec.suffix), bar)
         made.append((spec, tokenizer))
         if spec.kind != "byte":
-            progress.models[spec.suffix] = tokenizer.identity()["sha256"]
-            progress.save(folder)
+            checkpoint.models[spec.suffix] = tokenizer.identity()["sha256"]
+            checkpoint.save(folder)
     with contextlib.ExitStack() as stack:
-        writers, progress = _open(made, folder, shard_tokens, progress, stack)
+        writers, checkpoint = _open(made, folder, shard_tokens, checkpoint, stack)
         check = stack.enter_context(checked(source))
         with bar.task("writing shards", source.size) as advance:
-            blocks = _skip(source.blocks(), progress.blocks, advance)
+            blocks = _skip(source.blocks(), checkpoint.blocks, advance)
             encoder = Encoder(split, [tokenizer for _, tokenizer in made])
             encoded = encode_all_on_ray(encoder, blocks) if ray else encode_all(encoder, blocks, workers)
             stack.enter_context(contextlib.closing(encoded))
-            _write(encoded, split, writers, progress, None if source.once else folder, advance)
-            _check(source, split, writers[0], progress)
+            _write(encoded, split, writers, checkpoint, None if source.once else folder, advance)
+            _check(source, split, writers[0], checkpoint)
             check()
         for writer in writers:
             writer.close()
-        manifest = _write_manifest(folder, source, split, kept, writers, progress.digest)
+        manifest = _write_manifest(folder, source, split, kept, writers, checkpoint.digest)
         for writer in writers:
             writer.done()
     for name in (UNFINISHED, CHECKPOINT):
@@ -140,22 +140,22 @@ def _open(
     made: Sequence[tuple[TokenizerSpec, Tokenizer]],
     out: Path,
     shard_tokens: int,
-    progress: Checkpoint,
+    checkpoint: Checkpoint,
     stack: contextlib.ExitStack,
 ) -> tuple[list[DatasetWriter], Checkpoint]:
-    """The writers where ``progress`` left them; new ones, and no progress but the models', if that cannot be."""
+    """The writers as ``checkpoint`` has them; new ones, and nothing finished but the models, if that cannot be."""
 
     def new() -> list[DatasetWriter]:
         return [DatasetWriter(spec, tokenizer, out, shard_tokens) for spec, tokenizer in made]
 
-    if progress.blocks:
+    if checkpoint.blocks:
         writers = new()
         with contextlib.suppress(KeyError, TypeError, ValueError):
-            if all(writer.resume(saved) for writer, saved in zip(writers, progress.writers, strict=True)):
-                return [stack.enter_context(writer) for writer in writers], progress
+            if all(writer.resume(saved) for writer, saved in zip(writers, checkpoint.writers, strict=True)):
+                return [stack.enter_context(writer) for writer in writers], checkpoint
         for writer in writers:
             writer.__exit__()
-    return [stack.enter_context(writer) for writer in new()], Checkpoint(progress.job, progress.models)
+    return [stack.enter_context(writer) for writer in new()], Checkpoint(checkpoint.job, checkpoint.models)
 
 
 def _skip(blocks: Iterator[Block], count: int, advance: Advance) -> Iterator[Block]:
@@ -170,11 +170,11 @@ def _write(
     encoded: Iterable[Encoded],
     split: Split,
     writers: Sequence[DatasetWriter],
-    progress: Checkpoint,
+    checkpoint: Checkpoint,
     out: Path | None,
     advance: Advance,
 ) -> None:
-    """Write every block to every export; with ``out``, leave checkpoints there."""
+    """Write every block to every data set; with ``out``, leave checkpoints there."""
     saved = time.monotonic()
     for block in encoded:
         held_out = block.held_out
@@ -182,13 +182,13 @@ def _write(
             held_out = min(max(0, split.first - sum(writers[0].documents)), block.documents)
         for writer, tokens in zip(writers, block.tokens, strict=True):
             writer.add(tokens, block.original_bytes, held_out)
-        progress.digest = _chained(progress.digest, block.digests)
-        progress.groups = sorted({*progress.groups, *block.groups})
-        progress.blocks += 1
+        checkpoint.digest = _chained(checkpoint.digest, block.digests)
+        checkpoint.groups = sorted({*checkpoint.groups, *block.groups})
+        checkpoint.blocks += 1
         advance(block.size)
         if out is not None and time.monotonic() - saved >= CHECKPOINT_SECONDS:
-            progress.writers = [writer.checkpoint() for writer in writers]
-            progress.save(out)
+            checkpoint.writers = [writer.checkpoint() for writer in writers]
+            checkpoint.save(out)
             saved = time.monotonic()
 
 
@@ -199,7 +199,7 @@ def _chained(digest: str, digests: bytes) -> str:
     return chain.hex()
 
 
-def _check(source: Source, split: Split, writer: DatasetWriter, progress: Checkpoint) -> None:
+def _check(source: Source, split: Split, writer: DatasetWriter, checkpoint: Checkpoint) -> None:
     """Raise unless the documents are as many as they should be, on both sides."""
     training, validation = writer.documents
     if not training + validation:
@@ -209,8 +209,8 @@ def _check(source: Source, split: Split, writer: DatasetWriter, progress: Checkp
             f"{source.files[0]} holds {training + validation} documents with text, but its sidecar says "
             f"{source.count}: get both again"
         )
-    split.check(training, validation, split.groups - set(progress.groups))
-    if source.digest not in (None, progress.digest) or any(
+    split.check(training, validation, split.groups - set(checkpoint.groups))
+    if source.digest not in (None, checkpoint.digest) or any(
         size not in (None, found) for size, found in zip(source.sizes, writer.original_bytes, strict=True)
     ):
         raise BytegolfError(
