@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from bytegolf.config import Config
     from bytegolf.data.prepare import prepare
     from bytegolf.errors import BytegolfError
-    from bytegolf.registry import register_mixer, register_router
+    from bytegolf.registry import register_mixer, register_quantizer, register_router
 
 _WHERE = {
     "BytegolfError": "errors",
@@ -40,6 +40,7 @@ _WHERE = {
     "load": "api.model",
     "prepare": "data.prepare",
     "register_mixer": "registry",
+    "register_quantizer": "registry",
     "register_router": "registry",
     "train": "api.run",
 }
@@ -58,6 +59,7 @@ __all__ = [
     "load",
     "prepare",
     "register_mixer",
+    "register_quantizer",
     "register_router",
     "train",
 ]

@@ -80,3 +80,9 @@ def test_compress_file(script: Script, tiny_run: TinyRun) -> None:
     Path("letter.txt").write_text(text(400), encoding="utf-8")
     assert "letter.bgz gives them back" in script("compress_file", "runs/quick", "letter.txt", "--keep", "letter.bgz")
     assert "LICENSE.bgz gives them back" in script("compress_file")
+
+
+def test_own_quantizer(script: Script) -> None:
+    said = script("own_quantizer", "--steps", 3, "--set", "train.validate_tokens=0", *tiny())
+    rows = dict(re.findall(r"^(4-bit rows|ternary) +(\d\.\d+) +[\d,]+$", said, re.MULTILINE))
+    assert rows.keys() == {"4-bit rows", "ternary"}
