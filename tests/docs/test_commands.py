@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
+import types
 from pathlib import Path
 
 import pages
@@ -31,10 +33,13 @@ def test_every_command_and_every_python_example_runs(
     sources(published)
     shown: set[tuple[str, ...]] = set()
     for page in PAGES:
-        names: dict[str, object] = {"__name__": "example"}  # the examples of a page are one program
+        program = types.ModuleType("example")  # the examples of a page are one program
+        monkeypatch.setitem(sys.modules, program.__name__, program)  # where dataclasses look for their module
         for number, (kind, block) in enumerate(pages.fences(page)):
-            if kind == "python":
-                exec(compile(block, f"{page.relative_to(pages.ROOT)}, block {number}", "exec"), names)
+            if kind == "python" and (file := re.match(r"# (\w+\.py)\n", block)):
+                Path(file[1]).write_text(block)  # to be imported by what follows
+            elif kind == "python":
+                exec(compile(block, f"{page.relative_to(pages.ROOT)}, block {number}", "exec"), vars(program))
             for arguments in pages.commands(block) if kind == "console" else ():
                 if tuple(arguments) not in shown:
                     shown.add(tuple(arguments))
