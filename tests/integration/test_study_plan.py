@@ -193,8 +193,8 @@ def test_other_data_are_other_runs(tiny_data: Path, tmp_path: Path) -> None:
 def test_without_data_there_is_something_to_look_up(tiny_data: Path, tmp_path: Path) -> None:
     here = jobs(study(tmp_path, tiny_data))
     away = jobs(study(tmp_path, tmp_path / "nowhere"), without_data=True)
-    assert [job.definition for job in away] == [job.definition for job in here]
-    assert {job.data for job in away} == {""}
+    assert [job.identity.definition for job in away] == [job.identity.definition for job in here]
+    assert {job.identity.data for job in away} == {""}
     assert "bytegolf prepare" in refusal(tmp_path, tmp_path / "nowhere")
 
 
@@ -264,4 +264,4 @@ def test_the_studies_that_come_with_the_project_can_be_planned() -> None:
         # steps, or seconds that do not depend on what else the machine does
         assert all(job.config.train.clock == "processor" or not job.config.train.max_seconds for job in found)
         assert len({job.seed for job in found}) >= 3
-        assert len({job.definition for job in found}) == len({job.variant.name for job in found}), file
+        assert len({job.identity.definition for job in found}) == len({job.variant.name for job in found}), file

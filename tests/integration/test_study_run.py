@@ -25,8 +25,8 @@ from bytegolf.artifact import checkpoint as store
 from bytegolf.config import Config, to_dict
 from bytegolf.tools.study import results
 from bytegolf.tools.study.definition import _OWN, Study, read_study
-from bytegolf.tools.study.launch import Ray, busy, start_script, write_script
 from bytegolf.tools.study.plan import jobs
+from bytegolf.tools.study.run import Ray, busy, start_script, write_script
 from bytegolf.training.metrics_file import read_metrics
 
 STUB = """
@@ -85,7 +85,7 @@ def started() -> list[str]:
 
 
 def rows() -> list[dict[str, Any]]:
-    return results.read_rows(study())
+    return [dict(row.line) for row in results.read_rows(study())]
 
 
 def scores(answer: dict[str, Any]) -> list[tuple[str, float]]:
@@ -325,7 +325,7 @@ def test_slurm_runs_an_array(slurm: Path) -> None:
     Path("fail-0.2-2").unlink()
     Path("queue").write_text("77 is waiting")
     assert "nothing to submit" in good("study", "run", "s.toml", "--launcher", "slurm").out
-    assert "Slurm still has 1 runs of s.toml, which would be trained twice" in refused("study", "run", "s.toml")
+    assert "Slurm still has 1 run of s.toml" in refused("study", "run", "s.toml")
     Path("queue").unlink()
     assert "submitted 1 runs" in good("study", "run", "s.toml", "--launcher", "slurm").out
     assert scores(good("study", "show", "s.toml", "--json").json) == SCORES
@@ -373,10 +373,10 @@ def test_a_task_of_ray_ends_what_it_started_and_tells_why_it_could_not(here: Pat
     job = jobs(study())[0]
     write_script(study(), job)
     launcher = Ray(1, 0)
-    handle = launcher.start(job.folder)
+    handle = launcher(job.folder)
     until(lambda: len(started()) == 1)
     assert busy(job.folder)
-    second = launcher.start(job.folder)
+    second = launcher(job.folder)
     until(second.ended)
     assert results.sentence(job.folder).startswith("another process trains in ")
     handle.stop()
@@ -432,7 +432,7 @@ def test_a_real_study(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.Monke
         assert row["train_seconds"] >= 0.1
         assert 1 < row["bpb"] < 9
         assert row["fits"]
-    for row in results.read_rows(study()):
+    for row in rows():
         assert row["summary"]["bytes"] == pytest.approx(2000, rel=0.15)
         json.dumps(row, allow_nan=False)
 

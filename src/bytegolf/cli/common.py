@@ -57,19 +57,19 @@ def answers(*results: str) -> Callable[[_Verb], _Verb]:
     """
 
     def note(verb: _Verb) -> _Verb:
-        _RESULTS[verb.__name__] = results
+        _RESULTS[verb] = results
         return verb
 
     return note
 
 
-_RESULTS: dict[str, tuple[str, ...]] = {}
+_RESULTS: dict[Callable[..., Any], tuple[str, ...]] = {}
 
 
 def explain_json(verb: Callable[..., Any]) -> str:
     """A verb's help: its docstring, and what the keys of its JSON are."""
     paragraphs = [inspect.cleandoc(verb.__doc__ or "")]
-    for result in _RESULTS.get(verb.__name__, ()):
+    for result in _RESULTS.get(verb, ()):
         module, _, name = result.partition(":")
         paragraphs.append(describe(getattr(importlib.import_module(module), name)))
     return "\n\n".join(paragraphs)

@@ -98,9 +98,12 @@ def _explain(arguments: list[str]) -> None:
     """Where a verb's help is asked for, have it explain the keys of its JSON."""
     if not {"--help", "-h"} & set(arguments):
         return
+    at = app
     for word in arguments:
-        if word in app and (verb := app[word].default_command):
-            app[word].help = explain_json(verb)
+        if word in at:
+            at = at[word]
+            if verb := at.default_command:
+                at.help = explain_json(verb)
 
 
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory")

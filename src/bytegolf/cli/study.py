@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from cyclopts import App, Parameter, validators
 
-from bytegolf.cli.common import Json, app, finish, screen
+from bytegolf.cli.common import Json, answers, app, finish, screen
 
 study = App(name="study", help="Compare systems over seeds at one budget: a file, a command, a table.", sort_key=80)
 app.command(study)
@@ -17,6 +17,7 @@ File = Annotated[Path, Parameter(help="The study's TOML file.")]
 
 
 @study.command(sort_key=0)
+@answers("bytegolf.tools.study.report:StudyResult")
 def run(
     file: File,
     /,
@@ -38,8 +39,6 @@ def run(
     what has ended.
 
     Example: bytegolf study run studies/headline.toml --jobs 2
-
-    JSON keys: those of `bytegolf study show`.
     """
     from bytegolf.tools.study import report
     from bytegolf.tools.study.definition import read_study
@@ -50,8 +49,7 @@ def run(
         screen().print(submitted, soft_wrap=True)
     found = report.show(read, screen())
     finish(json, found)
-    wanted = [variant for variant in found["variants"] if not only or variant["variant"] in only]
-    failed = sum(variant["failed"] for variant in wanted)
+    failed = sum(one.failed for one in found.variants if not only or one.variant in only)
     if failed and launcher != "slurm":  # whose runs end later
         sys.stdout.flush()
         runs = "a run" if failed == 1 else f"{failed} runs"
@@ -60,6 +58,7 @@ def run(
 
 
 @study.command(sort_key=10)
+@answers("bytegolf.tools.study.report:StudyResult")
 def show(
     file: File,
     /,
@@ -69,19 +68,10 @@ def show(
 ) -> None:
     """Show the table of a study as far as it has run, and write table.md and table.csv anew.
 
-    The picture has the paired differences with their intervals, a ring a seed,
+    The picture has the paired differences with their intervals, a ring per seed,
     and scores against artifact sizes.
 
     Example: bytegolf study show studies/headline.toml --plot headline.png
-
-    JSON keys: name, question, score (bpb_original, or bpb of the tokens' text),
-    subset, budget, done, failed, wanted (runs), variants (a list of variant, n,
-    missing, failed, bpb, bpb_std, best, difference, difference_half_interval,
-    verdict, bpb_pieces, bpb_original, bpb_float, total_bytes, params,
-    train_seconds, steps, train_bytes, train_bytes_per_second, rate,
-    whitespace_agreement, cv, mean_chunk_bytes, fits), comparisons (a list of
-    variant, with, n, difference, half_interval, verdict, float_difference,
-    float_half_interval), errors (by run), commits.
     """
     from bytegolf.tools.study import report
     from bytegolf.tools.study.definition import read_study
@@ -90,18 +80,16 @@ def show(
 
 
 @study.command(name="list", sort_key=20)
+@answers("bytegolf.tools.study.report:StudyList")
 def list_(
     folder: Annotated[Path, Parameter(help="A folder of study files.")] = Path("studies"), /, *, json: Json = False
 ) -> None:
     """List the studies of a folder, and how far each is.
 
     Example: bytegolf study list studies
-
-    JSON keys: studies, a list of file, name, question, variants, seeds, budget,
-    done, failed, wanted (runs).
     """
     from bytegolf.tools.study import report
 
-    rows = report.overview(folder)
-    screen().print(report.overview_table(rows))
-    finish(json, {"studies": rows})
+    found = report.overview(folder)
+    screen().print(report.overview_table(found))
+    finish(json, found)

@@ -362,7 +362,7 @@ def results(folder: Path) -> list[bytes]:
             "study": "tiny",
             "variant": job.variant.name,
             "seed": job.seed,
-            "definition": job.definition,
+            "definition": job.identity.definition,
             "data": "d",
         }
         end: dict[str, Any] = {"status": "failed", "error": "it broke"}

@@ -40,7 +40,7 @@ class BudgetConfig(Ranged):
     seconds: float = doc("training seconds; 0 = another budget", 0.0, least=0)
     clock: Literal["wall", "processor"] = doc("train.clock: what the seconds are counted on", "wall")
     steps: int = doc("optimiser steps; 0 = another budget", 0, least=0)
-    bytes: int = doc("bytes of training text, at the data's mean bytes a token; 0 = another budget", 0, least=0)
+    bytes: int = doc("bytes of training text, at the data's mean bytes per token; 0 = another budget", 0, least=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import Any
 
+from bytegolf.analyze import plots
 from bytegolf.errors import BytegolfError
-from bytegolf.files import write_atomically
-from bytegolf.tools.study.table import BETTER, SAME, UNKNOWN, WORSE, Line, Table
+from bytegolf.tools.study.table import BETTER, SAME, UNKNOWN, WORSE, Difference, Table, VariantResult
 
-STYLES = {BETTER: ("#0072b2", "o"), WORSE: ("#d55e00", "s"), SAME: ("#6e6e6e", "D"), UNKNOWN: ("#6e6e6e", "D")}
-"""Colour and marker of a verdict: Okabe and Ito's blue and vermilion, and shapes that tell without colour."""
+STYLES = {
+    BETTER: (plots.COLORS[0], "o"),
+    WORSE: (plots.COLORS[1], "s"),
+    SAME: ("#6e6e6e", "D"),
+    UNKNOWN: ("#6e6e6e", "D"),
+}
+"""Colour and marker of a verdict: shapes tell without colour."""
 
 CONTROL = ("#1c1c1a", "*")
 
@@ -19,72 +23,58 @@ CONTROL = ("#1c1c1a", "*")
 def draw(table: Table, path: Path) -> None:
     """Write ``table`` as the PNG file ``path``.
 
-    On the left a row a variant, the best on top: its difference to the control in bits a byte, the 95 % interval and a
-    ring a seed. On the right each one's mean score against its size.
+    On the left a row per variant, the best on top: its difference to the control in bits per byte, the 95 % interval
+    and a ring per seed. On the right the mean score of each against its size.
 
     Raises BytegolfError where matplotlib is missing, or no variant can be compared with the control yet.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise BytegolfError(
-            "plots need matplotlib: install it with `pip install matplotlib`, or leave out --plot"
-        ) from error
-    compared = [line for line in table.lines if line.difference]
-    if not compared:
-        raise BytegolfError(
-            f"no run of {table.study.config.name} can be compared with its control yet: run it before it is drawn"
-        )
-    scored = [line for line in table.lines if line.bpb and line.means["total_bytes"] is not None]
-    rows = max(len(compared), len(scored))
-    figure = Figure(figsize=(11, 1.9 + 0.34 * rows), layout="constrained")
+    config = table.study.config
+    scored = [one for one in table.variants if one.bpb is not None and one.total_bytes is not None]
+    figure = plots.canvas(11, 1.9 + 0.34 * max(len(table.gaps), len(scored)))
+    if not table.gaps:
+        raise BytegolfError(f"no run of {config.name} can be compared with its control yet: run it before it is drawn")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    figure.suptitle(_plain(f"{table.study.config.name}: {table.study.config.budget} a run"), fontsize=11)
-    _differences(left, compared, table.study.config.control)
-    _sizes(right, scored, table.study.config.control)
-    write_atomically(path, functools.partial(figure.savefig, format="png", dpi=130))
+    figure.suptitle(plots.plain(f"{config.name}: {config.budget} per run"), fontsize=11)
+    _differences(left, table.gaps, config.control)
+    _sizes(right, scored, config.control)
+    plots.save_png(figure, path, dpi=130)
 
 
-def _differences(axes: Any, lines: list[Line], control: str) -> None:
-    ordered = sorted(lines, key=lambda line: line.difference.mean if line.difference else 0.0, reverse=True)
-    for height, line in enumerate(ordered):
-        gap = line.difference
-        assert gap
-        color, marker = STYLES[line.verdict]
+def _differences(axes: Any, gaps: dict[str, Difference], control: str) -> None:
+    ordered = sorted(gaps.items(), key=lambda item: item[1].mean, reverse=True)
+    for height, (_, gap) in enumerate(ordered):
+        color, marker = STYLES[gap.verdict]
         axes.plot(gap.each, [height] * len(gap.each), "o", mfc="none", mec=color, ms=5, alpha=0.8)
         axes.errorbar(gap.mean, height, xerr=gap.half, fmt=marker, color=color, ms=7, capsize=4, lw=1.6)
     axes.axvline(0, color=CONTROL[0], lw=1)
-    axes.set_yticks(range(len(ordered)), [_plain(line.variant) for line in ordered])
+    axes.set_yticks(range(len(ordered)), [plots.plain(name) for name, _ in ordered])
     axes.set_ylim(-0.6, len(ordered) - 0.4)
-    axes.set_xlabel(f"BPB − that of {_plain(control)}, paired by seed (95 % interval; rings are seeds)\n← better")
+    axes.set_xlabel(f"BPB − that of {plots.plain(control)}, paired by seed (95 % interval; rings are seeds)\n← better")
     axes.grid(axis="x", alpha=0.3)
 
 
-def _sizes(axes: Any, lines: list[Line], control: str) -> None:
+def _sizes(axes: Any, results: list[VariantResult], control: str) -> None:
     """Names stand beside the axes, in the order of the scores, each with a line to what it names."""
-    for line in lines:
-        mean, deviation = line.bpb or (0.0, None)
-        size = (line.means["total_bytes"] or 0) / 1e6
-        color, marker = CONTROL if line.variant == control else STYLES.get(line.verdict, STYLES[UNKNOWN])
-        axes.errorbar(
-            size, mean, yerr=deviation, fmt=marker, color=color, ms=11 if marker == "*" else 7, capsize=3, lw=1.2
-        )
+    ordered = sorted(results, key=lambda one: one.bpb or 0.0)
+    styles = [CONTROL if one.variant == control else STYLES.get(one.verdict or "", STYLES[UNKNOWN]) for one in ordered]
+    places = [((one.total_bytes or 0) / 1e6, one.bpb or 0.0) for one in ordered]
+    for (size, mean), one, (color, marker) in zip(places, ordered, styles, strict=True):
+        large = {"ms": 11 if marker == "*" else 7}
+        axes.errorbar(size, mean, yerr=one.bpb_std, fmt=marker, color=color, capsize=3, lw=1.2, **large)
     axes.margins(x=0.1, y=0.08)
     axes.set_xlabel("artifact and code, MB")
     axes.set_ylabel("bits per byte (mean ± std)")
     axes.grid(alpha=0.3)
     low, high = axes.get_ylim()
-    least = 0.9 / max(len(lines), 10)
-    ordered = sorted(lines, key=lambda line: line.bpb or (0.0, None))
-    at = 0.0
-    for rank, line in enumerate(ordered):
-        mean = (line.bpb or (0.0, None))[0]
-        above = len(ordered) - 1 - rank
-        at = min(max((mean - low) / (high - low), at + least if rank else 0.0), 1 - above * least)
-        color = CONTROL[0] if line.variant == control else STYLES.get(line.verdict, STYLES[UNKNOWN])[0]
+    # from the lowest score up, each name at the height of its score, but not nearer to the last name than a line's
+    # height, and not so high that those above it have no room
+    least, at = 0.9 / max(len(results), 10), 0.0
+    for rank, (place, one, (color, _)) in enumerate(zip(places, ordered, styles, strict=True)):
+        highest = 1 - (len(ordered) - 1 - rank) * least
+        at = min(max((place[1] - low) / (high - low), at + least if rank else 0.0), highest)
         axes.annotate(
-            _plain(line.variant),
-            ((line.means["total_bytes"] or 0) / 1e6, mean),
+            plots.plain(one.variant),
+            place,
             xytext=(1.04, at),
             textcoords="axes fraction",
             va="center",
@@ -93,8 +83,3 @@ def _sizes(axes: Any, lines: list[Line], control: str) -> None:
             annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": color, "lw": 0.6, "alpha": 0.5, "shrinkB": 4, "relpos": (0, 0.5)},
         )
-
-
-def _plain(name: str) -> str:
-    """No formulas from a name."""
-    return name.replace("$", r"\$")

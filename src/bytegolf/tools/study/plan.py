@@ -1,8 +1,16 @@
 """The runs of a study: each variant with each seed, its resolved configuration, and what identifies it.
 
-A run is identified by the hash of what decides its outcome: the configuration (without housekeeping, names and fields
-left at their defaults, so that new fields change nothing), budget, threads and the data it reads. Runs are resolved
-anew each time; those whose identity has results are done, and results of a definition that has changed stay apart.
+A run is identified by hashes of what decides its outcome: its definition (configuration, budget and threads), its data
+and its seed. Runs are resolved anew each time; those whose identity has results are done, and results of a definition
+that has changed stay apart.
+
+Only what differs from the defaults of the configuration's dataclasses enters the hash. Say that a variant resolves to
+
+    {"name": "cpu-demo", "data": {"path": "data/default"}, "optim": {"muon_lr": 0.02, "beta1": 0.9}, "train": {…}}
+
+where beta1's default is 0.9. The name and the path do not decide a score, and beta1 is as if it were not there, so what
+is hashed is {"optim.muon_lr": 0.02, …}. A field that is added later is not in the hash of any run that leaves it at its
+default: earlier results stay valid. A field that is renamed changes the hash of every run that sets it.
 """
 
 from __future__ import annotations
@@ -14,7 +22,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bytegolf.config import Config, flatten
 from bytegolf.data.manifest import dataset_entry, dataset_folder, tokenizer_entry
@@ -37,23 +45,34 @@ _NOT_OF_THE_RESULT = {
 """Configuration keys that do not change what a run scores, or that its identity holds under another name."""
 
 
+class Identity(NamedTuple):
+    """What tells a run from others: two runs of one identity would score alike."""
+
+    definition: str
+    """hash of configuration, budget and threads"""
+    seed: int
+    data: str
+    """hash of the data; empty: whatever data"""
+
+
 @dataclass(frozen=True)
 class Job:
     """One run of a study."""
 
     variant: Variant
-    seed: int
+    identity: Identity
     config: Config
     """as it is trained"""
-    definition: str
-    """hash of configuration, budget and threads"""
-    data: str
-    """hash of the data; empty where the folder is not there"""
     folder: Path
     """the run's own"""
 
     def __hash__(self) -> int:
-        return hash((self.definition, self.seed, self.data, self.variant.name))
+        return hash((self.identity, self.variant.name))
+
+    @property
+    def seed(self) -> int:
+        """The seed of its weights and of the order of its data."""
+        return self.identity.seed
 
     @property
     def label(self) -> str:
@@ -91,7 +110,7 @@ def jobs(study: Study, only: Iterable[str] = (), *, without_data: bool = False) 
             slug = re.sub(r"[^A-Za-z0-9.=_-]+", "-", variant.name).strip("-.")[:60]
             folder = study.runs / f"{slug}-seed{seed}-{definition[:6]}{data[:6]}"
             seeded = _seeded(config, study, variant, seed) if data else config
-            found.append(Job(variant, seed, seeded, definition, data, folder))
+            found.append(Job(variant, Identity(definition, seed, data), seeded, folder))
     return found
 
 
@@ -127,7 +146,8 @@ def _seeded(config: Config, study: Study, variant: Variant, seed: int) -> Config
 
 def bytes_per_token(data: Path, tokenizer: str, split: str) -> float:
     """The mean original bytes that a token of a split stands for, from the manifest."""
-    stats = (dataset_entry(data, tokenizer) or {}).get("stats") or {}
+    entry = dataset_entry(data, tokenizer)
+    stats = entry.stats if entry is not None else {}
     tokens, size = stats.get(f"tokens_{split}"), stats.get(f"original_bytes_{split}")
     if not tokens or not size:
         raise BytegolfError(
@@ -157,9 +177,10 @@ def _unlike_default(value: Any) -> dict[str, Any]:
 def data_hash(folder: Path, tokenizer: str) -> str:
     """The hash of a data set: its shards, statistics and tokenizer as the manifest has them, or else the shards."""
     entry = dataset_entry(folder, tokenizer)
-    if entry is not None and entry.get("sha256"):
-        model = (tokenizer_entry(folder, tokenizer) or {}).get("sha256")
-        return _hash({"shards": entry["sha256"], "stats": entry.get("stats"), "tokenizer": model})
+    if entry is not None and entry.sha256:
+        described = tokenizer_entry(folder, tokenizer)
+        model = described.sha256 if described is not None else None
+        return _hash({"shards": entry.sha256, "stats": entry.stats, "tokenizer": model})
     shards = sorted(dataset_folder(folder, tokenizer).glob("fineweb_*.bin"))
     return _hash({shard.name: sha256(shard) for shard in shards})
 

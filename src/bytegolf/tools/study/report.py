@@ -1,25 +1,72 @@
-"""A study from its file to its tables: what the verbs call."""
+"""A study from its file to its tables: what the verbs call, and what a study says while it runs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from types import TracebackType
+from typing import Literal
 
 from rich.console import Console
+from rich.live import Live
 from rich.table import Table as RichTable
 
 from bytegolf.errors import BytegolfError
 from bytegolf.files import only_one, write_bytes
+from bytegolf.progress import PlainConsole, clock
 from bytegolf.tools.study import run as running
-from bytegolf.tools.study import slurm
 from bytegolf.tools.study.definition import Study, read_study
-from bytegolf.tools.study.launch import Launcher, Local, Ray, busy
-from bytegolf.tools.study.overview import Overview, screen_table
 from bytegolf.tools.study.picture import draw
-from bytegolf.tools.study.plan import jobs
+from bytegolf.tools.study.plan import Job, jobs
 from bytegolf.tools.study.results import collect
-from bytegolf.tools.study.table import Table, as_csv, markdown, notes, plain, tabulate
+from bytegolf.tools.study.table import ComparisonResult, Table, VariantResult, as_csv, cells, markdown, notes, tabulate
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How far a study is."""
+
+    done: int
+    failed: int
+    wanted: int
+    """runs in all"""
+
+
+@dataclass(frozen=True)
+class StudyResult(Counts):
+    """A study's table as far as it has run."""
+
+    name: str
+    question: str
+    score: str
+    """what is compared: bpb_original, or bpb of the tokens' text"""
+    subset: bool
+    budget: str
+    variants: list[VariantResult]
+    comparisons: list[ComparisonResult]
+    errors: dict[str, str]
+    """by run"""
+    commits: list[str]
+
+
+@dataclass(frozen=True)
+class StudyEntry(Counts):
+    """A study in a list of them."""
+
+    file: str
+    name: str
+    question: str
+    variants: int
+    seeds: int
+    budget: str
+
+
+@dataclass(frozen=True)
+class StudyList:
+    """The studies of a folder."""
+
+    studies: list[StudyEntry]
 
 
 def run(study: Study, only: Sequence[str], launcher: Literal["local", "slurm", "ray"], at_once: int) -> str:
@@ -31,19 +78,20 @@ def run(study: Study, only: Sequence[str], launcher: Literal["local", "slurm", "
     taken = f"another `bytegolf study run` is at work on {study.path}: wait for it, or end it"
     with only_one(study.runs / "lock", taken):
         _, todo = running.missing(study, wanted)
-        queued = [job for job in todo if slurm.pending(job.folder)]
+        queued = [job for job in todo if running.pending(job.folder)]
         if launcher == "slurm":
-            todo = [job for job in todo if job not in queued and not busy(job.folder)]
+            todo = [job for job in todo if job not in queued and not running.busy(job.folder)]
             if not todo:
                 return "nothing to submit: every run has ended, or Slurm has it"
-            number = slurm.submit(study, todo, at_once)
+            number = running.submit(study, todo, at_once)
             return f"submitted {len(todo)} runs as job {number}; `bytegolf study show {study.path}` collects what ends"
         if queued:
+            count = "1 run" if len(queued) == 1 else f"{len(queued)} runs"
             raise BytegolfError(
-                f"Slurm still has {len(queued)} runs of {study.path}, which would be trained twice: wait for them, or "
-                "end them with scancel"
+                f"Slurm still has {count} of {study.path}, which would be trained twice: wait, or use scancel"
             )
-        start: Launcher = Ray(study.config.threads, study.config.gpus) if launcher == "ray" else Local()
+        ray = launcher == "ray"
+        start: running.Launcher = running.Ray(study.config.threads, study.config.gpus) if ray else running.Process
         with Overview(study) as watch:
             running.run(study, wanted, start, at_once, watch)
     return ""
@@ -54,85 +102,145 @@ def known(study: Study) -> Table:
     return tabulate(study, collect(study, jobs(study, without_data=True)))
 
 
-def show(study: Study, console: Console, plot: Path | None = None) -> dict[str, Any]:
-    """Print the table of ``study`` as far as it has run, write its files, and return it as plain data.
-
-    ``plot`` is where to draw it, if at all: see ``study.picture``.
-    """
-    table = known(study)
-    counts = _counts(study, table)
-    console.print(study.config.question, style="bold", soft_wrap=True)
-    console.print(screen_table(table))
+def show(study: Study, console: Console, plot: Path | None = None) -> StudyResult:
+    """Print the table of ``study`` as far as it has run, write its files, draw it as the PNG file ``plot``."""
+    table, config = known(study), study.config
+    counts = _counts(table)
+    console.print(config.question, style="bold", soft_wrap=True)
+    console.print(_screen_table(table))
     for note in notes(table):
         console.print(note, soft_wrap=True)
-    if counts["done"]:
+    if counts.done:
         write_bytes(study.folder / "table.md", markdown(table).encode())
         write_bytes(study.folder / "table.csv", as_csv(table).encode())
         console.print(f"written: {study.folder / 'table.md'}, table.csv", soft_wrap=True)
     if plot:
         draw(table, plot)
         console.print(f"written: {plot}", soft_wrap=True)
-    return {
-        "name": study.config.name,
-        "question": study.config.question,
-        "score": table.score,
-        "subset": table.subset,
-        "budget": str(study.config.budget),
-        **counts,
-        "variants": plain(table),
-        "comparisons": [
-            {
-                "variant": one.variant,
-                "with": one.other,
-                "n": one.difference.n if one.difference else 0,
-                "difference": one.difference.mean if one.difference else None,
-                "half_interval": one.difference.half if one.difference else None,
-                "verdict": one.verdict or None,
-                "float_difference": one.float_difference.mean if one.float_difference else None,
-                "float_half_interval": one.float_difference.half if one.float_difference else None,
-            }
-            for one in table.comparisons
-        ],
-        "errors": table.errors,
-        "commits": table.commits,
-    }
+    return StudyResult(
+        **vars(counts),
+        name=config.name,
+        question=config.question,
+        score=table.score,
+        subset=table.subset,
+        budget=str(config.budget),
+        variants=table.variants,
+        comparisons=table.comparisons,
+        errors=table.errors,
+        commits=table.commits,
+    )
 
 
-def _counts(study: Study, table: Table) -> dict[str, int]:
-    wanted = len(study.variants) * len(study.config.seeds)
-    done = sum(line.n for line in table.lines)
-    return {"done": done, "failed": sum(line.failed for line in table.lines), "wanted": wanted}
+def _counts(table: Table) -> Counts:
+    wanted = len(table.variants) * len(table.study.config.seeds)
+    return Counts(sum(one.n for one in table.variants), sum(one.failed for one in table.variants), wanted)
 
 
-def overview(folder: Path) -> list[dict[str, Any]]:
+def _screen_table(table: Table) -> RichTable:
+    """The result for a terminal: what fits a screen; table.md has the rest."""
+    shown = RichTable(box=None, pad_edge=False)
+    keep = [
+        "variant",
+        "n",
+        "BPB",
+        "− control",
+        "",
+        "artifact bytes",
+        "train s",
+        "steps",
+        "at whitespace",
+        "chunk bytes",
+    ]
+    for name in keep:
+        shown.add_column(name, no_wrap=name != "variant", justify="left" if name in ("variant", "") else "right")
+    for row, one in zip(cells(table), table.variants, strict=True):
+        shown.add_row(*(row[name].replace("**", "") for name in keep), style="bold" if one.best else None)
+    return shown
+
+
+def overview(folder: Path) -> StudyList:
     """The studies whose files lie in ``folder``, each with how far it is; an error names a file that is none."""
     if not folder.is_dir():
         raise BytegolfError(f"there is no folder {folder}: name one with study files")
-    rows = []
+    found = []
     for file in sorted(folder.glob("*.toml")):
         study = read_study(file)
-        rows.append(
-            {
-                "file": str(file),
-                "name": study.config.name,
-                "question": study.config.question,
-                "variants": len(study.variants),
-                "seeds": len(study.config.seeds),
-                "budget": str(study.config.budget),
-                **_counts(study, known(study)),
-            }
+        config, counts = study.config, vars(_counts(known(study)))
+        entry = StudyEntry(
+            **counts,
+            file=str(file),
+            name=config.name,
+            question=config.question,
+            variants=len(study.variants),
+            seeds=len(config.seeds),
+            budget=str(config.budget),
         )
-    if not rows:
+        found.append(entry)
+    if not found:
         raise BytegolfError(f"{folder} holds no study file (*.toml): name another folder")
-    return rows
+    return StudyList(found)
 
 
-def overview_table(rows: Sequence[dict[str, Any]]) -> RichTable:
+def overview_table(found: StudyList) -> RichTable:
     """The studies, a line each."""
     table = RichTable(box=None, pad_edge=False)
     for name in ("file", "runs", "budget", "question"):
         table.add_column(name, no_wrap=name != "question")
-    for row in rows:
-        failed = f", {row['failed']} failed" if row["failed"] else ""
-        table.add_row(row["file"], f"{row['done']} of {row['wanted']}{failed}", row["budget"], row["question"])
+    for one in found.studies:
+        failed = f", {one.failed} failed" if one.failed else ""
+        table.add_row(one.file, f"{one.done} of {one.wanted}{failed}", one.budget, one.question)
     return table
+
+
+# ---------------------------------------------------------------------------------------------- while it runs
+
+
+class Overview:
+    """What a study says while it runs: a table that is rewritten on a terminal, lines elsewhere.
+
+    ``running.run`` calls it with the state, and with each run that has just ended.
+    """
+
+    def __init__(self, study: Study) -> None:
+        self._study = study
+        self._console = PlainConsole(stderr=True, soft_wrap=True)
+        self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
+
+    def __enter__(self) -> Overview:
+        if self._live:
+            self._live.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._live:
+            self._live.__exit__(kind, error, at)
+
+    def __call__(self, state: running.State, just: Job | None) -> None:
+        """Show the state; ``just`` is the run that has ended, if one has."""
+        if just is not None:
+            row = state.rows[just]
+            said = f"bpb {row.summary.bpb:.4f}" if row.summary else f"failed: {row.error}"
+            self._console.print(f"{just.label}: {said}{'' if self._live else f' ({self._line(state)})'}")
+        if self._live:
+            self._live.update(self._table(state), refresh=True)
+
+    def _line(self, state: running.State) -> str:
+        """How far it is, in a line."""
+        left = state.seconds_left()
+        parts = [f"{state.count(True)} of {len(state.jobs)} done", f"{len(state.running)} running"]
+        parts += [f"{state.count(False)} failed", *([f"{clock(left)} left"] if left else [])]
+        so_far = tabulate(self._study, state.rows).variants
+        ranked = sorted((one.bpb, one.variant) for one in so_far if one.bpb is not None)
+        return ", ".join([*parts, *(f"best so far {variant} {bpb:.4f}" for bpb, variant in ranked[:1])])
+
+    def _table(self, state: running.State) -> RichTable:
+        """A row per variant: how its seeds stand, and its score so far."""
+        table = RichTable(box=None, pad_edge=False, caption=self._line(state), caption_justify="left")
+        for column in ("variant", "done", "running", "failed", "BPB", "− control", ""):
+            table.add_column(column, no_wrap=True)
+        so_far = tabulate(self._study, state.rows)
+        for one, text in zip(so_far.variants, cells(so_far), strict=True):
+            at_work = sum(job.variant.name == one.variant for job in state.running)
+            counts = f"{one.n}/{one.n + one.missing}", str(at_work or ""), str(one.failed or "")
+            table.add_row(one.variant, *counts, text["BPB"].replace("*", ""), text["− control"], text[""])
+        return table

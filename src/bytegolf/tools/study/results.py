@@ -2,33 +2,151 @@
 
 Each row carries a checksum; rows of earlier versions have none. A run's own folder tells that it has ended: `train`
 writes summary.json last. So whoever dies between that and the row loses nothing, as the next look at the folder writes
-the row.
+the row. A results.jsonl may come from anywhere, so nothing is taken from a row that was not looked at.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bytegolf.errors import BytegolfError
+from bytegolf.errors import BytegolfError, presentable
 from bytegolf.files import disk_errors, make_folder, parse_json, read_json_object
 from bytegolf.tools.study.definition import Study
-from bytegolf.tools.study.plan import Job
-from bytegolf.tools.study.rows import check_row
-
-Row = dict[str, Any]
-"""study, variant, seed, definition and data (what identifies the run), status (done or failed), error (a sentence, of
-a failed one), preset, overrides, budget, threads, summary (summary.json, of a done one), git and versions."""
+from bytegolf.tools.study.plan import Identity, Job
 
 CHECKSUM = "sha256"
 """A row's last key: the hash of the rest."""
 
 EXIT, LOG = "exit", "log.txt"
 """In a run's folder: the exit code of its command, and what that said."""
+
+_FIGURES = ("total_bytes", "params", "train_seconds", "steps", "train_bytes", "train_bytes_per_second")
+_CHUNKS = ("rate", "whitespace_agreement", "cv", "mean_chunk_bytes")
+_LARGEST = 1e18
+"""No figure of a run is beyond it."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What tables take from the summary.json of a finished run; None where it is not known."""
+
+    bpb: float
+    bpb_original: float | None
+    bpb_float: float | None
+    """before quantisation, over the bytes of ``bpb_original`` where that is known"""
+    total_bytes: float
+    params: float
+    train_seconds: float
+    steps: float
+    train_bytes: float
+    train_bytes_per_second: float
+    rate: float | None
+    whitespace_agreement: float | None
+    cv: float | None
+    mean_chunk_bytes: float | None
+    subset: bool
+    fits: bool
+
+    @staticmethod
+    def of(summary: Any, where: str) -> Summary:
+        """What ``summary`` holds. Raises BytegolfError, naming ``where``, for what no finished run leaves."""
+        if not isinstance(summary, dict):
+            raise _wrong(where, "summary", summary)
+        boundaries = summary.get("boundaries", "none")
+        if not isinstance(boundaries, dict | None):
+            raise _wrong(where, "boundaries", boundaries)
+        chunks: Mapping[str, Any] = boundaries or {}
+        if "bpb_original" not in summary:
+            raise _wrong(where, "bpb_original", None)
+        bpb, original = _figure(summary, where, "bpb"), _figure_or_none(summary, where, "bpb_original")
+        before = _figure_or_none(summary, where, "bpb_unquantised")
+        figures: dict[str, Any] = {key: _figure(summary, where, key) for key in _FIGURES}
+        figures |= {key: _figure_or_none(chunks, where, key) for key in _CHUNKS}
+        return Summary(
+            bpb=bpb,
+            bpb_original=original,
+            bpb_float=before * ((original or bpb) / bpb) if before is not None and bpb else None,
+            **figures,
+            subset=_take(summary, where, "subset", bool),
+            fits=_take(summary, where, "fits", bool),
+        )
+
+
+@dataclass(frozen=True)
+class Row:
+    """A run that has ended: done with a summary, or failed with an error."""
+
+    identity: Identity
+    summary: Summary | None
+    error: str
+    """a sentence; empty for a run that is done"""
+    commit: str
+    """of the code that made it, as people read it"""
+    torch: str
+    """the version"""
+    line: Mapping[str, Any]
+    """all that results.jsonl holds of it: also study, variant, preset, overrides, budget, threads and versions"""
+
+    @property
+    def done(self) -> bool:
+        """Whether the run has succeeded."""
+        return self.summary is not None
+
+    @staticmethod
+    def of(line: Mapping[str, Any], where: str) -> Row:
+        """The row that ``line`` holds. Raises BytegolfError, naming ``where``, if it is no row."""
+        identity = Identity(*(_take(line, where, *key) for key in (("definition", str), ("seed", int), ("data", str))))
+        if line.get("status") == "done":
+            versions = _take(line, where, "versions", dict)
+            torch, commit = _take(versions, where, "torch", str), _commit(line.get("git"), where)
+            return Row(identity, Summary.of(line.get("summary"), where), "", commit, torch, line)
+        if line.get("status") != "failed" or not isinstance(line.get("error"), str):
+            raise _wrong(where, "status", line.get("status"))
+        return Row(identity, None, presentable(line["error"]), "", "", line)
+
+
+def _commit(git: Any, where: str) -> str:
+    if git is None:
+        return "no git checkout"
+    if not isinstance(git, dict):
+        raise _wrong(where, "git", git)
+    changed = " with uncommitted changes" if _take(git, where, "modified", bool) else ""
+    return f"{_take(git, where, 'commit', str)[:12]}{changed}"
+
+
+def _take(table: Mapping[str, Any], where: str, key: str, kind: type) -> Any:
+    value = table.get(key)
+    if type(value) is not kind or (isinstance(value, str) and not value.isprintable()):
+        raise _wrong(where, key, value)
+    return value
+
+
+def _figure(table: Mapping[str, Any], where: str, key: str) -> float:
+    value: Any = table.get(key)
+    if type(value) not in (int, float) or not math.isfinite(value) or abs(value) >= _LARGEST:
+        raise _wrong(where, key, value)
+    return float(value)
+
+
+def _figure_or_none(table: Mapping[str, Any], where: str, key: str) -> float | None:
+    return None if table.get(key) is None else _figure(table, where, key)
+
+
+def _wrong(where: str, key: str, value: Any) -> BytegolfError:
+    return BytegolfError(
+        f"{where} has no valid {key} ({str(value)[:60]!r}): restore it, or delete it to run that again"
+    )
+
+
+# ---------------------------------------------------------------------------------------------- results.jsonl
 
 
 def read_rows(study: Study) -> list[Row]:
@@ -42,22 +160,22 @@ def read_rows(study: Study) -> list[Row]:
     return [row for row in rows if row is not None]
 
 
-def row_of(line: str, where: str) -> Row | None:
+def row_of(text: str, where: str) -> Row | None:
     """The row of a line; None if it is none, as after a crash. BytegolfError, naming ``where``, if it was altered."""
     try:
-        row = parse_json(line)
+        line = parse_json(text)
     except ValueError:
         return None
-    if not isinstance(row, dict) or not {"definition", "seed", "data", "status"} <= row.keys():
+    if not isinstance(line, dict) or not {"definition", "seed", "data", "status"} <= line.keys():
         return None
-    if row.pop(CHECKSUM, None) not in (None, checksum(row)):
+    if line.pop(CHECKSUM, None) not in (None, checksum(line)):
         raise BytegolfError(f"{where} does not match its checksum: restore it, or delete it to run that again")
-    return check_row(row, where)
+    return Row.of(line, where)
 
 
-def checksum(row: Row) -> str:
-    """Of a row without its checksum, whatever the order of its keys."""
-    return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()
+def checksum(line: Mapping[str, Any]) -> str:
+    """Of a line without its checksum, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(line, sort_keys=True).encode()).hexdigest()
 
 
 def append_row(study: Study, row: Row) -> None:
@@ -68,35 +186,37 @@ def append_row(study: Study, row: Row) -> None:
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
                 file.write(b"\n")
-        file.write((json.dumps({**row, CHECKSUM: checksum(row)}, ensure_ascii=False) + "\n").encode())
+        file.write((json.dumps({**row.line, CHECKSUM: checksum(row.line)}, ensure_ascii=False) + "\n").encode())
         file.flush()
         os.fsync(file.fileno())
 
 
-def latest(rows: list[Row], jobs: list[Job]) -> dict[Job, Row]:
+def latest(rows: Iterable[Row], jobs: Sequence[Job]) -> dict[Job, Row]:
     """The row that counts for each of ``jobs`` that has one: the last, but no failure behind a success.
 
-    A job whose data are not here takes the results on whatever data they were.
+    Each row is filed twice: under its data, and under whatever data (""), which is what a job asks for whose data are
+    not on this machine.
     """
-    best: dict[tuple[Any, ...], Row] = {}
+    best: dict[Identity, Row] = {}
     for row in rows:
-        where = (row["definition"], row["seed"])
-        for key in ((*where, row["data"]), where):
-            if row["status"] == "done" or key not in best or best[key]["status"] != "done":
+        for key in (row.identity, row.identity._replace(data="")):
+            if row.done or key not in best or not best[key].done:
                 best[key] = row
-    keys = {job: (job.definition, job.seed, job.data)[: 3 if job.data else 2] for job in jobs}
-    return {job: best[key] for job, key in keys.items() if key in best}
+    return {job: best[job.identity] for job in jobs if job.identity in best}
 
 
-def collect(study: Study, jobs: list[Job]) -> dict[Job, Row]:
+def collect(study: Study, jobs: Sequence[Job]) -> dict[Job, Row]:
     """The rows of ``jobs``; those of runs that have ended since are written first."""
     known = latest(read_rows(study), jobs)
     for job in jobs:
-        if job.data and known.get(job, {}).get("status") != "done" and (row := ended(study, job)):
+        if job.identity.data and not (job in known and known[job].done) and (row := ended(study, job)):
             append_row(study, row)
             (job.folder / EXIT).unlink(missing_ok=True)  # a failure is told once
             known[job] = row
     return known
+
+
+# ---------------------------------------------------------------------------------------------- a run's folder
 
 
 def ended(study: Study, job: Job) -> Row | None:
@@ -118,18 +238,18 @@ def finished(study: Study, job: Job) -> Row | None:
     packages = made.get("packages")
     versions = {key: made.get(key) for key in ("bytegolf", "python")}
     versions |= packages if isinstance(packages, dict) else {}
-    row = {**_about(study, job), "status": "done", "summary": summary, "git": made.get("git"), "versions": versions}
-    check_row(row, str(job.folder))
+    rest = {"status": "done", "summary": summary, "git": made.get("git"), "versions": versions}
+    row = Row.of({**_about(study, job), **rest}, str(job.folder))
     shutil.rmtree(job.folder / "checkpoints", ignore_errors=True)
     return row
 
 
 def failed(study: Study, job: Job) -> Row:
     """The row of a run whose command failed, with the sentence that it ended with."""
-    return {**_about(study, job), "status": "failed", "error": sentence(job.folder)}
+    return Row.of({**_about(study, job), "status": "failed", "error": sentence(job.folder)}, str(job.folder))
 
 
-def _about(study: Study, job: Job) -> Row:
+def _about(study: Study, job: Job) -> dict[str, Any]:
     budget = {key: value for key, value in vars(study.config.budget).items() if value and key != "clock"}
     if "seconds" in budget:
         budget["clock"] = study.config.budget.clock
@@ -137,8 +257,8 @@ def _about(study: Study, job: Job) -> Row:
         "study": study.config.name,
         "variant": job.variant.name,
         "seed": job.seed,
-        "definition": job.definition,
-        "data": job.data,
+        "definition": job.identity.definition,
+        "data": job.identity.data,
         "preset": Path(job.variant.preset).stem,
         "overrides": job.variant.overrides,
         "budget": budget,
