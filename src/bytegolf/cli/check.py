@@ -8,10 +8,11 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from bytegolf.cli.common import Json, app, finish, screen
+from bytegolf.cli.common import Json, answers, app, finish, screen
 
 
 @app.command(sort_key=65)
+@answers("bytegolf.tools.check.results:CheckResult")
 def check(
     *paths: Annotated[
         Path,
@@ -30,29 +31,25 @@ def check(
     there were any, is read as far as that tells something ("no checksum").
 
     Example: bytegolf check runs/cpu-demo data/default
-
-    JSON keys: damaged (how many), checked (how many), verdicts (a list: path,
-    kind, finding: whole, no checksum, unfinished or damaged, evidence).
     """
     from rich.table import Table
     from rich.text import Text
 
     from bytegolf.errors import BytegolfError
     from bytegolf.tools.check.folders import check as verdicts_on
+    from bytegolf.tools.check.results import CheckResult
 
     if not paths:
         raise BytegolfError("name what is to be checked: a run, a data folder, an artifact, …")
-    verdicts = [verdict for path in paths for verdict in verdicts_on(path)]
+    result = CheckResult.of([verdict for path in paths for verdict in verdicts_on(path)])
     table = Table(box=None, pad_edge=False)
     for name in ("finding", "kind", "path", "evidence"):
         table.add_column(name, no_wrap=name in ("finding", "kind"), overflow="fold")
-    for verdict in verdicts:
+    for verdict in result.verdicts:
         table.add_row(*(Text(str(cell)) for cell in (verdict.finding, verdict.kind, verdict.path, verdict.evidence)))
     console = screen()
     console.print(table)
-    damaged = sum(verdict.finding == "damaged" for verdict in verdicts)
-    console.print(f"{len(verdicts)} checked, {damaged} damaged")
-    rows = [{**vars(verdict), "path": str(verdict.path)} for verdict in verdicts]
-    finish(json, {"damaged": damaged, "checked": len(verdicts), "verdicts": rows})
-    if damaged:
+    console.print(f"{result.checked} checked, {result.damaged} damaged")
+    finish(json, result)
+    if result.damaged:
         sys.exit(1)

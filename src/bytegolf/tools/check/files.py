@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from bytegolf.artifact import checkpoint as store
 from bytegolf.artifact import container
@@ -14,26 +13,12 @@ from bytegolf.data.shards import read_shard
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors, sha256
 from bytegolf.infer import format as compressed
+from bytegolf.tools.check.results import Finding, Verdict
 from bytegolf.tools.study.results import CHECKSUM, row_of
 
 RESULTS = "results.jsonl"
 _SUFFIXES = {container.MAGIC: ".bgolf", compressed.MAGIC: ".bgz"}
 """By which a file is known whose first bytes are damaged."""
-
-Finding = Literal["whole", "no checksum", "unfinished", "damaged"]
-"""``no checksum``: by its structure alone it could be whole, and nothing was recorded to tell for sure."""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What came of looking at a file or a checkpoint."""
-
-    path: Path
-    kind: str
-    finding: Finding
-    evidence: str
-    """what was compared, or what is wrong and what to do about it"""
-
 
 Look = Callable[[], tuple[Finding, str]]
 

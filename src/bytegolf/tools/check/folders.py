@@ -19,8 +19,6 @@ from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors, read_json, read_json_object, sha256
 from bytegolf.tools.bundle import entry, script
 from bytegolf.tools.check.files import (
-    Finding,
-    Verdict,
     any_file,
     artifact,
     checkpoint,
@@ -29,6 +27,7 @@ from bytegolf.tools.check.files import (
     shard,
     verdict,
 )
+from bytegolf.tools.check.results import Finding, Verdict
 from bytegolf.tools.submission import folder as submission
 from bytegolf.training.metrics_file import read_metrics
 
@@ -49,7 +48,12 @@ def check(path: Path) -> list[Verdict]:
     return found
 
 
-def _folder(path: Path) -> Iterator[Verdict]:
+def _folder(path: Path, above: tuple[Path, ...] = ()) -> Iterator[Verdict]:
+    """The verdicts on a folder that lies in the folders ``above``, all by their real paths."""
+    with disk_errors(path, "read"):
+        here = path.resolve()
+    if here in above:  # a link leads back up: without this, the walk would go round for ever
+        return
     run = RunFolder(path)
     if store.is_name(path.name):
         yield checkpoint(path)
@@ -64,7 +68,7 @@ def _folder(path: Path) -> Iterator[Verdict]:
             inside = sorted(child for child in path.iterdir() if not child.name.startswith("."))
         for child in inside:
             if child.is_dir():
-                yield from _folder(child)
+                yield from _folder(child, (*above, here))
             elif child.is_file() and (found := any_file(child)):
                 yield found
 
