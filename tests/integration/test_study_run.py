@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -98,54 +99,45 @@ SCORES = [("muon_lr=0.1", pytest.approx(1.1015)), ("muon_lr=0.2", pytest.approx(
 # ---------------------------------------------------------------------------------------------- what is missing
 
 
-def test_what_is_there_is_not_repeated(here: Path) -> None:
+def test_what_is_there_is_not_repeated_and_outlives_runs_and_data(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results are committed and looked at elsewhere: nothing of this machine is in them."""
+    monkeypatch.setenv("COLUMNS", "200")  # the folder may have a long name
     first = good("study", "run", "s.toml", "--json")
     assert scores(first.json) == SCORES
     assert (first.json["done"], first.json["wanted"]) == (4, 4)
     assert started() == ["0.1 1", "0.2 1", "0.1 2", "0.2 2"]
     table = Path("s/table.md").read_text()
     assert "+0.1000 ± 0.0000 | worse" in table
-    before = Path("s/results.jsonl").read_bytes()
-    assert good("study", "run", "s.toml", "--json").json == first.json
-    assert len(started()) == 4
-    assert (Path("s/results.jsonl").read_bytes(), Path("s/table.md").read_text()) == (before, table)
-
-
-def test_rows_hold_everything_and_nothing_of_this_machine(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")  # the folder may have a long name
-    good("study", "run", "s.toml")
-    row = rows()[0]
+    row, before = rows()[0], Path("s/results.jsonl").read_bytes()
     assert row["overrides"] == {"optim.muon_lr": 0.1}
     assert (row["seed"], row["preset"], row["budget"], row["threads"]) == (1, "cpu-demo", {"steps": 3}, 1)
     assert "artifact" not in row["summary"]
-    assert str(here) not in Path("s/results.jsonl").read_text() + Path("s/table.md").read_text()
+    assert str(here) not in before.decode() + table
     assert not list(Path("runs").rglob("checkpoints"))
-    assert "3 of 4" not in good("study", "list", here).out
     assert "4 of 4" in good("study", "list", here).out
-
-
-def test_results_outlive_the_runs_and_the_data(here: Path, tiny_data: Path) -> None:
-    """As they do when they are committed and looked at elsewhere."""
-    import shutil
-
-    first = good("study", "run", "s.toml", "--json")
     shutil.rmtree("runs")
     assert good("study", "run", "s.toml", "--json").json == first.json
     assert len(started()) == 4
+    assert (Path("s/results.jsonl").read_bytes(), Path("s/table.md").read_text()) == (before, table)
     Path("s.toml").write_text(FILE.format(data="nowhere", python=sys.executable))
     assert good("study", "show", "s.toml", "--json").json == first.json
     assert "bytegolf prepare" in refused("study", "run", "s.toml")
 
 
-def test_only_what_changed_is_run_and_the_rest_is_kept_apart(here: Path) -> None:
+def test_only_what_is_named_or_has_changed_is_run_and_the_rest_is_kept_apart(here: Path) -> None:
+    found = good("study", "run", "s.toml", "--only", "muon_lr=0.2", "--json").json
+    assert started() == ["0.2 1", "0.2 2"]
+    assert (found["done"], found["wanted"]) == (2, 4)
+    assert "no variant 'x'" in refused("study", "run", "s.toml", "--only", "x")
     good("study", "run", "s.toml")
-    Path("s.toml").write_text(Path("s.toml").read_text().replace("0.2]", "0.3]"))
+    text = Path("s.toml").read_text()
+    Path("s.toml").write_text(text.replace("0.2]", "0.3]"))
     found = good("study", "run", "s.toml", "--json").json
     assert started()[4:] == ["0.3 1", "0.3 2"]
     assert [name for name, _ in scores(found)] == ["muon_lr=0.1", "muon_lr=0.3"]
-    Path("s.toml").write_text(Path("s.toml").read_text().replace("steps = 3", "steps = 4"))
+    Path("s.toml").write_text(text.replace("steps = 3", "steps = 4"))
     assert good("study", "show", "s.toml", "--json").json["done"] == 0
-    Path("s.toml").write_text(Path("s.toml").read_text().replace("steps = 4", "steps = 3").replace("0.3]", "0.2]"))
+    Path("s.toml").write_text(text)
     assert scores(good("study", "show", "s.toml", "--json").json) == SCORES
 
 
@@ -153,15 +145,8 @@ def partly(*arguments: object) -> Ran:
     """A study some of whose runs fail."""
     ran = cli(*arguments)
     assert ran.code == 1
-    assert ran.err.endswith(" failed, for what is said above: the same command tries again\n")
+    assert "failed" in ran.err.splitlines()[-1]
     return ran
-
-
-def test_only_named_variants(here: Path) -> None:
-    found = good("study", "run", "s.toml", "--only", "muon_lr=0.2", "--json").json
-    assert started() == ["0.2 1", "0.2 2"]
-    assert (found["done"], found["wanted"]) == (2, 4)
-    assert "no variant 'x'" in refused("study", "run", "s.toml", "--only", "x")
 
 
 def test_a_failure_stops_nothing_and_is_tried_again(here: Path) -> None:
@@ -183,14 +168,13 @@ def test_a_run_that_was_interrupted_goes_on(here: Path) -> None:
     """Ctrl-C has `train` export what there is: that is no result of the study's budget."""
     Path("stopped").touch()
     assert partly("study", "run", "s.toml", "--only", "muon_lr=0.1", "--json").json["failed"] == 2
-    assert "interrupted before its budget" in rows()[0]["error"]
+    assert "interrupted" in rows()[0]["error"]
     Path("stopped").unlink()
-    assert good("study", "run", "s.toml", "--json").json["done"] == 4
-
-
-def test_a_command_that_is_not_there(here: Path) -> None:
-    Path("s.toml").write_text(Path("s.toml").read_text().replace("trainer = ", 'trainer = "no-such-command" # '))
+    text = Path("s.toml").read_text()
+    Path("s.toml").write_text(text.replace("trainer = ", 'trainer = "no-such-command" # '))
     assert "no-such-command" in next(iter(partly("study", "run", "s.toml", "--json").json["errors"].values()))
+    Path("s.toml").write_text(text)
+    assert good("study", "run", "s.toml", "--json").json["done"] == 4
 
 
 def test_half_a_row_is_left_behind(here: Path) -> None:
@@ -333,18 +317,14 @@ def test_slurm_runs_an_array(slurm: Path) -> None:
 
 def test_slurm_that_refuses_or_is_not_there(slurm: Path) -> None:
     Path("refuse").touch()
-    assert "sbatch refused runs/s/slurm.sh (no such partition)" in refused(
-        "study", "run", "s.toml", "--launcher", "slurm"
-    )
+    assert "no such partition" in refused("study", "run", "s.toml", "--launcher", "slurm")
     (slurm / "sbatch").unlink()
-    assert "needs sbatch, which is not on the PATH" in refused("study", "run", "s.toml", "--launcher", "slurm")
+    assert "sbatch" in refused("study", "run", "s.toml", "--launcher", "slurm")
 
 
 def test_ray_that_is_not_there(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    assert "needs the package ray: `pip install 'bytegolf[ray]'`" in refused(
-        "study", "run", "s.toml", "--launcher", "ray"
-    )
+    assert "bytegolf[ray]" in refused("study", "run", "s.toml", "--launcher", "ray")
 
 
 @pytest.fixture(scope="module")
@@ -387,8 +367,7 @@ def test_a_task_of_ray_ends_what_it_started_and_tells_why_it_could_not(here: Pat
 @pytest.mark.usefixtures("cluster")
 def test_ray_without_a_machine_that_is_large_enough(here: Path) -> None:
     Path("s.toml").write_text("threads = 3\n" + Path("s.toml").read_text())
-    said = refused("study", "run", "s.toml", "--launcher", "ray")
-    assert "the study's threads = 3, but no machine of the Ray cluster has more than 2" in said
+    assert "threads = 3" in refused("study", "run", "s.toml", "--launcher", "ray")
 
 
 # ---------------------------------------------------------------------------------------------- wrong inputs
@@ -401,40 +380,30 @@ def test_wrong_commands(here: Path) -> None:
     assert "holds no study file" in refused("study", "list", "empty")
     assert "jobs" in refused("study", "run", "s.toml", "--jobs", 0).lower()
     assert "study --help" in refused("study", "walk")
-
-
-def test_results_that_cannot_be_written(here: Path) -> None:
     Path("s").write_text("in the way")
-    said = refused("study", "run", "s.toml", "--only", "muon_lr=0.1")
-    assert "cannot create the folder s" in said
+    assert "cannot create the folder s" in refused("study", "run", "s.toml", "--only", "muon_lr=0.1")
 
 
 # ---------------------------------------------------------------------------------------------- for real
 
 
 def test_a_real_study(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`bytegolf train` itself, in processes of their own, on the processor's clock, over a subset of the text."""
+    """`bytegolf train` itself, in a process of its own, on the processor's clock, over a subset of the text."""
     monkeypatch.chdir(tmp_path)
     changes = [change for change in small() if not change.startswith("train.max_")]
     lines = ["overrides." + change.replace("=fp32", '="fp32"') for change in changes]
-    head = ['name = "real"', 'question = "?"', 'preset = "cpu-demo"', 'control = "bytes"', "seeds = [1]"]
+    head = ['name = "real"', 'question = "?"', 'preset = "cpu-demo"', 'control = "subwords"', "seeds = [1]"]
     head += [f'data = "{tiny_data}"', 'budget = {seconds = 0.1, clock = "processor"}', "eval_limit = 2000", *lines]
-    variants = [
-        "[variants.bytes]",
-        "[variants.subwords.overrides]",
-        'data.tokenizer = "sp400"',
-        "model.vocab_size = 400",
-    ]
-    Path("s.toml").write_text("\n".join([*head, *variants]))
-    found = good("study", "run", "s.toml", "--jobs", 2, "--json").json
-    assert (found["done"], found["subset"], found["score"]) == (2, True, "bpb")
-    for row in found["variants"]:
-        assert row["train_seconds"] >= 0.1
-        assert 1 < row["bpb"] < 9
-        assert row["fits"]
-    for row in rows():
-        assert row["summary"]["bytes"] == pytest.approx(2000, rel=0.15)
-        json.dumps(row, allow_nan=False)
+    variant = ["[variants.subwords.overrides]", 'data.tokenizer = "sp400"', "model.vocab_size = 400"]
+    Path("s.toml").write_text("\n".join([*head, *variant]))
+    found = good("study", "run", "s.toml", "--json").json
+    assert (found["done"], found["subset"], found["score"]) == (1, True, "bpb")
+    (shown,), (row,) = found["variants"], rows()
+    assert shown["train_seconds"] >= 0.1
+    assert 1 < shown["bpb"] < 9
+    assert shown["fits"]
+    assert row["summary"]["bytes"] == pytest.approx(2000, rel=0.15)
+    json.dumps(row, allow_nan=False)
 
 
 DYING = """

@@ -54,7 +54,7 @@ class Reading:
     data: bytes
     """what the tokens stand for: the text, as far as the tokenizer keeps it"""
     bits: Float32[np.ndarray, " N"]
-    """surprisal; a token's bits are shared out evenly among its bytes; NaN where nothing predicted it"""
+    """surprisal; the bits of a token are shared out evenly among its bytes; NaN where nothing predicted it"""
     windows: Int[np.ndarray, " W"]
     """the byte at which each window of the model begins"""
     levels: list[LevelReading]
@@ -203,8 +203,9 @@ def read(
         if see:
             see(out)
         losses = model.losses(out, torch.from_numpy(targets).to(device).view(window.shape)).double().cpu().numpy()
-        reach = min(last + 1, len(ids))
-        nats[first + 1 : reach] = losses.ravel()[: reach - first - 1]
+        # position i predicts token i + 1, so these losses belong one place further on; there is none behind the last
+        end = min(last + 1, len(ids))
+        nats[first + 1 : end] = losses.ravel()[: end - first - 1]
         found += [_token_cuts(out, row, threshold) for row in range(len(group))]
         if progress:
             progress(last / len(ids))
@@ -218,7 +219,21 @@ def _in_bytes(
     nats: NDArray[np.float64],
     found: list[list[LevelCuts]],
 ) -> Reading:
-    """From tokens to bytes: ``nats`` (T,) and what each window's levels did (``token_levels``)."""
+    """From tokens to bytes: the loss ``nats`` of each token, and what the levels did in each window (``token_levels``).
+
+    With subwords "the", " c" and "at" behind a BOS, windows of three tokens, and a chunk at " c":
+
+        token      BOS      "the"      " c"       "at"
+        sizes      0        3          2          2
+        starts     0        0          3          5          its first byte
+        nats       NaN      2.1        4.2        1.4        NaN: nothing predicts the first token
+        shared              1 1 1      3 3        1 1        bits per byte: 2.1 / ln 2 / 3 = 1 for each of "the"
+        boundary            x . .      x .        . .        the text's first byte always is one
+        free       no       no         yes        no         behind BOS, and at a window's start, nothing was chosen
+
+    Sharing a token's bits evenly keeps their sum, which is what a score rests on; where inside the token they arose is
+    unknown. BOS has no byte, so its loss (at a document's end) is in no byte's bits, but in the reading's ``nats``.
+    """
     sizes = tokenizer.byte_counts(ids, np.append(tokenizer.BOS, ids[:-1]))
     starts = np.cumsum(sizes) - sizes
     total = int(sizes.sum())

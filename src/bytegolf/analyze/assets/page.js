@@ -63,7 +63,7 @@ function shade(model, i, view, level) {
   return p === 65535 ? 0 : Math.min(8, Math.floor((p / 10000) * 9));
 }
 
-let boxes = []; // a box of text a model; its .spans has the element of each byte
+let boxes = []; // a box of text per model; its .spans has the element of each byte
 
 function draw() {
   const text = data.texts[$("text").value], view = $("view").value, level = Number($("level").value);
