@@ -58,10 +58,11 @@ def make_folder(path: Path) -> Path:
     return path
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+def write_atomically(path: Path, write: Callable[[IO[bytes]], Any], like: os.stat_result | None = None) -> None:
     """Have ``write`` fill a temporary file beside ``path``, then rename it over ``path`` once it is safely on disk.
 
-    Until the rename a reader sees the old file or none; whatever fails leaves no temporary file behind.
+    Until the rename a reader sees the old file or none; whatever fails leaves no temporary file behind. The file gets
+    the rights that the user's umask allows, or those and the times of the file that ``like`` describes.
     """
     make_folder(path.parent)
     if path.exists() and not path.is_file():  # a rename would replace even /dev/null, if root asks
@@ -73,10 +74,12 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
                 write(file)
                 file.flush()
                 os.fsync(file.fileno())
-            # mkstemp makes files private; a finished one gets what the user's umask allows
+            # mkstemp makes files private, and so the contents were from the first byte on
             umask = os.umask(0)
             os.umask(umask)
-            Path(name).chmod(0o666 & ~umask)
+            Path(name).chmod(like.st_mode & 0o777 if like else 0o666 & ~umask)
+            if like:
+                os.utime(name, ns=(like.st_atime_ns, like.st_mtime_ns))
             Path(name).replace(path)
         except BaseException:
             Path(name).unlink(missing_ok=True)

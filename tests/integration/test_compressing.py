@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +14,10 @@ from commands import TinyRun, good, refused, sentences
 from conftest import shapes_unchecked
 
 from bytegolf.data.tokenizer import ByteTokenizer
+from bytegolf.errors import BytegolfError
+from bytegolf.infer import files
 from bytegolf.infer.files import split_text
+from bytegolf.progress import Reporter
 
 TEXT = " ".join(sentences(6)).encode()
 
@@ -96,3 +101,60 @@ def test_what_is_refused_leaves_nothing_behind(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "letter.txt", "small"]
     assert "that is a folder" in refused("compress", tiny_run.folder, tmp_path, back)
     assert "it is a folder" in refused("compress", tiny_run.folder, text, tmp_path)
+
+
+# ---------------------------------------------------------------------------------------------- manners of a file tool
+
+
+def test_rights_and_time_are_the_sources(tiny_run: TinyRun, tmp_path: Path) -> None:
+    source, packed, again = tmp_path / "secret.txt", tmp_path / "secret.bgz", tmp_path / "again.txt"
+    source.write_bytes(b"of nobody else's business")
+    source.chmod(0o600)
+    os.utime(source, (1_000_000_000, 1_000_000_001))
+    good("compress", tiny_run.folder, source, packed)
+    good("decompress", tiny_run.folder, packed, again)
+    for file in (packed, again):
+        assert file.stat().st_mode & 0o777 == 0o600
+        assert int(file.stat().st_mtime) == 1_000_000_001
+    assert again.read_bytes() == source.read_bytes()
+
+
+def test_nothing_is_replaced_unasked(tiny_run: TinyRun, tmp_path: Path) -> None:
+    source, other, packed = tmp_path / "a.txt", tmp_path / "b.txt", tmp_path / "a.bgz"
+    source.write_text("a text")
+    other.write_text("another text")
+    good("compress", tiny_run.folder, source, packed)
+    for verb, read, written in (("compress", source, other), ("decompress", packed, other)):
+        assert "--force" in refused(verb, tiny_run.folder, read, written)
+        assert other.read_text() == "another text"
+    good("compress", tiny_run.folder, source, other, "--force")
+    good("decompress", tiny_run.folder, other, source, "-f")
+    assert source.read_text() == "a text"
+
+
+@pytest.mark.parametrize("link", ["none", "symbolic", "hard"])
+def test_a_file_is_never_its_own_target(link: str, tiny_run: TinyRun, tmp_path: Path) -> None:
+    source, target = tmp_path / "only.txt", tmp_path / "link.txt"
+    source.write_text("the only copy")
+    if link == "symbolic":
+        target.symlink_to(source)
+    elif link == "hard":
+        target.hardlink_to(source)
+    else:
+        target = tmp_path / "." / "only.txt"
+    for verb in ("compress", "decompress"):
+        assert "is the file that is read" in refused(verb, tiny_run.folder, source, target, "--force")
+    assert source.read_text() == "the only copy"
+
+
+def test_no_binary_on_a_terminal(tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "a.txt"
+    source.write_text("a text")
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    with pytest.raises(BytegolfError, match="terminal"):
+        files.compress(tiny_run.folder, source, files.PIPE, 0, 0, Reporter(quiet=True))

@@ -20,6 +20,8 @@ Streams = Annotated[
     Parameter(help="Parts coded side by side; 0 = as many as pay.", validator=validators.Number(gte=0, lte=4096)),
 ]
 
+Force = Annotated[bool, Parameter(name=("--force", "-f"), help="Replace a file that exists.", show_default=False)]
+
 
 @app.command(sort_key=60)
 @answers("bytegolf.infer.results:Compression", "bytegolf.infer.results:CompressorComparison")
@@ -38,6 +40,7 @@ def compress(
     ] = None,
     stride: Stride = None,
     streams: Streams = 0,
+    force: Force = False,
     json: Json = False,
 ) -> None:
     """Compress any file with a byte model, without loss.
@@ -46,7 +49,8 @@ def compress(
     Bits per byte are those of `eval` with the same --stride. What the model
     cannot shrink is stored, so nothing grows by more than a header. The file
     can be decompressed with the same artifact, the same versions and the same
-    kind of CPU, whatever its number of cores.
+    kind of CPU, whatever its number of cores. It keeps the source's rights and
+    time; a file that exists is replaced with --force only.
 
     Example: bytegolf compress demo.bgolf notes.txt notes.bgz
     Example: bytegolf compress demo.bgolf --bench notes.txt data/default
@@ -68,7 +72,7 @@ def compress(
         raise BytegolfError("name a file to compress and one to write, or files to compare with --bench")
     _check_stdout(target, json)
     with reporter:
-        result = compressing.compress(model, source, target, stride, streams, reporter)
+        result = compressing.compress(model, source, target, stride, streams, reporter, force)
     if target != compressing.PIPE:
         show.compression(screen(), result)
     finish(json, result)
@@ -82,6 +86,7 @@ def decompress(
     target: Annotated[Path, _HYPHEN, Parameter(help="The file to write (- = stdout).")],
     /,
     *,
+    force: Force = False,
     json: Json = False,
 ) -> None:
     """Give back what `compress` compressed.
@@ -97,7 +102,7 @@ def decompress(
     _check_stdout(target, json)
     reporter = Reporter()
     with reporter:
-        result = compressing.decompress(model, source, target, reporter)
+        result = compressing.decompress(model, source, target, reporter, force)
     if target != compressing.PIPE:
         screen().print(f"{result.original_bytes:,} bytes at {result.bytes_per_second:,.0f} bytes/s")
     finish(json, result)

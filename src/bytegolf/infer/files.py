@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import os
 import shutil
 import sys
 import tempfile
@@ -53,15 +54,26 @@ def open_codec(model: Path) -> tuple[Codec, LoadedModel]:
 
 
 def compress(
-    model: Path, source: Path, target: Path, stride: int | None, streams: int, reporter: Reporter
+    model: Path,
+    source: Path,
+    target: Path,
+    stride: int | None,
+    streams: int,
+    reporter: Reporter,
+    force: bool = False,
 ) -> Compression:
-    """Compress ``source`` into ``target`` ("-": stdin, stdout). ``stride``: as ``eval`` has it by default."""
+    """Compress ``source`` into ``target`` ("-": stdin, stdout). ``stride``: as ``eval`` has it by default.
+
+    Raises BytegolfError where that would replace a file unasked (``force``), or put binary data on a terminal.
+    """
+    _check_target(source, target, force, binary=True)
     codec, opened = open_codec(model)
     stride = opened.config.eval.stride if stride is None else stride
     progress = _Progress(reporter, "compressed")
-    with _reading(source) as (file, size):
+    with _reading(source) as (file, known):
+        size = known.st_size if known else None
         told = functools.partial(progress, total=size)
-        report = _write(target, lambda out: codec.compress(file, out, stride, streams, size, told))
+        report = _write(target, lambda out: codec.compress(file, out, stride, streams, size, told), known)
     seconds = progress.seconds()
     return Compression(
         original_bytes=report.original,
@@ -79,16 +91,18 @@ def compress(
     )
 
 
-def decompress(model: Path, source: Path, target: Path, reporter: Reporter) -> Decompression:
+def decompress(model: Path, source: Path, target: Path, reporter: Reporter, force: bool = False) -> Decompression:
     """Decompress ``source`` into ``target`` ("-": stdin, stdout).
 
-    The target appears once all of it is there and its checksum is right.
+    The target appears once all of it is there and its checksum is right. Raises BytegolfError where that would replace
+    a file unasked (``force``).
     """
+    _check_target(source, target, force, binary=False)
     codec, _ = open_codec(model)
     progress = _Progress(reporter, "decompressed")
     where = "stdin" if source == PIPE else str(source)
-    with _reading(source) as (file, _):
-        size = _write(target, lambda out: codec.decompress(file, out, where, progress))
+    with _reading(source) as (file, known):
+        size = _write(target, lambda out: codec.decompress(file, out, where, progress), known)
     seconds = progress.seconds()
     return Decompression(size, round(seconds, 3), round(size / seconds, 1))
 
@@ -159,24 +173,44 @@ class _Progress:
         return self._pace.seconds()
 
 
+def _check_target(source: Path, target: Path, force: bool, binary: bool) -> None:
+    """Raise unless writing ``target`` destroys nothing; ``binary``: what is written is for no terminal.
+
+    A file is never its own target, whatever is forced: what is read would be gone if anything failed.
+    """
+    if target == PIPE:
+        if binary and sys.stdout.isatty() and not force:
+            raise BytegolfError("compressed data are not for a terminal: name a file to write, or redirect stdout")
+        return
+    if not target.exists():
+        return
+    if source != PIPE and source.exists() and target.samefile(source):
+        raise BytegolfError(f"{target} is the file that is read: name another one to write")
+    if not force and target.is_file():
+        raise BytegolfError(f"{target} exists already: name another file, or add --force to replace it")
+
+
 @contextlib.contextmanager
-def _reading(source: Path) -> Iterator[tuple[IO[bytes], int | None]]:
-    """The file, and how many bytes it has if it is a regular one."""
+def _reading(source: Path) -> Iterator[tuple[IO[bytes], os.stat_result | None]]:
+    """The file, and what is known of it if it is a regular one."""
     if source == PIPE:
         yield sys.stdin.buffer, None
         return
     with disk_errors(source, "read"):
         file = source.open("rb")
-        size = source.stat().st_size if source.is_file() else None
+        known = os.fstat(file.fileno()) if source.is_file() else None
     with file:
-        yield file, size
+        yield file, known
 
 
-def _write(target: Path, write: Callable[[IO[bytes]], _Result]) -> _Result:
-    """Have ``write`` make the target, of which nothing is seen before it is complete; what ``write`` gives."""
+def _write(target: Path, write: Callable[[IO[bytes]], _Result], like: os.stat_result | None) -> _Result:
+    """Have ``write`` make the target, of which nothing is seen before it is complete; what ``write`` gives.
+
+    The target gets the rights and times of the source, as gzip, xz and zstd have it: a private file stays private.
+    """
     results: list[_Result] = []
     if target != PIPE:
-        write_atomically(target, lambda file: results.append(write(file)))
+        write_atomically(target, lambda file: results.append(write(file)), like)
         return results[0]
     with tempfile.TemporaryFile() as file:
         result = write(file)
