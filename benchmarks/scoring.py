@@ -25,7 +25,7 @@ from bytegolf.bpb import Score
 from bytegolf.data.shard_writer import ShardWriter
 from bytegolf.data.shards import TokenStream, open_split
 from bytegolf.data.tokenizer import ByteTokenizer
-from bytegolf.evaluate.one_pass import one_pass, reaching
+from bytegolf.evaluate.one_pass import one_pass, with_receptive_field
 from bytegolf.evaluate.score import score
 
 
@@ -69,9 +69,9 @@ def main() -> None:
             for name, (limit, stride, share, batch) in ways.items():
                 limit = min(limit, 2 * length if turn == 0 else limit)  # the first turn only warms up
                 started = time.perf_counter()
-                size, reach = (min(plan.length, limit), plan.reach) if name == "one pass" else (length, ())
+                size, sizes = (min(plan.length, limit), plan.receptive_field) if name == "one pass" else (length, ())
                 stride = min(stride, size)
-                with reaching(model, reach):
+                with with_receptive_field(model, sizes):
                     scores[name] = score(
                         model, stream, tokenizer, size, stride=stride, limit=limit, batch=batch, share=share
                     )
@@ -92,8 +92,8 @@ def main() -> None:
         "one_pass_over_full": round(speed["one pass"] / speed["full windows"], 2),
         "bpb_difference": scores["shared work"].bpb - scores["full windows"].bpb,
         "bpb_difference_of_one_pass": scores["one pass"].bpb - scores["full windows"].bpb,
-        "reach": plan.reach,
-        "seconds_to_find_the_reach": round(planning, 2),
+        "receptive_field": plan.receptive_field,
+        "seconds_to_find_the_receptive_field": round(planning, 2),
         "machine": machine(),
     }
     print(

@@ -13,7 +13,7 @@ from test_bpb import BYTES, random_tokens, stream_of
 from test_sliding import model_of
 
 from bytegolf.errors import BytegolfError
-from bytegolf.evaluate.one_pass import one_pass, reaching
+from bytegolf.evaluate.one_pass import one_pass, with_receptive_field
 from bytegolf.evaluate.score import score
 from bytegolf.model.stack import Stack
 
@@ -21,20 +21,20 @@ NAMES = ["flat", "one-level", "two-level", "full outer attention"]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_reach_is_the_mean_number_of_positions_at_each_depth(name: str, tmp_path: Path) -> None:
+def test_the_receptive_field_is_the_mean_number_of_positions_at_each_depth(name: str, tmp_path: Path) -> None:
     """Against a count, by forward passes one by one, over all 45 windows (fewer than are sampled)."""
     model = model_of(name, reset=False).eval()
     tokens = random_tokens(100)
     stream = stream_of(tmp_path, tokens)
     found = one_pass(model, stream, 64, 16)
-    assert (found.stands_for, found.length, found.reach[0]) == ((64, 16), 99, 56)
+    assert (found.stands_for, found.length, found.receptive_field[0]) == ((64, 16), 99, 56)
     with torch.no_grad():
         counts = [
             [int(trace.boundary.sum()) for trace in model(torch.tensor([tokens[at : at + 56]])).traces]
             for at in range(100 - 56 + 1)
         ]
-    assert found.reach[1:] == tuple(round(mean) for mean in np.mean(counts, 0).tolist() if counts[0])
-    assert all(outer > inner for outer, inner in zip(found.reach, found.reach[1:], strict=False))
+    assert found.receptive_field[1:] == tuple(round(mean) for mean in np.mean(counts, 0).tolist() if counts[0])
+    assert all(outer > inner for outer, inner in zip(found.receptive_field, found.receptive_field[1:], strict=False))
 
 
 def test_what_is_read_at_a_time(make_model: ModelMaker, tmp_path: Path) -> None:
@@ -50,25 +50,25 @@ def test_what_is_read_at_a_time(make_model: ModelMaker, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_depth_sees_its_own_reach(name: str) -> None:
+def test_each_depth_has_its_own_receptive_field(name: str) -> None:
     model = model_of(name, reset=False)
     stages = [stage for stage in model.modules() if isinstance(stage, Stack)]
     before = [stage.config.window for stage in stages]
     depths = 1 + len(model.levels())
-    reach = tuple(range(30, 30 + depths))
-    with reaching(model, reach):
+    sizes = tuple(range(30, 30 + depths))
+    with with_receptive_field(model, sizes):
         levels = model.levels()
         innermost = levels[-1].main if levels else model.network
         assert isinstance(innermost, Stack)
-        assert innermost.config.window == reach[-1]
+        assert innermost.config.window == sizes[-1]
         for depth, level in enumerate(levels):
             for stage in (level.encoder, level.decoder):
-                assert stage.config.window == (before[stages.index(stage)] or reach[depth])
-    with reaching(model, (9,)):
+                assert stage.config.window == (before[stages.index(stage)] or sizes[depth])
+    with with_receptive_field(model, (9,)):
         assert {stage.config.window for stage in stages} <= {9, *before} - {0}
     assert [stage.config.window for stage in stages] == before
-    wrong = reaching(model, (*reach, 5))
-    with pytest.raises(BytegolfError, match=f"a reach of {depths + 1} numbers for {depths} networks"), wrong:
+    wrong = with_receptive_field(model, (*sizes, 5))
+    with pytest.raises(BytegolfError, match=f"a receptive field of {depths + 1} numbers for {depths} networks"), wrong:
         pass
 
 
@@ -81,7 +81,7 @@ def test_no_target_is_scored_twice_and_none_sees_what_comes_later(name: str, tmp
     streams = stream_of(tmp_path, tokens), stream_of(tmp_path / "other", changed)
     plan = one_pass(model, streams[0], 64, 8)
     booked: tuple[list[float], list[float]] = [], []
-    with reaching(model, plan.reach):
+    with with_receptive_field(model, plan.receptive_field):
         for stream, losses in zip(streams, booked, strict=True):
             score(
                 model,

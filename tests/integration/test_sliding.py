@@ -25,7 +25,7 @@ from bytegolf.config import (
 from bytegolf.evaluate import sliding
 from bytegolf.evaluate.boundaries import BoundaryStats
 from bytegolf.evaluate.chunk_stats import collector
-from bytegolf.evaluate.one_pass import reaching
+from bytegolf.evaluate.one_pass import with_receptive_field
 from bytegolf.evaluate.score import score
 from bytegolf.evaluate.sliding import last_losses
 from bytegolf.model.hnet import HNet
@@ -188,9 +188,9 @@ def test_a_reach_is_a_window(name: str, tmp_path: Path) -> None:
     local = LanguageModel(dataclasses.replace(model.config, network=network_of(local.network)))
     local.load_state_dict(model.state_dict())
     whole = score(model, stream, BYTES, 64).bpb
-    with reaching(model, (5,)):
+    with with_receptive_field(model, (5,)):
         found = [score(model, stream, BYTES, 200, stride=stride).bpb for stride in (0, 150)]
-    with reaching(model, ()):
+    with with_receptive_field(model, ()):
         assert score(model, stream, BYTES, 64).bpb == whole
     wanted = [score(local, stream, BYTES, 200, stride=stride, share=False).bpb for stride in (0, 150)]
     assert found == pytest.approx(wanted, abs=1e-6)

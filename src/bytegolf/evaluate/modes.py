@@ -23,7 +23,7 @@ from bytegolf.data.shards import TokenStream
 from bytegolf.data.tokenizer import Tokenizer
 from bytegolf.distributed import SINGLE_PROCESS, DistributedContext
 from bytegolf.errors import BytegolfError
-from bytegolf.evaluate.one_pass import OnePass, one_pass, reaching
+from bytegolf.evaluate.one_pass import OnePass, one_pass, with_receptive_field
 from bytegolf.evaluate.score import Book, Observer, score
 from bytegolf.evaluate.ttt import score_adapting
 from bytegolf.model.lm import Forward, LanguageModel
@@ -77,7 +77,9 @@ class ScoringMode:
         """
         with model.capacity(self.capacity, self.capacity_divisor):
             once = one_pass(model, stream, self.seq_len, self.stride, limit)
-        return dataclasses.replace(self, seq_len=once.length, stride=once.stride, receptive_field=once.reach), once
+        return dataclasses.replace(
+            self, seq_len=once.length, stride=once.stride, receptive_field=once.receptive_field
+        ), once
 
     @property
     def adapts(self) -> bool:
@@ -114,7 +116,7 @@ class ScoringMode:
             raise BytegolfError(
                 "test-time training reads every document to its end, so no tail can be dropped: leave it out"
             )
-        with model.capacity(self.capacity, self.capacity_divisor), reaching(model, self.receptive_field):
+        with model.capacity(self.capacity, self.capacity_divisor), with_receptive_field(model, self.receptive_field):
             if self.capacity_divisor and not any(level.capacity.mode == "fixed" for level in model.levels()):
                 raise BytegolfError(
                     "a capacity divisor belongs to a fixed capacity, which no level has: choose fixed too"

@@ -2,9 +2,9 @@
 
 A sliding window forgets what lies more than its length back. In one pass attention does that by itself: a stage that
 attends to everything sees as many of its own positions (bytes, chunks, chunks of chunks) as it does in a window, on
-average over the targets that a window scores. That is not the same: a chunk here counts its reach from itself and not
-from a window's start, and what earlier layers made of its past has seen further back than a window begins. How far the
-two are apart is measured, not proved (LOG.md: less than 1e-4 bits a byte).
+average over the targets that a window scores. That is not the same: a chunk here counts what it sees from itself and
+not from a window's start, and what earlier layers made of its past has seen further back than a window begins. How far
+the two are apart is measured, not proved (LOG.md: less than 1e-4 bits a byte).
 
 Legend: L tokens of a window, S of them scored, N windows that are looked at.
 """
@@ -31,7 +31,7 @@ SAMPLES = 64
 WINDOWS = 16
 """What is read at a time, in windows …"""
 CONTEXT = 2
-"""… and how much of that only for what comes behind it: past two reaches back there is hardly anything."""
+"""… and how much of that only for what comes behind it: past two windows back there is hardly anything."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class OnePass:
     """tokens that are read at a time"""
     stride: int
     """how many of them are new"""
-    reach: tuple[int, ...]
+    receptive_field: tuple[int, ...]
     """positions that attention to everything sees: of the outermost network, of the next, … of the innermost"""
 
 
@@ -69,11 +69,11 @@ def one_pass(model: LanguageModel, stream: TokenStream, seq_len: int, stride: in
     windows(targets, seq_len, stride)  # raises if they do not fit
     length = min(WINDOWS * seq_len, targets)
     step = max(stride, length - CONTEXT * seq_len)
-    return OnePass((seq_len, stride), length, step, _reach(model, stream, seq_len - stride // 2))
+    return OnePass((seq_len, stride), length, step, _receptive_field(model, stream, seq_len - stride // 2))
 
 
 @torch.inference_mode()
-def _reach(model: LanguageModel, stream: TokenStream, length: int) -> tuple[int, ...]:
+def _receptive_field(model: LanguageModel, stream: TokenStream, length: int) -> tuple[int, ...]:
     """The mean number of positions that each network, outermost first, has in ``length`` tokens of ``stream``."""
     levels = len(model.levels())
     if not levels:
@@ -89,33 +89,35 @@ def _reach(model: LanguageModel, stream: TokenStream, length: int) -> tuple[int,
 
 
 @contextlib.contextmanager
-def reaching(model: LanguageModel, reach: Sequence[int]) -> Iterator[None]:
-    """For as long as the context lasts, stages of ``model`` that see everything see the last ``reach`` of their own
+def with_receptive_field(model: LanguageModel, sizes: Sequence[int]) -> Iterator[None]:
+    """For as long as the context lasts, stacks of ``model`` that see everything see the last ``sizes`` of their own
     positions instead: one number for each network, outermost first (bytes, then chunks, …), one for all of them, or
     none, which changes nothing; 0 is everything.
 
     Raises BytegolfError for another number of numbers.
     """
-    found = list(_stages(model.network, 0))
+    found = list(_stacks(model.network, 0))
     depths = 1 + len(model.levels())
-    if len(reach) not in (0, 1, depths):
-        raise BytegolfError(f"a reach of {len(reach)} numbers for {depths} networks inside each other: give one each")
-    each = tuple(reach or (0,)) * (1 if len(reach) == depths else depths)
-    changed = [(stage, each[depth]) for depth, stage in found if stage.receptive_field is None and each[depth]]
-    for stage, window in changed:
-        stage.see(window)
+    if len(sizes) not in (0, 1, depths):
+        raise BytegolfError(
+            f"a receptive field of {len(sizes)} numbers for {depths} networks inside each other: give one each"
+        )
+    each = tuple(sizes or (0,)) * (1 if len(sizes) == depths else depths)
+    changed = [(stack, each[depth]) for depth, stack in found if stack.receptive_field is None and each[depth]]
+    for stack, window in changed:
+        stack.see(window)
     try:
         yield
     finally:
-        for stage, _ in changed:
-            stage.see(0)
+        for stack, _ in changed:
+            stack.see(0)
 
 
-def _stages(network: Stack | HNet, depth: int) -> Iterator[tuple[int, Stack]]:
-    """Every stage of ``network`` and how many levels are around its positions."""
+def _stacks(network: Stack | HNet, depth: int) -> Iterator[tuple[int, Stack]]:
+    """Every stack of ``network`` and how many levels are around its positions."""
     if isinstance(network, Stack):
         yield depth, network
         return
     yield depth, network.encoder
     yield depth, network.decoder
-    yield from _stages(network.main, depth + 1)
+    yield from _stacks(network.main, depth + 1)

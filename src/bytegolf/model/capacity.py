@@ -6,6 +6,13 @@
   allocators are ready.
 - fixed: a share of the level's own length, and always that (S3, PR #1305). Boundaries beyond it are dropped, and
   what they would have begun belongs to the last chunk. Which ones is decided by the past alone: the first are kept.
+
+For instance, two sequences of 12 positions, with chunks of 3 3 2 2 2 and of 6 6 positions (5 and 2 chunks):
+
+    exact                       room for 5: the second sequence has 3 chunks of padding
+    bucketed, ladder 4 6 8 12   room for 6: the least size that holds 5
+    fixed, divisor 4            room for 12 / 4 = 3: the first sequence's last two boundaries are dropped, so that its
+                                chunks are 3 3 6; the second one has 1 chunk of padding
 """
 
 from __future__ import annotations

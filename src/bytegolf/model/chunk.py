@@ -37,6 +37,11 @@ class Chunks:
 
         Under a fixed capacity the boundaries that come too late are dropped, so that the last chunk goes on to the
         end, and nothing here depends on the data but values: no shape, and no wait for an accelerator.
+
+        For instance, boundaries 1 0 0 1 0 1 of L = 6 positions with room for C = 4: ``running`` is 1 1 1 2 2 3, so
+        ``chunk_of`` is 0 0 0 1 1 2; the first positions at which it reaches 1 2 3 4 are 0 3 5 6, and 6, behind the
+        end, becomes 0: ``starts`` is 0 3 5 0 and ``counts`` 3. Padding chunks so hold position 0's vector, which
+        nothing reads.
         """
         batch, length = boundary.shape
         running = boundary.cumsum(1)

@@ -83,7 +83,26 @@ class CacheSpan:
 
     @staticmethod
     def of(state: StackState, rows: Rows | None, counts: Rows | None, length: int) -> CacheSpan:
-        """Where ``length`` positions go, of which the first ``counts`` (None: all) are there and the rest padding."""
+        """Where ``length`` positions go, of which the first ``counts`` (None: all) are there and the rest padding.
+
+        What the new positions see, by how many positions their sequences have had (``at``):
+
+        | case                            | ``fresh`` | ``order`` | ``bias`` | keys and values are read from          |
+        |---------------------------------|-----------|-----------|----------|----------------------------------------|
+        | all at 0, L > 1                 | True      | None      | None     | the new positions themselves           |
+        | all at the same number, L = 1   | False     | None      | None     | the cache: every used slot             |
+        | at different numbers, L = 1     | False     | None      | given    | the cache, each sequence to its end    |
+        | L > 1 behind others, all seen   | False     | None      | given    | the cache, each position to its own    |
+        | L > 1 behind others, a window   | False     | given     | None     | the ring in the order of time, then new |
+
+        They are written into the cache before it is read, except in the last case: there the last ones overwrite what
+        the first ones still see. For instance, W = 4 and at = 6: positions 2 3 4 5 lie in slots 2 3 0 1 (their number
+        modulo 4). L = 3 new ones, 6 7 8, go to slots 2 3 0, over 2 3 4; but position 6 sees 3 4 5. So ``order`` is
+        2 3 0 1, and attention runs over 2 3 4 5 6 7 8 before anything is written.
+
+        Where they go: ``slots`` is one slice where all sequences are at the same number, nothing is padding and the
+        slice does not run past the ring's end (here 6 % 4 + 3 = 5 > 4 does); ``moves`` is it position by position.
+        """
         shared: SharedCache = state.shared
         device, dtype, window = shared.cos.device, shared.cos.dtype, shared.window
         at = state.lengths if rows is None else state.lengths[rows]
@@ -103,7 +122,7 @@ class CacheSpan:
             cos, sin = shared.cos[positions], shared.sin[positions]
 
         start = first % size
-        plain = uniform and counts is None and start + length <= size
+        contiguous = uniform and counts is None and start + length <= size
         fresh = uniform and first == 0 and length > 1
         ordered = bool(window) and not fresh and length > 1
         bias = None
@@ -119,8 +138,8 @@ class CacheSpan:
             fresh=fresh,
             rows=None if rows is None else _to(rows, device),
             used=used,
-            slots=slice(start, start + length) if plain else None,
-            moves=None if plain else _moves(at, rows, ends, length, size, device),
+            slots=slice(start, start + length) if contiguous else None,
+            moves=None if contiguous else _moves(at, rows, ends, length, size, device),
             bias=bias,
             order=_to(before % window, device) if ordered else None,
             documents=None if known is None else _to(known.astype(np.int64), device),
