@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 import sys
@@ -86,3 +87,29 @@ def test_own_quantizer(script: Script) -> None:
     said = script("own_quantizer", "--steps", 3, "--set", "train.validate_tokens=0", *tiny())
     rows = dict(re.findall(r"^(4-bit rows|ternary) +(\d\.\d+) +[\d,]+$", said, re.MULTILINE))
     assert rows.keys() == {"4-bit rows", "ternary"}
+
+
+NOTEBOOK = EXAMPLES / "tour.ipynb"
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_from_top_to_bottom(script: Script) -> None:
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    (parameters,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ()))
+    parameters.source += f"\nsteps, settings = 3, {tiny()}"
+    done = nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
+    said = "".join(output.get("text", "") for cell in done.cells for output in cell.get("outputs", ()))
+    assert re.search(r"\d\.\d+ bits per byte, an artifact of [\d,]+ bytes", said)
+    assert re.search(r"\d bytes: [\d,]+ with this model", said)
+
+
+def test_the_notebook_holds_its_outputs_and_nothing_of_the_machine_that_ran_it() -> None:
+    written = NOTEBOOK.read_text(encoding="utf-8")
+    assert len(written) < 50_000
+    assert "/tmp" not in written
+    for cell in json.loads(written)["cells"]:
+        if cell["cell_type"] == "code":
+            kinds = {output["output_type"] for output in cell["outputs"]}
+            assert kinds <= {"stream", "execute_result"}, "no errors, no traces of progress"
+            assert cell["execution_count"]
