@@ -10,7 +10,7 @@ import torch
 from bytegolf.artifact.loading import load_model
 from bytegolf.config import Config, preset_names
 from bytegolf.data.tokenizer import ByteTokenizer
-from bytegolf.device import pick_device, pick_precision
+from bytegolf.device import choose_device, pick_precision
 from bytegolf.model.lm import LanguageModel
 from bytegolf.model.routers.base import Material
 from bytegolf.model.routers.cosine import CosineRouter
@@ -24,7 +24,7 @@ def get(source: str, precision: str = "auto") -> tuple[LanguageModel, Config]:
         return opened.model, opened.config
     config = Config.load(source)
     torch.manual_seed(0)
-    device = pick_device("auto")
+    device = choose_device("auto")
     model = LanguageModel(config.model).to(device).eval()
     for parameter in model.parameters():  # matrices that start at zero would make every position alike
         if parameter.ndim == 2 and not parameter.any():

@@ -37,7 +37,7 @@ from bytegolf.data.loader import Loader
 from bytegolf.data.shard_writer import ShardWriter
 from bytegolf.data.shards import TokenStream, open_split, shard_paths
 from bytegolf.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
-from bytegolf.device import pick_device, pick_precision, prepare_device
+from bytegolf.device import choose_device, pick_precision
 from bytegolf.distributed import DistributedContext
 from bytegolf.model.lm import LanguageModel
 from bytegolf.model.outline import count_parameters
@@ -98,7 +98,7 @@ class Steps:
     ) -> None:
         settings = config.train
         self.config, self.tokenizer, self.clock = config, tokenizer, clock
-        self.device = prepare_device(pick_device(settings.device))
+        self.device = choose_device(settings.device)
         torch.manual_seed(0)
         self.model = LanguageModel(config.model).to(self.device)
         self.model.precision = pick_precision(settings.precision, self.device)

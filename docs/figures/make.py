@@ -48,7 +48,7 @@ def measure(run: Path, data: Path) -> dict[str, Any]:
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(next(data.glob("tokenizers/*.model"))))
     text = _validation(data)
     return {
-        "run": {key: summary[key] for key in ("name", "steps", "train_seconds", "train_bytes", "bpb")},
+        "run": {key: summary[key] for key in ("name", "steps", "train_bytes", "bpb")},
         "standard": {"before": summary["chunks_before"], "after": summary["chunks_after"]},
         "starts": model.boundaries(PASSAGE),
         "bits": [round(float(value), 3) for value in bits],

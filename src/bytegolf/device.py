@@ -10,6 +10,11 @@ import torch
 from bytegolf.errors import BytegolfError
 
 
+def choose_device(wanted: str) -> torch.device:
+    """The device that ``wanted`` names (see ``pick_device``), with torch's switches set for it."""
+    return prepare_device(pick_device(wanted))
+
+
 def pick_device(wanted: str) -> torch.device:
     """The device that ``wanted`` names; auto takes cuda, then mps, then cpu."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
@@ -37,7 +42,7 @@ def device_memory(device: torch.device) -> float:
     """Bytes that a process on ``device`` may count on: an accelerator's own, or its share of the machine's."""
     if device.type == "cuda":
         return float(torch.cuda.get_device_properties(device).total_memory)
-    if not hasattr(os, "sysconf"):  # Windows
+    if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", ()):  # Windows
         return math.inf
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return whole / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

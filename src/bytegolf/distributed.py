@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from bytegolf.device import pick_device, prepare_device
+from bytegolf.device import choose_device
 from bytegolf.errors import BytegolfError
 
 T = TypeVar("T")
@@ -94,7 +94,7 @@ def join(device: str) -> Iterator[DistributedContext]:
     """Join the other processes that ``torchrun`` started, if it did; leave them at the end."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
-    place = prepare_device(pick_device(device))
+    place = choose_device(device)
     if place.type == "cuda":
         torch.cuda.set_device(place)
     if size == 1:

@@ -27,6 +27,9 @@ from bytegolf.errors import BytegolfError
 
 T = TypeVar("T", bound=type)
 
+_PREFIX = "bytegolf_plugin_"
+"""How the names of modules begin that are made of a file."""
+
 
 class UnknownNameError(BytegolfError):
     """No implementation is registered by a name that a configuration uses."""
@@ -57,6 +60,9 @@ class Registry:
 
         def add(found: T) -> T:
             before = self._found.get(name)
+            own = found.__module__.partition(".")[0] == __name__.partition(".")[0]  # also in a submission's one script
+            if name in self.built_in and not own:
+                raise BytegolfError(f"a {self.what} called {name!r} is the package's own: choose another name")
             if before is not None and _origin(before) != _origin(found):
                 raise BytegolfError(
                     f"a {self.what} called {name!r} is registered already, by {before.__module__}: choose another name"
@@ -80,6 +86,15 @@ class Registry:
         if name not in self._found:
             importlib.import_module(f"{package}.{name}")
         return self._found[name]
+
+    def source(self, name: str) -> str:
+        """What to import for ``name``: a module's name, or a file's; empty for the package's own."""
+        if name in self.built_in or name not in self._found:
+            return ""
+        module = self._found[name].__module__
+        if module != "__main__" and not module.startswith(_PREFIX):
+            return module
+        return Path(getattr(sys.modules[module], "__file__", None) or module).name
 
 
 def _origin(found: type[Any]) -> tuple[str, str]:
@@ -116,7 +131,7 @@ def load_plugins(sources: Iterable[str | Path]) -> None:
 def _load_file(path: Path) -> None:
     # the name holds the whole path: two plugins router.py in different folders are different modules
     digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
-    name = f"bytegolf_plugin_{path.stem}_{digest}"
+    name = f"{_PREFIX}{path.stem}_{digest}"
     if name in sys.modules:
         return
     spec = importlib.util.spec_from_file_location(name, path)

@@ -13,6 +13,7 @@ from test_shards import independent_write
 from bytegolf.data.manifest import (
     MANIFEST,
     UNFINISHED,
+    DatasetEntry,
     data_summary,
     dataset_entry,
     dataset_folder,
@@ -73,8 +74,12 @@ def public(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("name", ["byte260", "pure_byte_260"])
 def test_a_data_set_is_found_by_suffix_and_by_tokenizer(public: Path, name: str) -> None:
     entry = dataset_entry(public, name)
-    assert entry == PUBLIC["datasets"][1]
-    assert tokenizer_entry(public, name) == PUBLIC["tokenizers"][1]
+    assert entry == DatasetEntry.parse(PUBLIC["datasets"][1])
+    assert entry is not None
+    assert (entry.vocab_size, entry.stats, entry.sha256) == (260, {"original_bytes_val": 123}, {})
+    described = tokenizer_entry(public, name)
+    assert described is not None
+    assert described.to_json() == PUBLIC["tokenizers"][1]
     assert dataset_folder(public, name) == public / "datasets" / "fineweb10B_byte260"
     assert isinstance(load_tokenizer(name, public), ByteTokenizer)
     assert open_split(public, name, "train", 260).slice(0, 4).tolist() == [1, 5, 6, 7]
@@ -193,4 +198,4 @@ def test_an_unfinished_data_set_beside_finished_ones(public: Path) -> None:
     for name in ("byte260", "pure_byte_260"):
         with pytest.raises(BytegolfError, match="unfinished export"):
             dataset_entry(public, name)
-    assert dataset_entry(public, "sp1024") == PUBLIC["datasets"][0]
+    assert dataset_entry(public, "sp1024") == DatasetEntry.parse(PUBLIC["datasets"][0])

@@ -122,7 +122,7 @@ def test_pieces_decode_to_the_documents(everything: Path, suffix: str, split: st
 def test_the_manifest_counts_exactly(everything: Path, suffix: str) -> None:
     entry = dataset_entry(everything, suffix)
     assert entry is not None
-    stats, folder = entry["stats"], everything / entry["path"]
+    stats, folder = entry.stats, everything / str(entry.path)
     assert stats["docs_total"] == 80
     for split, count in (("train", 71), ("val", 9)):
         documents, texts = tokens_of(everything, suffix, split), split_texts(split)
@@ -135,7 +135,7 @@ def test_the_manifest_counts_exactly(everything: Path, suffix: str) -> None:
         kept = texts if suffix != "sp300" else [unicodedata.normalize("NFKC", text) for text in texts]
         assert stats[f"bytes_{split}"] == sum(len(text.encode()) for text in kept)
         for path in shards:
-            assert entry["sha256"][path.name] == hashlib.sha256(path.read_bytes()).hexdigest()
+            assert entry.sha256[path.name] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert (stats["bytes_val"] != stats["original_bytes_val"]) == (suffix == "sp300")
     assert stats["tokens_total"] == stats["tokens_train"] + stats["tokens_val"]
     assert stats["files_total"] == stats["files_train"] + stats["files_val"]

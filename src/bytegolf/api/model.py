@@ -10,7 +10,7 @@ import functools
 import io
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -38,6 +38,7 @@ from bytegolf.infer.sample import as_text, generate
 from bytegolf.model.lm import Forward, LanguageModel
 from bytegolf.model.outline import count_parameters
 from bytegolf.progress import Reporter
+from bytegolf.registry import load_plugins
 
 Text = str | bytes
 """A text: ``str`` is taken as its UTF-8 bytes. Only byte-level models take bytes that are no UTF-8."""
@@ -49,6 +50,7 @@ def load(
     data: str | os.PathLike[str] | None = None,
     device: str = "auto",
     precision: Literal["auto", "bf16", "fp32"] = "auto",
+    plugins: Iterable[str | os.PathLike[str]] = (),
 ) -> Model:
     """Load a trained model from a run's folder or an artifact file (``.bgolf``).
 
@@ -58,15 +60,18 @@ def load(
             beside the artifact. Byte-level models need none.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         precision: the dtype of activations; ``auto`` is bf16 where the device multiplies in it, else fp32.
+        plugins: Python files or modules that register the routers and mixers which the model needs besides the
+            package's own. They are imported, so their code runs; what the artifact itself names is never imported.
 
     Raises:
         BytegolfError: there is no model there, it is damaged, or its tokenizer cannot be found.
 
-    Example:
+    Examples:
         >>> model = bytegolf.load("runs/demo")                          # doctest: +SKIP
         >>> model.chunks("The quick brown fox")                         # doctest: +SKIP
         ['The ', 'quick ', 'brown ', 'fox']
     """
+    load_plugins(os.fspath(each) for each in plugins)
     return Model(load_model(Path(source), None if data is None else Path(data), device, precision))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bytegolf.artifact.run_folder import RunFolder
 from bytegolf.config import Config
-from bytegolf.device import pick_device, prepare_device
+from bytegolf.device import choose_device
 from bytegolf.distributed import DistributedContext
 from bytegolf.progress import Teller, Warnings
 from bytegolf.training import loop
@@ -67,7 +67,7 @@ class Trainer(loop.Trainer):
         config = config if isinstance(config, Config) else Config.load(os.fspath(config))
         config = config.with_(*overrides, *([{"data.path": os.fspath(data)}] if data is not None else []))
         if world is None:
-            world = DistributedContext(0, 1, prepare_device(pick_device(config.train.device)))
+            world = DistributedContext(0, 1, choose_device(config.train.device))
         place = Path(folder) if folder is not None else None
         super().__init__(config, TrainingData.open(config), place, world, reporter or Warnings())
 

@@ -23,7 +23,7 @@ from bytegolf.artifact.run_folder import RunFolder
 from bytegolf.config import Config
 from bytegolf.data.shards import open_split
 from bytegolf.data.tokenizer import SentencePieceTokenizer, Tokenizer, load_tokenizer
-from bytegolf.device import pick_device, pick_precision, prepare_device
+from bytegolf.device import choose_device, pick_precision
 from bytegolf.errors import BytegolfError
 from bytegolf.files import clear_leftovers, only_one
 from bytegolf.model.storage import storage_kinds
@@ -82,7 +82,7 @@ def export(source: Path, out: Path | None = None, overrides: Sequence[str] = ())
     """Export the latest checkpoint of a run (see ``latest``)."""
     with destination(source, out) as path:
         saved = latest(source, overrides)
-        device = prepare_device(pick_device(saved.config.train.device))
+        device = choose_device(saved.config.train.device)
         done = export_weights(path, saved.config, saved.tokenizer, saved.state, saved.progress, device)
     summary, seconds = done.summary, round(done.gptq_seconds, 2)
     return ExportResult(

@@ -13,7 +13,7 @@ from bytegolf.artifact.pack import Artifact, read_artifact
 from bytegolf.artifact.run_folder import RunFolder
 from bytegolf.config import Config, NetworkConfig, StackConfig
 from bytegolf.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
-from bytegolf.device import pick_device, pick_precision, prepare_device
+from bytegolf.device import choose_device, pick_precision
 from bytegolf.errors import BytegolfError
 from bytegolf.model.lm import LanguageModel
 from bytegolf.model.outline import outline
@@ -47,7 +47,7 @@ def load_artifact(
     """The same for an artifact that was read from ``path``."""
     config = artifact.config
     tokenizer = _find_tokenizer(artifact.tokenizer, path, data, config)
-    place = prepare_device(pick_device(device))
+    place = choose_device(device)
     model = build(config, artifact.state, str(path)).to(place)
     model.precision = pick_precision(config.train.precision if precision == "auto" else precision, place)
     model.set_capacity(config.eval.capacity, config.eval.capacity_divisor)

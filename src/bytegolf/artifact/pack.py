@@ -21,7 +21,7 @@ from bytegolf.artifact import container, layout, payload
 from bytegolf.artifact.coders import CoderName
 from bytegolf.artifact.plan import Plan, plan_of
 from bytegolf.artifact.quantize import QuantizedTensor, dequantize, quantize
-from bytegolf.config import Config, from_dict, to_dict
+from bytegolf.config import Config, to_dict
 from bytegolf.errors import BytegolfError
 from bytegolf.files import write_bytes
 from bytegolf.model.outline import outline
@@ -124,9 +124,9 @@ def config_of(table: dict[str, Any], version: str, where: str) -> Config:
         BytegolfError: this version does not know it.
     """
     try:
-        return from_dict(Config, table)
+        return Config.from_tables(table)
     except UnknownNameError as error:
-        raise BytegolfError(f"the artifact {where} needs more than this program has: its {error}") from error
+        raise UnknownNameError(f"the artifact {where} needs what is missing: {str(error)[:400]}") from error
     except (BytegolfError, RecursionError, OverflowError) as error:
         raise BytegolfError(
             f"the configuration in the artifact {where} is not one this bytegolf knows ({str(error)[:300]}): "

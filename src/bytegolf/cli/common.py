@@ -22,7 +22,8 @@ from bytegolf.results import describe, to_json
 
 app = App(
     name="bytegolf",
-    help="Learned tokenization in 16,000,000 bytes: train, ship and score byte-level H-Nets.",
+    help="Learned tokenization in 16,000,000 bytes: train, ship and score byte-level H-Nets. Every verb takes --plugin "
+    "FILE (more than once): a Python file, or a module, that registers routers or mixers of your own; it is imported.",
     version=version,
     help_format="plaintext",
     default_parameter=Parameter(negative=()),

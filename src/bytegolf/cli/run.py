@@ -20,6 +20,7 @@ from cyclopts import CycloptsError, MissingArgumentError, UnusedCliTokensError
 from bytegolf.cli import artifact, audit, check, data, eval, files, look, plan, probe, study, submit, train, verify
 from bytegolf.cli.common import app, explain_json, screen
 from bytegolf.errors import BytegolfError
+from bytegolf.registry import load_plugins
 
 __all__ = ["app", "run"]
 VERBS = (data, plan, train, eval, verify, artifact, submit, audit, look, probe, files, check, study)
@@ -32,7 +33,7 @@ def run() -> NoReturn:
     _stop_on_signals()
     try:
         _explain(sys.argv[1:])
-        app(sys.argv[1:], console=screen(), exit_on_error=False, print_error=False)
+        app(_without_plugins(sys.argv[1:]), console=screen(), exit_on_error=False, print_error=False)
         sys.stdout.flush()
     except CycloptsError as error:
         _fail(_usage(error))
@@ -104,6 +105,23 @@ def _explain(arguments: list[str]) -> None:
             at = at[word]
             if verb := at.default_command:
                 at.help = explain_json(verb)
+
+
+def _without_plugins(words: list[str]) -> list[str]:
+    """The command line without ``--plugin FILE``, which every verb takes: these files are imported first."""
+    rest: list[str] = []
+    plugins: list[str] = []
+    waiting = iter(words)
+    for word in waiting:
+        name, equals, value = word.partition("=")
+        if name != "--plugin":
+            rest.append(word)
+        elif value := value if equals else next(waiting, ""):
+            plugins.append(value)
+        else:
+            raise BytegolfError("--plugin needs a Python file or the name of a module")
+    load_plugins(plugins)
+    return rest
 
 
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory")

@@ -49,7 +49,7 @@ def from_dict(cls: type[T], raw: Any, where: str = "") -> T:
     try:
         return cls(**values)
     except BytegolfError as error:  # keys that do not go together
-        raise BytegolfError(f"{where}: {error}" if where else str(error)) from error
+        raise type(error)(f"{where}: {error}" if where else str(error)) from error
 
 
 def _value(kind: Any, raw: Any, where: str) -> Any:
@@ -65,7 +65,7 @@ def _value(kind: Any, raw: Any, where: str) -> Any:
             raise BytegolfError(f"{where} is {raw!r}: choose one of {', '.join(map(repr, choices))}")
         return raw
     if (origin := typing.get_origin(kind)) in (tuple, list):  # tuple[int, ...]
-        if not isinstance(raw, list):
+        if not isinstance(raw, (list, tuple)):
             raise BytegolfError(f"{where} is {raw!r}: give a list")
         items = [_value(typing.get_args(kind)[0], item, f"{where}[{n}]") for n, item in enumerate(raw)]
         for number, item in enumerate(items):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -9,10 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bytegolf.config.fields import Ranged, doc
-from bytegolf.config.model import ModelConfig, check_fixed_capacity
+from bytegolf.config.model import ModelConfig, check_fixed_capacity, levels, stacks
 from bytegolf.config.reading import change, from_dict, read_tables, to_dict
 from bytegolf.errors import BytegolfError
-from bytegolf.registry import QUANTIZERS
+from bytegolf.registry import MIXERS, QUANTIZERS, ROUTERS, UnknownNameError
 
 
 @dataclass(frozen=True)
@@ -205,6 +206,11 @@ class Config:
     optim: OptimConfig = doc("the optimiser", OptimConfig())
     eval: EvalConfig = doc("the score", EvalConfig())
     export: ExportConfig = doc("the artifact", ExportConfig())
+    plugins: tuple[str, ...] = doc(
+        "files or modules that register the kinds which are not the package's own; for the reader's information: they "
+        "are imported only by --plugin, or by the program that loads this",
+        (),
+    )
 
     def __post_init__(self) -> None:
         if self.eval.capacity == "fixed":
@@ -224,7 +230,7 @@ class Config:
         raw = read_tables(source)
         for each in [overrides] if isinstance(overrides, (str, Mapping)) else overrides:
             change(raw, each)
-        return from_dict(Config, raw)
+        return Config.from_tables(raw)
 
     def with_(self, *changes: str | Mapping[str, Any]) -> Config:
         """A configuration with other values of some dotted keys: ``"train.seed=2"``, or ``{"train.seed": 2}``.
@@ -234,7 +240,30 @@ class Config:
         raw = to_dict(self)
         for each in changes:
             change(raw, each)
-        return from_dict(Config, raw)
+        return Config.from_tables(raw)
+
+    @staticmethod
+    def from_tables(raw: dict[str, Any]) -> Config:
+        """The configuration that plain data say, with the ``plugins`` that it needs.
+
+        Raises BytegolfError as ``load`` does, and for a kind that nothing has registered: nothing is imported for it.
+        """
+        try:
+            config = from_dict(Config, raw)
+        except UnknownNameError as error:
+            named = raw.get("plugins")
+            if not isinstance(named, (list, tuple)) or not named:
+                raise
+            raise UnknownNameError(
+                f"{str(error).partition(': choose')[0]}: the configuration says that {' and '.join(map(str, named))} "
+                "registers it; if you trust that file, give it with --plugin, or import it first"
+            ) from error
+        network = config.model.network
+        used = {MIXERS.source(stack.kind) for stack in stacks(network)}
+        used |= {ROUTERS.source(level.router.kind) for level in levels(network)}
+        named = {*config.plugins, *(Path(plugin).name for plugin in config.plugins)}
+        missing = sorted(used - named - {""})
+        return dataclasses.replace(config, plugins=(*config.plugins, *missing)) if missing else config
 
     def to_toml(self) -> str:
         """All settings as a TOML file that ``load`` reads."""

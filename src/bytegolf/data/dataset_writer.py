@@ -5,16 +5,16 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bytegolf.data.encoding import Tokens
-from bytegolf.data.manifest import DATASET_PREFIX, add_totals
+from bytegolf.data.manifest import DATASET_PREFIX, DatasetEntry, TokenizerEntry, add_totals
 from bytegolf.data.shard_writer import ShardWriter
 from bytegolf.data.specs import TokenizerSpec
-from bytegolf.data.tokenizer import Tokenizer, TokenizerKind
+from bytegolf.data.tokenizer import Tokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.files import abandon, disk_errors, write_atomically
 
@@ -23,27 +23,6 @@ SIDECAR = "fineweb_val_documents.npy"
 
 SPLITS = ("train", "val")
 _ROW_BYTES = 3 * 8
-
-
-@dataclasses.dataclass(frozen=True)
-class DatasetEntry:
-    """What a manifest says of a data set, key by key."""
-
-    name: str
-    tokenizer_name: str
-    tokenizer_kind: TokenizerKind
-    path: str
-    """relative to the manifest's folder, as are the patterns"""
-    train_glob: str
-    val_glob: str
-    vocab_size: int
-    bos_id: int
-    eos_id: int
-    stats: dict[str, int]
-    """documents (``docs_``), shards (``files_``), tokens, bytes that the tokens stand for and ``original_bytes_``, for
-    train and val"""
-    sha256: dict[str, str]
-    """of the shards, by their names"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,16 +132,19 @@ class DatasetWriter:
             {name: value for writer in self.writers for name, value in writer.sha256.items()},
         )
 
-    def tokenizer_entry(self) -> dict[str, Any]:
+    def tokenizer_entry(self) -> TokenizerEntry:
         """The manifest's entry for the tokenizer."""
-        common = {"name": self.spec.name, "kind": self.spec.kind, "vocab_size": self.tokenizer.vocab_size}
+        common = TokenizerEntry(self.spec.name, self.spec.kind, self.tokenizer.vocab_size)
         if self.spec.kind == "byte":
-            return {**common, "path": f"tokenizers/fineweb_{self.spec.name}.json"}
+            return dataclasses.replace(common, path=f"tokenizers/fineweb_{self.spec.name}.json")
         prefix = f"tokenizers/{self.spec.model_prefix}"
-        found = {"model_path": f"{prefix}.model", "sha256": self.tokenizer.identity()["sha256"]}
-        if (self.out / f"{prefix}.vocab").exists():
-            found["vocab_path"] = f"{prefix}.vocab"
-        return {**common, **found, "spec": self.spec.to_json()}
+        return dataclasses.replace(
+            common,
+            model_path=f"{prefix}.model",
+            sha256=self.tokenizer.identity()["sha256"],
+            vocab_path=f"{prefix}.vocab" if (self.out / f"{prefix}.vocab").exists() else None,
+            spec=self.spec.to_json(),
+        )
 
 
 class _Rows:

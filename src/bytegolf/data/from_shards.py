@@ -12,7 +12,7 @@ import numpy as np
 from bytegolf.data.blocks import BLOCK_BYTES
 from bytegolf.data.decoding import Decoder, decoder
 from bytegolf.data.document import Advance, Document
-from bytegolf.data.manifest import DATASET_PREFIX, DIGEST, MANIFEST, dataset_entry, read_manifest
+from bytegolf.data.manifest import DATASET_PREFIX, DIGEST, MANIFEST, DatasetEntry, dataset_entry, read_manifest
 from bytegolf.data.shards import TOKEN_BYTES, TokenStream, read_shard, shard_paths
 from bytegolf.data.sources import Source
 from bytegolf.data.tokenizer import Tokenizer, load_tokenizer
@@ -79,8 +79,8 @@ def open_shards(folder: Path) -> Source:
     tokenizer = load_tokenizer(name, root)
     found = decoder(tokenizer)  # refuses, before anything is read
     streams = {split: _stream(folder, split) for split in ("val", "train")}
-    entry = dataset_entry(root, name) or {}
-    stats = entry.get("stats") or {}
+    entry = dataset_entry(root, name) or DatasetEntry()
+    stats = entry.stats
     for split, stream in streams.items():
         if stats.get(f"tokens_{split}", len(stream)) != len(stream):
             raise BytegolfError(
@@ -100,7 +100,7 @@ def open_shards(folder: Path) -> Source:
             advance(block.size)
             yield from block.documents()
 
-    about: dict[str, Any] = {"decoded_from": tokenizer.identity(), "sha256": entry.get("sha256")}
+    about: dict[str, Any] = {"decoded_from": tokenizer.identity(), "sha256": entry.sha256 or None}
     manifest = read_manifest(root) if (root / MANIFEST).exists() else {}
     in_order = str(manifest.get("split", "")).startswith("first:")
     return Source(

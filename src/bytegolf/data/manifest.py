@@ -7,7 +7,9 @@ files; paths in it are relative to the folder. A folder without one is understoo
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,63 @@ DIGEST = "documents_digest"
 """The manifest's key for a hash of all documents in order: h ← SHA-256(h ‖ SHA-256(text in UTF-8)) for each, from 32
 zero bytes. Unlike a hash of everything at once, workers can hash the documents while this process chains the hashes,
 and what a checkpoint must keep of it is 32 bytes."""
+
+
+@dataclass(frozen=True)
+class DatasetEntry:
+    """What a manifest says of a data set, key by key. Public manifests say less than `prepare`'s."""
+
+    name: str | None = None
+    tokenizer_name: str | None = None
+    tokenizer_kind: str | None = None
+    path: str | None = None
+    """relative to the manifest's folder, as are the patterns"""
+    train_glob: str | None = None
+    val_glob: str | None = None
+    vocab_size: int | None = None
+    bos_id: int | None = None
+    eos_id: int | None = None
+    stats: dict[str, int] = field(default_factory=dict)
+    """documents (``docs_``), shards (``files_``), ``tokens_``, ``bytes_`` that the tokens stand for and
+    ``original_bytes_``, for train and val"""
+    sha256: dict[str, str] = field(default_factory=dict)
+    """of the shards, by their names"""
+
+    @staticmethod
+    def parse(value: dict[str, Any]) -> DatasetEntry:
+        """The entry in a manifest that `read_manifest` has checked; what else it says is left out."""
+        known = {each.name: value.get(each.name) for each in dataclasses.fields(DatasetEntry)}
+        known["tokenizer_name"] = value.get("tokenizer_name", value.get("tokenizer"))
+        for key in ("stats", "sha256"):
+            known[key] = known[key] if isinstance(known[key], dict) else {}
+        return DatasetEntry(**known)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class TokenizerEntry:
+    """What a manifest says of a tokenizer, key by key."""
+
+    name: str | None = None
+    kind: str | None = None
+    vocab_size: int | None = None
+    path: str | None = None
+    """of a byte tokenizer's description, relative to the manifest's folder, as are the others"""
+    model_path: str | None = None
+    """of a SentencePiece model"""
+    sha256: str | None = None
+    """of the model"""
+    vocab_path: str | None = None
+    spec: dict[str, Any] | None = None
+    """`specs.TokenizerSpec.to_json`"""
+
+    @staticmethod
+    def parse(value: dict[str, Any]) -> TokenizerEntry:
+        """The entry in a manifest that `read_manifest` has checked; what else it says is left out."""
+        return TokenizerEntry(**{each.name: value.get(each.name) for each in dataclasses.fields(TokenizerEntry)})
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry as a manifest has it: only what it says."""
+        return {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
 
 
 def add_totals(stats: dict[str, Any]) -> None:
@@ -120,7 +179,7 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
 
 
-def dataset_entry(folder: str | Path, tokenizer_name: str) -> dict[str, Any] | None:
+def dataset_entry(folder: str | Path, tokenizer_name: str) -> DatasetEntry | None:
     """The manifest's entry for a data set, by its suffix (``sp1024``) or its tokenizer's name
     (``sp_bpe_1024``).
 
@@ -138,7 +197,7 @@ def dataset_entry(folder: str | Path, tokenizer_name: str) -> dict[str, Any] | N
     named += [entry for entry in entries if entry.get("tokenizer_name", entry.get("tokenizer")) == tokenizer_name]
     if named:
         _check_finished(folder, str(named[0].get("name")))
-        return dict(named[0])
+        return DatasetEntry.parse(named[0])
     names = ", ".join(str(entry.get("name", "?")).removeprefix(DATASET_PREFIX) for entry in entries) or "none"
     raise BytegolfError(
         f"{folder} holds no data for the tokenizer {tokenizer_name!r} (it has: {names}): choose one of "
@@ -154,7 +213,7 @@ def dataset_folder(folder: str | Path, tokenizer_name: str) -> Path:
     entry = dataset_entry(folder, tokenizer_name)
     name = DATASET_PREFIX + tokenizer_name
     places = [folder / "datasets" / name, folder / name, folder]
-    named = path_in(folder, entry, "path")
+    named = path_in(folder, entry.path if entry is not None else None)
     if named is not None:
         places.insert(0, named)
     for place in places:
@@ -170,26 +229,26 @@ def dataset_folder(folder: str | Path, tokenizer_name: str) -> Path:
     )
 
 
-def path_in(folder: Path, entry: dict[str, Any] | None, key: str) -> Path | None:
-    """The path under ``key`` of a manifest's entry; None where there is none, or where it leads out of the folder, as
-    another machine's does, and a stranger's may. Links are followed: who owns the folder made them.
+def path_in(folder: Path, name: str | None) -> Path | None:
+    """The path that a manifest's entry names; None where it names none, or one that leads out of the folder, as another
+    machine's does, and a stranger's may. Links are followed: who owns the folder made them.
     """
-    name = (entry or {}).get(key)
     if not name or "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
         return None
-    return folder / str(name)
+    return folder / name
 
 
-def tokenizer_entry(folder: str | Path, tokenizer_name: str) -> dict[str, Any] | None:
+def tokenizer_entry(folder: str | Path, tokenizer_name: str) -> TokenizerEntry | None:
     """The manifest's entry for the tokenizer of a data set; None where the folder has no manifest."""
     dataset = dataset_entry(folder, tokenizer_name)
     if dataset is None:
         return None
-    name = dataset.get("tokenizer_name", dataset.get("tokenizer"))
     for entry in read_manifest(folder)["tokenizers"]:
-        if entry.get("name") == name:
-            return dict(entry)
-    raise BytegolfError(f"{Path(folder) / MANIFEST} does not describe the tokenizer {name!r}: run prepare again")
+        if entry.get("name") == dataset.tokenizer_name:
+            return TokenizerEntry.parse(entry)
+    raise BytegolfError(
+        f"{Path(folder) / MANIFEST} does not describe the tokenizer {dataset.tokenizer_name!r}: run prepare again"
+    )
 
 
 def validation_bytes(folder: str | Path, tokenizer_name: str) -> int | None:
@@ -199,8 +258,7 @@ def validation_bytes(folder: str | Path, tokenizer_name: str) -> int | None:
     The denominator of a score over the original bytes, which normalisation does not change.
     """
     entry = dataset_entry(folder, tokenizer_name)
-    value = None if entry is None else (entry.get("stats") or {}).get("original_bytes_val")
-    return None if value is None else int(value)
+    return None if entry is None else entry.stats.get("original_bytes_val")
 
 
 def data_summary(folder: str | Path) -> dict[str, dict[str, Any]]:

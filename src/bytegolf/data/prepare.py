@@ -282,7 +282,7 @@ def _write_manifest(
         "docs_total": training + validation,
         DIGEST: digest,
         "datasets": kept.datasets + [dataclasses.asdict(writer.dataset_entry()) for writer in made],
-        "tokenizers": kept.tokenizers + [writer.tokenizer_entry() for writer in made],
+        "tokenizers": kept.tokenizers + [writer.tokenizer_entry().to_json() for writer in made],
     }
     manifest.pop("documents_sha256", None)  # what earlier versions wrote instead
     write_json(out / MANIFEST, manifest)

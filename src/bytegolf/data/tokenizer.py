@@ -257,18 +257,17 @@ def load_tokenizer(name: str, folder: str | Path | None = None) -> Tokenizer:
         raise BytegolfError(f"the tokenizer {name!r} comes with its data: name the data folder too")
     folder = Path(folder)
     entry = tokenizer_entry(folder, name)
-    if entry is not None and entry.get("kind") in ("byte", "pure_byte"):
+    if entry is not None and entry.kind in ("byte", "pure_byte"):
         return ByteTokenizer(name)
-    if entry is None or "model_path" in entry:
-        path = path_in(folder, entry, "model_path") or _find_model(folder, name)
+    if entry is None or entry.model_path is not None:
+        path = path_in(folder, entry.model_path if entry else None) or _find_model(folder, name)
     else:
         raise BytegolfError(
-            f"the manifest of {folder} gives {name!r} the kind {entry.get('kind')!r} and no model_path: "
+            f"the manifest of {folder} gives {name!r} the kind {entry.kind!r} and no model_path: "
             "only byte and SentencePiece tokenizers are supported"
         )
     tokenizer = SentencePieceTokenizer(path, name)
-    expected = (entry or {}).get("sha256")
-    if expected not in (None, tokenizer.identity()["sha256"]):
+    if entry is not None and entry.sha256 not in (None, tokenizer.identity()["sha256"]):
         raise BytegolfError(f"{path} is not the file that the manifest of {folder} was made with: run prepare again")
     return tokenizer
 

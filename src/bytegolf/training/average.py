@@ -14,7 +14,9 @@ from bytegolf.errors import BytegolfError
 class WeightAverage:
     """θ̄ ← d·θ̄ + (1 − d)·θ after each step, with d rising as (1 + t)/(10 + t) until it reaches ``decay``.
 
-    The rise forgets the first weights, which a constant d would keep for 1/(1 − d) steps.
+    The rise forgets the first weights, which a constant d would keep for 1/(1 − d) steps. With decay 0.99: d is 0.1 at
+    the first update, 0.5 at the 9th, and 0.99 from the 891st on; after 100 updates the first weights' share is the
+    product of all d so far, below 10⁻¹², and would be 0.99¹⁰⁰ = 0.37 with a constant d.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:

@@ -13,7 +13,7 @@ def build_router(config: RouterConfig, dim: int, vocab_size: int) -> Router:
 
     Raises BytegolfError for a kind that nothing registered.
     """
-    router = ROUTERS.find(config.kind, __package__)(config, dim, vocab_size)
-    if not isinstance(router, Router):
+    found = ROUTERS.find(config.kind, __package__)
+    if not issubclass(found, Router):
         raise BytegolfError(f"the router {config.kind!r} is no subclass of bytegolf.model.routers.base.Router")
-    return router
+    return found(config, dim, vocab_size)

@@ -131,10 +131,10 @@ def _data(path: Path) -> Iterator[Verdict]:
         if dataset.get("name") not in half:
             yield from _dataset(path, dataset)
     for tokenizer in manifest["tokenizers"]:
-        known, file = tokenizer.get("sha256"), path_in(path, tokenizer, "model_path")
+        known, file = tokenizer.get("sha256"), path_in(path, tokenizer.get("model_path"))
         if file is not None:
             yield _recorded(file, known, _remedy(tokenizer), "tokenizer")
-        elif (file := path_in(path, tokenizer, "path")) is not None and file.exists():
+        elif (file := path_in(path, tokenizer.get("path"))) is not None and file.exists():
             yield plain(file, "tokenizer", lambda at: read_json(at, "tokenizer"))
 
 
@@ -144,7 +144,7 @@ def _remedy(entry_of: dict[str, Any]) -> str:
 
 def _dataset(path: Path, dataset: dict[str, Any]) -> Iterator[Verdict]:
     """The shards of a data set and what lies beside them; those that the manifest names must be there."""
-    folder, known = path_in(path, dataset, "path"), dataset.get("sha256")
+    folder, known = path_in(path, dataset.get("path")), dataset.get("sha256")
     if folder is None:
         return
     hashes = known if isinstance(known, dict) else {}

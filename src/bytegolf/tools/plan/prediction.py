@@ -11,7 +11,7 @@ import torch
 
 from bytegolf.artifact.plan import estimated_bytes
 from bytegolf.config import Config, levels
-from bytegolf.device import pick_device, pick_precision, prepare_device
+from bytegolf.device import choose_device, pick_precision
 from bytegolf.errors import BytegolfError
 from bytegolf.model.lm import LanguageModel
 from bytegolf.model.outline import count_parameters, outline
@@ -81,7 +81,7 @@ def plan(config: Config, name: str, count: int, rate: float | None, steps: int) 
     if name == "here":
         if count != 1:
             raise BytegolfError(f"--count is {count}, but 'here' is one device: leave it out, or name a device")
-        place = prepare_device(pick_device(config.train.device))
+        place = choose_device(config.train.device)
         precision = pick_precision(config.train.precision, place)
         code = Code(compiled=place.type == "cuda", native=native.why_not() is None and place.type == "cpu")
         if steps:

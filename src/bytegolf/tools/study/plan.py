@@ -146,7 +146,8 @@ def _seeded(config: Config, study: Study, variant: Variant, seed: int) -> Config
 
 def bytes_per_token(data: Path, tokenizer: str, split: str) -> float:
     """The mean original bytes that a token of a split stands for, from the manifest."""
-    stats = (dataset_entry(data, tokenizer) or {}).get("stats") or {}
+    entry = dataset_entry(data, tokenizer)
+    stats = entry.stats if entry is not None else {}
     tokens, size = stats.get(f"tokens_{split}"), stats.get(f"original_bytes_{split}")
     if not tokens or not size:
         raise BytegolfError(
@@ -176,9 +177,10 @@ def _unlike_default(value: Any) -> dict[str, Any]:
 def data_hash(folder: Path, tokenizer: str) -> str:
     """The hash of a data set: its shards, statistics and tokenizer as the manifest has them, or else the shards."""
     entry = dataset_entry(folder, tokenizer)
-    if entry is not None and entry.get("sha256"):
-        model = (tokenizer_entry(folder, tokenizer) or {}).get("sha256")
-        return _hash({"shards": entry["sha256"], "stats": entry.get("stats"), "tokenizer": model})
+    if entry is not None and entry.sha256:
+        described = tokenizer_entry(folder, tokenizer)
+        model = described.sha256 if described is not None else None
+        return _hash({"shards": entry.sha256, "stats": entry.stats, "tokenizer": model})
     shards = sorted(dataset_folder(folder, tokenizer).glob("fineweb_*.bin"))
     return _hash({shard.name: sha256(shard) for shard in shards})
 
