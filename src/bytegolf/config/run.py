@@ -261,6 +261,7 @@ class Config:
         network = config.model.network
         used = {MIXERS.source(stack.kind) for stack in stacks(network)}
         used |= {ROUTERS.source(level.router.kind) for level in levels(network)}
+        used.add(QUANTIZERS.source(config.export.quantizer))
         named = {*config.plugins, *(Path(plugin).name for plugin in config.plugins)}
         missing = sorted(used - named - {""})
         return dataclasses.replace(config, plugins=(*config.plugins, *missing)) if missing else config
