@@ -269,7 +269,7 @@ def test_a_model_of_a_billion_blocks_is_not_outlined(readers: Callable[[str], An
         changed = json.loads(json.dumps(header))
         changed["config"]["model"]["network"]["main"][key] = value
         text = json.dumps(changed).encode()
-        body = struct.pack("<8sII", b"BYTEGOLF", 1, len(text)) + text + data[16 + size : -32]
+        body = struct.pack("<8sII", b"BYTEGOLF", 3, len(text)) + text + data[16 + size : -32]
         assert words in said("artifact", sealed(body), readers, judge)
 
 

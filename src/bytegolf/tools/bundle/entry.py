@@ -12,8 +12,8 @@ import json
 import sys
 import time
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,9 +30,6 @@ from bytegolf.evaluate.windows import Window
 from bytegolf.files import make_folder, write_bytes
 from bytegolf.training.loop import Trainer
 from bytegolf.training.setup import TrainingData
-
-if TYPE_CHECKING:
-    pass
 
 CONFIG = ""
 """The run's configuration in TOML; `bytegolf submit` writes it here."""
@@ -64,11 +61,36 @@ class Lines:
         self.say(text)
 
 
-def train(data: Path, out: Path, seed: int | None = None, device: str = "auto") -> dict[str, Any] | None:
-    """Train on the training split in ``data`` and write the artifact and the log into ``out``; None on other ranks.
+@dataclass(frozen=True)
+class Trained:
+    """What training came to."""
 
-    Keys: artifact, steps, train_seconds, train_bytes.
-    """
+    artifact: str
+    steps: int
+    train_seconds: float
+    train_bytes: int
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The score of an artifact."""
+
+    val_bpb: float
+    val_loss: float
+    """nats per token"""
+    tokens: int
+    bytes: int
+    tokens_dropped: int
+    """of the split's tail, which fills no window"""
+    seconds: float
+    precision: str
+    bytes_model: int
+    seq_len: int
+    vocab_size: int
+
+
+def train(data: Path, out: Path, seed: int | None = None, device: str = "auto") -> Trained | None:
+    """Train on the training split in ``data`` and write the artifact and the log into ``out``; None on other ranks."""
     config = from_dict(Config, tomllib.loads(CONFIG))
     settings = dataclasses.replace(
         config.train, seed=config.train.seed if seed is None else seed, device=device, keep_checkpoints=1
@@ -85,17 +107,13 @@ def train(data: Path, out: Path, seed: int | None = None, device: str = "auto") 
             write_bytes(out / "tokenizer.model", text.tokenizer.path.read_bytes())
         path = out / ARTIFACT
         exported = trainer.export(path)
-        return {
-            "artifact": str(path),
-            "steps": progress.step,
-            "train_seconds": round(progress.seconds + exported.gptq_seconds, 2),
-            "train_bytes": progress.bytes,
-        }
+        seconds = round(progress.seconds + exported.gptq_seconds, 2)
+        return Trained(str(path), progress.step, seconds, progress.bytes)
 
 
 def evaluate(
     artifact: Path, data: Path, *, device: str = "auto", precision: str = "fp32", losses: Path | None = None
-) -> dict[str, Any]:
+) -> Scored:
     """The score of ``artifact`` over the whole validation split in ``data``, each token scored once.
 
     ``losses``: a .npy file to write, (targets of the split, 2) in float64: nats and bytes of each target in the order
@@ -103,9 +121,6 @@ def evaluate(
 
     In fp32 by default: bf16 rounds otherwise in every implementation, which moves a score by up to some 1e-4 from one
     machine to another, and a claim must be reproduced to less.
-
-    Keys: val_bpb, val_loss (nats a token), tokens, bytes, tokens_dropped, seconds, precision, bytes_model, seq_len,
-    vocab_size.
     """
     started = time.perf_counter()
     opened = load_artifact(read_artifact(artifact), artifact, data, device, precision)
@@ -121,18 +136,18 @@ def evaluate(
     if losses:
         with losses.open("wb") as file:
             np.save(file, found)
-    return {
-        "val_bpb": total.bpb,
-        "val_loss": total.val_loss,
-        "tokens": total.tokens,
-        "bytes": total.bytes,
-        "tokens_dropped": len(stream) - 1 - total.tokens,
-        "seconds": round(time.perf_counter() - started, 2),
-        "precision": str(opened.model.precision).removeprefix("torch."),
-        "bytes_model": opened.artifact.file_bytes,
-        "seq_len": opened.config.train.seq_len,
-        "vocab_size": opened.tokenizer.vocab_size,
-    }
+    return Scored(
+        val_bpb=total.bpb,
+        val_loss=total.val_loss,
+        tokens=total.tokens,
+        bytes=total.bytes,
+        tokens_dropped=len(stream) - 1 - total.tokens,
+        seconds=round(time.perf_counter() - started, 2),
+        precision=str(opened.model.precision).removeprefix("torch."),
+        bytes_model=opened.artifact.file_bytes,
+        seq_len=opened.config.train.seq_len,
+        vocab_size=opened.tokenizer.vocab_size,
+    )
 
 
 def main() -> None:
@@ -151,12 +166,14 @@ def main() -> None:
         mode.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     given = parser.parse_args()
     try:
+        result: Trained | Scored | None
         if given.mode == "train":
             result = train(given.data, given.out, given.seed, given.device)
         else:
-            options = {"device": given.device, "precision": given.precision, "losses": given.losses}
-            result = evaluate(given.artifact, given.data, **options)
+            result = evaluate(
+                given.artifact, given.data, device=given.device, precision=given.precision, losses=given.losses
+            )
     except BytegolfError as error:
         sys.exit(f"{Path(__file__).name}: {error}")
     if result is not None:
-        sys.stdout.write(json.dumps(result) + "\n")
+        sys.stdout.write(json.dumps(dataclasses.asdict(result)) + "\n")

@@ -12,9 +12,8 @@ import keyword
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
-from bytegolf.tools.bundle.modules import Cut, Module, Statement
-from bytegolf.tools.bundle.names import Target
 from bytegolf.tools.bundle.reader import read
+from bytegolf.tools.bundle.syntax import Cut, Module, Statement, Target
 
 
 class Flattened:

@@ -6,8 +6,20 @@ import ast
 import re
 from collections.abc import Iterator
 
-from bytegolf.tools.bundle.modules import Cut, Module, Reference, Statement
-from bytegolf.tools.bundle.names import NAMED, Comprehension, Function, Scope, Target, arguments, bound, inner
+from bytegolf.tools.bundle.syntax import (
+    NAMED,
+    Comprehension,
+    Cut,
+    Function,
+    Module,
+    Reference,
+    Scope,
+    Statement,
+    Target,
+    arguments,
+    bound,
+    inner,
+)
 
 PACKAGE = "bytegolf"
 

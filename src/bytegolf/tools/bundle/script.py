@@ -22,8 +22,8 @@ from bytegolf.config import Config, DataConfig, levels, stacks
 from bytegolf.errors import BytegolfError
 from bytegolf.registry import MIXERS, ROUTERS
 from bytegolf.tools.bundle.flatten import Flattened
-from bytegolf.tools.bundle.names import Target
 from bytegolf.tools.bundle.reader import PACKAGE
+from bytegolf.tools.bundle.syntax import Target
 
 NAME = "train_gpt.py"
 """What the public repository calls such a script."""
