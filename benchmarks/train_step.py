@@ -38,7 +38,7 @@ from bytegolf.data.shard_writer import ShardWriter
 from bytegolf.data.shards import TokenStream, open_split, shard_paths
 from bytegolf.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 from bytegolf.device import choose_device, pick_precision
-from bytegolf.distributed import DistributedContext
+from bytegolf.model.embed import row_tables
 from bytegolf.model.lm import LanguageModel
 from bytegolf.model.outline import count_parameters
 from bytegolf.tools.plan.measure import CLOCKS, matmul_peak, timed
@@ -102,7 +102,8 @@ class Steps:
         torch.manual_seed(0)
         self.model = LanguageModel(config.model).to(self.device)
         self.model.precision = pick_precision(settings.precision, self.device)
-        DistributedContext(0, 1, self.device).wrap(self.model)
+        for lookup in row_tables(self.model):  # as a process that trains alone has it
+            lookup.sparse_gradients = True
         self.compiled = compile_stacks(self.model, settings.compile, self.device, print)
         self.rates = fix_rates(self.model, rate)
         self.optimizer = Optimizer(self.model, config.optim)

@@ -247,10 +247,18 @@ def test_a_shared_score_is_that_of_one_process_to_the_bit(folder: Path) -> None:
             kept.extend(mine)
             return mine
 
-        score(trainer.model, trainer.validation, trainer.tokenizer, 32, batch=2, collect=collect, turn=(rank, size))
+        score(
+            trainer.model,
+            trainer.data.validation,
+            trainer.data.tokenizer,
+            32,
+            batch=2,
+            collect=collect,
+            turn=(rank, size),
+        )
         return kept
 
-    whole = score(trainer.model, trainer.validation, trainer.tokenizer, 32, batch=2)
+    whole = score(trainer.model, trainer.data.validation, trainer.data.tokenizer, 32, batch=2)
     for size in (2, 3):
         shares = [parts(rank, size) for rank in range(size)]
         turns = [part for turn in itertools.zip_longest(*shares) for part in turn if part is not None]
