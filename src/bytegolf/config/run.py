@@ -65,11 +65,11 @@ class TrainConfig(Ranged):
         "dtype of activations and matmuls; auto = bf16 where the device computes in it", "auto"
     )
     compile: Literal["auto", "on", "off"] = doc(
-        "torch.compile for stages of constant length, a minute or so before the first step; auto = on GPUs", "auto"
+        "torch.compile for stacks of constant length, a minute or so before the first step; auto = on GPUs", "auto"
     )
     grad_clip: float = doc("limit on the global gradient norm; 0 = none", 0.0, least=0)
     ema_decay: float = doc(
-        "decay a step of the averaged weights that are validated and exported; 0 = off", 0.0, least=0, below=1
+        "decay per step of the averaged weights that are validated and exported; 0 = off", 0.0, least=0, below=1
     )
     validate_every: float = doc("seconds between validations on a sample; 0 = only at the end", 60.0, least=0)
     validate_tokens: int = doc("size of that sample in tokens", 65_536, least=0)
@@ -173,7 +173,7 @@ class TttConfig(Ranged):
 class EvalConfig(Ranged):
     """How the final score is taken."""
 
-    stride: int = doc("new tokens a window; 0 = windows do not overlap", 0, least=0)
+    stride: int = doc("new tokens per window; 0 = windows do not overlap", 0, least=0)
     limit: int = doc("score about so many tokens only: a subset, labelled as one; 0 = all", 0, least=0)
     batch: int = doc("windows worked out at a time; 0 = as many as suit the model's size", 0, least=0)
     capacity: Literal["", "exact", "bucketed", "fixed"] = doc(

@@ -1,8 +1,8 @@
-"""torch.compile for the stages of a model whose sequences always have one of a few lengths.
+"""torch.compile for the stacks of a model whose sequences always have one of a few lengths.
 
-Each graph costs a minute or so the first time, so only training passes are compiled, each stage for the shapes that
+Each graph costs a minute or so the first time, so only training passes are compiled, each stack for the shapes that
 recur: flat networks, encoders and decoders of the outermost level, and what lies within a level whose room for chunks
-comes in a few sizes. A main stage over exactly as many chunks as a batch happens to have stays eager: torch 2.13 fails
+comes in a few sizes. A main stack over exactly as many chunks as a batch happens to have stays eager: torch 2.13 fails
 on its dynamic length (LOG.md). Inductor keeps what it compiled in a cache folder of its own (TORCHINDUCTOR_CACHE_DIR),
 from which the next run takes it.
 """
@@ -25,13 +25,13 @@ Say = Callable[[str], None]
 Run = Callable[[Tensor, Tensor | None], Tensor]
 
 MAX_GRAPHS = 16
-"""What is compiled at most, a graph for each shape at each stage; stages run eagerly at further ones."""
+"""What is compiled at most, a graph for each shape at each stack; stacks run eagerly at further ones."""
 
 
 def wants(setting: Literal["auto", "on", "off"], device: torch.device) -> bool:
     """Whether to compile for ``device``: auto does on GPUs.
 
-    On a CPU the native kernels are as fast without a minute of waiting, and a compiled stage does not use them.
+    On a CPU the native kernels are as fast without a minute of waiting, and a compiled stack does not use them.
     """
     return setting == "on" or (setting == "auto" and device.type == "cuda")
 
@@ -46,18 +46,18 @@ def obstacle(device: torch.device) -> str | None:
 
 
 class CompiledStacks:
-    """The compiled stages of a model, each in ``Stack.compiled``; eager again where compiling fails."""
+    """The compiled stacks of a model, each in ``Stack.compiled``; eager again where compiling fails."""
 
     def __init__(self, model: LanguageModel, say: Say, backend: str = "inductor") -> None:
         self.shapes: set[tuple[int, torch.Size]] = set()
-        """each stage's number with the shape of an input that it was compiled for: one graph each"""
+        """each stack's number with the shape of an input that it was compiled for: one graph each"""
         self._failed = False
         self._say = say
         torch.compiler.reset()  # graphs of an earlier model in this process would count against torch's own limit
         torch._dynamo.config.recompile_limit = MAX_GRAPHS + 1
-        for number, stage in enumerate(_stages_of_recurring_length(model.network)):
-            compiled = torch.compile(stage.eager, fullgraph=True, dynamic=False, backend=backend)
-            stage.compiled = self._instead(number, stage.eager, compiled)
+        for number, stack in enumerate(_stacks_of_recurring_length(model.network)):
+            compiled = torch.compile(stack.eager, fullgraph=True, dynamic=False, backend=backend)
+            stack.compiled = self._instead(number, stack.eager, compiled)
 
     def _instead(self, number: int, eager: Run, compiled: Run) -> Run:
         def forward(x: Tensor, documents: Tensor | None) -> Tensor:
@@ -84,7 +84,7 @@ class CompiledStacks:
 def compile_stacks(
     model: LanguageModel, setting: Literal["auto", "on", "off"], device: torch.device, say: Say
 ) -> CompiledStacks | None:
-    """Have ``model`` compile its stages when they first train, if ``setting`` wants it; None if not.
+    """Have ``model`` compile its stacks when they first train, if ``setting`` wants it; None if not.
 
     Where that cannot work, ``say`` gets one sentence, and the model stays as it is.
     """
@@ -96,13 +96,13 @@ def compile_stacks(
     return CompiledStacks(model, say)
 
 
-def _stages_of_recurring_length(network: Stack | HNet) -> Iterator[Stack]:
-    """The stages of ``network``, whose own length recurs, that are worth a graph for each length."""
+def _stacks_of_recurring_length(network: Stack | HNet) -> Iterator[Stack]:
+    """The stacks of ``network``, whose own length recurs, that are worth a graph for each length."""
     if isinstance(network, Stack):
         if network.config.layers:
             yield network
         return
     for part in (network.encoder, network.decoder):
-        yield from _stages_of_recurring_length(part)
+        yield from _stacks_of_recurring_length(part)
     if network.config.router.capacity != "exact":
-        yield from _stages_of_recurring_length(network.main)
+        yield from _stacks_of_recurring_length(network.main)

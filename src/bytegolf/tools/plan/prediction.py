@@ -136,10 +136,10 @@ def assumptions(config: Config, device: Device, rate: float | None, counted: boo
     products, attention, passes = device.reached
     said = [
         f"{device.name}: {device.flops / 1e12:.3g} TFLOP/s, {device.bandwidth / 1e9:.4g} GB/s, "
-        f"{1e6 * device.launch:.1f} µs a kernel",
+        f"{1e6 * device.launch:.1f} µs per kernel",
         f"reached of it: {products:.0%} by products, {attention:.0%} by attention, {passes:.0%} by passes over memory, "
         f"{LINK:.0%} of the link by collectives",
-        "stages of constant length are compiled or native: an activation is passed over as often as it must be",
+        "stacks of constant length are compiled or native: an activation is passed over as often as it must be",
         "gradients travel while the backward pass computes, updates do not",
     ]
     if levels(config.model.network):

@@ -25,9 +25,9 @@ class StepTime:
     code: Code
     milliseconds: float
     rate: float | None = None
-    """chunks a position, where they were published and no capacity says so"""
+    """chunks per position, where they were published and no capacity says so"""
     passes: int = 1
-    """micro-batches a step"""
+    """micro-batches per step"""
     memory: float | None = None
     """peak of what a GPU allocated, in bytes"""
 

@@ -51,8 +51,8 @@ def plan(console: Console, found: Plan) -> None:
     rates = ", ".join(f"{value:.3f}" for value in found.rates)
     room = f"; room for {rates} chunks per position" if rates else ""
     facts.add_row(
-        "a rank",
-        f"{found.sequences} sequences a step, {found.micro_batch} at a time "
+        "per rank",
+        f"{found.sequences} sequences per step, {found.micro_batch} at a time "
         f"({found.accumulation} {'pass' if found.accumulation == 1 else 'passes'}){room}",
     )
     pieces = ", ".join(f"{key} {value / 1e9:.2f}" for key, value in vars(use).items() if key != "total")

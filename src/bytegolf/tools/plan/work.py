@@ -47,12 +47,12 @@ class Code:
     """How a training script is written, as far as its speed depends on it."""
 
     compiled: bool
-    """whether stages of constant length are compiled"""
+    """whether stacks of constant length are compiled"""
     native: bool = False
-    """whether stages of any length are as good as compiled, and so is chunking (our own code on a CPU)"""
+    """whether stacks of any length are as good as compiled, and so is chunking (our own code on a CPU)"""
     smoothing: Literal["blocked", "scan", "loop"] = "blocked"
     """blocked = products with small triangular matrices (ours); scan = an associative scan, whose backward is a C × C
-    matrix a channel (published S3); loop = one chunk after the other (published S2)"""
+    matrix per channel (published S3); loop = one chunk after the other (published S2)"""
     atomics: bool = False
     """whether gathers run backward by atomic additions (the published scripts)"""
 
@@ -70,7 +70,7 @@ class Op:
 
 
 def chunk_rates(config: ModelConfig, rate: float | None = None) -> list[float]:
-    """Each level's room for chunks a position, outermost first; ``rate`` replaces the mean of every level, 1/N."""
+    """Each level's room for chunks per position, outermost first; ``rate`` replaces the mean of every level, 1/N."""
     found = []
     for level in levels(config.network):
         router = level.router
