@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from commands import good, refused
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+import bytegolf
 from bytegolf.config import (
     ChunkHashConfig,
     Config,
@@ -25,8 +27,10 @@ from bytegolf.config import (
 from bytegolf.model.embed import row_tables
 from bytegolf.model.layers import Linear
 from bytegolf.model.lm import LanguageModel
+from bytegolf.model.mixers.base import Mixer
 from bytegolf.model.outline import count_parameters, outline
 from bytegolf.ops import native
+from bytegolf.registry import MIXERS
 from bytegolf.tools.plan import devices, work
 from bytegolf.tools.plan.devices import DEVICES
 from bytegolf.tools.plan.prediction import OURS, against_published, predict
@@ -34,6 +38,7 @@ from bytegolf.tools.plan.published import STEP_TIMES
 from bytegolf.tools.plan.roofline import part_times, seconds
 from bytegolf.tools.plan.work import Code, Op, chunk_rates, forward_flops, matrices, step_work
 from bytegolf.training.memory import SHARE, activation_bytes, at_a_time, memory_use, most_chunks
+from bytegolf.training.optim import assignments
 
 STAGE = StackConfig(layers=3, dim=32, heads=4, kv_heads=2)
 ROUTER = RouterConfig(4.0, capacity="fixed", capacity_divisor=4.0)
@@ -209,6 +214,33 @@ def test_a_lexicon_and_a_narrow_router_are_work_and_memory() -> None:
     assert grown.activations > before.activations > less.activations
 
 
+class Blend(Mixer[None]):
+    """A mixer that says nothing of its cost: one linear map, and a vector."""
+
+    def __init__(self, config: StackConfig) -> None:
+        super().__init__(config)
+        self.proj = Linear(config.dim, 2 * config.dim)
+        self.decay = nn.Parameter(torch.ones(config.dim))
+
+    forward = start = extend = None  # type: ignore[assignment]
+
+
+def test_a_mixer_that_says_nothing_of_its_cost_is_counted_by_its_linear_maps() -> None:
+    bytegolf.register_mixer("blend")(Blend)
+    try:
+        narrow = StackConfig(layers=3, dim=32, kind="blend")
+        config = Config.load("cpu-gpt", {"model.network": narrow, "model.ngrams.longest": 1})
+        model = outline(config.model)
+        assert forward_flops(model.network, 10, 64, []) == 10 * 3 * 2 * (32 * 64 + 2 * 32 * 64)
+        assert sorted(matrices(config, model)) == sorted(3 * [(64, 32), (64, 32), (32, 64)])
+        moved = {one.name: one.learning_rate for one in assignments(model, config.optim)}
+        assert moved["network.blocks.0.mixer.decay"] == "scalar_lr"
+        assert predict(config, DEVICES["h100"], 1, [], OURS).seconds > 0
+        assert at_a_time(config, model, 1, 1e12) > 1
+    finally:
+        del MIXERS._found["blend"]
+
+
 def test_the_verb_plans_and_checks_itself() -> None:
     ran = good("plan", "study2-byte-10min", "--count", 8, "--json")
     found = ran.json
@@ -218,7 +250,7 @@ def test_the_verb_plans_and_checks_itself() -> None:
     assert found["memory_bytes"]["total"] == pytest.approx(sum(found["memory_bytes"].values()) / 2, abs=3)
     assert "assumed: " in ran.out
     assert good("plan", "cpu-gpt", "train.max_steps=7", "--json").json["steps"] == 7
-    (chunk_hash,) = (path for path in STUDIED if path.stem == "lexicon")
+    (chunk_hash,) = (path for path in STUDIED if path.stem == "chunk-hash")
     planned = good("plan", chunk_hash, "--json").json["params"]
     assert planned == count_parameters(LanguageModel(Config.load(chunk_hash).model))
     published = good("plan")

@@ -52,11 +52,11 @@ LINK = 0.7
 """Share of the link's bandwidth that collectives reach."""
 
 SCAN = 3.6e11
-"""Elements per second of the published S3's smoothing backward, which forms a C × C matrix for each channel. Fitted: the
+"""Elements per second of the published S3's smoothing backward, which forms a C × C matrix per channel. Fitted: the
 second difference of its step times at C = 256, 341, 512 and 1,024 chunks (69.8, 76.9, 93.2 and 175.9 ms)."""
 
 SCATTER = 2e9
-"""Elements per second that many positions add into few by atomic operations: the backward pass of the published gathers.
+"""Elements per second that many positions add into few by atomic operations: the published gathers' backward pass.
 Fitted: what the same series leaves over at C = 0, beside what two thirds of S0's blocks take."""
 
 
