@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from bytegolf.cli.common import explain_json
 from bytegolf.cli.run import app
 
 PAGE = Path(__file__).parent / "cli.md"
@@ -26,6 +27,11 @@ This page is made by `python docs/make_cli.py`.
 
 def help_of(*words: str) -> str:
     """What ``bytegolf WORDS --help`` prints, in lines of at most ``WIDTH`` characters."""
+    group = app
+    for word in words:
+        group = group[word]
+    if verb := group.default_command:
+        group.help = explain_json(verb)
     out = io.StringIO()
     console = Console(file=out, width=WIDTH, color_system=None, force_terminal=False, highlight=False)
     app([*words, "--help"], console=console, exit_on_error=False, result_action="return_value")
