@@ -36,5 +36,5 @@ def from_public(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if rest.endswith("attn.c_q.weight"):
             parts = [tensors[name.replace("c_q", f"c_{part}")] for part in "qkv"]
             tensor, rest = torch.cat(parts), rest.replace("c_q", "qkv")
-        ours[f"{prefix}.{rest}"] = tensor
+        ours[f"{prefix}.{rest}".replace("attn", "mixer")] = tensor
     return ours
