@@ -68,7 +68,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few ways to store a group, and a coder of many rows at a time: small matrices take it many steps."""
     monkeypatch.setattr("bytegolf.artifact.frontier.WIDTHS", (8, 4))
     monkeypatch.setattr("bytegolf.artifact.frontier.PRUNED", ((4, 0.5),))
-    monkeypatch.setattr("bytegolf.artifact.range_coder.rows_at_once", lambda rows, most: max(1, min(rows, 256)))
+    monkeypatch.setattr("bytegolf.artifact.weight_coder.rows_at_once", lambda rows, most: max(1, min(rows, 256)))
 
 
 def export(run: TinyRun, out: Path, *arguments: object) -> dict[str, Any]:

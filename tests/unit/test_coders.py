@@ -22,16 +22,8 @@ from bytegolf.artifact.coders import CODERS, BadStreamError, CoderName, compress
 from bytegolf.artifact.pack import read_artifact, write_artifact
 from bytegolf.artifact.quantize import ROW_BITS, levels
 from bytegolf.artifact.quantizer import Storage
-from bytegolf.artifact.range_coder import (
-    BitCounter,
-    BrokenStreamError,
-    Decoder,
-    Encoder,
-    Frequencies,
-    TensorReader,
-    TensorWriter,
-    Writer,
-)
+from bytegolf.artifact.range_coder import BitCounter, BrokenStreamError, Decoder, Encoder, Frequencies, Writer
+from bytegolf.artifact.weight_coder import TensorReader, TensorWriter
 from bytegolf.errors import BytegolfError
 
 STREAMS = tuple(coder for coder in CODERS if coder != "range")

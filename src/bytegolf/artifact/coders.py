@@ -1,6 +1,6 @@
 """The general compressors of an artifact's payload, at their smallest and read within limits: zlib (S0), zstd (S3).
 
-The third coder, ``range``, has to know what the bytes are: ``artifact.range_coder``.
+The third coder, ``range``, has to know what the bytes are: ``artifact.weight_coder``.
 """
 
 from __future__ import annotations

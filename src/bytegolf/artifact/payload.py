@@ -1,7 +1,7 @@
 """Quantised tensors as the compressed payload of an artifact's file, and back.
 
 ``zlib`` and ``zstd`` compress the laid-out payload (``artifact.layout``) as one string of bytes. ``range`` codes tensor
-after tensor, each one's scales before its codes, and knows what they are (``artifact.range_coder``).
+after tensor, each one's scales before its codes, and knows what they are (``artifact.weight_coder``).
 """
 
 from __future__ import annotations
@@ -29,16 +29,8 @@ from bytegolf.artifact.layout import (
     scales_of,
 )
 from bytegolf.artifact.quantize import QuantizedTensor, quantizer
-from bytegolf.artifact.range_coder import (
-    BitCounter,
-    BrokenStreamError,
-    Decoder,
-    Encoder,
-    TensorReader,
-    TensorWriter,
-    count_steps,
-    most_rows,
-)
+from bytegolf.artifact.range_coder import BitCounter, BrokenStreamError, Decoder, Encoder
+from bytegolf.artifact.weight_coder import TensorReader, TensorWriter, count_steps, most_rows
 from bytegolf.errors import BytegolfError
 
 MAX_STEPS = 1 << 23
