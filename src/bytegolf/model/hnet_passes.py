@@ -136,8 +136,7 @@ class WholeSequences(Pass[Tensor]):
         self.chunks: Chunks
 
     def encode(self) -> Tensor:
-        encoded: Tensor = self.level.encoder(self.x, self.documents)
-        return encoded
+        return self.level.encoder(self.x, self.documents)  # type: ignore[no-any-return]
 
     def route(self, encoded: Tensor) -> bool:
         level, valid = self.level, self.valid
@@ -167,8 +166,7 @@ class WholeSequences(Pass[Tensor]):
         return scale_gradient(y, self.level.config.router.grad_scale)
 
     def decode(self, y: Tensor) -> Tensor:
-        out: Tensor = self.level.decoder(y, self.documents)
-        return out
+        return self.level.decoder(y, self.documents)  # type: ignore[no-any-return]
 
 
 def _starts(documents: Int[Tensor, "B L"]) -> Bool[Tensor, "B L"]:
@@ -277,8 +275,7 @@ class Extension(Pass[Tensor]):
         reached = self.opened > 0
         rows, inner = self.rows if reached.all() else self.every[reached], self.opened[reached]
         counts = inner if (inner < z.shape[1]).any() else None
-        out: Tensor = self.level.main.extend(z, self.state.main, rows, counts, self.traces)
-        return out
+        return self.level.main.extend(z, self.state.main, rows, counts, self.traces)  # type: ignore[no-any-return]
 
     def expand(self, z: Tensor | None, encoded: Tensor) -> Tensor:
         smoothed = self.state.smoothed[self.index].unsqueeze(1)
@@ -340,8 +337,7 @@ class SingleStep(Pass[Tensor]):
         return encoded, self.ended
 
     def main(self, z: Tensor) -> Tensor:
-        out: Tensor = self.level.main.extend(z, self.state.main, self.rows, None, self.traces)
-        return out
+        return self.level.main.extend(z, self.state.main, self.rows, None, self.traces)  # type: ignore[no-any-return]
 
     def expand(self, z: Tensor | None, encoded: Tensor) -> Tensor:
         smoothed = self.state.smoothed[self.here].unsqueeze(1)
