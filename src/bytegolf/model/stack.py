@@ -109,7 +109,7 @@ class Stack(nn.Module):
         assert isinstance(state, StackState)
         length, blocks, states = x.shape[1], self._blocks, state.blocks
         if self.norms_input:
-            stepped = self.mixer.step(blocks, self.skip_weights, x, state, rows)
+            stepped = self.mixer.native_step(blocks, self.skip_weights, x, state, rows)
             if stepped is not None:
                 return stepped
         span = self.mixer.span(state, rows, counts, length, x.device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,13 +21,14 @@ ROUTER_TOKENS = 1 << 22
 """How much of the training split a router that is made from it may see."""
 
 
-@dataclass(frozen=True)
 class TrainingData:
     """What a model is trained on and validated with."""
 
-    tokenizer: Tokenizer
-    train: TokenStream
-    validation: TokenStream
+    def __init__(self, tokenizer: Tokenizer, train: TokenStream, validation: TokenStream) -> None:
+        # attribute by attribute, as the audit of a submission's script follows validation tokens by name
+        self.tokenizer = tokenizer
+        self.train = train
+        self.validation = validation
 
     @staticmethod
     def open(config: Config) -> TrainingData:
@@ -44,7 +44,8 @@ class TrainingData:
                 f"{tokenizer.vocab_size} ids: set model.vocab_size={tokenizer.vocab_size}, or choose another "
                 "data.tokenizer"
             )
-        train, validation = (open_split(folder, name, split, tokenizer.vocab_size) for split in ("train", "val"))
+        train = open_split(folder, name, "train", tokenizer.vocab_size)
+        validation = open_split(folder, name, "val", tokenizer.vocab_size)
         for stream, split in ((train, "training"), (validation, "validation")):
             if len(stream) <= config.train.seq_len:
                 raise BytegolfError(

@@ -130,7 +130,7 @@ class Attention(Mixer[Cache]):
         return CacheSpan.of(state, rows, counts, length)
 
     @classmethod
-    def step(
+    def native_step(
         cls, blocks: Sequence[Any], skip_weights: Tensor, x: Tensor, state: StackState, rows: Rows | None
     ) -> Float[Tensor, "1 1 D"] | None:
         if not native.one_position(x):

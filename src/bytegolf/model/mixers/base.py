@@ -139,7 +139,7 @@ class Mixer(nn.Module, ABC, Generic[State]):
         return Span.of(state, rows, counts, length, device)
 
     @classmethod
-    def step(
+    def native_step(
         cls, blocks: Sequence[Any], skip_weights: Tensor, x: Tensor, state: StackState, rows: Rows | None
     ) -> Float[Tensor, "1 1 D"] | None:
         """A kernel for one position of one sequence through all blocks (``model.block.Block``) of a stack, whose state

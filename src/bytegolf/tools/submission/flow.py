@@ -217,6 +217,7 @@ class Flow:
 
 _COMMON = frozenset(
     {"get", "append", "update", "items", "keys", "values", "join", "format", "to", "add", "copy", "close"}
+    | {"read", "write", "open", "encode", "decode", "extend"}
 )
 """Methods of Python's own types, whatever class of the script has one of that name."""
 
