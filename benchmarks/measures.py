@@ -7,8 +7,8 @@
 - hops: our modules in which a function runs while a verb is at work on a tiny model; running a module's body when it is
   imported does not count, and no more do functions that dataclasses generate. Modules of `model` and `ops`, which are
   the network itself, are told apart.
-- files to touch: where a part of one's own can be registered from outside the package, 0, shown by doing it
-  (examples/own_router.py, own_quantizer.py, and a mixer here); else "inside".
+- files to touch for a router, a mixer, a quantiser of one's own: 0 where that of docs/extending.md trains and scores
+  from a file outside the package; else that it does not.
 - lines: of a source file each is one of code, docstring, comment, import and blank.
 - comments: lines of comments, and comments behind code, per 100 lines of code; those for tools (noqa, type:) apart.
 - H-Net passes: functions that run both the main network and the decoder of a level: each has an order of encode,
@@ -22,6 +22,7 @@ import ast
 import io
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import tokenize
@@ -65,10 +66,12 @@ finally:
         json.dump(sorted(seen), file)
 """
 
-MIXER = """
-import bytegolf
-bytegolf.register_mixer
-"""
+PARTS = {
+    "router": ("model.network.router.kind", "model.network.router.cosine.guide_weight=0"),
+    "mixer": ("model.network.main.kind",),
+    "quantiser": ("export.quantizer",),
+}
+"""What one may make oneself, by its heading in docs/extending.md: the key that chooses it, and what else to set."""
 
 
 class Sources:
@@ -176,6 +179,32 @@ def hops(sources: Sources) -> dict[str, list[str]]:
     return found
 
 
+def touched(sources: Sources) -> dict[str, str]:
+    """What has to change in the package for each part of one's own."""
+    page = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    found = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder, own = Path(name), ["--plugin", "part.py"]
+        commands = prepare_folder(sources, folder)
+
+        def done(command: list[str]) -> bool:
+            python = [sys.executable, "-m", "bytegolf", *command]
+            return not subprocess.run(
+                python, cwd=folder, env=sources.environment(), capture_output=True, check=False
+            ).returncode
+
+        done(commands["prepare"])
+        for part, (key, *changes) in PARTS.items():
+            code = page.partition(f"\n## A {part}\n")[2].partition("```python\n")[2].partition("```")[0]
+            (folder / "part.py").write_text(code, encoding="utf-8")
+            kind = code.partition("@bytegolf.register_")[2].partition('("')[2].partition('"')[0]
+            train = [part if word == "run" else word for word in commands["train"]]
+            train[2:2] = [f"{key}={kind}", *changes]
+            works = done([*train, *own]) and done(["eval", part, "--data", "data", *own])
+            found[part] = "0" if works else "not from outside"
+    return found
+
+
 def network(module: str) -> bool:
     """Whether a module is part of the network itself."""
     return module.startswith(("bytegolf.model", "bytegolf.ops"))
@@ -188,6 +217,8 @@ def measure(sources: Sources) -> dict[str, Any]:
     for verb, names in modules.items():
         inside = sum(map(network, names))
         rows[f"hops: {verb}"] = f"{len(names) - inside} + {inside} model and ops"
+    for part, count in touched(sources).items():
+        rows[f"files to touch: {part}"] = count
     rows["lines of src"] = sum(lines[kind] for kind in KINDS)
     for kind in KINDS:
         rows[f"lines: {kind}"] = lines[kind]

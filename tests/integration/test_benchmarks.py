@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import json
 import subprocess
@@ -106,3 +107,19 @@ def test_hollow_shards_are_read_as_full_ones_and_take_no_room(benchmark, tmp_pat
     assert found["sequences_a_rank"] == 32
     used = sum(path.stat().st_blocks * 512 for path in tmp_path.glob("*.bin"))
     assert used < 100_000, "holes"
+
+
+def test_lines_are_told_apart(benchmark) -> None:
+    text = (
+        '"""What it is.\n\nLong."""\n\nimport os\n\n# why\nx = 1  # for people\ny = 2  # noqa: E501\n"""what y is"""\n'
+    )
+    found = benchmark("measures").kinds_of(text)
+    assert found == {"docstring": 3, "blank": 3, "import": 1, "comment": 1, "code": 2, "remarks": 2} | {"docstring": 4}
+
+
+def test_there_is_one_pass_through_an_hnet(benchmark) -> None:
+    measures = benchmark("measures")
+    assert measures.Sources(FOLDER.parent / "src").passes() == ["hnet.run"]
+    called = "def f(self): return self.decoder.extend(self.main(self.encoder(x)))"
+    assert measures.parts_run(ast.parse(called)) == {"main", "decoder"}
+    assert not measures.parts_run(ast.parse("def f(self): return self.main.start(1), self.decoder.start(1)"))
