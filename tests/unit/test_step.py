@@ -98,6 +98,20 @@ def test_step_is_forward_in_fp64(name: str, ids: Tensor, make_model: ModelMaker)
     torch.testing.assert_close(run(model, ids[:, :48])[0], wanted, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("precision", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", TINY)
+def test_step_is_forward_with_fp64_parameters(
+    name: str, precision: torch.dtype, ids: Tensor, make_model: ModelMaker
+) -> None:
+    """One sequence, which the kernels of a step would take: they read fp32 parameters, so they must not run."""
+    model = make_model(name).double()
+    model.precision = precision
+    with torch.no_grad():
+        wanted = model.cap(model(ids[:1, :24]).logits)
+    exact = 1e-10 if precision == torch.float64 else 1e-4
+    torch.testing.assert_close(run(model, ids[:1, :24])[0], wanted, rtol=0, atol=exact)
+
+
 def test_step_clamps_p_as_forward_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """Equal and opposite neighbours give p = 0 and 1 exactly, since nothing stands before the router."""
     monkeypatch.setattr("bytegolf.model.routers.cosine.THRESHOLD", -1.0)

@@ -272,7 +272,7 @@ class LanguageModel(nn.Module):
         return self.soft.extend(x, state.soft, rows, counts) if self.soft and state.soft else x
 
     def _look_up_next(self, ids: Tensor, state: ModelState, rows: Rows | None, counts: Rows | None) -> Tensor:
-        if native.one_position(ids, self.precision):
+        if native.one_position(ids, self.embedding.weight, self.precision):
             history = state.history[0 if rows is None else int(rows[0])]
             settings = (self.embedding.weight, self.ngrams, self.config.reset_at_bos, self.precision)
             return embed_step(int(ids), history, *settings)

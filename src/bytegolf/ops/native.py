@@ -69,13 +69,16 @@ def usable(*tensors: Tensor) -> bool:
     return _library() is not None
 
 
-def one_position(x: Tensor, dtype: torch.dtype | None = None) -> bool:
+def one_position(x: Tensor, weight: Tensor, dtype: torch.dtype | None = None) -> bool:
     """Whether the kernels of ``step.cpp`` can take ``x`` (B, L, …) in ``dtype`` (None: its own).
 
-    That is one position of one sequence, on a CPU, in fp32 or fp64. (why) A step is mostly the cost of starting
-    operations: these kernels do in one what takes dozens. With more rows the matrix products of PyTorch are faster.
+    That is one position of one sequence, on a CPU, in fp32 or fp64; ``weight`` is one of the parameters, which the
+    kernels read as fp32 (``model.double()`` makes others). (why) A step is mostly the cost of starting operations:
+    these kernels do in one what takes dozens. With more rows the matrix products of PyTorch are faster.
     """
-    if x.shape[:2] != (1, 1) or (dtype or x.dtype) not in (torch.float32, torch.float64):
+    if x.shape[:2] != (1, 1) or weight.dtype != torch.float32:
+        return False
+    if (dtype or x.dtype) not in (torch.float32, torch.float64):
         return False
     return usable(x if dtype is None else x.new_empty(0, dtype=dtype))
 

@@ -133,6 +133,6 @@ class Attention(Mixer[Cache]):
     def native_step(
         cls, blocks: Sequence[Any], skip_weights: Tensor, x: Tensor, state: StackState, rows: Rows | None
     ) -> Float[Tensor, "1 1 D"] | None:
-        if not native.one_position(x):
+        if not native.one_position(x, skip_weights):
             return None
         return attention_step.step(blocks, skip_weights, x, state, 0 if rows is None else int(rows[0]))

@@ -103,7 +103,7 @@ class CosineRouter(Router):
         first: Bool[Tensor, " R"],
         tokens: Int[Tensor, "R L"] | None = None,
     ) -> tuple[Float[Tensor, "R L"], Bool[Tensor, "R L"], Tensor]:
-        if native.one_position(x):
+        if native.one_position(x, self.k_proj.weight):
             p, keys = boundary_step(x, self.q_proj.weight, self.k_proj.weight, memory)
         else:
             keys = self.k_proj(x)
