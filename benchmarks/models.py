@@ -14,7 +14,6 @@ from bytegolf.device import choose_device, pick_precision
 from bytegolf.model.lm import LanguageModel
 from bytegolf.model.routers.base import Material
 from bytegolf.model.routers.cosine import CosineRouter
-from bytegolf.model.routers.prepare import prepare_routers
 
 
 def get(source: str, precision: str = "auto") -> tuple[LanguageModel, Config]:
@@ -40,4 +39,4 @@ def calibrate(model: LanguageModel) -> None:
         if isinstance(level.router, CosineRouter):
             level.router.offset = torch.nn.Parameter(torch.zeros((), device=model.embedding.weight.device))
     tokens = np.random.default_rng(0).integers(4, 260, 1 << 13).astype(np.uint16)
-    prepare_routers(model, Material(ByteTokenizer(), tokens, Path()))
+    model.prepare_routers(Material(ByteTokenizer(), tokens, Path()))

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from bytegolf.artifact.loading import LoadedModel, load_model
 from bytegolf.config import Config, HNetConfig, NetworkConfig
 from bytegolf.errors import BytegolfError
-from bytegolf.model.capacity import GRAIN, Capacity
-from bytegolf.model.chunk import Chunks
+from bytegolf.model.chunk import GRAIN, Capacity, Chunks
 from bytegolf.model.lm import BOS, Forward, LanguageModel
 from bytegolf.model.routers.cosine import CosineRouter
 from bytegolf.model.routers.losses import ratio_loss

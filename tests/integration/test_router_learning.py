@@ -22,7 +22,6 @@ from bytegolf.model.lm import LanguageModel
 from bytegolf.model.routers.base import Material
 from bytegolf.model.routers.cosine import CosineRouter
 from bytegolf.model.routers.losses import guide_loss, hinge_loss, policy_loss, ratio_loss
-from bytegolf.model.routers.prepare import prepare_routers
 from bytegolf.training.schedule import chunk_target, guide_weight
 from bytegolf.training.step import Batch, StepFigures
 
@@ -192,7 +191,7 @@ def test_a_calibrated_router_starts_at_its_rate(network: str) -> None:
     model = LanguageModel(ModelConfig(shape, embed_std=0.5))
     scatter(model)
     text = material()
-    prepare_routers(model, text)
+    model.prepare_routers(text)
     ids = torch.from_numpy(text.tokens.astype(np.int64)).view(8, 1024)
     with torch.no_grad():
         traces = model(ids).traces
@@ -210,7 +209,7 @@ def test_a_random_start_is_a_rotation() -> None:
 def test_step_is_forward(settings: dict[str, Any]) -> None:
     model = LanguageModel(ModelConfig(changed(tiny_network("two-level"), **settings), embed_std=0.5)).eval()
     scatter(model)
-    prepare_routers(model, material())
+    model.prepare_routers(material())
     ids = torch.randint(1, 40, (2, 50))
     with torch.no_grad(), shapes_unchecked():
         wanted = model.cap(model(ids).logits)

@@ -30,9 +30,8 @@ from bytegolf.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, load_
 from bytegolf.errors import BytegolfError
 from bytegolf.evaluate.sliding import last_losses
 from bytegolf.model.lm import BOS, LanguageModel
-from bytegolf.model.routers.base import Material
+from bytegolf.model.routers.base import Material, build_router
 from bytegolf.model.routers.bpe import BpeRouter
-from bytegolf.model.routers.build import build_router
 from bytegolf.model.routers.random import RandomRouter
 from bytegolf.model.routers.rule import FixedRouter
 from bytegolf.model.routers.stride import StrideRouter

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from bytegolf.config import ChunkHashConfig, HNetConfig
 from bytegolf.errors import BytegolfError
-from bytegolf.model.chunk_hash import ChunkHashEmbedding
+from bytegolf.model.embed import ChunkHashEmbedding
 
 BASE = 1_000_003
 

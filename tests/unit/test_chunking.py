@@ -10,8 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bytegolf.model.capacity import EXACT, Capacity
-from bytegolf.model.chunk import Chunks
+from bytegolf.model.chunk import EXACT, Capacity, Chunks
 from bytegolf.ops import native
 from bytegolf.ops.chunking import P_FLOOR
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bytegolf.config import OptimConfig
+from bytegolf.model.block import Stream
 from bytegolf.model.lm import LanguageModel
-from bytegolf.model.residual import Stream
 from bytegolf.ops import native
 from bytegolf.ops.boundary import boundary_probability
 from bytegolf.ops.cross_entropy import softcap_cross_entropy

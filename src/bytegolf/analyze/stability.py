@@ -49,7 +49,7 @@ from bytegolf.errors import BytegolfError
 from bytegolf.evaluate.chunk_stats import LevelCuts, token_levels
 from bytegolf.evaluate.score import windows_at_once
 from bytegolf.evaluate.sliding import encode_and_route, router_receptive_field
-from bytegolf.model.capacity import Capacity
+from bytegolf.model.chunk import Capacity
 from bytegolf.model.embed import BOS
 from bytegolf.model.hnet import HNet
 from bytegolf.model.lm import Forward, LanguageModel

@@ -44,8 +44,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from bytegolf.model.capacity import EXACT
-from bytegolf.model.chunk import Chunks
+from bytegolf.model.chunk import EXACT, Chunks
 from bytegolf.model.embed import BOS
 from bytegolf.model.hnet import HNet
 from bytegolf.model.hnet_passes import Pass

@@ -17,13 +17,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from bytegolf.config import HNetConfig, NetworkConfig, StackConfig, outer_dim
-from bytegolf.model.capacity import Capacity
-from bytegolf.model.chunk import Chunks
-from bytegolf.model.chunk_hash import ChunkHashEmbedding
+from bytegolf.model.chunk import Capacity, Chunks
+from bytegolf.model.embed import ChunkHashEmbedding
 from bytegolf.model.hnet_passes import Encoded, Extension, HNetState, Pass, SingleStep, WholeSequences
 from bytegolf.model.layers import Linear
 from bytegolf.model.mixers.base import Rows
-from bytegolf.model.routers.build import build_router
+from bytegolf.model.routers.base import build_router
 from bytegolf.model.routers.losses import guide_loss, hinge_loss, ratio_loss
 from bytegolf.model.stack import Stack
 from bytegolf.model.trace import RouterTrace, StepTrace

@@ -37,9 +37,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from bytegolf.config import HNetConfig
-from bytegolf.model.capacity import Capacity
-from bytegolf.model.chunk import Chunks
-from bytegolf.model.chunk_hash import ChunkHashEmbedding
+from bytegolf.model.chunk import Capacity, Chunks
+from bytegolf.model.embed import ChunkHashEmbedding
 from bytegolf.model.layers import Linear
 from bytegolf.model.mixers.base import Rows, StackState
 from bytegolf.model.routers.base import Router

@@ -23,6 +23,7 @@ from bytegolf.model.embed import BOS, NOTHING, NgramEmbedding, embed_step
 from bytegolf.model.hnet import HNet, build_network
 from bytegolf.model.hnet_passes import HNetState
 from bytegolf.model.mixers.base import Rows, StackState
+from bytegolf.model.routers.base import Material
 from bytegolf.model.routers.losses import policy_loss, surprisal_loss
 from bytegolf.model.soft_chunk import SoftChunker, SoftState
 from bytegolf.model.stack import Stack
@@ -32,6 +33,9 @@ from bytegolf.ops import native
 from bytegolf.ops.autograd import wide
 from bytegolf.ops.cross_entropy import softcap_cross_entropy
 from bytegolf.ops.embedding import normed_embedding
+
+CALIBRATION_LENGTH, CALIBRATION_ROWS = 1024, 8
+"""The sequences of training text, and how many, on which a calibrated router is set to its target rate."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +180,21 @@ class LanguageModel(nn.Module):
     def levels(self) -> list[HNet]:
         """The chunking levels, outermost first; empty for a flat model."""
         return [module for module in self.modules() if isinstance(module, HNet)]
+
+    @torch.no_grad()
+    def prepare_routers(self, material: Material) -> None:
+        """Have each router make what it needs before training begins, the outermost first. Raises BytegolfError if one
+        cannot. A calibrated router sees a few sequences of the text.
+        """
+        length = max(1, min(CALIBRATION_LENGTH, len(material.tokens)))
+        rows = material.tokens[: len(material.tokens) // length * length].reshape(-1, length)
+        for depth, level in enumerate(self.levels()):
+            level.router.prepare(material)
+            if level.router.calibrated and len(rows):
+                ids = torch.from_numpy(rows[:CALIBRATION_ROWS].astype(np.int64)).to(self.embedding.weight.device)
+                trace = self(ids).traces[depth]
+                seen = trace.p < 1
+                level.router.calibrate(trace.p[seen if trace.valid is None else seen & trace.valid], level.target)
 
     def set_capacity(self, mode: CapacityMode | Literal[""] = "", divisor: float = 0.0) -> None:
         """Give every level another ``router.capacity`` and ``capacity_divisor`` from now on; "" and 0 leave them.

@@ -15,9 +15,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from bytegolf.config import StackConfig
-from bytegolf.model.block import Block
+from bytegolf.model.block import Block, Stream
 from bytegolf.model.mixers.base import Rows, StackState, mixer_class
-from bytegolf.model.residual import Stream
 from bytegolf.model.storage import declare
 from bytegolf.model.trace import RouterTrace, StepTrace
 from bytegolf.ops.rms_norm import rms_norm

@@ -13,7 +13,6 @@ from bytegolf.device import has_bf16, pick_precision
 from bytegolf.errors import BytegolfError
 from bytegolf.model.lm import LanguageModel
 from bytegolf.model.routers.base import Material
-from bytegolf.model.routers.prepare import prepare_routers
 from bytegolf.ops import native
 from bytegolf.progress import Teller
 
@@ -77,5 +76,5 @@ def initial_model(config: Config, tokenizer: Tokenizer, stream: TokenStream) -> 
         from bytegolf.training.soft_boundaries import fit_to_bpe  # which reaches all that trains a tokenizer
 
         fit_to_bpe(model, tokenizer, sample)
-    prepare_routers(model, Material(tokenizer, sample, Path(config.data.path)))
+    model.prepare_routers(Material(tokenizer, sample, Path(config.data.path)))
     return model

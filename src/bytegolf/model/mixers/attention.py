@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from bytegolf.config import StackConfig
 from bytegolf.model.layers import Cost, Linear
-from bytegolf.model.mixers import attention_step
+from bytegolf.model.mixers import attention_cache
 from bytegolf.model.mixers.attention_cache import Cache, CacheSpan, SharedCache
 from bytegolf.model.mixers.base import Mixer, Rows, StackState
 from bytegolf.ops import native
@@ -135,4 +135,4 @@ class Attention(Mixer[Cache]):
     ) -> Float[Tensor, "1 1 D"] | None:
         if not native.one_position(x, skip_weights):
             return None
-        return attention_step.step(blocks, skip_weights, x, state, 0 if rows is None else int(rows[0]))
+        return attention_cache.native_step(blocks, skip_weights, x, state, 0 if rows is None else int(rows[0]))

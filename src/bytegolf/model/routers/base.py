@@ -1,6 +1,6 @@
 """What an HNet asks of a router: the probability that a chunk begins at each position, and where one does.
 
-One router per file of this folder; ``build`` finds the one that a configuration names.
+One router per file of this folder; ``build_router`` finds the one that a configuration names.
 
 Legend: B batch, L positions, D width, R rows of an extension, M width of a memory.
 """
@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from bytegolf.config import RouterConfig, options_of
 from bytegolf.data.tokenizer import Tokenizer
+from bytegolf.errors import BytegolfError
+from bytegolf.registry import ROUTERS
 
 THRESHOLD = 0.5
 """A chunk begins where p is at least this."""
@@ -101,3 +103,11 @@ class Router(nn.Module, ABC):
 
     def calibrate(self, p: Float[Tensor, " X"], target: float) -> None:
         """Move p so that of positions whose probabilities are ``p`` now, one in ``target`` opens a chunk."""
+
+
+def build_router(config: RouterConfig, dim: int, vocab_size: int) -> Router:
+    """The router that ``config`` names. Raises BytegolfError for one that nothing registered."""
+    found = ROUTERS.find(config.kind, __package__)
+    if not issubclass(found, Router):
+        raise BytegolfError(f"the router {config.kind!r} is no subclass of bytegolf.model.routers.base.Router")
+    return found(config, dim, vocab_size)
