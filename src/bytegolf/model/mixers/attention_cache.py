@@ -230,7 +230,7 @@ def native_step(
 ) -> Float[Tensor, "1 1 D"]:
     """The stack's output for the next position of the sequence ``row`` of ``state``, which takes it in.
 
-    One kernel (``kernels/step.cpp``) runs all ``blocks``, each a ``model.block.Block`` whose mixer is ``Attention``. The
+    One kernel (``kernels/step.cpp``) runs all ``blocks``, each a ``Block`` whose mixer is ``Attention``. The
     result is that of ``Stack.extend`` up to rounding.
     """
     at = int(state.lengths[row])
