@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import TinyRun, good, small, text
+from commands import TinyRun, good, refused, small, text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -91,3 +92,34 @@ def test_a_console_shows_any_text_as_it_is(name: str) -> None:
     assert line[:-1].isprintable()
     if name.isprintable():
         assert line == f"<{name}>\n"
+
+
+def test_names_that_are_no_utf8(tiny_data: Path, tmp_path: Path) -> None:
+    """Such a name comes as a lone surrogate: it is written as JSON's escape, or refused before any work."""
+    odd = os.fsdecode(b"caf\xe9")
+    (tmp_path / f"{odd}.txt").write_text(text(2000), encoding="utf-8")
+    (tmp_path / "b.txt").write_text(text(2000, 2), encoding="utf-8")
+    ran = good("prepare", tmp_path / f"{odd}.txt", tmp_path / "b.txt", "--val", "first:1", "--out", tmp_path / odd)
+    assert "caf\\xe9" in ran.out
+    assert json.loads((tmp_path / odd / "manifest.json").read_bytes())
+    good("train", "cpu-demo", *small(), "--data", tiny_data, "--out", tmp_path / f"run{odd}")
+    assert (tmp_path / f"run{odd}" / "summary.json").exists()
+    said = refused("train", "cpu-demo", *small(), "--data", tmp_path / odd, "--out", tmp_path / "r")
+    assert "caf\\xe9 is not UTF-8" in said
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_delete_character_in_a_folders_name(tmp_path: Path) -> None:
+    assert "o\\x7f1" in refused("train", "cpu-demo", *small(), "--data", tmp_path / "o\x7f1")
+    assert '"' not in refused("train", "cpu-demo", *small(), "--data", tmp_path / "o\x7f1")
+
+
+def test_plugins_reach_the_processes_that_a_verb_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BYTEGOLF_PLUGINS", "")
+    plugin = tmp_path / "noisy.py"
+    plugin.write_text("import sys\nsys.stderr.write('imported\\n')\n")
+    monkeypatch.chdir(tmp_path)
+    good("presets", "cpu-gpt", "--plugin", "noisy.py")
+    assert os.environ["BYTEGOLF_PLUGINS"] == str(plugin)
+    done = subprocess.run([*COMMAND, "presets", "cpu-gpt"], capture_output=True, text=True, check=True, cwd="/")
+    assert done.stderr == "imported\n"

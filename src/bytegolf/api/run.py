@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,11 @@ from bytegolf.artifact.loading import LoadedModel, load_model, with_weights
 from bytegolf.artifact.run_folder import RunFolder
 from bytegolf.config import Config, levels
 from bytegolf.distributed import SINGLE_PROCESS, DistributedContext, join
+from bytegolf.errors import BytegolfError
 from bytegolf.evaluate.modes import ScoringMode
 from bytegolf.files import write_json
 from bytegolf.progress import Reporter
+from bytegolf.registry import load_plugins
 from bytegolf.results import to_json
 from bytegolf.training.loop import Trainer
 from bytegolf.training.metrics_file import read_metrics
@@ -65,6 +66,7 @@ def train(
     out: str | os.PathLike[str] | None = None,
     *,
     overrides: Sequence[str] = (),
+    plugins: Iterable[str | os.PathLike[str]] = (),
     resume: bool = False,
     quiet: bool = False,
 ) -> Run:
@@ -75,6 +77,7 @@ def train(
         data: a folder made by ``bytegolf.prepare`` or `bytegolf prepare`; by default the configuration's.
         out: the run's folder; by default ``runs/<name>``.
         overrides: changes of the configuration, as ``"train.max_seconds=60"``.
+        plugins: Python files or modules that register routers, mixers or quantisers of your own; they are imported.
         resume: go on with the run in ``out`` if there is one.
         quiet: print nothing while it goes on.
 
@@ -83,7 +86,13 @@ def train(
     Raises:
         BytegolfError: a configuration, data or folder that cannot be used, or a loss that is not finite.
     """
-    changes = [*overrides, *([f"data.path={json.dumps(os.fspath(data), ensure_ascii=False)}"] if data else [])]
+    load_plugins(os.fspath(each) for each in plugins)
+    changes: list[str | dict[str, Any]] = [*overrides]
+    if data is not None:
+        path = os.fspath(data)
+        if not path.isprintable() and any("\ud800" <= char <= "\udfff" for char in path):
+            raise BytegolfError(f"the name of the data folder {path} is not UTF-8, as config.toml must be: rename it")
+        changes.append({"data.path": path})
     settings = config.with_(*changes) if isinstance(config, Config) else Config.load(os.fspath(config), changes)
     return train_run(settings, Path(out) if out else Path("runs") / settings.name, resume=resume, quiet=quiet)
 

@@ -76,11 +76,6 @@ def explain_json(verb: Callable[..., Any]) -> str:
     return "\n\n".join(paragraphs)
 
 
-def toml_string(text: str) -> str:
-    """``text`` as TOML has it: JSON's strings are TOML's."""
-    return json.dumps(text, ensure_ascii=False)
-
-
 def text_of(text: str | None, file: Path | None, default: builtins.bytes) -> tuple[builtins.bytes, str]:
     """The text to work on and what to call it in errors."""
     if text is not None and file is not None:

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -108,9 +109,12 @@ def _explain(arguments: list[str]) -> None:
 
 
 def _without_plugins(words: list[str]) -> list[str]:
-    """The command line without ``--plugin FILE``, which every verb takes: these files are imported first."""
+    """The command line without ``--plugin FILE``, which every verb takes: these files are imported first.
+
+    Processes that this one starts (a study's runs, `verify`'s second process) import them too, by the environment.
+    """
     rest: list[str] = []
-    plugins: list[str] = []
+    plugins = [each for each in os.environ.get(PLUGINS, "").split(os.pathsep) if each]
     waiting = iter(words)
     for word in waiting:
         name, equals, value = word.partition("=")
@@ -121,7 +125,14 @@ def _without_plugins(words: list[str]) -> list[str]:
         else:
             raise BytegolfError("--plugin needs a Python file or the name of a module")
     load_plugins(plugins)
+    if plugins:  # by their whole paths: the processes may start in other folders
+        found = dict.fromkeys(str(Path(each).absolute()) if each.endswith(".py") else each for each in plugins)
+        os.environ[PLUGINS] = os.pathsep.join(found)
     return rest
+
+
+PLUGINS = "BYTEGOLF_PLUGINS"
+"""The environment variable that names plugins as ``--plugin`` does."""
 
 
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory")

@@ -222,7 +222,7 @@ class Config:
             )
 
     @staticmethod
-    def load(source: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Config:
+    def load(source: str | Path, overrides: Iterable[str | Mapping[str, Any]] | Mapping[str, Any] = ()) -> Config:
         """The configuration of a preset's name or a TOML file, changed by ``overrides`` as in ``with_``, in order.
 
         Raises BytegolfError, which names the key, for one that is unknown or missing, or a value out of its range.
