@@ -123,8 +123,8 @@ def _hash_if_there(data: Path, tokenizer: str) -> str:
 
 def _base(study: Study, variant: Variant) -> Config:
     """The variant's configuration without its budget in steps, which for one in bytes depends on the data."""
-    changes = {**variant.overrides, "data.path": str(variant.data)}
-    return Config.load(variant.preset, {**changes, **_budget(study)})
+    changes: dict[str, Any] = {**variant.overrides, "data.path": str(variant.data), **_budget(study)}
+    return Config.load(variant.preset, changes)
 
 
 def _budget(study: Study) -> dict[str, Any]:
