@@ -6,6 +6,7 @@ import contextlib
 import errno
 import glob
 import hashlib
+import io
 import json
 import os
 import socket
@@ -86,14 +87,48 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any], like: os.sta
             raise
 
 
-def abandon(file: IO[bytes], temporary: Path, keep: bool) -> None:
-    """Close ``file``, which is not complete and lies at ``temporary``; remove it unless it is to be gone on with."""
-    try:
-        with contextlib.suppress(OSError):  # what could not be written is not wanted any more
-            file.close()
-    finally:
-        if not keep:
-            temporary.unlink(missing_ok=True)
+class GrowingFile:
+    """A file that is written piece by piece, as ``.NAME.tmp`` beside the ``path`` that it may get when it is whole."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.temporary = path, path.with_name(f".{path.name}.tmp")
+        self.file: io.FileIO | None = None
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append ``data``."""
+        with disk_errors(self.path):
+            self.file = self.file or self.temporary.open("w+b", buffering=0)
+            view = memoryview(data)
+            while len(view):  # a disk that is nearly full takes a part
+                view = view[self.file.write(view) :]
+
+    def sync(self) -> None:
+        """Return once everything written so far is on the disk, as far as the system can tell."""
+        if self.file is not None:
+            with disk_errors(self.path):
+                os.fsync(self.file.fileno())
+
+    def resume(self, size: int) -> bool:
+        """Go on behind the first ``size`` bytes that an earlier process has left; False if they are not there."""
+        if not self.temporary.exists() or self.temporary.stat().st_size < size:
+            return False
+        with disk_errors(self.path):
+            self.file = self.temporary.open("r+b", buffering=0)
+            self.file.truncate(size)
+            self.file.seek(size)
+        return True
+
+    def abandon(self, keep: bool = False) -> None:
+        """Close it, and remove it unless ``resume`` is to find it."""
+        if self.file is None:
+            return
+        file, self.file = self.file, None
+        try:
+            with contextlib.suppress(OSError):  # what could not be written is not wanted any more
+                file.close()
+        finally:
+            if not keep:
+                self.temporary.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

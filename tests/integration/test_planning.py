@@ -33,9 +33,8 @@ from bytegolf.ops import native
 from bytegolf.registry import MIXERS
 from bytegolf.tools.plan import devices, work
 from bytegolf.tools.plan.devices import DEVICES
-from bytegolf.tools.plan.prediction import OURS, against_published, predict
+from bytegolf.tools.plan.prediction import OURS, against_published, part_times, predict, seconds
 from bytegolf.tools.plan.published import STEP_TIMES
-from bytegolf.tools.plan.roofline import part_times, seconds
 from bytegolf.tools.plan.work import Code, Op, chunk_rates, forward_flops, matrices, step_work
 from bytegolf.training.memory import SHARE, activation_bytes, at_a_time, memory_use, most_chunks
 from bytegolf.training.optim import assignments

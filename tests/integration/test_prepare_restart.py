@@ -51,7 +51,6 @@ def main():
         left -= 1
         if left == 0:
             write(self, *arguments)  # what is written behind the last checkpoint must not be there twice
-            self._rows._file.flush()
             kill()
         write(self, *arguments)
 

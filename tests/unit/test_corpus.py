@@ -8,7 +8,7 @@ import json
 import os
 import threading
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,12 +18,16 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bytegolf.data import corpus
-from bytegolf.data.corpus import documents, expand, total_bytes
-from bytegolf.data.document import Document, Reading
+from bytegolf.data import blocks, corpus
+from bytegolf.data.corpus import expand, total_bytes
+from bytegolf.data.document import Advance, Document, Reading
 from bytegolf.errors import BytegolfError
 
 TEXTS = ["One.\n", "zwei — drei", "四 五\n\nseis", '\t\\ "seven" 🙂']
+
+
+def documents(files: list[str], reading: Reading, advance: Advance = lambda count: None) -> Iterator[Document]:
+    return blocks.documents(blocks.of_files(files, reading), advance)
 
 
 def read(source: str | Path, reading: Reading | None = None) -> list[Document]:

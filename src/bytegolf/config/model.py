@@ -209,32 +209,25 @@ class HNetConfig:
                 "chunks depends on the whole sequence: set router.capacity to 'fixed' as well"
             )
         if isinstance(self.main, HNetConfig):
-            check_inner_router(self.main.router)
-            if self.main.chunk_hash.dim:
-                raise BytegolfError(
-                    f"main.chunk_hash.dim is {self.main.chunk_hash.dim}, but chunk hashes are of tokens, and an inner "
-                    "level sees chunks: set it to 0 there"
-                )
+            check_inner(self.main)
 
 
-def check_inner_router(router: RouterConfig) -> None:
-    """Raise if ``router``, of an inner level, asks for what is known of tokens only."""
+def check_inner(level: HNetConfig) -> None:
+    """Raise if ``level``, which is not the outermost one, asks for what is known of tokens only."""
+    router = level.router
     if router.kind in READ_TOKENS:
         raise BytegolfError(
             f"main.router.kind is {router.kind!r}, but an inner level sees chunks and no tokens: choose 'cosine' or "
             "'stride' there"
         )
-    weights = {
-        "surprisal_weight": router.surprisal_weight,
-        "cosine.policy_weight": router.cosine.policy_weight,
-        "cosine.guide_weight": router.cosine.guide_weight,
-    }
-    for key, weight in weights.items():
-        if weight > 0:
-            raise BytegolfError(
-                f"main.router.{key} is {weight}, but only tokens have a loss, and an inner level sees "
-                "chunks: set it to 0 there"
-            )
+    for key, value, why in (
+        ("router.surprisal_weight", router.surprisal_weight, "only tokens have a loss"),
+        ("router.cosine.policy_weight", router.cosine.policy_weight, "only tokens have a loss"),
+        ("router.cosine.guide_weight", router.cosine.guide_weight, "only tokens have a loss"),
+        ("chunk_hash.dim", level.chunk_hash.dim, "chunk hashes are of tokens"),
+    ):
+        if value:
+            raise BytegolfError(f"main.{key} is {value}, but {why}, and an inner level sees chunks: set it to 0 there")
 
 
 NetworkConfig = StackConfig | HNetConfig
@@ -291,8 +284,7 @@ class SoftConfig(Ranged):
     mixer: bool = doc("a linear map W behind the blend (S1)", True)
     norm: bool = doc("whether the network still normalises its input; S1's does not", False)
     init: Literal["default", "bpe"] = doc(
-        "bpe = b is fitted, before training, to where tokens start (bytes) or words do (subwords)",
-        "default",
+        "bpe = b is fitted, before training, to where tokens start (bytes) or words do (subwords)", "default"
     )
     bpe_vocab: int = doc("init = bpe, over bytes: pieces of the BPE tokenizer", 1024, least=300, most=1 << 16)
     lr_mult: float = doc(

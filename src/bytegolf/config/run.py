@@ -128,12 +128,10 @@ class ExportConfig(Ranged):
     ngram_bits: int = doc("the same of the tables of n-grams and chunks; 0 = bits", 0, least=0, most=8)
     prune: float = doc("share of each matrix row's weights, the smallest, that become 0", 0.0, least=0, below=1)
     quantizer: str = doc(
-        "the quantiser of large matrices, by the name that it was registered by; empty = rows of codes of `bits`",
-        "",
+        "the quantiser of large matrices, by the name that it was registered by; empty = rows of codes of `bits`", ""
     )
     coder: Literal["zlib", "zstd", "range"] = doc(
-        "what compresses the artifact, at its smallest; range codes weights in contexts of their own",
-        "zlib",
+        "what compresses the artifact, at its smallest; range codes weights in contexts of their own", "zlib"
     )
     gptq: bool = doc("choose the codes of linear maps by what their inputs look like in training text (GPTQ)", False)
     gptq_tokens: int = doc("how much of that text it looks at; this takes training time", 65_536, least=1)

@@ -34,7 +34,7 @@ class Block(Protocol):
         """How many bytes of the sources it is, for the progress bar."""
 
     def documents(self) -> Iterator[Document]:
-        """The documents, blank ones perhaps among them."""
+        """Blank ones perhaps among them. Raises BytegolfError, with file and line, for what is no text."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,6 @@ class Texts:
     size: int
 
     def documents(self) -> Iterator[Document]:
-        """The documents."""
         return iter(self.texts)
 
 
@@ -61,7 +60,6 @@ class RawLines:
     reading: Reading
 
     def documents(self) -> Iterator[Document]:
-        """The documents."""
         return records(self.lines, self.file, self.reading, self.first)
 
 
@@ -76,11 +74,9 @@ class LineRange:
 
     @property
     def size(self) -> int:
-        """Bytes of the range."""
         return self.stop - self.start
 
     def documents(self) -> Iterator[Document]:
-        """The documents."""
         path = Path(self.file)
         with disk_errors(path, "read"), path.open("rb") as raw:
             raw.seek(self.start)
@@ -90,13 +86,11 @@ class LineRange:
         try:
             return iter(block_records(data, self.file, self.reading))
         except BytegolfError:  # the message must count from the beginning of the file
-            list(records(data.split(b"\n"), self.file, self.reading, 1 + self._lines_before()))
+            with path.open("rb") as raw:
+                pieces = iter(lambda: raw.read(min(1 << 20, self.start - raw.tell())), b"")
+                first = 1 + sum(piece.count(b"\n") for piece in pieces)
+            list(records(data.split(b"\n"), self.file, self.reading, first))
             raise
-
-    def _lines_before(self) -> int:
-        with Path(self.file).open("rb") as raw:
-            pieces = iter(lambda: raw.read(min(1 << 20, self.start - raw.tell())), b"")
-            return sum(piece.count(b"\n") for piece in pieces)
 
 
 def of_files(files: Sequence[str], reading: Reading) -> Iterator[Block]:
@@ -107,11 +101,19 @@ def of_files(files: Sequence[str], reading: Reading) -> Iterator[Block]:
         elif corpus.is_lines(file):
             yield from _raw(file, reading)
         else:
-            yield from of_documents(functools.partial(corpus.documents, [file], reading))
+            yield from of_documents(functools.partial(corpus.documents, file, reading))
+
+
+def documents(blocks: Iterator[Block], advance: Advance) -> Iterator[Document]:
+    """The documents of blocks one by one, without blank ones."""
+    for block in blocks:
+        yield from filter(Document.has_text, block.documents())
+        advance(block.size)
+        del block  # or it would be held while the next one is read
 
 
 def of_documents(documents: Callable[[Advance], Iterator[Document]]) -> Iterator[Texts]:
-    """The blocks of documents that are read here, one after another."""
+    """The blocks of documents that are read here, without blank ones; ``documents`` is told whom to tell."""
     read = 0
 
     def advance(count: int) -> None:
@@ -120,7 +122,7 @@ def of_documents(documents: Callable[[Advance], Iterator[Document]]) -> Iterator
 
     texts: list[Document] = []
     held = told = 0
-    for document in documents(advance):
+    for document in filter(Document.has_text, documents(advance)):
         texts.append(document)
         held += len(document.data)
         if held >= BLOCK_BYTES:
@@ -147,7 +149,7 @@ def _raw(file: str, reading: Reading) -> Iterator[RawLines]:
     with corpus.open_lines(file) as (stream, position):
         lines: list[bytes] = []
         first, held, told = 1, 0, 0
-        for line in corpus.raw_lines(stream, name):
+        for line in stream:
             lines.append(line)
             held += len(line)
             if held >= BLOCK_BYTES:

@@ -1,7 +1,5 @@
-"""Documents from anywhere: text files, folders, JSON lines (plain, gzip, zstd), Parquet and stdin, as one stream.
-
-Whatever the size, memory holds little more than one document: files are read a line, a batch of rows or a
-piece at a time.
+"""Files of documents, read a line, a batch of rows or a piece at a time: text, JSON lines (plain, gzip, zstd), Parquet
+and stdin. Whatever the size, memory holds little more than one document.
 """
 
 from __future__ import annotations
@@ -13,12 +11,12 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, BinaryIO
 
 import zstandard
 
 from bytegolf.data.document import MIN_CUT, Advance, Document, Reading
-from bytegolf.data.json_lines import record, records
+from bytegolf.data.json_lines import record
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors
 
@@ -32,15 +30,8 @@ PARQUET_SUFFIXES = (".parquet",)
 STDIN_TEXT, STDIN_LINES = "-", "-.jsonl"
 
 
-@runtime_checkable
-class Bytes(Protocol):
-    """A file that is open for reading bytes."""
-
-    def read(self, size: int, /) -> bytes:
-        """The next ``size`` bytes; fewer only at the end."""
-
-    def __iter__(self) -> Iterator[bytes]:
-        """The lines."""
+Bytes = BinaryIO | io.BufferedIOBase
+"""A file that is open for reading bytes."""
 
 
 def expand(sources: Sequence[str]) -> list[str]:
@@ -87,15 +78,6 @@ def total_bytes(files: Sequence[str]) -> int | None:
     return sum(Path(file).stat().st_size for file in files)
 
 
-def documents(files: Sequence[str], reading: Reading, advance: Advance = lambda count: None) -> Iterator[Document]:
-    """The documents of ``files`` (from ``expand``), in order; blank ones are left out.
-
-    Raises BytegolfError, with file and line, for text that is not UTF-8, malformed JSON or a missing field.
-    """
-    for file in files:
-        yield from filter(Document.has_text, _of_file(file, reading, advance))
-
-
 def is_plain_lines(file: str) -> bool:
     """Whether it is a file of JSON lines that can be read from anywhere: not compressed, no pipe."""
     return file.lower().endswith((".jsonl", ".ndjson")) and Path(file).is_file()
@@ -107,21 +89,18 @@ def is_lines(file: str) -> bool:
 
 
 @contextlib.contextmanager
-def open_lines(file: str) -> Iterator[tuple[Bytes, Callable[[], int]]]:
+def open_lines(file: str) -> Iterator[tuple[Iterator[bytes], Callable[[], int]]]:
     """JSON lines as they come, decompressed, and how far they are read in the file."""
     if file == STDIN_LINES:
-        yield sys.stdin.buffer, lambda: 0
+        yield _lines(sys.stdin.buffer, "stdin"), lambda: 0
         return
     with disk_errors(Path(file), "read"), Path(file).open("rb") as raw:
-        yield _decompressed(raw, file.lower()), raw.tell if raw.seekable() else lambda: 0
+        yield _lines(_decompressed(raw, file.lower()), file), raw.tell if raw.seekable() else lambda: 0
 
 
-def _of_file(file: str, reading: Reading, advance: Advance) -> Iterator[Document]:
-    if is_lines(file):
-        with open_lines(file) as (stream, position):
-            name = "stdin" if file == STDIN_LINES else file
-            yield from records(raw_lines(stream, name, position, advance), name, reading)
-    elif file == STDIN_TEXT:
+def documents(file: str, reading: Reading, advance: Advance) -> Iterator[Document]:
+    """The documents of a plain text or a Parquet file; BytegolfError where it is not UTF-8 or lacks a field."""
+    if file == STDIN_TEXT:
         yield from _texts(sys.stdin.buffer, "stdin", reading.cut, advance)
     elif file.lower().endswith(PARQUET_SUFFIXES):
         yield from _rows(Path(file), reading, advance)
@@ -170,18 +149,12 @@ class _Frames(io.RawIOBase):
         return count
 
 
-def raw_lines(
-    stream: Bytes, file: str, position: Callable[[], int] = lambda: 0, advance: Advance = lambda count: None
-) -> Iterator[bytes]:
-    """The lines of an open file, compressed or not; ``advance`` is told of what ``position`` has moved."""
-    number = done = 0
+def _lines(stream: Bytes, file: str) -> Iterator[bytes]:
+    number = 0
     try:
         for line in stream:
             number += 1
             yield line
-            if (now := position()) > done:
-                advance(now - done)
-                done = now
     except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
         raise BytegolfError(f"{file} breaks off or is damaged behind line {number} ({error}): get it again") from error
 
@@ -234,9 +207,7 @@ def _texts(stream: Bytes, file: str, cut: int, advance: Advance) -> Iterator[Doc
 
 
 def _cut_at(data: bytes, begin: int, size: int) -> int:
-    """Where to cut off a piece of at most ``size`` bytes from ``begin``: behind the last blank line, line or space in
-    its second half, or else between two characters.
-    """
+    """Where a piece of at most ``size`` bytes ends: behind a blank line, line or space in its second half, if any."""
     end = begin + size
     for mark in (b"\n\n", b"\n", b" "):
         at = data.rfind(mark, begin + size // 2, end)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +13,7 @@ from bytegolf.data.manifest import DATASET_PREFIX, DatasetEntry, TokenizerEntry,
 from bytegolf.data.shard_writer import ShardWriter
 from bytegolf.data.specs import TokenizerSpec
 from bytegolf.data.tokenizer import Tokenizer
-from bytegolf.errors import BytegolfError
-from bytegolf.files import abandon, disk_errors, write_atomically
+from bytegolf.files import GrowingFile, disk_errors, write_atomically
 
 SIDECAR = "fineweb_val_documents.npy"
 """int64 (documents, 3) beside the validation shards: tokens (BOS included), bytes they stand for, original bytes."""
@@ -47,7 +44,7 @@ class DatasetWriter:
         self.folder = out / "datasets" / f"{DATASET_PREFIX}{spec.suffix}"
         self.writers = [ShardWriter(self.folder, name, shard_tokens) for name in SPLITS]
         self.documents, self.piece_bytes, self.original_bytes = [0, 0], [0, 0], [0, 0]
-        self._rows = _Rows(self.folder / SIDECAR)
+        self._rows = GrowingFile(self.folder / SIDECAR)
         self._keep = False
 
     def __enter__(self) -> DatasetWriter:
@@ -68,7 +65,7 @@ class DatasetWriter:
             self.piece_bytes[side] += int(tokens.piece_bytes[documents].sum())
             self.original_bytes[side] += int(original_bytes[documents].sum())
         columns = (tokens.lengths, tokens.piece_bytes, original_bytes)
-        self._rows.write(np.stack([column[:held_out] for column in columns], axis=1))
+        self._rows.write(np.stack([column[:held_out] for column in columns], axis=1).astype("<i8").tobytes())
 
     def checkpoint(self) -> WriterState:
         """Bring what was written to the disk; what ``resume`` needs to go on from here."""
@@ -77,7 +74,7 @@ class DatasetWriter:
         self._rows.sync()
         self._keep = True
         return WriterState(
-            self.tokenizer.identity()["sha256"],
+            self.tokenizer.sha256,
             list(self.documents),
             list(self.piece_bytes),
             list(self.original_bytes),
@@ -87,7 +84,7 @@ class DatasetWriter:
 
     def resume(self, saved: WriterState) -> bool:
         """Go on from a checkpoint; False if its files are not there, or another model made them."""
-        if saved.model != self.tokenizer.identity()["sha256"]:
+        if saved.model != self.tokenizer.sha256:
             return False
         for writer, tokens, hashes in zip(self.writers, saved.tokens, saved.sha256, strict=True):
             if not writer.resume(tokens, hashes):
@@ -95,17 +92,19 @@ class DatasetWriter:
         self.documents, self.piece_bytes = list(saved.documents), list(saved.piece_bytes)
         self.original_bytes = list(saved.original_bytes)
         self._keep = True
-        return self._rows.resume(self.documents[1])
+        return self._rows.resume(_ROW_BYTES * self.documents[1])
 
     def done(self) -> None:
         """Say that no checkpoint will be needed any more: the manifest is written."""
         self._keep = False
 
     def close(self) -> None:
-        """Finish the shards and the sidecar."""
+        """Finish the shards and the sidecar, whose rows stay beside it for ``resume``."""
         for writer in self.writers:
             writer.close()
-        self._rows.close()
+        with disk_errors(self._rows.path):
+            rows = np.fromfile(self._rows.temporary, dtype="<i8").reshape(-1, 3)
+        write_atomically(self._rows.path, lambda file: np.save(file, rows))
 
     def dataset_entry(self) -> DatasetEntry:
         """The manifest's entry for the data set."""
@@ -134,62 +133,9 @@ class DatasetWriter:
 
     def tokenizer_entry(self) -> TokenizerEntry:
         """The manifest's entry for the tokenizer."""
-        common = TokenizerEntry(self.spec.name, self.spec.kind, self.tokenizer.vocab_size)
+        common = (self.spec.name, self.spec.kind, self.tokenizer.vocab_size)
         if self.spec.kind == "byte":
-            return dataclasses.replace(common, path=f"tokenizers/fineweb_{self.spec.name}.json")
-        prefix = f"tokenizers/{self.spec.model_prefix}"
-        return dataclasses.replace(
-            common,
-            model_path=f"{prefix}.model",
-            sha256=self.tokenizer.identity()["sha256"],
-            vocab_path=f"{prefix}.vocab" if (self.out / f"{prefix}.vocab").exists() else None,
-            spec=self.spec.to_json(),
-        )
-
-
-class _Rows:
-    """The rows of the sidecar: on the disk as they come, an array file with a header when all are there."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._temporary = path.with_name(f".{path.name}.tmp")
-        self._file: IO[bytes] | None = None
-
-    def write(self, rows: NDArray[np.int64]) -> None:
-        """Append rows, int64 of shape (n, 3)."""
-        with disk_errors(self._path):
-            if self._file is None:
-                self._file = self._temporary.open("w+b")
-            self._file.write(rows.astype("<i8", copy=False).tobytes())
-
-    def sync(self) -> None:
-        """Return once everything written so far is on the disk."""
-        if self._file is not None:
-            with disk_errors(self._path):
-                self._file.flush()
-                os.fsync(self._file.fileno())
-
-    def resume(self, rows: int) -> bool:
-        """Go on behind so many rows; False if they are not there."""
-        if not self._temporary.exists() or self._temporary.stat().st_size < rows * _ROW_BYTES:
-            return False
-        with disk_errors(self._path):
-            self._file = self._temporary.open("r+b")
-            self._file.truncate(rows * _ROW_BYTES)
-            self._file.seek(0, 2)
-        return True
-
-    def close(self) -> None:
-        """Write the array file; the rows stay beside it for ``resume``, until ``abandon``."""
-        if self._file is None:
-            raise BytegolfError(f"cannot write {self._path}: there are no documents")
-        with disk_errors(self._path):
-            self._file.seek(0)
-            rows = np.frombuffer(self._file.read(), dtype=np.int64).reshape(-1, 3)
-        write_atomically(self._path, lambda file: np.save(file, rows))
-
-    def abandon(self, keep: bool = False) -> None:
-        """Close the file, and remove it unless ``resume`` is to find it."""
-        if self._file is not None:
-            file, self._file = self._file, None
-            abandon(file, self._temporary, keep)
+            return TokenizerEntry(*common, path=f"tokenizers/fineweb_{self.spec.name}.json")
+        model, vocab = (f"tokenizers/{self.spec.model_prefix}.{ending}" for ending in ("model", "vocab"))
+        vocab_path = vocab if (self.out / vocab).exists() else None
+        return TokenizerEntry(*common, None, model, self.tokenizer.sha256, vocab_path, self.spec.to_json())

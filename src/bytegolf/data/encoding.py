@@ -43,12 +43,7 @@ class Encoded:
     original_bytes: NDArray[np.int64]
     """(documents,): bytes of each text"""
     tokens: list[Tokens]
-    """one a tokenizer"""
-
-    @property
-    def documents(self) -> int:
-        """How many there are."""
-        return len(self.original_bytes)
+    """one per tokenizer"""
 
 
 @dataclass(frozen=True)

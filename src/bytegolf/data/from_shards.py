@@ -11,7 +11,7 @@ import numpy as np
 
 from bytegolf.data.blocks import BLOCK_BYTES
 from bytegolf.data.decoding import Decoder, decoder
-from bytegolf.data.document import Advance, Document
+from bytegolf.data.document import Document
 from bytegolf.data.manifest import DATASET_PREFIX, DIGEST, MANIFEST, DatasetEntry, dataset_entry, read_manifest
 from bytegolf.data.shards import TOKEN_BYTES, TokenStream, read_shard, shard_paths
 from bytegolf.data.sources import Source
@@ -36,11 +36,9 @@ class TokenRange:
 
     @property
     def size(self) -> int:
-        """Bytes of the shards."""
         return TOKEN_BYTES * sum(stop - start for _, start, stop in self.parts)
 
     def documents(self) -> Iterator[Document]:
-        """The documents."""
         ids = np.concatenate([read_shard(path)[start:stop] for path, start, stop in self.parts])
         for text in self.decoder.documents(ids, self.where):
             document = Document(text.encode("utf-8"), "")
@@ -50,15 +48,13 @@ class TokenRange:
 
 
 def named(sources: Sequence[str]) -> Path | None:
-    """The folder in ``shards:FOLDER``, which must be alone; None where the sources are something else."""
+    """The data set in ``shards:FOLDER``, which must be alone: that folder, or the only one in there; else None."""
     found = [source.removeprefix(PREFIX) for source in sources if source.startswith(PREFIX)]
     if found and len(sources) > 1:
         raise BytegolfError(f"{PREFIX}{found[0]} is a source of its own: name nothing else beside it")
-    return _data_set(Path(found[0])) if found else None
-
-
-def _data_set(folder: Path) -> Path:
-    """The data set that ``folder`` is, or the only one that it holds."""
+    if not found:
+        return None
+    folder = Path(found[0])
     if folder.name.startswith(DATASET_PREFIX):
         return folder
     entries = read_manifest(folder)["datasets"]
@@ -68,14 +64,9 @@ def _data_set(folder: Path) -> Path:
     return folder / str(entries[0].get("path", f"datasets/{entries[0].get('name')}"))
 
 
-def _names(folder: Path) -> tuple[str, Path]:
-    """The tokenizer's name, and the folder that its data set's lies in."""
-    return folder.name.removeprefix(DATASET_PREFIX), folder.parent.parent
-
-
 def open_shards(folder: Path) -> Source:
     """The documents of a data set: first those of its validation split, which they stay."""
-    name, root = _names(folder)
+    name, root = folder.name.removeprefix(DATASET_PREFIX), folder.parent.parent
     tokenizer = load_tokenizer(name, root)
     found = decoder(tokenizer)  # refuses, before anything is read
     streams = {split: _stream(folder, split) for split in ("val", "train")}
@@ -89,22 +80,18 @@ def open_shards(folder: Path) -> Source:
             )
         if len(stream) and stream.slice(0, 1)[0] != Tokenizer.BOS:
             raise BytegolfError(f"the {split} shards in {folder} do not begin with a BOS: they are not of documents")
-    validation = sum(int((piece == Tokenizer.BOS).sum()) for piece in _pieces(streams["val"]))
+    held = streams["val"]
+    pieces = (held.slice(at, min(at + _LOOK, len(held))) for at in range(0, len(held), _LOOK))
+    validation = sum(int((piece == Tokenizer.BOS).sum()) for piece in pieces)
 
     def blocks() -> Iterator[TokenRange]:
         for split, stream in streams.items():
             yield from _ranges(found, stream, f"the {split} shards in {folder}")
 
-    def documents(advance: Advance) -> Iterator[Document]:
-        for block in blocks():
-            advance(block.size)
-            yield from block.documents()
-
     about: dict[str, Any] = {"decoded_from": tokenizer.identity(), "sha256": entry.sha256 or None}
     manifest = read_manifest(root) if (root / MANIFEST).exists() else {}
     in_order = str(manifest.get("split", "")).startswith("first:")
     return Source(
-        documents,
         blocks,
         sum(TOKEN_BYTES * len(stream) for stream in streams.values()),
         about,
@@ -120,11 +107,6 @@ def _stream(folder: Path, split: str) -> TokenStream:
     if not paths:
         raise BytegolfError(f"{folder} has no fineweb_{split}_*.bin: both splits are needed")
     return TokenStream(paths, 1 << 16)
-
-
-def _pieces(stream: TokenStream) -> Iterator[Any]:
-    for start in range(0, len(stream), _LOOK):
-        yield stream.slice(start, min(start + _LOOK, len(stream)))
 
 
 def _ranges(found: Decoder, stream: TokenStream, where: str) -> Iterator[TokenRange]:

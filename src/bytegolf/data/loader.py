@@ -1,5 +1,4 @@
-"""Batches for training: a pure function of (seed, step, rank, world size), with nothing to save and nothing
-to replay.
+"""Batches for training: a pure function of (seed, step, rank, world size), with nothing to save and replay.
 
 Step, rank and row give a row's number in the endless sequence of epochs; a keyed permutation of the epoch's
 windows, computed and not stored, turns that into a place in the stream. So any step is reached in the time of
@@ -26,9 +25,7 @@ _ROUNDS = 6
 
 
 def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64's finaliser (Steele, Lea, Flood 2014): a bijection of 64 bits that looks random; wraps
-    around.
-    """
+    """SplitMix64's finaliser (Steele, Lea, Flood 2014): a bijection of 64 bits that looks random; wraps around."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors, read_json, write_bytes
@@ -27,7 +27,6 @@ LOCK = ".lock"
 """Held in a data folder by whoever writes there, `prepare` or `fetch`."""
 
 DATASET_PREFIX = "fineweb10B_"
-_LISTS = ("datasets", "tokenizers")
 
 DIGEST = "documents_digest"
 """The manifest's key for a hash of all documents in order: h ← SHA-256(h ‖ SHA-256(text in UTF-8)) for each, from 32
@@ -148,43 +147,35 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
             f"{folder} has no {MANIFEST}: make the folder with `bytegolf prepare --out {folder}`, or name another"
         )
     manifest = read_json(path, "data manifest")
-    lists: list[Any] = [manifest.get(key) for key in _LISTS] if isinstance(manifest, dict) else [None]
-    if not all(isinstance(part, list) and all(isinstance(entry, dict) for entry in part) for part in lists):
+    if not has_lists(manifest):
         raise BytegolfError(f"{path} lists no datasets and tokenizers: it is no data manifest; run prepare again")
-    assert isinstance(manifest, dict)
-    for part in lists:
-        for entry in part:
-            _check_entry(entry, path)
+    for entry in [*manifest["datasets"], *manifest["tokenizers"]]:
+        for key in ("name", "tokenizer_name", "tokenizer", "kind", "path", "model_path"):
+            if not isinstance(value := entry.get(key), str | None):
+                raise BytegolfError(f"{path} has {value!r} as a {key}: it is no data manifest; run prepare again")
+        stats = entry.get("stats")
+        if not isinstance(stats, dict | None):
+            raise BytegolfError(f"{path} has {stats!r} as stats: it is no data manifest; run prepare again")
+        for key, value in (stats or {}).items():
+            known = key.startswith(_COUNTS) and value is not None
+            if known and not (type(value) is int and 0 <= value < 1 << 63):
+                raise BytegolfError(f"{path} has {value!r} as {key}: run prepare again")
     return manifest
-
-
-def _check_entry(entry: dict[str, Any], path: Path) -> None:
-    """Raise unless what is used of an entry is of its type."""
-    for key in ("name", "tokenizer_name", "tokenizer", "kind", "path", "model_path"):
-        value = entry.get(key)
-        if value is not None and not isinstance(value, str):
-            raise BytegolfError(f"{path} has {value!r} as a {key}: it is no data manifest; run prepare again")
-    stats = entry.get("stats")
-    if not isinstance(stats, dict | None):
-        raise BytegolfError(f"{path} has {stats!r} as stats: it is no data manifest; run prepare again")
-    for key, value in (stats or {}).items():
-        if key.startswith(_COUNTS) and value is not None and not _is_count(value):
-            raise BytegolfError(f"{path} has {value!r} as {key}: run prepare again")
 
 
 _COUNTS = ("docs_", "tokens_", "files_", "bytes_", "original_bytes_")
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
+def has_lists(manifest: Any) -> TypeGuard[dict[str, Any]]:
+    """Whether the value of a manifest's JSON is an object with lists of objects for data sets and tokenizers."""
+    lists = [manifest.get(key) for key in ("datasets", "tokenizers")] if isinstance(manifest, dict) else [None]
+    return all(isinstance(part, list) and all(isinstance(entry, dict) for entry in part) for part in lists)
 
 
 def dataset_entry(folder: str | Path, tokenizer_name: str) -> DatasetEntry | None:
-    """The manifest's entry for a data set, by its suffix (``sp1024``) or its tokenizer's name
-    (``sp_bpe_1024``).
+    """The manifest's entry for a data set, by its suffix (``sp1024``) or its tokenizer's name (``sp_bpe_1024``).
 
-    None where the folder has no manifest; an error where the manifest has no such data set, or only half of it lies
-    there.
+    None where the folder has no manifest; an error where that has no such data set, or only half of it lies there.
     """
     folder = Path(folder)
     if set(tokenizer_name) & set("/\\\0") or len(tokenizer_name) > 200:  # it becomes part of file names
@@ -206,16 +197,12 @@ def dataset_entry(folder: str | Path, tokenizer_name: str) -> DatasetEntry | Non
 
 
 def dataset_folder(folder: str | Path, tokenizer_name: str) -> Path:
-    """Where the shards for a tokenizer lie: as the manifest says, or ``datasets/…<name>``, or the folder
-    itself.
-    """
+    """Where the shards for a tokenizer lie: as the manifest says, or ``datasets/…<name>``, or the folder itself."""
     folder = Path(folder)
     entry = dataset_entry(folder, tokenizer_name)
     name = DATASET_PREFIX + tokenizer_name
-    places = [folder / "datasets" / name, folder / name, folder]
-    named = path_in(folder, entry.path if entry is not None else None)
-    if named is not None:
-        places.insert(0, named)
+    named = path_in(folder, entry.path) if entry else None
+    places = [*([named] if named else []), folder / "datasets" / name, folder / name, folder]
     for place in places:
         # a folder of shards that names another tokenizer is not what was asked for
         if place == folder and folder.name.startswith(DATASET_PREFIX) and folder.name != name:
@@ -252,8 +239,7 @@ def tokenizer_entry(folder: str | Path, tokenizer_name: str) -> TokenizerEntry |
 
 
 def validation_bytes(folder: str | Path, tokenizer_name: str) -> int | None:
-    """UTF-8 bytes of the validation documents as they were before tokenization; None where nothing recorded
-    them.
+    """UTF-8 bytes of the validation documents before tokenization; None where nothing recorded them.
 
     The denominator of a score over the original bytes, which normalisation does not change.
     """

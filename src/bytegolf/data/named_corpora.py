@@ -64,11 +64,6 @@ class NamedCorpus:
     read: Callable[[Path], Iterator[Document]]
     """the documents in there, in a fixed order, none of them blank"""
 
-    @property
-    def description(self) -> dict[str, Any]:
-        """What the manifest says about it."""
-        return {"name": self.name, **self.about()}
-
 
 def named(sources: Sequence[str]) -> str | None:
     """The name in ``corpus:NAME``, which must be alone; None where the sources are something else."""
@@ -80,12 +75,11 @@ def named(sources: Sequence[str]) -> str | None:
 
 def find(name: str) -> NamedCorpus:
     """The corpus of that name."""
-    for corpus in CORPORA:
-        if corpus.name == name:
-            return corpus
-    names = [corpus.name for corpus in CORPORA]
-    close = difflib.get_close_matches(name, names, 1)
-    hint = f"did you mean {PREFIX}{close[0]}?" if close else f"there are {', '.join(PREFIX + name for name in names)}"
+    found = {corpus.name: corpus for corpus in CORPORA}
+    if name in found:
+        return found[name]
+    close = difflib.get_close_matches(name, found, 1)
+    hint = f"did you mean {PREFIX}{close[0]}?" if close else f"there are {', '.join(PREFIX + name for name in found)}"
     raise BytegolfError(f"no corpus is called {name!r}: {hint}")
 
 

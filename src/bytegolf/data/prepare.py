@@ -14,15 +14,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from bytegolf.data import from_shards
-from bytegolf.data.blocks import BLOCK_BYTES, Block
+from bytegolf.data.blocks import BLOCK_BYTES
 from bytegolf.data.dataset_writer import DatasetWriter, WriterState
 from bytegolf.data.document import Advance, Reading
 from bytegolf.data.encoding import DIGEST_BYTES, Encoded, Encoder
@@ -112,13 +113,15 @@ def prepare(
         tokenizer = make_tokenizer(spec, folder, source, split, checkpoint.models.get(spec.suffix), bar)
         made.append((spec, tokenizer))
         if spec.kind != "byte":
-            checkpoint.models[spec.suffix] = tokenizer.identity()["sha256"]
+            checkpoint.models[spec.suffix] = str(tokenizer.sha256)
             checkpoint.save(folder)
     with contextlib.ExitStack() as stack:
         writers, checkpoint = _open(made, folder, shard_tokens, checkpoint, stack)
         check = stack.enter_context(checked(source))
         with bar.task("writing shards", source.size) as advance:
-            blocks = _skip(source.blocks(), checkpoint.blocks, advance)
+            blocks = source.blocks()
+            for done in itertools.islice(blocks, checkpoint.blocks):
+                advance(done.size)
             encoder = Encoder(split, [tokenizer for _, tokenizer in made])
             encoded = encode_all_on_ray(encoder, blocks) if ray else encode_all(encoder, blocks, workers)
             stack.enter_context(contextlib.closing(encoded))
@@ -158,14 +161,6 @@ def _open(
     return [stack.enter_context(writer) for writer in new()], Checkpoint(checkpoint.job, checkpoint.models)
 
 
-def _skip(blocks: Iterator[Block], count: int, advance: Advance) -> Iterator[Block]:
-    for number, block in enumerate(blocks):
-        if number < count:
-            advance(block.size)
-        else:
-            yield block
-
-
 def _write(
     encoded: Iterable[Encoded],
     split: Split,
@@ -179,10 +174,13 @@ def _write(
     for block in encoded:
         held_out = block.held_out
         if held_out is None:
-            held_out = min(max(0, split.first - sum(writers[0].documents)), block.documents)
+            held_out = min(max(0, split.first - sum(writers[0].documents)), len(block.original_bytes))
         for writer, tokens in zip(writers, block.tokens, strict=True):
             writer.add(tokens, block.original_bytes, held_out)
-        checkpoint.digest = _chained(checkpoint.digest, block.digests)
+        chain = bytes.fromhex(checkpoint.digest)
+        for start in range(0, len(block.digests), DIGEST_BYTES):
+            chain = hashlib.sha256(chain + block.digests[start : start + DIGEST_BYTES]).digest()
+        checkpoint.digest = chain.hex()
         checkpoint.groups = sorted({*checkpoint.groups, *block.groups})
         checkpoint.blocks += 1
         advance(block.size)
@@ -190,13 +188,6 @@ def _write(
             checkpoint.writers = [writer.checkpoint() for writer in writers]
             checkpoint.save(out)
             saved = time.monotonic()
-
-
-def _chained(digest: str, digests: bytes) -> str:
-    chain = bytes.fromhex(digest)
-    for start in range(0, len(digests), DIGEST_BYTES):
-        chain = hashlib.sha256(chain + digests[start : start + DIGEST_BYTES]).digest()
-    return chain.hex()
 
 
 def _check(source: Source, split: Split, writer: DatasetWriter, checkpoint: Checkpoint) -> None:
@@ -222,20 +213,14 @@ def _check(source: Source, split: Split, writer: DatasetWriter, checkpoint: Chec
 # ---------------------------------------------------------------------------------------------- the folder
 
 
-@dataclasses.dataclass(frozen=True)
-class _Kept:
-    """What stays of a folder's manifest: other tokenizers over the same documents."""
+def _begin(out: Path, source: Source, split: Split, specs: list[TokenizerSpec]) -> dict[str, Any]:
+    """Mark the data sets of ``specs`` in ``out`` as unfinished; raise rather than touch what is not theirs.
 
-    manifest: dict[str, Any]
-    datasets: list[dict[str, Any]]
-    tokenizers: list[dict[str, Any]]
-
-
-def _begin(out: Path, source: Source, split: Split, specs: list[TokenizerSpec]) -> _Kept:
-    """Mark the data sets of ``specs`` in ``out`` as unfinished; raise rather than touch what is not theirs."""
+    Returns what stays of the folder's manifest: other tokenizers over the same documents.
+    """
     make_folder(out)
     names, half = [DATASET_PREFIX + spec.suffix for spec in specs], unfinished(out)
-    kept = _Kept({}, [], [])
+    old: dict[str, Any] = {}
     if (out / MANIFEST).exists():
         old = read_manifest(out)
         published = "corpus" not in old  # fetched: its statistics are compared in the end
@@ -245,7 +230,7 @@ def _begin(out: Path, source: Source, split: Split, specs: list[TokenizerSpec]) 
         datasets = [d for d in old["datasets"] if _tokenizer_of(d) not in remade and d.get("name") not in half]
         stay = {_tokenizer_of(entry) for entry in datasets}
         tokenizers = [entry for entry in old["tokenizers"] if entry.get("name") in stay]
-        kept = _Kept(old, datasets, tokenizers)
+        old |= {"datasets": datasets, "tokenizers": tokenizers}
         files = {entry.get("name") for entry in datasets} | {entry.get("model_path") for entry in tokenizers}
         for spec, name in zip(specs, names, strict=True):
             if taken := files & {name, f"tokenizers/{spec.model_prefix}.model"}:
@@ -259,30 +244,29 @@ def _begin(out: Path, source: Source, split: Split, specs: list[TokenizerSpec]) 
             "choose another --out"
         )
     mark_unfinished(out, [*names, *half])
-    return kept
+    return old
 
 
 def _write_manifest(
-    out: Path, source: Source, split: Split, kept: _Kept, made: Sequence[DatasetWriter], digest: str
+    out: Path, source: Source, split: Split, kept: dict[str, Any], made: Sequence[DatasetWriter], digest: str
 ) -> dict[str, Any]:
     """Write the manifest of ``out``, and return it; raise if what stays there came from other documents."""
     training, validation = made[0].documents
-    same = kept.manifest.get(DIGEST, digest) == digest and all(
-        (entry.get("stats") or {}).get(key, count) == count
-        for entry in kept.datasets
-        for key, count in (("docs_val", validation), ("docs_total", training + validation))
-    )
-    if kept.datasets and not same:
+    datasets, tokenizers = kept.get("datasets", []), kept.get("tokenizers", [])
+    counts = {"docs_val": validation, "docs_total": training + validation}
+    stats = [entry.get("stats") or {} for entry in datasets]
+    same = all(one.get(key, count) == count for one in stats for key, count in counts.items())
+    if stats and not (same and kept.get(DIGEST, digest) == digest):
         raise BytegolfError(f"the documents are not those that {out} was made from: choose another --out")
     manifest = {
-        **kept.manifest,
+        **kept,
         "version": 1,
         "corpus": source.description,
         "split": str(split),
         "docs_total": training + validation,
         DIGEST: digest,
-        "datasets": kept.datasets + [dataclasses.asdict(writer.dataset_entry()) for writer in made],
-        "tokenizers": kept.tokenizers + [writer.tokenizer_entry().to_json() for writer in made],
+        "datasets": datasets + [dataclasses.asdict(writer.dataset_entry()) for writer in made],
+        "tokenizers": tokenizers + [writer.tokenizer_entry().to_json() for writer in made],
     }
     manifest.pop("documents_sha256", None)  # what earlier versions wrote instead
     write_json(out / MANIFEST, manifest)

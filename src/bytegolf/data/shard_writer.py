@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from bytegolf.data.shards import MAX_SHARD_TOKENS, SHARD_TOKENS, shard_bytes, shard_header, shard_path, shard_paths
 from bytegolf.errors import BytegolfError
-from bytegolf.files import abandon, disk_errors, make_folder, sha256
+from bytegolf.files import GrowingFile, disk_errors, make_folder, sha256
 
 
 class ShardWriter:
@@ -38,7 +37,10 @@ class ShardWriter:
         self.paths: list[Path] = []
         self.sha256: dict[str, str] = {}
         self.tokens = 0
-        self._file: io.FileIO | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self._file = GrowingFile(shard_path(self.folder, self.split, len(self.paths)))
         self._hash = hashlib.sha256()
 
     @property
@@ -52,56 +54,49 @@ class ShardWriter:
             raise TypeError(f"tokens must be uint16, not {tokens.dtype}")
         while len(tokens):
             part = tokens[: self.shard_tokens - self._in_shard]
-            data = np.ascontiguousarray(part, dtype="<u2").view(np.uint8).data
-            with disk_errors(self._path):
-                if self._file is None:
-                    self._file = self._temporary.open("wb", buffering=0)
-                    # most shards will be full; the count of one that is not is put right at its end
-                    self._put(shard_header(self.shard_tokens))
-                self._put(data)
+            if self._file.file is None:
+                # most shards will be full; the count of one that is not is put right at its end
+                self._put(shard_header(self.shard_tokens))
+            self._put(np.ascontiguousarray(part, dtype="<u2").view(np.uint8).data)
             self.tokens += len(part)
             tokens = tokens[len(part) :]
             if self._in_shard == self.shard_tokens:
                 self._finish_shard()
 
     def _put(self, data: bytes | memoryview) -> None:
-        assert self._file is not None
         self._hash.update(data)
-        view = memoryview(data)
-        while len(view):  # a disk that is nearly full takes a part
-            view = view[self._file.write(view) :]
+        self._file.write(data)
 
     def sync(self) -> None:
         """Return once everything written so far is on the disk, as far as the system can tell."""
-        if self._file is not None:
-            with disk_errors(self._path):
-                os.fsync(self._file.fileno())
+        self._file.sync()
 
     def resume(self, tokens: int, sha256: dict[str, str]) -> bool:
         """Go on behind the first ``tokens`` tokens, written and synced by an earlier writer of the same folder, whose
-        finished shards had the hashes ``sha256``; False, with nothing changed, if they are not there.
+        finished shards had the hashes ``sha256``; False if they are not there.
         """
         full, rest = divmod(tokens, self.shard_tokens)
         finished = [shard_path(self.folder, self.split, index) for index in range(full)]
         for path in finished:
             if path.name not in sha256 or not path.exists() or path.stat().st_size != shard_bytes(self.shard_tokens):
                 return False
-        # the shard that was not complete may have been finished since, by a process that was killed behind that
-        last = shard_path(self.folder, self.split, full)
-        half = next((path for path in (_temporary(last), last) if rest and path.exists()), None)
-        if rest and (half is None or half.stat().st_size < shard_bytes(rest)):
-            return False
         self.paths, self.tokens = finished, tokens
         self.sha256 = {path.name: sha256[path.name] for path in finished}
-        if half is not None:
-            with disk_errors(self._path):
-                half.replace(self._temporary)
-                self._file = self._temporary.open("r+b", buffering=0)
-                self._file.truncate(shard_bytes(rest))
-                self._file.write(shard_header(self.shard_tokens))
-                self._file.seek(0)
-                while piece := self._file.read(1 << 22):
-                    self._hash.update(piece)
+        self._begin()
+        if not rest:
+            return True
+        with disk_errors(self._file.path):
+            # the shard that was not complete may have been finished since, by a process that was killed behind that
+            if not self._file.temporary.exists() and self._file.path.exists():
+                self._file.path.replace(self._file.temporary)
+            if not self._file.resume(shard_bytes(rest)):
+                return False
+            assert self._file.file is not None
+            self._file.file.seek(0)
+            self._file.file.write(shard_header(self.shard_tokens))
+            self._file.file.seek(0)
+            while piece := self._file.file.read(1 << 22):
+                self._hash.update(piece)
         return True
 
     def close(self) -> None:
@@ -126,38 +121,21 @@ class ShardWriter:
         finally:
             self.abandon()
 
-    @property
-    def _path(self) -> Path:
-        return shard_path(self.folder, self.split, len(self.paths))
-
-    @property
-    def _temporary(self) -> Path:
-        return _temporary(self._path)
-
     def _finish_shard(self) -> None:
-        if self._file is None:
+        path, file, full = self._file.path, self._file.file, self._in_shard == self.shard_tokens
+        if file is None:
             return
-        path, full = self._path, self._in_shard == self.shard_tokens
         with disk_errors(path):
             if not full:
-                self._file.seek(0)
-                self._file.write(shard_header(self._in_shard))
-            os.fsync(self._file.fileno())
-            self._file.close()
-            self._temporary.replace(path)
+                file.seek(0)
+                file.write(shard_header(self._in_shard))
+            os.fsync(file.fileno())
+            file.close()
+            self._file.temporary.replace(path)
         self.sha256[path.name] = self._hash.hexdigest() if full else sha256(path)
-        self._file, self._hash = None, hashlib.sha256()
         self.paths.append(path)
+        self._begin()
 
     def abandon(self, keep: bool = False) -> None:
-        """Close the shard that is not complete, if there is one, and remove it unless ``resume`` is to find it; the
-        finished ones stay.
-        """
-        if self._file is not None:
-            file, self._file = self._file, None
-            abandon(file, self._temporary, keep)
-
-
-def _temporary(path: Path) -> Path:
-    """Where a shard is written until it is complete."""
-    return path.with_name(f".{path.name}.tmp")
+        """Close the shard that is not complete, and remove it unless ``resume`` is to find it; finished ones stay."""
+        self._file.abandon(keep)

@@ -64,8 +64,7 @@ def shard_bytes(tokens: int) -> int:
 
 
 def read_shard(path: str | Path, vocab_size: int | None = None) -> NDArray[np.uint16]:
-    """Memory-map a shard's tokens, little-endian uint16 of shape (tokens,), after checking its header and its
-    length.
+    """Memory-map a shard's tokens, little-endian uint16 of shape (tokens,), after checking its header and its length.
 
     With ``vocab_size`` every id is checked too, in one pass over the file. Errors name the file.
     """
@@ -112,8 +111,7 @@ def _check_ids(tokens: NDArray[np.uint16], vocab_size: int, path: Path) -> None:
 
 
 class TokenStream:
-    """Several shards as one sequence of tokens, memory-mapped: opening costs a header a shard, reading what
-    is read.
+    """Several shards as one sequence of tokens, memory-mapped: opening costs a header per shard, reading what is read.
 
     Every id that is handed out is below ``vocab_size``: a stream of up to ``EAGER_CHECK_TOKENS`` is checked
     as a whole when it is opened, and a longer one (a scan would take minutes) slice by slice.
@@ -136,9 +134,7 @@ class TokenStream:
         return int(self._ends[-1])
 
     def slice(self, start: int, stop: int) -> NDArray[np.uint16]:
-        """A copy of tokens ``start`` to ``stop`` (exclusive), uint16 of shape (stop - start,), across shard
-        borders.
-        """
+        """A copy of tokens ``start`` to ``stop`` (exclusive), uint16 of shape (stop - start,), across shards."""
         result = np.empty(stop - start, dtype=np.uint16)
         done = 0
         for index, first, end in self.parts(start, stop):
@@ -161,9 +157,7 @@ class TokenStream:
         return shard
 
     def parts(self, start: int, stop: int) -> list[tuple[int, int, int]]:
-        """Where tokens ``start`` to ``stop`` (exclusive) lie: the numbers of shards, and the first and the end of the
-        tokens in each.
-        """
+        """Where tokens ``start`` to ``stop`` (exclusive) lie: shard numbers, each with first and end in there."""
         if not 0 <= start <= stop <= len(self):
             raise IndexError(f"tokens {start} to {stop} of a stream of {len(self)}")
         found = []

@@ -28,10 +28,7 @@ _SIDECAR_KEYS = {"docs_sha256": str, "docs_val": int, "num_docs": int}
 class Source:
     """Documents, re-readable unless stdin is among them."""
 
-    documents: Callable[[Advance], Iterator[Document]]
-    """one by one, told how far they are read"""
     blocks: Callable[[], Iterator[Block]]
-    """the same, as workers take them"""
     size: int | None
     """bytes to read, for the progress bar"""
     description: dict[str, Any]
@@ -51,6 +48,10 @@ class Source:
     sizes: tuple[int | None, int | None] = (None, None)
     """how many bytes of text the training and the validation documents must be"""
 
+    def documents(self, advance: Advance) -> Iterator[Document]:
+        """One by one; ``advance`` is told how far they are read."""
+        return blocks.documents(self.blocks(), advance)
+
 
 def open_source(sources: Sequence[str], reading: Reading) -> Source:
     """The documents of ``sources``, of a named corpus (``corpus:NAME``), or of the default one where there are none.
@@ -67,7 +68,6 @@ def open_source(sources: Sequence[str], reading: Reading) -> Source:
     about = {"sources": list(sources), "files": len(files), "bytes": size, **dataclasses.asdict(reading)}
     sidecar = _sidecar(files)
     return Source(
-        lambda advance: corpus.documents(files, reading, advance),
         lambda: blocks.of_files(files, reading),
         size,
         {**about, **sidecar},
@@ -103,7 +103,7 @@ def _named(found: named_corpora.NamedCorpus) -> Source:
             advance(len(document.data))
             yield document
 
-    return Source(documents, lambda: blocks.of_documents(documents), size, found.description, found.validation)
+    return Source(lambda: blocks.of_documents(documents), size, {"name": found.name, **found.about()}, found.validation)
 
 
 @contextlib.contextmanager

@@ -65,11 +65,6 @@ class TokenizerSpec:
     tokenizer_train_docs: int | None = None
     trainer_overrides: dict[str, Any] = field(default_factory=dict)
 
-    def with_identity_normalization(self) -> TokenizerSpec:
-        """This spec for a tokenizer that leaves text as it is, so that piece bytes equal original bytes."""
-        identity = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
-        return dataclasses.replace(self, trainer_overrides={**self.trainer_overrides, **identity})
-
     def to_json(self) -> dict[str, Any]:
         """The spec in the shape of the public file."""
         spec: dict[str, Any] = {"name": self.name, "kind": self.kind, "dataset_suffix": self.suffix}
@@ -83,9 +78,7 @@ class TokenizerSpec:
 
 
 def parse_tokenizer(name: str) -> TokenizerSpec:
-    """The spec of a short name: ``byte260`` or ``sp1024``, with a ``-identity`` if nothing is to be
-    normalised.
-    """
+    """The spec of a short name: ``byte260`` or ``sp1024``, with a ``-identity`` if nothing is to be normalised."""
     if name == "byte260":
         return _parse({"name": "pure_byte_260", "kind": "byte", "dataset_suffix": name}, name)
     match = re.fullmatch(r"sp([1-9][0-9]*)(-identity)?", name)
@@ -94,16 +87,16 @@ def parse_tokenizer(name: str) -> TokenizerSpec:
             f"{name!r} is no tokenizer: give byte260, sp1024 (or another vocabulary size), sp1024-identity, "
             "or a .json file of specs"
         )
-    size = int(match[1])
-    tail = match[2] or ""
+    size, tail = int(match[1]), match[2] or ""
     raw = {
         "name": f"sp_bpe_{size}{tail}",
         "dataset_suffix": name,
         "vocab_size": size,
         "model_prefix": f"fineweb_{size}_bpe{tail}",
     }
-    spec = _parse(raw, name)
-    return spec.with_identity_normalization() if tail else spec
+    if tail:  # text stays as it is, so that piece bytes equal original bytes
+        raw["trainer_overrides"] = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
+    return _parse(raw, name)
 
 
 def parse_tokenizers(names: Iterable[str | TokenizerSpec]) -> list[TokenizerSpec]:

@@ -36,6 +36,7 @@ class Tokenizer(ABC):
         name: the suffix of its data set, for instance ``byte260`` or ``sp1024``.
         kind: ``byte`` or ``sentencepiece``.
         vocab_size: number of ids.
+        sha256: of the model file, where there is one.
     """
 
     PAD: ClassVar[int] = 0
@@ -46,6 +47,7 @@ class Tokenizer(ABC):
     name: str
     kind: TokenizerKind
     vocab_size: int
+    sha256: str | None = None
 
     @abstractmethod
     def encode(self, text: str) -> NDArray[np.uint16]:
@@ -77,28 +79,19 @@ class Tokenizer(ABC):
         """
 
     def identity(self) -> dict[str, Any]:
-        """What a model must record to be used with this tokenizer only: name, kind, vocab_size, sha256 (or
-        None).
-        """
-        return {"name": self.name, "kind": self.kind, "vocab_size": self.vocab_size, "sha256": self._sha256()}
+        """What a model must record to be used with this tokenizer only."""
+        return {"name": self.name, "kind": self.kind, "vocab_size": self.vocab_size, "sha256": self.sha256}
 
     def check_identity(self, identity: dict[str, Any]) -> None:
         """Raise if ``identity`` is not this tokenizer's. The name may differ: only what changes ids matters."""
         mine = self.identity()
-        for key, what in (
-            ("kind", "kind"),
-            ("vocab_size", "vocabulary size"),
-            ("sha256", "model file's sha256"),
-        ):
+        for key, what in (("kind", "kind"), ("vocab_size", "vocabulary size"), ("sha256", "model file's sha256")):
             if identity.get(key) != mine[key]:
                 raise BytegolfError(
                     f"the model was made with tokenizer {identity.get('name')!r} ({what} "
                     f"{identity.get(key)}), but the data's is {self.name!r} ({what} {mine[key]}): use data "
                     "prepared with the model's tokenizer"
                 )
-
-    def _sha256(self) -> str | None:
-        return None
 
     def _ids(self, ids: ArrayLike) -> NDArray[np.int64]:
         array = np.asarray(ids, dtype=np.int64)
@@ -166,10 +159,10 @@ class SentencePieceTokenizer(Tokenizer):
         import sentencepiece
 
         self.path = Path(path)
-        model = read_file(self.path, "tokenizer model")
-        self._hash = hashlib.sha256(model).hexdigest()
+        data = read_file(self.path, "tokenizer model")
+        self.sha256 = hashlib.sha256(data).hexdigest()
         try:
-            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=data)
             size = int(self._processor.vocab_size())
         except (RuntimeError, ValueError) as error:
             raise BytegolfError(f"{self.path} is not a SentencePiece model: give a .model file") from error
@@ -178,13 +171,17 @@ class SentencePieceTokenizer(Tokenizer):
         self.name = name or f"sp{size}"
         self.kind = "sentencepiece"
         self.vocab_size = size
-        self._check_specials()
+        model = self._processor
+        specials = (model.pad_id(), model.bos_id(), model.eos_id(), model.unk_id())
+        if specials != (self.PAD, self.BOS, self.EOS, self.UNK):
+            raise BytegolfError(
+                f"{self.path} has pad, bos, eos, unk = {', '.join(map(str, specials))}, but token shards "
+                "need 0, 1, 2, 3: train the tokenizer with these ids"
+            )
         try:
             self._make_tables()
         except ValueError as error:  # a piece that is not UTF-8, or a byte's that names none
-            raise BytegolfError(
-                f"{self.path} has a piece that is no text ({error}): give another .model file"
-            ) from error
+            raise BytegolfError(f"{self.path} has a piece that is no text ({error}): give another .model") from error
 
     def encode(self, text: str) -> NDArray[np.uint16]:
         return np.asarray(self._processor.encode(text, out_type=int), dtype=np.uint16)
@@ -214,18 +211,6 @@ class SentencePieceTokenizer(Tokenizer):
         """The model file's contents, a protocol buffer."""
         return bytes(self._processor.serialized_model_proto())
 
-    def _sha256(self) -> str:
-        return self._hash
-
-    def _check_specials(self) -> None:
-        model = self._processor
-        specials = (model.pad_id(), model.bos_id(), model.eos_id(), model.unk_id())
-        if specials != (self.PAD, self.BOS, self.EOS, self.UNK):
-            raise BytegolfError(
-                f"{self.path} has pad, bos, eos, unk = {', '.join(map(str, specials))}, but token shards "
-                "need 0, 1, 2, 3: train the tokenizer with these ids"
-            )
-
     def _make_tables(self) -> None:
         model = self._processor
         self.piece_bytes: list[bytes] = []
@@ -246,8 +231,7 @@ class SentencePieceTokenizer(Tokenizer):
 
 
 def load_tokenizer(name: str, folder: str | Path | None = None) -> Tokenizer:
-    """The tokenizer called ``name``: byte260, or the one whose data set or manifest entry in ``folder`` has
-    that name.
+    """The tokenizer called ``name``: byte260, or that of the data set or manifest entry of that name in ``folder``.
 
     A folder without a manifest may hold ``tokenizers/fineweb_<vocab>_bpe.model``, as the public downloads do.
     """
@@ -257,17 +241,18 @@ def load_tokenizer(name: str, folder: str | Path | None = None) -> Tokenizer:
         raise BytegolfError(f"the tokenizer {name!r} comes with its data: name the data folder too")
     folder = Path(folder)
     entry = tokenizer_entry(folder, name)
-    if entry is not None and entry.kind in ("byte", "pure_byte"):
+    if entry is None:
+        return SentencePieceTokenizer(_find_model(folder, name), name)
+    if entry.kind in ("byte", "pure_byte"):
         return ByteTokenizer(name)
-    if entry is None or entry.model_path is not None:
-        path = path_in(folder, entry.model_path if entry else None) or _find_model(folder, name)
-    else:
+    if entry.model_path is None:
         raise BytegolfError(
             f"the manifest of {folder} gives {name!r} the kind {entry.kind!r} and no model_path: "
             "only byte and SentencePiece tokenizers are supported"
         )
+    path = path_in(folder, entry.model_path) or _find_model(folder, name)
     tokenizer = SentencePieceTokenizer(path, name)
-    if entry is not None and entry.sha256 not in (None, tokenizer.identity()["sha256"]):
+    if entry.sha256 not in (None, tokenizer.sha256):
         raise BytegolfError(f"{path} is not the file that the manifest of {folder} was made with: run prepare again")
     return tokenizer
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +64,13 @@ def make_tokenizer(
                 f"{spec.vocab_size}: correct vocab_size"
             )
         for ending in (".vocab", ".model"):
-            old, new = reused.path.with_suffix(ending), prefix.with_name(prefix.name + ending)
+            old, new = reused.path.with_suffix(ending), Path(f"{prefix}{ending}")
             if old.exists():
                 write_bytes(new, old.read_bytes())
             else:  # an earlier model's
                 new.unlink(missing_ok=True)
         return SentencePieceTokenizer(new, spec.suffix)
-    model = prefix.with_name(prefix.name + ".model")
+    model = Path(f"{prefix}.model")
     if trained is not None and model.exists() and sha256(model) == trained:
         return SentencePieceTokenizer(model, spec.suffix)
     with bar.task(f"training {spec.suffix}", source.size) as advance:
@@ -115,13 +116,11 @@ def train_sentencepiece(
             f"SentencePiece could not train {spec.suffix} on {sentences.bytes:,} bytes of text "
             f"({_reason(error)}): change vocab_size or trainer_overrides, or give more text"
         ) from error
-    prefix = Path(out_prefix)
-    model_path = prefix.with_name(prefix.name + ".model")
-    write_bytes(model_path, model.getvalue())
+    write_bytes(Path(f"{out_prefix}.model"), model.getvalue())
     processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
     lines = [f"{processor.id_to_piece(id_)}\t{processor.get_score(id_):g}\n" for id_ in range(processor.vocab_size())]
-    write_bytes(prefix.with_name(prefix.name + ".vocab"), "".join(lines).encode("utf-8"))
-    return SentencePieceTokenizer(model_path, spec.suffix)
+    write_bytes(Path(f"{out_prefix}.vocab"), "".join(lines).encode("utf-8"))
+    return SentencePieceTokenizer(f"{out_prefix}.model", spec.suffix)
 
 
 def _reason(error: Exception) -> str:
@@ -129,22 +128,20 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).rpartition("] ")[2].split()).rstrip(". ") or "no reason given"
 
 
+@dataclass
 class _Sentences:
-    """Documents as the trainer takes them. Keeps an error of theirs, which would not survive the way through
-    C++.
-    """
+    """Documents as the trainer takes them. Keeps an error of theirs, which would not survive the way through C++."""
 
-    def __init__(self, documents: Iterator[str], max_documents: int | None, max_bytes: int) -> None:
-        self.error: BaseException | None = None
-        self.bytes = 0
-        self._documents = documents
-        self._max_documents = max_documents
-        self._max_bytes = max_bytes
+    documents: Iterator[str]
+    max_documents: int | None
+    max_bytes: int
+    error: BaseException | None = None
+    bytes: int = 0
 
     def __iter__(self) -> Iterator[str]:
         try:
-            for number, text in enumerate(self._documents):
-                if number == self._max_documents or self.bytes >= MAX_TRAINING_BYTES:
+            for number, text in enumerate(self.documents):
+                if number == self.max_documents or self.bytes >= MAX_TRAINING_BYTES:
                     return
                 for sentence in self._cut(text.replace("\0", " ").strip()):
                     self.bytes += len(sentence.encode("utf-8"))
@@ -155,11 +152,11 @@ class _Sentences:
 
     def _cut(self, text: str) -> Iterator[str]:
         """Pieces of at most ``max_bytes``, cut where the trainer would cut words anyway."""
-        if len(text.encode("utf-8")) <= self._max_bytes:
+        if len(text.encode("utf-8")) <= self.max_bytes:
             if text:
                 yield text
             return
-        characters = self._max_bytes // 4  # a character has at most four bytes
+        characters = self.max_bytes // 4  # a character has at most four bytes
         start = 0
         while start < len(text):
             end = min(len(text), start + characters)

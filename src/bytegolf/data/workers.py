@@ -33,8 +33,8 @@ from bytegolf.errors import BytegolfError
 AHEAD = 2
 """Blocks begun for each worker before the oldest of them is waited for."""
 
-SLOT_BYTES = 2 * (BLOCK_BYTES + (1 << 20))
-"""Room for a block's tokens of one tokenizer: a token a byte, and a long last document."""
+SLOT_TOKENS = BLOCK_BYTES + (1 << 20)
+"""Room for a block's tokens of one tokenizer: a token per byte, and a long last document."""
 
 Handle = TypeVar("Handle")
 
@@ -55,14 +55,23 @@ def encode_all(encoder: Encoder, blocks: Iterable[Block], workers: int) -> Gener
     # a forked child would inherit the locks of threads that it has not; a spawned one starts clean
     context = multiprocessing.get_context("spawn")
     slots = itertools.cycle(range(AHEAD * workers))
-    memory = SharedMemory(AHEAD * workers, len(encoder.tokenizers) * SLOT_BYTES)
+    memory = SharedMemory(AHEAD * workers, len(encoder.tokenizers) * SLOT_TOKENS)
     pool = ProcessPoolExecutor(workers, context, _begin, (encoder, memory))
 
-    def begin(block: Block) -> Future[_Parked]:
-        return pool.submit(_encode, block, next(slots))
+    def begin(block: Block) -> tuple[int, Future[Encoded]]:
+        slot = next(slots)
+        return slot, pool.submit(_encode, block, slot)
 
-    def wait(future: Future[_Parked]) -> Encoded:
-        return future.result().fetched(memory)
+    def wait(begun: tuple[int, Future[Encoded]]) -> Encoded:
+        slot, future = begun
+        encoded, left = future.result(), memory[slot]
+        found = []
+        for tokens in encoded.tokens:
+            if not len(tokens.ids):
+                count = int(tokens.lengths.sum())
+                tokens, left = dataclasses.replace(tokens, ids=left[:count]), left[count:]
+            found.append(tokens)
+        return dataclasses.replace(encoded, tokens=found)
 
     try:
         yield from _in_order(blocks, begin, wait, AHEAD * workers)
@@ -77,69 +86,34 @@ def encode_all(encoder: Encoder, blocks: Iterable[Block], workers: int) -> Gener
 
 
 class SharedMemory:
-    """Slots of bytes; pickled for a process that is being spawned, it is the same memory there.
+    """Slots of uint16; pickled for a process that is being spawned, it is the same memory there.
 
     It has no name and so nothing to clean up: it goes with the last process that maps it. (``/dev/shm``, where Python's
     own shared memory lies, is often too small in containers, which shows only when a page is touched.)
     """
 
-    def __init__(self, slots: int, slot_bytes: int) -> None:
-        self.slots, self.slot_bytes = slots, slot_bytes
-        if hasattr(os, "memfd_create"):
+    def __init__(self, slots: int, slot_tokens: int, copy: Any = None) -> None:
+        self._shape = slots, slot_tokens
+        if copy is not None:
+            self._descriptor: int = copy.detach()
+        elif hasattr(os, "memfd_create"):
             self._descriptor = os.memfd_create("bytegolf")
         else:
             with tempfile.TemporaryFile() as file:
                 self._descriptor = os.dup(file.fileno())
-        os.ftruncate(self._descriptor, slots * slot_bytes)
-        self._bytes = mmap.mmap(self._descriptor, slots * slot_bytes)
+        os.ftruncate(self._descriptor, 2 * slots * slot_tokens)
+        self._bytes = mmap.mmap(self._descriptor, 0)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"slots": self.slots, "slot_bytes": self.slot_bytes, "copy": reduction.DupFd(self._descriptor)}
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SharedMemory, (*self._shape, reduction.DupFd(self._descriptor))
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.slots, self.slot_bytes = state["slots"], state["slot_bytes"]
-        self._descriptor = state["copy"].detach()
-        self._bytes = mmap.mmap(self._descriptor, self.slots * self.slot_bytes)
-
-    def array(self, slot: int, start: int, count: int) -> NDArray[np.uint16]:
-        """The ``count`` numbers behind the first ``start`` of a slot, uint16, as they are now and will be."""
-        return np.frombuffer(self._bytes, np.uint16, count, slot * self.slot_bytes + 2 * start)
+    def __getitem__(self, slot: int) -> NDArray[np.uint16]:
+        found: NDArray[np.uint16] = np.frombuffer(self._bytes, np.uint16).reshape(self._shape)[slot]
+        return found
 
     def close(self) -> None:
         """Let go of it; arrays that still look at it keep it."""
         os.close(self._descriptor)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Parked:
-    """An encoded block whose tokens wait in a slot of shared memory, one tokenizer's behind the other's."""
-
-    encoded: Encoded
-    """without the tokens that are in the slot"""
-    slot: int
-    counts: list[int]
-    """tokens in the slot, per tokenizer; 0 where they had no room"""
-
-    @staticmethod
-    def park(encoded: Encoded, slot: int, memory: SharedMemory) -> _Parked:
-        left, counts, taken = [], [], 0
-        for tokens in encoded.tokens:
-            count = len(tokens.ids) if 2 * (taken + len(tokens.ids)) <= memory.slot_bytes else 0
-            if count:
-                memory.array(slot, taken, count)[:] = tokens.ids
-                tokens = dataclasses.replace(tokens, ids=tokens.ids[:0])
-            left.append(tokens)
-            counts.append(count)
-            taken += count
-        return _Parked(dataclasses.replace(encoded, tokens=left), slot, counts)
-
-    def fetched(self, memory: SharedMemory) -> Encoded:
-        found, taken = [], 0
-        for tokens, count in zip(self.encoded.tokens, self.counts, strict=True):
-            ids = memory.array(self.slot, taken, count) if count else tokens.ids
-            found.append(dataclasses.replace(tokens, ids=ids))
-            taken += count
-        return dataclasses.replace(self.encoded, tokens=found)
 
 
 def _in_order(
@@ -174,8 +148,16 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _encode(block: Block, slot: int) -> _Parked:
-    return _Parked.park(_encoder(block), slot, _memory)
+def _encode(block: Block, slot: int) -> Encoded:
+    """A block whose tokens wait in a slot, one tokenizer's behind the other's, as far as they have room."""
+    encoded, left, found = _encoder(block), _memory[slot], []
+    for tokens in encoded.tokens:
+        count = len(tokens.ids)
+        if count <= len(left):
+            left[:count], left = tokens.ids, left[count:]
+            tokens = dataclasses.replace(tokens, ids=tokens.ids[:0])
+        found.append(tokens)
+    return dataclasses.replace(encoded, tokens=found)
 
 
 def encode_all_on_ray(encoder: Encoder, blocks: Iterable[Block]) -> Generator[Encoded]:

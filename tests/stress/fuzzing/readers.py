@@ -26,7 +26,8 @@ from bytegolf.artifact.loading import load_artifact
 from bytegolf.artifact.pack import read_artifact
 from bytegolf.config import Config
 from bytegolf.data import json_lines
-from bytegolf.data.corpus import documents, expand
+from bytegolf.data.blocks import documents, of_files
+from bytegolf.data.corpus import expand
 from bytegolf.data.document import Reading
 from bytegolf.data.manifest import data_summary, validation_bytes
 from bytegolf.data.shards import open_split, read_shard
@@ -435,7 +436,8 @@ class Documents(Reader):
         path = self.written(data[1:], "source" + self.ENDINGS[data[0] % 5 if data else 0])
         if path.suffix == ".jsonl":
             json_lines.block_records(data[1:], str(path), Reading())
-        return sum(len(document.data) for document in documents(expand([str(path)]), Reading()))
+        found = documents(of_files(expand([str(path)]), Reading()), lambda count: None)
+        return sum(len(document.data) for document in found)
 
 
 READERS: tuple[type[Reader], ...] = (

@@ -77,6 +77,15 @@ def part_path(target: Path) -> Path:
     return target.with_name(f".{target.name}.part")
 
 
+def hash_of(file: IO[bytes], advance: Advance, most: int | None = None) -> hashlib._Hash:
+    """The SHA-256 of a file that is open, or of its first ``most`` bytes."""
+    found = hashlib.sha256()
+    while block := file.read(1 << 20 if most is None else min(1 << 20, most - file.tell())):
+        found.update(block)
+        advance(len(block))
+    return found
+
+
 class Part:
     """What has been received of a file, ``.NAME.part`` beside its target, with a note of it in ``.NAME.part.json``.
 
@@ -85,9 +94,7 @@ class Part:
     """
 
     def __init__(self, target: Path, remote: Remote, advance: Advance = lambda count: None) -> None:
-        """Take over what an earlier process received of this very file, if that is still what it was; ``advance`` is
-        told how many bytes were read for that.
-        """
+        """Take over what an earlier process received of this file, if it still is that; ``advance``: of reading it."""
         self.target, self.remote = target, remote
         self.path = part_path(target)
         self.received = 0
@@ -105,26 +112,19 @@ class Part:
             return
         if of is None or of != self._of() or not self.path.is_file() or not 0 < received <= self.path.stat().st_size:
             return
-        found, left = hashlib.sha256(), received
         with self.path.open("rb") as file:
-            while left and (block := file.read(min(left, 1 << 20))):
-                found.update(block)
-                advance(len(block))
-                left -= len(block)
+            found = hash_of(file, advance, received)
         if found.hexdigest() == digest:
             self.received, self._hash = received, found
 
     def _of(self) -> str | None:
-        """What identifies the published file: its hash, whatever mirror it comes from, or its size and version; None
-        where nothing does, so that nobody can tell what an old part is of.
-        """
+        """What identifies the published file: its hash, whatever the mirror; size and version; or nothing (None)."""
         if self.remote.sha256 is not None:
             return self.remote.sha256
         return None if self.remote.version is None else f"{self.remote.size} bytes, {self.remote.version}"
 
     @property
     def sha256(self) -> str:
-        """The hash of what has been received."""
         return self._hash.hexdigest()
 
     def write(self, at: int, data: bytes) -> int:
@@ -178,7 +178,7 @@ class _WrongError(Exception):
 def download(
     mirror: Mirror, wanted: Wanted, part: Part, retries: Retries, advance: Advance = lambda count: None
 ) -> str:
-    """Fetch a file, going on with ``part``; its SHA-256.
+    """Fetch a file, going on with ``part``; returns its SHA-256.
 
     Raises:
         BytegolfError: it cannot be had, or is not what was announced; what has been received stays for another try.

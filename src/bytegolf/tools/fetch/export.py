@@ -67,9 +67,7 @@ def _remove(folder: Path) -> None:
 
 
 def add_original_bytes(out: Path) -> None:
-    """What was made from the documents knows their bytes; published shards of the same documents need them for scores
-    over the original text.
-    """
+    """Give published shards, for scores over the original text, the bytes that what was made of the documents knows."""
     manifest: dict[str, Any] = read_manifest(out) if (out / MANIFEST).exists() else {"datasets": []}
     made = [entry["stats"] for entry in manifest["datasets"] if "documents" in entry]
     for entry in manifest["datasets"]:

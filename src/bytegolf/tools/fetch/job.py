@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import functools
 import shutil
 import threading
 import time
@@ -174,17 +175,16 @@ class Plan:
 
 
 def plan(offer: Offer, out: Path, record: Record, retries: Retries, bar: ProgressBar, verify: bool = False) -> Plan:
-    """Compare what is offered with what lies in ``out``: by its record, or by reading files that this does not know
-    (with ``verify`` all of them).
-    """
+    """Compare what is offered with ``out``: by its record, or by reading unknown files (with ``verify``, all)."""
     result = Plan(offer.files(out))
-    questions = []
-    for file in result.files:
-        known = record.sha256(file.path)
-        if known is None or verify or file.sha256 not in (None, known):
-            questions.append(file)
+    known = {file: record.sha256(file.path) for file in result.files}
+    questions = [file for file in known if verify or known[file] is None or file.sha256 not in (None, known[file])]
     remotes: dict[str, Remote] = {}
-    asked = [_job(retries, offer.mirror, file.path) for file in questions]
+
+    def ask(path: str) -> tuple[str, Remote]:
+        return path, retries.run(lambda: offer.mirror.info(path))
+
+    asked = [functools.partial(ask, file.path) for file in questions]
     _in_parallel(asked, offer.mirror.questions, retries, lambda found: remotes.update([found]))
     wanted = [_wanted(file, remotes[file.path]) for file in questions]
     lie = [path for one in wanted for path in (out / one.path, part_path(out / one.path)) if path.is_file()]
@@ -201,10 +201,6 @@ def plan(offer: Offer, out: Path, record: Record, retries: Retries, bar: Progres
     missing = {one.path for one, _ in result.parts}
     result.present_bytes = sum(record.size(file.path) for file in result.files if file.path not in missing)
     return result
-
-
-def _job(retries: Retries, mirror: Mirror, path: str) -> Callable[[], tuple[str, Remote]]:
-    return lambda: (path, retries.run(lambda: mirror.info(path)))
 
 
 def _wanted(file: File, remote: Remote) -> Wanted:
@@ -232,7 +228,10 @@ def _announce(offer: Offer, planned: Plan, to_make: list[str], out: Path, tell: 
         tell(f"no hash is published for {unhashed} of them: there, lengths, headers and token ids are checked")
     needed, making = planned.to_fetch, 0
     if to_make:
-        making = _export_bytes(planned, to_make, out)
+        # a token has two bytes, and one of SentencePiece stands for about two bytes and more
+        to_come = {wanted.path: wanted.remote.size or 0 for wanted, _ in planned.parts}
+        documents = to_come[DOCUMENTS] if DOCUMENTS in to_come else (out / DOCUMENTS).stat().st_size
+        making = sum(documents * (2 if spec.kind == "byte" else 1) for spec in parse_tokenizers(to_make))
         tell(f"{', '.join(to_make)} will be made here from the documents, in about {size(making)}")
     free = _free_space(out)
     unknown = sum(wanted.remote.size is None for wanted, _ in planned.parts)
@@ -244,14 +243,6 @@ def _announce(offer: Offer, planned: Plan, to_make: list[str], out: Path, tell: 
             f"{size(needed + making)} are needed in {out}, but {size(free)} are free: make room, choose another --out"
             f"{_fewer(planned, needed + making - free)}"
         )
-
-
-def _export_bytes(planned: Plan, to_make: list[str], out: Path) -> int:
-    """About what the shards of tokenizers over the documents will need: a token has two bytes."""
-    sizes = [wanted.remote.size or 0 for wanted, _ in planned.parts if wanted.path == DOCUMENTS]
-    documents = sizes[0] if sizes else (out / DOCUMENTS).stat().st_size
-    # a SentencePiece token stands for about two bytes and more
-    return sum(documents * (2 if spec.kind == "byte" else 1) for spec in parse_tokenizers(to_make))
 
 
 def _fewer(planned: Plan, excess: int) -> str:
@@ -297,10 +288,10 @@ def _fetch_files(
             with lock:
                 tell(count)
 
-        def job(wanted: Wanted, part: Part) -> Callable[[], tuple[str, str]]:
-            return lambda: (wanted.path, download(offer.mirror, wanted, part, retries, advance))
+        def fetch(wanted: Wanted, part: Part) -> tuple[str, str]:
+            return wanted.path, download(offer.mirror, wanted, part, retries, advance)
 
-        jobs = [job(wanted, part) for wanted, part in planned.parts]
+        jobs = [functools.partial(fetch, *one) for one in planned.parts]
         _in_parallel(jobs, workers, retries, lambda done: record.add(*done))
 
 

@@ -67,8 +67,8 @@ class Mirror:
 
     def info(self, path: str) -> Remote:
         """What is known of a file; a BytegolfError if it is not there."""
-        with self._errors(path):
-            found = self.fs.info(self._full(path))
+        with translated(f"{self.name}/{path}"):
+            found = self.fs.info(f"{self.root}/{path}")
         if found["type"] != "file":
             raise BytegolfError(f"{self.name} has no file {path}: check the mirror, --repo and --root")
         lfs = found.get("lfs") or {}  # on the hub: large files, whose hash is known
@@ -83,10 +83,10 @@ class Mirror:
 
         ``size`` is the file's. What a server sends behind it is not read, so a file that does not end does no harm.
         """
-        at = start
-        with self._errors(path):
+        at, place = start, f"{self.root}/{path}"
+        with translated(f"{self.name}/{path}"):
             # without fsspec's cache, a read is one request for the bytes from here to there
-            with self.fs.open(self._full(path), "rb", cache_type="none") as source:
+            with self.fs.open(place, "rb", cache_type="none") as source:
                 try:
                     source.seek(start)
                     while size is None or at < size:
@@ -102,7 +102,7 @@ class Mirror:
                 except ValueError:  # fsspec's, of a server without ranges
                     if not start and not at:
                         raise
-            with self.fs.open(self._full(path), "rb", block_size=0) as source:
+            with self.fs.open(place, "rb", block_size=0) as source:
                 at = 0
                 while (size is None or at < size) and (block := source.read(BLOCK_BYTES)):
                     yield at, block
@@ -119,15 +119,6 @@ class Mirror:
         if size not in (None, len(data)):
             raise TransientError(f"{path} broke off after {len(data)} of {size} bytes")
         return bytes(data)
-
-    def _full(self, path: str) -> str:
-        return f"{self.root}/{path}"
-
-    @contextlib.contextmanager
-    def _errors(self, path: str) -> Iterator[None]:
-        """Turn what a file system raises into `TransientError`, or a sentence where trying again would not help."""
-        with translated(f"{self.name}/{path}"):
-            yield
 
 
 @contextlib.contextmanager

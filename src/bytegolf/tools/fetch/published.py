@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bytegolf.data.manifest import DATASET_PREFIX, MANIFEST
+from bytegolf.data.manifest import DATASET_PREFIX, MANIFEST, has_lists
 from bytegolf.data.shards import shard_path
 from bytegolf.data.sources import DOCUMENTS_ENDING, SIDECAR_ENDING
 from bytegolf.data.specs import parse_tokenizers
@@ -44,9 +44,10 @@ class File:
     """A file that a manifest names."""
 
     path: str
+    """in the mirror and in the data folder, with slashes"""
     sha256: str | None = None
     vocab_size: int | None = None
-    """of a token shard"""
+    """of a token shard: its ids are below"""
 
 
 @dataclass(frozen=True)
@@ -81,24 +82,19 @@ class Published:
                 yield File(safe_path(self.tokenizer[key], f"the tokenizer {self.tokenizer.get('name')}"), hashed)
 
 
+def _json(data: bytes, what: str) -> Any:
+    try:
+        return parse_json(data)
+    except ValueError as error:
+        raise BytegolfError(f"{what} is not valid JSON ({error}): choose another mirror") from error
+
+
 def parse_manifest(data: bytes, where: str) -> dict[str, Any]:
     """A published manifest; ``where`` it is from."""
-    try:
-        value = parse_json(data)
-    except ValueError as error:
-        raise BytegolfError(
-            f"the manifest.json of {where} is not valid JSON ({error}): choose another mirror"
-        ) from error
-    lists = [value.get(key) for key in ("datasets", "tokenizers")] if isinstance(value, dict) else [None]
-    if not all(isinstance(part, list) and all(isinstance(entry, dict) for entry in part) for part in lists):
+    value = _json(data, f"the manifest.json of {where}")
+    if not has_lists(value):
         raise BytegolfError(f"the manifest.json of {where} lists no datasets and tokenizers: choose another mirror")
-    assert isinstance(value, dict)
     return value
-
-
-def offered(manifest: dict[str, Any]) -> list[str]:
-    """The short names of the data sets in a manifest: ``sp1024``."""
-    return [str(entry.get("name", "?")).removeprefix(DATASET_PREFIX) for entry in manifest["datasets"]]
 
 
 def find(manifest: dict[str, Any], variant: str, where: str) -> Published | None:
@@ -113,6 +109,9 @@ def find(manifest: dict[str, Any], variant: str, where: str) -> Published | None
     tokenizers = [one for one in manifest["tokenizers"] if one.get("name") == entry.get("tokenizer_name")]
     if not tokenizers:
         raise BytegolfError(f"{what} has no tokenizer in its manifest.json: choose another mirror")
+    size = entry.get("vocab_size", tokenizers[0].get("vocab_size", 1 << 16))
+    if type(size) is not int or not 0 < size <= 1 << 16:
+        raise BytegolfError(f"{what}: vocab_size is {size!r}, but shards hold ids below 65536: choose another mirror")
     stats = entry.get("stats")
     numbers = stats if isinstance(stats, dict) else {}
     return Published(
@@ -121,15 +120,8 @@ def find(manifest: dict[str, Any], variant: str, where: str) -> Published | None
         safe_path(entry.get("path") or f"datasets/{entry['name']}", what),
         _count(numbers.get("files_train"), f"{what}: files_train"),
         _count(numbers.get("files_val"), f"{what}: files_val", least=1),
-        _vocab_size(entry, tokenizers[0], what),
+        size,
     )
-
-
-def _vocab_size(entry: dict[str, Any], tokenizer: dict[str, Any], what: str) -> int:
-    size = entry.get("vocab_size", tokenizer.get("vocab_size", 1 << 16))
-    if type(size) is not int or not 0 < size <= 1 << 16:
-        raise BytegolfError(f"{what}: vocab_size is {size!r}, but shards hold ids below 65536: choose another mirror")
-    return size
 
 
 def _count(value: Any, what: str, least: int = 0) -> int:
@@ -163,10 +155,7 @@ class Documents:
 
 def parse_sidecar(data: bytes, where: str) -> Documents:
     """The sidecar of the documents; ``where`` it is from."""
-    try:
-        value = parse_json(data)
-    except ValueError as error:
-        raise BytegolfError(f"{where} is not valid JSON ({error}): choose another mirror") from error
+    value = _json(data, where)
     if not isinstance(value, dict) or type(value.get("docs_val")) is not int or value["docs_val"] < 1:
         raise BytegolfError(f"{where} says no docs_val, the number of validation documents: choose another mirror")
     return Documents(value["docs_val"], _sha256(value.get("docs_sha256")))
@@ -242,8 +231,9 @@ def read_offer(
             )
     if missing := [name for name, one in found.items() if one is None]:
         if not export:
+            known = [str(entry.get("name", "?")).removeprefix(DATASET_PREFIX) for entry in manifest["datasets"]]
             raise BytegolfError(
-                f"{mirror.name} publishes no shards of {', '.join(missing)}, only of {', '.join(offered(manifest))}: "
+                f"{mirror.name} publishes no shards of {', '.join(missing)}, only of {', '.join(known)}: "
                 "add --export to fetch the documents and make them here, and --dry-run to see what room that takes"
             )
         parse_tokenizers(missing)  # a name that cannot be made is refused before gigabytes are fetched

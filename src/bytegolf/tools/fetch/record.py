@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from bytegolf.data.manifest import MANIFEST, add_totals, read_manifest
 from bytegolf.data.shards import HEADER_BYTES, TOKEN_BYTES, read_shard
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors, read_json, write_json
-from bytegolf.tools.fetch.download import Advance, Wanted
+from bytegolf.tools.fetch.download import Advance, Wanted, hash_of
 from bytegolf.tools.fetch.published import Published
 
 RECORD = "fetched.json"
@@ -64,11 +63,8 @@ def check(path: Path, wanted: Wanted, noted: str | None, advance: Advance) -> st
 
     Where no hash is published, that of when it was checked before (``noted``) tells.
     """
-    found = hashlib.sha256()
     with disk_errors(path, "read"), path.open("rb") as file:
-        while block := file.read(1 << 20):
-            found.update(block)
-            advance(len(block))
+        found = hash_of(file, advance)
         size = file.tell()
     if wanted.remote.size not in (None, size) or (wanted.remote.sha256 or noted) not in (None, found.hexdigest()):
         return None
@@ -81,9 +77,7 @@ def check(path: Path, wanted: Wanted, noted: str | None, advance: Advance) -> st
 
 
 def write_manifest(out: Path, mirror: str, published: list[Published], record: Record) -> None:
-    """Add fetched data sets to the manifest of ``out``, each with the shards that are there and not all that are
-    published.
-    """
+    """Add fetched data sets to the manifest of ``out``, each with the shards that are there, not all published ones."""
     old: dict[str, Any] = read_manifest(out) if (out / MANIFEST).exists() else {"version": 1}
     datasets = [_dataset(one, mirror, record) for one in published]
     merge_manifest(out, {**old, "datasets": datasets, "tokenizers": [_tokenizer(one, record) for one in published]})

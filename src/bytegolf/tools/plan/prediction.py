@@ -1,10 +1,12 @@
-"""Before a run: how large it is, what a step costs on some device, how many steps its budget holds, and how far such
-predictions were off where step times are known.
+"""Before a run: its size, a step's time on some device, the steps in its budget; and how far off that arithmetic is.
+
+An operation takes as long as its slower side, a part of the model at least as long as starting its kernels.
 """
 
 from __future__ import annotations
 
 import statistics
+from collections import defaultdict
 from dataclasses import dataclass
 
 import torch
@@ -16,18 +18,86 @@ from bytegolf.errors import BytegolfError
 from bytegolf.model.lm import LanguageModel
 from bytegolf.model.outline import count_parameters, outline
 from bytegolf.ops import native
-from bytegolf.tools.plan.devices import DEVICES, LINK, Device, device_named
+from bytegolf.tools.plan.devices import DEVICES, LINK, SCAN, SCATTER, Device, device_named
 from bytegolf.tools.plan.measure import this_machine, timed
 from bytegolf.tools.plan.published import STEP_TIMES
 from bytegolf.tools.plan.results import Measured, MemoryBytes, Part, Plan, PublishedStep, Sent
-from bytegolf.tools.plan.roofline import PartTime, part_times, step_seconds
-from bytegolf.tools.plan.work import SPREAD, Code, chunk_rates, step_work
+from bytegolf.tools.plan.work import SPREAD, Code, Op, chunk_rates, step_work
 from bytegolf.training.memory import BF16, FP32, at_a_time, memory_use
 from bytegolf.training.optim import Optimizer
 from bytegolf.training.schedule import training_budget
 
 OURS = Code(compiled=True)
 """This package on a GPU."""
+
+
+@dataclass
+class PartTime:
+    """A part of the model in one step of a rank."""
+
+    name: str
+    flops: float = 0.0
+    bytes: float = 0.0
+    kernels: float = 0.0
+    computing: float = 0.0
+    """seconds that the device is busy"""
+    starting: float = 0.0
+    """seconds that the processor takes to start the kernels, beside it"""
+
+    @property
+    def seconds(self) -> float:
+        """The longer of both."""
+        return max(self.computing, self.starting)
+
+
+def seconds(op: Op, device: Device) -> float:
+    """How long the device is busy with ``op``."""
+    products, attention, passes = device.reached
+    memory = op.bytes / (device.bandwidth * passes)
+    if op.kind == "matmul":
+        return max(op.flops / (device.flops * products), memory)
+    if op.kind == "attention":
+        return op.flops / (device.flops * attention)
+    # fitted on one device, and bound by its processors and memory: taken to scale with the bandwidth
+    scale = device.bandwidth / 3.35e12
+    if op.kind == "scan":
+        return op.flops / (SCAN * scale)
+    if op.kind == "scatter":
+        return op.flops / (SCATTER * scale)
+    return memory
+
+
+def part_times(work: list[Op], device: Device) -> list[PartTime]:
+    """The parts of a step in the order in which they appear; a loop waits for its kernels beside everything else."""
+    parts: dict[str, PartTime] = {}
+    loops: dict[str, float] = defaultdict(float)
+    for op in work:
+        part = parts.setdefault(op.part, PartTime(op.part))
+        if op.kind not in ("scan", "scatter"):
+            part.flops += op.flops
+        part.bytes += op.bytes
+        part.kernels += op.kernels
+        busy, start = seconds(op, device), op.kernels * device.launch
+        if op.kind == "loop":  # a chain of tiny kernels: the device cannot run ahead, nor the processor
+            loops[op.part] += max(busy, start)
+        else:
+            part.computing += busy
+            part.starting += start
+    for name, extra in loops.items():
+        parts[name].computing = max(parts[name].computing, parts[name].starting) + extra
+    return list(parts.values())
+
+
+def step_seconds(parts: list[PartTime], link_bytes: float, hidden_bytes: float, device: Device) -> float:
+    """A whole step: the parts, and communication as far as the backward pass does not hide it.
+
+    Args:
+        link_bytes: sent with nothing beside it (the optimiser's updates).
+        hidden_bytes: sent while gradients are computed, two thirds of the time of the other parts.
+    """
+    busy = sum(part.seconds for part in parts)
+    rate = device.link * LINK
+    return busy + link_bytes / rate + max(0.0, hidden_bytes / rate - busy * 2 / 3)
 
 
 @dataclass(frozen=True)
@@ -93,9 +163,20 @@ def plan(config: Config, name: str, count: int, rate: float | None, steps: int) 
     model = outline(config.model)
     use = memory_use(config, model, found.at_a_time, count, found.rates)
     train = training_budget(config)
-    budgets = [train.max_steps or float("inf"), train.max_seconds / found.seconds or float("inf")]
-    fit, milliseconds = int(min(budgets)), 1e3 * found.seconds
+    fit = int(min(train.max_steps or float("inf"), train.max_seconds / found.seconds or float("inf")))
+    milliseconds = 1e3 * found.seconds
     measured = Measured(step_ms, steps, clock, round(milliseconds / step_ms - 1, 3)) if step_ms else None
+    parts = [
+        Part(
+            name=part.name,
+            gflop=round(part.flops / 1e9, 2),
+            gigabytes=round(part.bytes / 1e9, 3),
+            kernels=round(part.kernels),
+            computing_ms=round(1e3 * part.computing, 3),
+            starting_ms=round(1e3 * part.starting, 3),
+        )
+        for part in found.parts
+    ]
     return Plan(
         preset=config.name,
         device=device.name,
@@ -109,7 +190,7 @@ def plan(config: Config, name: str, count: int, rate: float | None, steps: int) 
         flops=sum(part.flops for part in found.parts),
         bytes=sum(part.bytes for part in found.parts),
         kernels=round(sum(part.kernels for part in found.parts)),
-        parts=[_part(part) for part in found.parts],
+        parts=parts,
         memory_bytes=MemoryBytes(**{key: round(value) for key, value in vars(use).items()}, total=round(use.total)),
         communication_bytes=Sent(round(found.reduced), round(found.gathered)),
         step_ms=round(milliseconds, 3),
@@ -117,17 +198,6 @@ def plan(config: Config, name: str, count: int, rate: float | None, steps: int) 
         train_tokens=fit * config.train.batch_tokens,
         measured=measured,
         assumptions=assumptions(config, device, rate, measured is not None),
-    )
-
-
-def _part(part: PartTime) -> Part:
-    return Part(
-        name=part.name,
-        gflop=round(part.flops / 1e9, 2),
-        gigabytes=round(part.bytes / 1e9, 3),
-        kernels=round(part.kernels),
-        computing_ms=round(1e3 * part.computing, 3),
-        starting_ms=round(1e3 * part.starting, 3),
     )
 
 
@@ -143,10 +213,8 @@ def assumptions(config: Config, device: Device, rate: float | None, counted: boo
         "gradients travel while the backward pass computes, updates do not",
     ]
     if levels(config.model.network):
-        how = f"{rate:.3f} of the positions" if rate else "1/N"
-        room = (
-            "those of the untrained router on random tokens" if counted else f"{how}, and {SPREAD - 1:.0%} for padding"
-        )
+        room = f"{f'{rate:.3f} of the positions' if rate else '1/N'}, and {SPREAD - 1:.0%} for padding"
+        room = "those of the untrained router on random tokens" if counted else room
         said.append(f"chunks: {room}; under a fixed capacity, all of it")
     if device.name in DEVICES:
         errors = [row.error for row in against_published()]
