@@ -11,7 +11,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, cast
 
 import zstandard
 
@@ -28,10 +28,6 @@ TEXT_SUFFIXES = (".txt", ".md", ".text", ".rst", ".tex", ".html", ".csv", ".tsv"
 LINES_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".ndjson")
 PARQUET_SUFFIXES = (".parquet",)
 STDIN_TEXT, STDIN_LINES = "-", "-.jsonl"
-
-
-Bytes = BinaryIO | io.BufferedIOBase
-"""A file that is open for reading bytes."""
 
 
 def expand(sources: Sequence[str]) -> list[str]:
@@ -92,7 +88,7 @@ def is_lines(file: str) -> bool:
 def open_lines(file: str) -> Iterator[tuple[Iterator[bytes], Callable[[], int]]]:
     """JSON lines as they come, decompressed, and how far they are read in the file."""
     if file == STDIN_LINES:
-        yield _lines(sys.stdin.buffer, "stdin"), lambda: 0
+        yield _lines(cast("io.BufferedIOBase", sys.stdin.buffer), "stdin"), lambda: 0
         return
     with disk_errors(Path(file), "read"), Path(file).open("rb") as raw:
         yield _lines(_decompressed(raw, file.lower()), file), raw.tell if raw.seekable() else lambda: 0
@@ -101,7 +97,7 @@ def open_lines(file: str) -> Iterator[tuple[Iterator[bytes], Callable[[], int]]]
 def documents(file: str, reading: Reading, advance: Advance) -> Iterator[Document]:
     """The documents of a plain text or a Parquet file; BytegolfError where it is not UTF-8 or lacks a field."""
     if file == STDIN_TEXT:
-        yield from _texts(sys.stdin.buffer, "stdin", reading.cut, advance)
+        yield from _texts(cast("io.BufferedIOBase", sys.stdin.buffer), "stdin", reading.cut, advance)
     elif file.lower().endswith(PARQUET_SUFFIXES):
         yield from _rows(Path(file), reading, advance)
     else:
@@ -109,7 +105,7 @@ def documents(file: str, reading: Reading, advance: Advance) -> Iterator[Documen
             yield from _texts(raw, file, reading.cut, advance)
 
 
-def _decompressed(raw: io.BufferedReader, file: str) -> Bytes:
+def _decompressed(raw: io.BufferedReader, file: str) -> io.BufferedIOBase:
     if file.endswith(".gz"):
         return gzip.GzipFile(fileobj=raw, mode="rb")
     if file.endswith(".zst"):
@@ -149,7 +145,7 @@ class _Frames(io.RawIOBase):
         return count
 
 
-def _lines(stream: Bytes, file: str) -> Iterator[bytes]:
+def _lines(stream: io.BufferedIOBase, file: str) -> Iterator[bytes]:
     number = 0
     try:
         for line in stream:
@@ -188,7 +184,7 @@ def _rows(path: Path, reading: Reading, advance: Advance) -> Iterator[Document]:
         ) from error
 
 
-def _texts(stream: Bytes, file: str, cut: int, advance: Advance) -> Iterator[Document]:
+def _texts(stream: io.BufferedIOBase, file: str, cut: int, advance: Advance) -> Iterator[Document]:
     """A plain text as documents: one, or pieces of ``cut`` or PIECE_BYTES bytes at the latest paragraph or line end."""
     size = min(cut or PIECE_BYTES, PIECE_BYTES)
     group = Path(file).name
