@@ -43,9 +43,9 @@ from bytegolf.model.lm import LanguageModel
 from bytegolf.model.outline import count_parameters
 from bytegolf.tools.plan.measure import CLOCKS, matmul_peak, timed
 from bytegolf.tools.plan.work import forward_flops
-from bytegolf.training.average import WeightAverage
 from bytegolf.training.compiling import compile_stacks
 from bytegolf.training.optim import Optimizer
+from bytegolf.training.weights import WeightAverage
 
 PARTS = ("data", "forward", "backward", "optimiser")
 

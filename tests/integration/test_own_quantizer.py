@@ -24,7 +24,7 @@ from bytegolf.config import ExportConfig
 from bytegolf.data.tokenizer import ByteTokenizer
 from bytegolf.evaluate.score import score
 from bytegolf.registry import QUANTIZERS
-from bytegolf.training.qat import QuantizedTraining
+from bytegolf.training.weights import QuantizedTraining
 
 
 @register_quantizer("ternary")

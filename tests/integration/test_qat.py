@@ -20,8 +20,8 @@ from bytegolf.artifact.pack import read_artifact, write_artifact
 from bytegolf.config import Config, ExportConfig, TrainConfig
 from bytegolf.errors import BytegolfError
 from bytegolf.training.compiling import obstacle
-from bytegolf.training.qat import QuantizedTraining
 from bytegolf.training.schedule import decay_left, learning_rate, quantises
+from bytegolf.training.weights import QuantizedTraining
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ from bytegolf.artifact import plan
 from bytegolf.config import ExportConfig, HNetConfig, ModelConfig, RouterConfig, StackConfig
 from bytegolf.model.lm import LanguageModel
 from bytegolf.training.compiling import CompiledStacks
-from bytegolf.training.qat import QuantizedTraining
+from bytegolf.training.weights import QuantizedTraining
 
 plan.SMALL_NUMEL = 64
 outer, main = StackConfig(1, 32, 4, 2, window=8), StackConfig(1, 32, 4, 2)

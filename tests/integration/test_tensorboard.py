@@ -11,8 +11,7 @@ import pytest
 from tiny_run import make_trainer, tiny_config
 
 from bytegolf.errors import BytegolfError
-from bytegolf.training.metrics_file import read_metrics
-from bytegolf.training.tensorboard import FOLDER, figures
+from bytegolf.training.metrics_file import TENSORBOARD, figures, read_metrics
 
 
 class Recorder:
@@ -50,7 +49,7 @@ def test_events_are_the_rows_and_those_of_steps_that_happen_again_are_hidden(pac
     make_trainer(tiny_config(tensorboard=True, max_steps=4, log_every=2), tmp_path / "data", run).fit()
     make_trainer(tiny_config(tensorboard=True, max_steps=6, log_every=2), tmp_path / "data", run).fit(resume=True)
     first, second = Recorder.made
-    assert first.folder == run / FOLDER
+    assert first.folder == run / TENSORBOARD
     assert (first.purge_step, second.purge_step) == (None, 5)
     wanted = [
         (f"{row['kind']}/{name}", value, row["step"])

@@ -10,7 +10,7 @@ from torch import nn
 
 from bytegolf.ops import native
 from bytegolf.ops.sparse_rmsprop import touched
-from bytegolf.training.sparse_rmsprop import SparseRMSprop
+from bytegolf.training.optim import SparseRMSprop
 
 BETA = 0.9
 

@@ -106,11 +106,6 @@ class TruncationStats:
         self._boundaries = [0] * len(self._capacities)
         self._cut = [0] * len(self._capacities)
 
-    @property
-    def any_fixed(self) -> bool:
-        """Whether anything could be truncated at all."""
-        return any(capacity.mode == "fixed" for capacity in self._capacities)
-
     def add(self, traces: list[RouterTrace], row: int) -> None:
         """Take in the window that is ``row`` of a batch."""
         self.windows += 1

@@ -9,8 +9,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 import torch
@@ -24,12 +27,44 @@ from bytegolf.distributed import DistributedContext
 from bytegolf.errors import BytegolfError
 from bytegolf.evaluate.score import score
 from bytegolf.progress import Teller
-from bytegolf.training.interrupt import Interrupt
 from bytegolf.training.metrics import MetricAccumulator, MetricsLogger
 from bytegolf.training.optim import Optimizer
 from bytegolf.training.schedule import Clock, learning_rate, remaining, training_budget
 from bytegolf.training.setup import TrainingData, model_to_train
 from bytegolf.training.step import Batch, Objective, StepFigures, Stepper, StepResult
+
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
+"""Ctrl-C, the end of a job's time (Slurm, a study), a closed terminal; the last one is not known on Windows."""
+
+
+class Interrupt:
+    """The first signal ends training after the current step; a second one interrupts at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        """whether training is to end after the current step"""
+
+    @contextlib.contextmanager
+    def awaited(self) -> Iterator[None]:
+        """Take the signals for that within the context, except ignored ones (``nohup``); only a main thread can."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
+        before = {number: signal.getsignal(number) for number in numbers}
+        for number in numbers:
+            if before[number] != signal.SIG_IGN:
+                signal.signal(number, self._on_signal)
+        try:
+            yield
+        finally:
+            for number in numbers:
+                signal.signal(number, before[number])
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
 
 
 class Trainer:
@@ -38,14 +73,8 @@ class Trainer:
     def __init__(
         self, config: Config, data: TrainingData, folder: Path | None, world: DistributedContext, reporter: Teller
     ) -> None:
-        """The model before its first step.
-
-        Args:
-            config: of the model, its training and its artifact.
-            data: the text.
-            folder: where metrics.jsonl and checkpoints are written; None: nowhere.
-            world: this process's place among those that train together.
-            reporter: gets progress and warnings.
+        """The model before its first step. ``folder`` is where metrics.jsonl and checkpoints go (None: nowhere),
+        ``world`` this process's place among those that train together.
 
         Raises BytegolfError for a clock that the device does not have.
         """
@@ -132,13 +161,12 @@ class Trainer:
         return StepResult(self.progress.step, self._factor, tokens, size, figures)
 
     def _begin(self) -> None:
-        if self._begun:
-            return
-        self._begun = True
-        if self.world.leads:
-            self.logger.open(self._resumed, self._steps)
-        self.stepper.warm_up()
-        self.clock.restart()
+        if not self._begun:
+            self._begun = True
+            if self.world.leads:
+                self.logger.open(self._resumed, self._steps)
+            self.stepper.warm_up()
+            self.clock.restart()
 
     # ------------------------------------------------------------------------------------------ the whole loop
 
@@ -257,8 +285,8 @@ class Trainer:
 
     def export(self, path: Path) -> Exported:
         """Write the artifact alone."""
-        state = self.export_state()
-        return export_weights(path, self.config, self.data.tokenizer, state, self.progress, self.world.device)
+        tokenizer, device = self.data.tokenizer, self.world.device
+        return export_weights(path, self.config, tokenizer, self.export_state(), self.progress, device)
 
     def checkpoint(self) -> None:
         """Write a checkpoint of all that a resumed run needs; older ones go as configured. Every rank has to ask.
@@ -310,8 +338,7 @@ class Trainer:
         if self.stepper.average:
             self.stepper.average.load_state(saved.averaged or saved.model)
         self.progress = Progress.of(saved, path)
-        layers = self.config.model.soft.layers
-        told, depth = saved.progress.get("window", {}), len(levels(self.config.model.network))
-        self._steps = MetricAccumulator.of(told, depth, layers, path)
+        depth, layers = len(levels(self.config.model.network)), self.config.model.soft.layers
+        self._steps = MetricAccumulator.of(saved.progress.get("window", {}), depth, layers, path)
         self._resumed = step
         return True

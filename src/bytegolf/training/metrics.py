@@ -21,7 +21,7 @@ from bytegolf.distributed import DistributedContext
 from bytegolf.errors import BytegolfError
 from bytegolf.model.lm import LanguageModel
 from bytegolf.progress import Teller, clock
-from bytegolf.training.metrics_file import AlarmRow, MetricsFile, SoftRow, TrainRow, ValidationRow
+from bytegolf.training.metrics_file import AlarmRow, MetricsFile, SoftRow, TrainRow, ValidationRow, event_log
 from bytegolf.training.schedule import remaining, training_budget
 from bytegolf.training.step import StepFigures
 
@@ -206,20 +206,13 @@ class MetricsLogger:
             self.reporter.say(f"resuming at step {resumed}")
         if self.run is None:
             return
-        also = None
-        if self.config.train.tensorboard:
-            from bytegolf.training.tensorboard import event_log  # a package that few have
+        also = event_log(self.run, (resumed or -1) + 1) if self.config.train.tensorboard else None
 
-            also = event_log(self.run, (resumed or -1) + 1)
-        if resumed is None:
-            self._file = MetricsFile(self.run / "metrics.jsonl", also=also)
-            return
-        logged = resumed - len(steps.losses)
-        self._file = MetricsFile(
-            self.run / "metrics.jsonl",
-            lambda row: row["step"] <= (resumed if row["kind"] == "validation" else logged),
-            also,
-        )
+        def keep(row: dict[str, Any]) -> bool:
+            last = -1 if resumed is None else resumed
+            return bool(row["step"] <= (last if row["kind"] == "validation" else last - len(steps.losses)))
+
+        self._file = MetricsFile(self.run / "metrics.jsonl", None if resumed is None else keep, also)
         for row in self._file.rows:
             if row["kind"] == "train":
                 truncation = row.get("truncated", []), row.get("truncated_sequences", [])

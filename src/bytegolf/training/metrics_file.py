@@ -1,16 +1,19 @@
-"""metrics.jsonl: the rows that a training run writes and others read."""
+"""metrics.jsonl: the rows that a training run writes and others read, and the same figures for TensorBoard."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors, make_folder, parse_json, write_bytes
+
+TENSORBOARD = "tensorboard"
+"""in a run's folder"""
 
 
 @dataclass(frozen=True)
@@ -130,3 +133,41 @@ def _is_row(row: Any) -> bool:
     if not all(isinstance(values, list) and all(type(value) in (int, float) for value in values) for values in lists):
         return False
     return len(lists[1]) == len(lists[2])
+
+
+def event_log(run: Path, first: int) -> Callable[[dict[str, Any]], None]:
+    """What takes a row of metrics.jsonl and writes its figures as events below ``run``.
+
+    Events from step ``first`` on that an interrupted run has left there are hidden: those steps happen again. Raises
+    BytegolfError if the package is not there.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise BytegolfError(
+            "train.tensorboard is on, but the package is not installed: pip install 'bytegolf[tensorboard]', or leave "
+            "it off, as metrics.jsonl has all figures too"
+        ) from error
+    writer: Any = SummaryWriter(str(run / TENSORBOARD), purge_step=first or None)
+
+    def write(row: dict[str, Any]) -> None:
+        for name, value in figures(row):
+            writer.add_scalar(f"{row['kind']}/{name}", value, row["step"])
+        writer.flush()
+
+    return write
+
+
+def figures(row: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """The numbers of a row by name; those of a list by their place, those of a table by theirs."""
+    for key, value in row.items():
+        if key not in ("step", "kind", "text"):
+            yield from _numbers(key, value)
+
+
+def _numbers(name: str, value: Any) -> Iterator[tuple[str, float]]:
+    if isinstance(value, (int, float)):
+        yield name, float(value)
+    elif isinstance(value, (dict, list)):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _numbers(f"{name}/{key}", inner)

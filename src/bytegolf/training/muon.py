@@ -160,7 +160,7 @@ class Muon:
         """One update with the gradients that the parameters hold."""
         if not self.parameters:
             return
-        grads = [_gradient(parameter) for parameter in self.parameters]
+        grads = [torch.zeros_like(each) if each.grad is None else each.grad for each in self.parameters]
         # all shapes are sent before the first is waited for: one travels while the next is worked out
         updates = [
             self._share(shape, orthogonalize(self._gather(shape, grads, momentum), self.ns_steps))
@@ -203,7 +203,3 @@ class Muon:
         """Take over what ``state`` gave, of as many processes as it may have been."""
         for piece, momentum in self.momenta.items():
             momentum.copy_(piece.of(momenta))
-
-
-def _gradient(parameter: Tensor) -> Tensor:
-    return parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)

@@ -26,12 +26,11 @@ from bytegolf.distributed import DistributedContext
 from bytegolf.model.embed import row_tables
 from bytegolf.model.lm import Forward, LanguageModel
 from bytegolf.progress import Teller
-from bytegolf.training.average import WeightAverage
 from bytegolf.training.compiling import compile_stacks
 from bytegolf.training.memory import at_a_time
 from bytegolf.training.optim import Optimizer
-from bytegolf.training.qat import QuantizedTraining
 from bytegolf.training.schedule import chunk_target, guide_weight, quantises, remaining, training_budget
+from bytegolf.training.weights import QuantizedTraining, WeightAverage
 
 Objective = Callable[[Forward, Tensor], Tensor]
 """What training minimises: of a forward pass and its losses (B, L) in nats, a scalar."""
