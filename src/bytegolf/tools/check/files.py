@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec
 
 from bytegolf.artifact import checkpoint as store
 from bytegolf.artifact import container
@@ -20,107 +21,104 @@ RESULTS = "results.jsonl"
 _SUFFIXES = {container.MAGIC: ".bgolf", compressed.MAGIC: ".bgz"}
 """By which a file is known whose first bytes are damaged."""
 
-Look = Callable[[], tuple[Finding, str]]
+Found = tuple[Finding, str]
+"""What looking at a file came to, and the evidence."""
+P = ParamSpec("P")
+Look = Callable[Concatenate[Path, P], Found]
 
 
-def verdict(path: Path, kind: str, look: Look) -> Verdict:
-    """The verdict on ``path``, where ``look`` says what it found or raises a BytegolfError that says what is wrong."""
-    try:
-        return Verdict(path, kind, *look())
-    except BytegolfError as error:
-        return Verdict(path, kind, "damaged", str(error))
+def judged(kind: str) -> Callable[[Look[P]], Callable[Concatenate[Path, P], Verdict]]:
+    """Have a function that says what it found at a path give a verdict; if it raises BytegolfError, on damage."""
+
+    def decorate(look: Look[P]) -> Callable[Concatenate[Path, P], Verdict]:
+        @functools.wraps(look)
+        def judge(path: Path, /, *args: P.args, **options: P.kwargs) -> Verdict:
+            try:
+                return Verdict(path, kind, *look(path, *args, **options))
+            except BytegolfError as error:
+                return Verdict(path, kind, "damaged", str(error))
+
+        return judge
+
+    return decorate
 
 
-def artifact(path: Path) -> Verdict:
+@judged("artifact")
+def artifact(path: Path) -> Found:
     """An artifact, by the hash at its end, and every tensor in it."""
-
-    def look() -> tuple[Finding, str]:
-        found = read_artifact(path)
-        return "whole", f"its hash matches; {len(found.state)} tensors, SHA-256 {found.sha256[:16]}…"
-
-    return verdict(path, "artifact", look)
+    found = read_artifact(path)
+    return "whole", f"its hash matches; {len(found.state)} tensors, SHA-256 {found.sha256[:16]}…"
 
 
-def compressed_file(path: Path) -> Verdict:
+@judged("compressed file")
+def compressed_file(path: Path) -> Found:
     """What `compress` wrote, by the checksums of its parts; the model that it needs is not asked."""
-
-    def look() -> tuple[Finding, str]:
-        with disk_errors(path, "read"), path.open("rb") as file:
-            header = compressed.Header.read(file, str(path))
-            size = blocks = 0
-            while isinstance(part := compressed.read_part(file, header.streams, str(path)), compressed.Block):
-                size, blocks = size + part.size, blocks + 1
-        if part.size != size or header.size not in (None, size):
-            raise compressed.damaged(str(path), f"its blocks hold {size:,} bytes, and it declares another number")
-        return "whole", f"{blocks + 2} checksums match; {size:,} bytes, of artifact {header.artifact.hex()[:16]}…"
-
-    return verdict(path, "compressed file", look)
+    with disk_errors(path, "read"), path.open("rb") as file:
+        header = compressed.Header.read(file, str(path))
+        size = blocks = 0
+        while isinstance(part := compressed.read_part(file, header.streams, str(path)), compressed.Block):
+            size, blocks = size + part.size, blocks + 1
+    if part.size != size or header.size not in (None, size):
+        raise compressed.damaged(str(path), f"its blocks hold {size:,} bytes, and it declares another number")
+    return "whole", f"{blocks + 2} checksums match; {size:,} bytes, of artifact {header.artifact.hex()[:16]}…"
 
 
-def shard(path: Path, known: str | None = None, ids: int | None = None, remedy: str = "make it again") -> Verdict:
+@judged("shard")
+def shard(path: Path, known: str | None = None, ids: int | None = None, remedy: str = "make it again") -> Found:
     """A token shard: its hash, where ``known``, its header, and that its tokens are below ``ids``, where given."""
-
-    def look() -> tuple[Finding, str]:
-        tokens = len(read_shard(path, ids))
-        if known is None:
-            return "no checksum", f"{tokens:,} tokens, header and length agree"
-        return hashed(path, known, remedy, f"{tokens:,} tokens")
-
-    return verdict(path, "shard", look)
+    tokens = len(read_shard(path, ids))
+    if known is None:
+        return "no checksum", f"{tokens:,} tokens, header and length agree"
+    return hashed(path, known, remedy, f"{tokens:,} tokens")
 
 
-def hashed(path: Path, known: str, remedy: str, more: str = "") -> tuple[Finding, str]:
+def hashed(path: Path, known: str, remedy: str, more: str = "") -> Found:
     """Compare the hash of a file with the ``known`` one; ``remedy`` says what to do if it is another."""
     if (found := sha256(path)) != known:
         raise BytegolfError(f"{path} has the SHA-256 {found[:16]}… and not {known[:16]}…: {remedy}")
     return "whole", f"SHA-256 {found[:16]}… as recorded" + (f"; {more}" if more else "")
 
 
-def checkpoint(path: Path) -> Verdict:
+@judged("checkpoint")
+def checkpoint(path: Path) -> Found:
     """A checkpoint's folder: every file against its checksums, and each can be read."""
-
-    def look() -> tuple[Finding, str]:
-        saved = store.load(path)
-        count = len(saved.model) + len(saved.optimizer) + len(saved.averaged)
-        if (hashes := store.checksums(path)) is None:
-            return "no checksum", f"{count} tensors can be read"
-        if missing := [name for name in hashes if not (path / name).is_file()]:
-            raise BytegolfError(f"{path} lacks {missing[0]}: delete the folder to go on from the one before")
-        return "whole", f"{len(hashes)} checksums match; {count} tensors"
-
-    return verdict(path, "checkpoint", look)
+    saved = store.load(path)
+    count = len(saved.model) + len(saved.optimizer) + len(saved.averaged)
+    if (hashes := store.checksums(path)) is None:
+        return "no checksum", f"{count} tensors can be read"
+    if missing := [name for name in hashes if not (path / name).is_file()]:
+        raise BytegolfError(f"{path} lacks {missing[0]}: delete the folder to go on from the one before")
+    return "whole", f"{len(hashes)} checksums match; {count} tensors"
 
 
-def results(path: Path) -> Verdict:
+@judged("study results")
+def results(path: Path) -> Found:
     """A study's rows, each by its own checksum."""
-
-    def look() -> tuple[Finding, str]:
-        with disk_errors(path, "read the results"):
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-        without = 0
-        for number, line in enumerate(lines, start=1):
-            if row_of(line, f"{path}, line {number},") is None:
-                raise BytegolfError(
-                    f"{path}, line {number}, is no row (cut short or damaged): delete it, and `bytegolf study run` "
-                    "does that run again"
-                )
-            without += f'"{CHECKSUM}"' not in line
-        if without:
-            return "no checksum", f"{without} of {len(lines)} rows have none; all can be read"
-        return "whole", f"{len(lines)} rows, each with its checksum"
-
-    return verdict(path, "study results", look)
+    with disk_errors(path, "read the results"):
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    without = 0
+    for number, line in enumerate(lines, start=1):
+        if row_of(line, f"{path}, line {number},") is None:
+            raise BytegolfError(
+                f"{path}, line {number}, is no row (cut short or damaged): delete it, and `bytegolf study run` does "
+                "that run again"
+            )
+        without += f'"{CHECKSUM}"' not in line
+    if without:
+        return "no checksum", f"{without} of {len(lines)} rows have none; all can be read"
+    return "whole", f"{len(lines)} rows, each with its checksum"
 
 
 def plain(path: Path, kind: str, read: Callable[[Path], Any]) -> Verdict:
     """A file without a checksum that ``read`` understands or refuses."""
 
-    def look() -> tuple[Finding, str]:
+    @judged(kind)
+    def look(path: Path) -> Found:
         with disk_errors(path, "read"):
             read(path)
             return "no checksum", f"it can be read; {path.stat().st_size:,} bytes"
 
-    return verdict(path, kind, look)
+    return look(path)
 
 
 def any_file(path: Path) -> Verdict | None:

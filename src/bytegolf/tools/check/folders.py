@@ -18,16 +18,8 @@ from bytegolf.data.manifest import FETCHING, MANIFEST, UNFINISHED, path_in, read
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors, read_json, read_json_object, sha256
 from bytegolf.tools.bundle import entry, script
-from bytegolf.tools.check.files import (
-    any_file,
-    artifact,
-    checkpoint,
-    hashed,
-    plain,
-    shard,
-    verdict,
-)
-from bytegolf.tools.check.results import Finding, Verdict
+from bytegolf.tools.check.files import Found, any_file, artifact, checkpoint, hashed, judged, plain, shard
+from bytegolf.tools.check.results import Verdict
 from bytegolf.tools.submission import folder as submission
 from bytegolf.training.metrics_file import read_metrics
 
@@ -95,19 +87,16 @@ def _run(run: RunFolder) -> Iterator[Verdict]:
         yield _tokenizer(run.tokenizer, run.artifact)
 
 
-def _tokenizer(path: Path, model: Path) -> Verdict:
+@judged("tokenizer")
+def _tokenizer(path: Path, model: Path) -> Found:
     """A SentencePiece model beside an artifact, which knows its hash."""
-
-    def look() -> tuple[Finding, str]:
-        known = None
-        if model.exists():
-            identity = read_container(model).header.get("tokenizer")
-            known = identity.get("sha256") if isinstance(identity, dict) else None
-        if not isinstance(known, str):
-            return "no checksum", f"{path.stat().st_size:,} bytes, and no artifact that knows it"
-        return hashed(path, known, "copy it from the data folder's tokenizers")
-
-    return verdict(path, "tokenizer", look)
+    known = None
+    if model.exists():
+        identity = read_container(model).header.get("tokenizer")
+        known = identity.get("sha256") if isinstance(identity, dict) else None
+    if not isinstance(known, str):
+        return "no checksum", f"{path.stat().st_size:,} bytes, and no artifact that knows it"
+    return hashed(path, known, "copy it from the data folder's tokenizers")
 
 
 # ---------------------------------------------------------------------------------------------- data
@@ -133,7 +122,7 @@ def _data(path: Path) -> Iterator[Verdict]:
     for tokenizer in manifest["tokenizers"]:
         known, file = tokenizer.get("sha256"), path_in(path, tokenizer.get("model_path"))
         if file is not None:
-            yield _recorded(file, known, _remedy(tokenizer), "tokenizer")
+            yield _recorded_tokenizer(file, known, _remedy(tokenizer))
         elif (file := path_in(path, tokenizer.get("path"))) is not None and file.exists():
             yield plain(file, "tokenizer", lambda at: read_json(at, "tokenizer"))
 
@@ -171,16 +160,13 @@ def _load_array(file: Path) -> None:
         raise BytegolfError(f"{file} is no array ({' '.join(str(error).split())[:120]}): {_PREPARED}") from error
 
 
-def _recorded(file: Path, known: Any, remedy: str, kind: str) -> Verdict:
-    """A file whose hash was recorded, or not."""
-
-    def look() -> tuple[Finding, str]:
-        if isinstance(known, str):
-            return hashed(file, known, remedy)
-        with disk_errors(file, "read"):
-            return "no checksum", f"{file.stat().st_size:,} bytes"
-
-    return verdict(file, kind, look)
+@judged("tokenizer")
+def _recorded_tokenizer(file: Path, known: Any, remedy: str) -> Found:
+    """A SentencePiece model of a data folder, whose manifest may know its hash."""
+    if isinstance(known, str):
+        return hashed(file, known, remedy)
+    with disk_errors(file, "read"):
+        return "no checksum", f"{file.stat().st_size:,} bytes"
 
 
 # ---------------------------------------------------------------------------------------------- submissions
@@ -189,29 +175,30 @@ def _recorded(file: Path, known: Any, remedy: str, kind: str) -> Verdict:
 def _submission(path: Path) -> Iterator[Verdict]:
     """What a submission claims of its sizes, and its artifact; whether it obeys the rules is `audit`'s question."""
     code, model = path / script.NAME, path / entry.ARTIFACT
-    yield verdict(code, "script", lambda: _script(code))
+    yield _script(code)
     yield artifact(model)
     if (path / "tokenizer.model").exists():
         yield _tokenizer(path / "tokenizer.model", model)
-    sizes = {"bytes_code": code, "bytes_model_int8_zlib": model}
-
-    def claims() -> tuple[Finding, str]:
-        told = read_json_object(path / submission.CLAIMS, "submission's claims")
-        for key, file in sizes.items():
-            found = file.stat().st_size if file.exists() else 0
-            if told.get(key) != found:
-                raise BytegolfError(
-                    f"{path / submission.CLAIMS} says {key} = {told.get(key)}, but {file} has {found} bytes: make the "
-                    "submission again with `bytegolf submit`"
-                )
-        return "no checksum", "its sizes are those of the files"
-
-    yield verdict(path / submission.CLAIMS, "claims", claims)
+    yield _claims(path / submission.CLAIMS, {"bytes_code": code, "bytes_model_int8_zlib": model})
     for name in (submission.README, submission.LOG):
         yield plain(path / name, "text", lambda file: file.read_text(encoding="utf-8"))
 
 
-def _script(path: Path) -> tuple[Finding, str]:
+@judged("claims")
+def _claims(path: Path, sizes: dict[str, Path]) -> Found:
+    told = read_json_object(path, "submission's claims")
+    for key, file in sizes.items():
+        found = file.stat().st_size if file.exists() else 0
+        if told.get(key) != found:
+            raise BytegolfError(
+                f"{path} says {key} = {told.get(key)}, but {file} has {found} bytes: make the submission again with "
+                "`bytegolf submit`"
+            )
+    return "no checksum", "its sizes are those of the files"
+
+
+@judged("script")
+def _script(path: Path) -> Found:
     with disk_errors(path, "read"):
         source = path.read_bytes()
     try:
