@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bytegolf.analyze.render import (
+from bytegolf.analyze.segment import (
     COLORS,
     STANDARD_TEXT,
     brackets,

@@ -29,7 +29,7 @@ def table(rows: Sequence[FrontierPoint], limit: int) -> Table:
 
 
 def widths(labels: dict[str, str]) -> str:
-    """Groups by their width, the widest first: ``8: embedding · 5: attn, mlp``."""
+    """Groups by their width, the widest first: ``8: embedding · 5: mixer, mlp``."""
     found: dict[str, list[str]] = {}
     for group, label in labels.items():
         found.setdefault(label, []).append(group.removeprefix("network."))

@@ -18,8 +18,9 @@ from jaxtyping import Bool
 from numpy.typing import NDArray
 
 from bytegolf.analyze.reading import LevelReading, Reading
-from bytegolf.analyze.render import visible
 from bytegolf.analyze.results import Agreement, ChunkCount, Frequent, Level, Surprisal, WordClass
+from bytegolf.analyze.segment import visible
+from bytegolf.evaluate.boundaries import ratio
 
 _WORD = re.compile(rb"[0-9A-Za-z\x80-\xff]+")
 """A word: ASCII letters and digits and whatever is not ASCII, without a break."""
@@ -37,7 +38,7 @@ def describe(reading: Reading, level: int, starts: Bool[np.ndarray, " N"] | None
     stats = reading.stats(level)
     return Level(
         **vars(stats.figures()),
-        boundaries_per_256_bytes=_share(256 * int(found.chosen.sum()), len(reading.data)),
+        boundaries_per_256_bytes=ratio(256 * int(found.chosen.sum()), len(reading.data)),
         lengths=sorted(stats.lengths.items()),
         bpe=None if starts is None else agreement(found, starts),
         surprisal=surprisal(reading, level),
@@ -57,12 +58,12 @@ def agreement(found: LevelReading, starts: Bool[np.ndarray, " N"]) -> Agreement:
     chosen, wanted, positions = int(found.chosen.sum()), int((starts & free).sum()), int(free.sum())
     both = int((starts & found.chosen).sum())
     return Agreement(
-        precision=_share(both, chosen),
-        recall=_share(both, wanted),
-        f1=_share(2 * both, chosen + wanted),
-        random_precision=_share(wanted, positions),
-        random_recall=_share(chosen, positions),
-        random_f1=_share(2 * chosen * wanted, (chosen + wanted) * positions),
+        precision=ratio(both, chosen),
+        recall=ratio(both, wanted),
+        f1=ratio(2 * both, chosen + wanted),
+        random_precision=ratio(wanted, positions),
+        random_recall=ratio(chosen, positions),
+        random_f1=ratio(2 * chosen * wanted, (chosen + wanted) * positions),
     )
 
 
@@ -73,15 +74,15 @@ def surprisal(reading: Reading, level: int) -> Surprisal:
     bits, chosen = reading.bits[known], found.boundary[known]
     order = np.argsort(bits, kind="stable")  # ties as they come in the text
     tenths = [chosen[part] for part in np.array_split(order, 10)]
-    top = _share(len(tenths[-1]), len(order))
+    top = ratio(len(tenths[-1]), len(order))
     into = _bytes_into_chunk(found.boundary)
     scored = np.isfinite(reading.bits)
     return Surprisal(
-        enrichment=_share(int(tenths[-1].sum()), int(chosen.sum()) * (top or 0)),
-        bits_at_boundaries=_mean(bits[chosen]),
-        bits_elsewhere=_mean(bits[~chosen]),
-        rate_by_decile=[_mean(tenth) for tenth in tenths],
-        bits_in_chunk=[_mean(reading.bits[scored & (into == place)]) for place in range(IN_CHUNK)],
+        enrichment=ratio(int(tenths[-1].sum()), int(chosen.sum()) * (top or 0)),
+        bits_at_boundaries=mean(bits[chosen]),
+        bits_elsewhere=mean(bits[~chosen]),
+        rate_by_decile=[mean(tenth) for tenth in tenths],
+        bits_in_chunk=[mean(reading.bits[scored & (into == place)]) for place in range(IN_CHUNK)],
     )
 
 
@@ -115,12 +116,12 @@ def words(reading: Reading, level: int) -> list[WordClass]:
                 from_=low,
                 to=high - 1 if high < 1 << 62 else None,
                 words=int(these.sum()),
-                mean_bytes=_mean((end - start)[these]),
-                cut=_mean(cuts[these] > 0),
-                random_cut=_mean(1 - (1 - rate) ** inside[these]),
-                opened=_mean(opened[these] > 0),
-                random_opened=_mean(1 - (1 - rate) ** places[these]),
-                pieces=_mean(cuts[these] + 1),
+                mean_bytes=mean((end - start)[these]),
+                cut=mean(cuts[these] > 0),
+                random_cut=mean(1 - (1 - rate) ** inside[these]),
+                opened=mean(opened[these] > 0),
+                random_opened=mean(1 - (1 - rate) ** places[these]),
+                pieces=mean(cuts[these] + 1),
             )
             rows.append(row)
     return rows
@@ -142,9 +143,6 @@ def _bytes_into_chunk(boundary: NDArray[np.bool_]) -> NDArray[np.int64]:
     return order - np.maximum.accumulate(np.where(boundary, order, 0))
 
 
-def _share(part: float, whole: float) -> float | None:
-    return part / whole if whole else None
-
-
-def _mean(values: NDArray[Any]) -> float | None:
+def mean(values: NDArray[Any]) -> float | None:
+    """None where there are no values."""
     return float(values.mean()) if values.size else None

@@ -20,9 +20,8 @@ from numpy.typing import NDArray
 from bytegolf.analyze import plots
 from bytegolf.analyze.figures import figures
 from bytegolf.analyze.reading import Reading
-from bytegolf.analyze.render import chunks, visible
 from bytegolf.analyze.results import AnalysisResult
-from bytegolf.analyze.segment import Segmentation
+from bytegolf.analyze.segment import Segmentation, visible
 from bytegolf.analyze.tables import grids
 from bytegolf.errors import BytegolfError
 
@@ -64,7 +63,7 @@ def page(
         script=script,
         data=_json(data),
         about=_about(analysis, size),
-        standard=[(title, [visible(piece) for piece in chunks(one.data, one.boundaries)]) for title, one in standard],
+        standard=[(title, [visible(piece) for piece in one.chunks()]) for title, one in standard],
         tables=list(grids(analysis.models)),
         figures=images,
         advice=advice,

@@ -113,17 +113,24 @@ def join(readings: Sequence[Reading]) -> Reading:
     )
 
 
-def encode(tokenizer: Tokenizer, data: bytes, where: str) -> NDArray[np.uint16]:
-    """The tokens of ``data``; byte tokenizers take any bytes, others need UTF-8 (``where`` is named in the error)."""
-    if isinstance(tokenizer, ByteTokenizer):
-        return tokenizer.encode_bytes(data)
+def document(tokenizer: Tokenizer, data: bytes, where: str) -> NDArray[np.int64]:
+    """The tokens of ``data`` behind a BOS. Byte tokenizers take any bytes, others need UTF-8.
+
+    Raises BytegolfError, which names ``where``, for other bytes, or none.
+    """
+    if not data:
+        raise BytegolfError(f"{where} is empty: give some text")
     try:
-        return tokenizer.encode(data.decode("utf-8"))
+        if isinstance(tokenizer, ByteTokenizer):
+            ids = tokenizer.encode_bytes(data)
+        else:
+            ids = tokenizer.encode(data.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise BytegolfError(
             f"{where} is not UTF-8 (byte {error.start}): {tokenizer.name} reads text only; convert it, or use a "
             "byte-level model"
         ) from error
+    return np.concatenate(([tokenizer.BOS], ids)).astype(np.int64)
 
 
 def text_tokens(
@@ -137,9 +144,7 @@ def text_tokens(
         content = content[:limit] if limit else content
         if limit and not isinstance(tokenizer, ByteTokenizer):  # the cut may have gone through a character
             content = content.decode("utf-8", "ignore").encode() if _cut(content) else content
-        if not content:
-            raise BytegolfError(f"{file} is empty: give some text")
-        yield np.concatenate(([tokenizer.BOS], encode(tokenizer, content, str(file)))).astype(np.int64)
+        yield document(tokenizer, content, str(file))
     if not files:
         stream = open_split(data or Path(loaded.config.data.path), tokenizer.name, "val", tokenizer.vocab_size)
         yield stream.slice(0, min(limit or len(stream), len(stream))).astype(np.int64)
@@ -164,10 +169,7 @@ def read_text(
     see: Callable[[Forward], None] | None = None,
 ) -> Reading:
     """``read`` a text as one document behind a BOS. Raises BytegolfError for an empty one."""
-    if not data:
-        raise BytegolfError(f"{where} is empty: give some text")
-    ids = np.concatenate(([tokenizer.BOS], encode(tokenizer, data, where))).astype(np.int64)
-    return read(model, tokenizer, ids, seq_len, threshold=threshold, see=see)
+    return read(model, tokenizer, document(tokenizer, data, where), seq_len, threshold=threshold, see=see)
 
 
 @torch.inference_mode()

@@ -13,12 +13,11 @@ from jaxtyping import Int64
 from rich.console import Console
 
 from bytegolf.analyze import soft
-from bytegolf.analyze.metrics import describe
+from bytegolf.analyze.metrics import describe, mean
 from bytegolf.analyze.parts import by_script, by_text
-from bytegolf.analyze.reading import LevelReading, Reading, encode, join, read, text_tokens
-from bytegolf.analyze.render import STANDARD_TEXT, titled
+from bytegolf.analyze.reading import Reading, document, join, read, text_tokens
 from bytegolf.analyze.results import AnalysisResult, ModelAnalysis, Moment, TextInfo
-from bytegolf.analyze.segment import Segmentation, segment
+from bytegolf.analyze.segment import STANDARD_TEXT, Segmentation, segment, titled
 from bytegolf.analyze.stability import stability
 from bytegolf.analyze.tables import grids
 from bytegolf.artifact import checkpoint as store
@@ -202,13 +201,12 @@ def _history(
         )
     if not reading.levels:
         return [], []
-    tokenizer = loaded.tokenizer
     text = reading.data[:HISTORY_BYTES].decode("utf-8", "ignore").encode() or reading.data[:HISTORY_BYTES]
-    ids = np.concatenate(([tokenizer.BOS], encode(tokenizer, text, "the text"))).astype(np.int64)
+    ids = document(loaded.tokenizer, text, "the text")
     moments, pictures = [], []
     for what, step, one in _weights(source, loaded, data):
         found = reader.read(one, ids, what)
-        level = describe(found, 0)
+        first, level = found.levels[0], describe(found, 0)
         standard = reader.standard(one)
         pictures.append((f"{reader.name}, {what}", standard))
         moments.append(
@@ -221,15 +219,11 @@ def _history(
                 cv=level.cv,
                 boundaries_per_256_bytes=level.boundaries_per_256_bytes,
                 enrichment=level.surprisal.enrichment,
-                b=_mean_b(found.levels[0]) if _chunking(loaded) == "soft" else None,
+                b=mean(first.p[first.candidates]) if _chunking(loaded) == "soft" else None,
                 chunks=standard.offsets(),
             )
         )
     return moments, [pictures[0], pictures[-1]]
-
-
-def _mean_b(level: LevelReading) -> float | None:
-    return float(level.p[level.candidates].mean()) if level.candidates.any() else None
 
 
 def _weights(source: Path, loaded: LoadedModel, data: Path | None) -> Iterator[tuple[str, int, LoadedModel]]:

@@ -1,18 +1,38 @@
-"""Chunk boundaries that a model places in a text, and their statistics over a whole split."""
+"""Chunk boundaries that a model places in a text, and their chunks for people to read: brackets in a pipe, alternating
+colours on a terminal.
+
+Nothing a text contains can garble the output. Backslashes are doubled, line ends and tabs are written ``\\n``, ``\\r``,
+``\\t``, and whatever does not print, or is no valid UTF-8 within its chunk (a character cut in two), is written as the
+bytes it is made of: ``\\xNN``.
+"""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console
+from rich.text import Text
 
 from bytegolf.analyze.reading import read_text
 from bytegolf.data.tokenizer import Tokenizer
 from bytegolf.evaluate.boundaries import BoundaryStats
 from bytegolf.model.lm import LanguageModel
 from bytegolf.model.routers.base import THRESHOLD
+
+STANDARD_TEXT = (
+    b"The quick brown fox jumps over the lazy dog. "
+    b"Natural language processing has made remarkable progress in recent years."
+)
+"""The two sentences (118 bytes) that S2 (PR #1104) shows before and after training."""
+
+COLORS = ("black on #b7d4ea", "black on #f6d3a9")
+"""Styles of even and odd chunks: light grounds that differ in every common form of colour blindness."""
+
+_SHORT = {"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
 @dataclass(frozen=True)
@@ -32,7 +52,7 @@ class Segmentation:
 
     def chunks(self) -> list[bytes]:
         """The chunks, which joined are the text."""
-        return [self.data[start:end] for start, end in itertools.pairwise([*self.offsets(), len(self.data)])]
+        return chunks(self.data, self.boundaries)
 
     def stats(self) -> BoundaryStats:
         """The metrics of this text on its own."""
@@ -62,3 +82,64 @@ def segment(
     reading = read_text(model, tokenizer, data, seq_len, where, threshold)
     found = reading.level(level)
     return Segmentation(reading.data, found.boundary, found.candidates)
+
+
+def chunks(data: bytes, boundaries: Sequence[bool] | NDArray[np.bool_]) -> list[bytes]:
+    """Cut ``data`` before every byte whose boundary is true; byte 0 starts a chunk in any case.
+
+    >>> chunks(b"a cat", [False, False, True, False, False])
+    [b'a ', b'cat']
+
+    Raises ValueError unless there is one boundary for each byte.
+    """
+    if len(boundaries) != len(data):
+        raise ValueError(f"{len(data)} bytes and {len(boundaries)} boundaries: give one for each byte")
+    edges = [index for index, starts_chunk in enumerate(boundaries) if starts_chunk or index == 0]
+    return [data[start:end] for start, end in itertools.pairwise([*edges, len(data)])]
+
+
+def visible(chunk: bytes) -> str:
+    """``chunk`` in printable characters, from which its bytes can be told.
+
+    >>> print(visible("é\\n".encode()), visible("é".encode()[:1]))
+    é\\n \\xc3
+    """
+    shown = []
+    # surrogateescape turns an invalid byte b into the lone surrogate U+DC00 + b, which valid UTF-8 never has
+    for char in chunk.decode("utf-8", "surrogateescape"):
+        if char in _SHORT:
+            shown.append(_SHORT[char])
+        elif char.isprintable():
+            shown.append(char)
+        else:
+            shown += [f"\\x{byte:02x}" for byte in char.encode("utf-8", "surrogateescape")]
+    return "".join(shown)
+
+
+def brackets(pieces: Sequence[bytes]) -> str:
+    """The chunks on one line, such as ``[The ][quick ]``; the text's own brackets are written ``\\[`` and ``\\]``."""
+    shown = (visible(piece).replace("[", "\\[").replace("]", "\\]") for piece in pieces)
+    return "".join(f"[{piece}]" for piece in shown)
+
+
+def colored(pieces: Sequence[bytes]) -> Text:
+    """The chunks on grounds of alternating colour; a line end is shown as ``\\n`` and also breaks the line."""
+    text = Text(no_wrap=True, overflow="ignore", end="")
+    for index, piece in enumerate(pieces):
+        lines = piece.split(b"\n")
+        for number, line in enumerate(lines, 1):
+            ended = number < len(lines)
+            text.append(visible(line) + ("\\n" if ended else ""), style=COLORS[index % 2])
+            text.append("\n" if ended else "")
+    return text
+
+
+def show(console: Console, found: Segmentation) -> None:
+    """The chunks, in colour on a terminal and in brackets elsewhere."""
+    console.print((colored if console.is_terminal else brackets)(found.chunks()), soft_wrap=True)
+
+
+def titled(console: Console, title: str, found: Segmentation) -> None:
+    """The chunks below a headline with their number."""
+    console.print(f"{title}, {len(found.offsets())} chunks:", style="bold", soft_wrap=True)
+    show(console, found)

@@ -55,11 +55,6 @@ HISTORY = 20
 """Rows of a run's history that are told."""
 
 
-def constant(value: float) -> Override:
-    """The same b everywhere."""
-    return lambda b, first: torch.full_like(b, value)
-
-
 def shuffled(seed: int = SEED) -> Override:
     """Moves each window's b, where it is free, to random such positions of that window; the same ones for the same seed
     and calls.
@@ -78,7 +73,8 @@ def shuffled(seed: int = SEED) -> Override:
 
 def forcings() -> dict[str, Override | None]:
     """What b is replaced by for each of ``ForcedScores``; None: by nothing."""
-    return {"as_is": None, "open": constant(1), "closed": constant(0), "shuffled": shuffled()}
+    open_, closed = (lambda b, first: torch.ones_like(b)), (lambda b, first: torch.zeros_like(b))
+    return {"as_is": None, "open": open_, "closed": closed, "shuffled": shuffled()}
 
 
 def probe_run(loaded: LoadedModel, data: Path, source: Path, limit: int, reporter: Reporter) -> Probe:

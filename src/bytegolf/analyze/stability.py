@@ -46,6 +46,7 @@ from bytegolf.artifact.quantize import fake_quantize
 from bytegolf.artifact.run_folder import RunFolder
 from bytegolf.config import Config
 from bytegolf.errors import BytegolfError
+from bytegolf.evaluate.boundaries import ratio
 from bytegolf.evaluate.chunk_stats import LevelCuts, token_levels
 from bytegolf.evaluate.score import windows_at_once
 from bytegolf.evaluate.sliding import encode_and_route, router_receptive_field
@@ -77,12 +78,6 @@ class Cuts:
     boundary: Bool[np.ndarray, "W L"]
     free: Bool[np.ndarray, "W L"]
     """the positions: where it was up to the router"""
-
-    @property
-    def chosen(self) -> Bool[np.ndarray, "W L"]:
-        """The boundaries at positions."""
-        chosen: NDArray[np.bool_] = self.boundary & self.free
-        return chosen
 
 
 @torch.inference_mode()
@@ -170,8 +165,8 @@ def flips(one: Cuts, other: Cuts) -> Flips:
         flips=count,
         appeared=int((changed & other.boundary).sum()),
         per_window=count / len(changed),
-        per_position=_share(count, int(free.sum())),
-        per_boundary=_share(count, int((one.boundary & free).sum())),
+        per_position=ratio(count, int(free.sum())),
+        per_boundary=ratio(count, int((one.boundary & free).sum())),
     )
 
 
@@ -193,7 +188,7 @@ def shifted(before: Cuts, after: Cuts, by: int) -> ShiftFlips:
     while low < length:
         high = min(2 * low, length)
         positions, moved = int(total[low:high].sum()), int(changed[low:high].sum())
-        rows.append(DistanceFlips(low, high - 1, positions, moved, _share(moved, positions)))
+        rows.append(DistanceFlips(low, high - 1, positions, moved, ratio(moved, positions)))
         low = high
     return ShiftFlips(**vars(flips(one, other)), by=by, distances=rows)
 
@@ -203,10 +198,6 @@ def _positions(one: Cuts, other: Cuts) -> Bool[np.ndarray, "W L"]:
     forced = (one.boundary & ~one.free) | (other.boundary & ~other.free)
     positions: NDArray[np.bool_] = (one.free | other.free) & ~forced
     return positions
-
-
-def _share(part: int, whole: int) -> float | None:
-    return part / whole if whole else None
 
 
 def stability(

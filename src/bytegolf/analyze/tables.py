@@ -9,24 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from bytegolf.analyze.results import (
-    Agreement,
-    CapacityCost,
-    Extremes,
-    Flips,
-    ForcedScores,
-    Frequent,
-    Level,
-    ModelAnalysis,
-    Moment,
-    Part,
-    Probe,
-    SoftLayerFigures,
-    SoftStep,
-    Stability,
-    StabilityLevel,
-    WordClass,
-)
+from bytegolf.analyze import results
 
 FORCED = {"open": "b = 1 everywhere", "closed": "b = 0 everywhere", "shuffled": "b shuffled"}
 """What b is replaced by in each of the scores besides its own."""
@@ -52,14 +35,11 @@ class Grid:
         return table
 
 
-def grids(models: Sequence[ModelAnalysis]) -> Iterator[Grid]:
+def grids(models: Sequence[results.ModelAnalysis]) -> Iterator[Grid]:
     """The tables of an analysis, the most important one first."""
     columns = [pair for model in models for pair in model.named_levels()]
     yield _scores(models)
-    soft = []
-    for model in models:
-        if model.soft:
-            soft.append((model.name, model.soft.bpb, model.soft.layers))
+    soft = [(model.name, model.soft.bpb, model.soft.layers) for model in models if model.soft]
     if soft:
         yield soft_chunking(soft)
     if columns:
@@ -82,14 +62,14 @@ def grids(models: Sequence[ModelAnalysis]) -> Iterator[Grid]:
             yield _history(f"over training: {model.name}", model.history)
 
 
-def of_probe(found: Probe) -> Iterator[Grid]:
+def of_probe(found: results.Probe) -> Iterator[Grid]:
     """The tables of a probe of soft chunking."""
     yield soft_chunking([("", found.bpb, found.layers)])
     if found.history:
         yield _training(found.history)
 
 
-def _scores(models: Sequence[ModelAnalysis]) -> Grid:
+def _scores(models: Sequence[results.ModelAnalysis]) -> Grid:
     rows = [
         ["bits per byte", *(number(model.bpb, 4) for model in models)],
         ["bytes", *(f"{model.bytes:,}" for model in models)],
@@ -99,20 +79,20 @@ def _scores(models: Sequence[ModelAnalysis]) -> Grid:
     return Grid("model", ["", *(model.name for model in models)], rows)
 
 
-def _chunking(model: ModelAnalysis) -> str:
+def _chunking(model: results.ModelAnalysis) -> str:
     """What a model has to chunk with."""
     found = [f"{len(model.soft.layers)} × soft"] if model.soft else []
     found += [f"{len(model.levels)} × router"] if model.chunking == "router" else []
     return " + ".join(found) or "none: flat"
 
 
-def _boundaries(names: list[str], levels: list[Level]) -> Grid:
+def _boundaries(names: list[str], levels: list[results.Level]) -> Grid:
     """A figure per row; "a (b)" is a figure and, in brackets, what chance would give."""
 
-    def row(what: str, cell: Callable[[Level], str]) -> list[str]:
+    def row(what: str, cell: Callable[[results.Level], str]) -> list[str]:
         return [what, *map(cell, levels)]
 
-    def beside_bpe(one: Level, figure: Callable[[Agreement], tuple[float | None, float | None]]) -> str:
+    def beside_bpe(one: results.Level, figure: Callable[[results.Agreement], tuple[float | None, float | None]]) -> str:
         return beside(*figure(one.bpe)) if one.bpe else "–"
 
     rows = [
@@ -139,8 +119,8 @@ def _boundaries(names: list[str], levels: list[Level]) -> Grid:
     return Grid("boundaries, and in brackets what chance would give", ["", *names], rows)
 
 
-def _words(name: str, classes: list[WordClass]) -> Grid:
-    def occurrences(one: WordClass) -> str:
+def _words(name: str, classes: list[results.WordClass]) -> Grid:
+    def occurrences(one: results.WordClass) -> str:
         if one.to is None:
             return f"{one.from_}× or more"
         return "once" if one.to == 1 else f"{one.from_}–{one.to}×"
@@ -159,7 +139,7 @@ def _words(name: str, classes: list[WordClass]) -> Grid:
     return Grid(f"words: {name}", ["word occurs", "words", "bytes", "cut inside", "opened", "chunks per word"], rows)
 
 
-def _frequent(name: str, found: Frequent) -> Grid:
+def _frequent(name: str, found: results.Frequent) -> Grid:
     """Two rows, so that spaces at a chunk's ends can be seen: they are written ␣."""
     chunks = [one.chunk.replace(" ", "␣") for one in found.top]
     return Grid(
@@ -170,7 +150,7 @@ def _frequent(name: str, found: Frequent) -> Grid:
     )
 
 
-def _parts(title: str, first: str, parts: Sequence[tuple[str, Part]]) -> Grid:
+def _parts(title: str, first: str, parts: Sequence[tuple[str, results.Part]]) -> Grid:
     chunked = any(part.windows for _, part in parts)
     head = [first, "bytes", "bits per byte"]
     head += ["touch whitespace", "mean chunk", "in characters", "CV", "split a character"] if chunked else []
@@ -189,7 +169,7 @@ def _parts(title: str, first: str, parts: Sequence[tuple[str, Part]]) -> Grid:
     return Grid(title, head, rows)
 
 
-def _history(title: str, moments: list[Moment]) -> Grid:
+def _history(title: str, moments: list[results.Moment]) -> Grid:
     head = ["weights", "step", "bits per byte", "touch whitespace", "mean chunk", "CV", "per 256 bytes", "enrichment"]
     rows = [
         [
@@ -214,7 +194,7 @@ def _history(title: str, moments: list[Moment]) -> Grid:
 # ---------------------------------------------------------------------------------------------- stability
 
 
-def _room(found: Sequence[tuple[str, Stability, StabilityLevel]]) -> Grid:
+def _room(found: Sequence[tuple[str, results.Stability, results.StabilityLevel]]) -> Grid:
     """Boundaries per window against the room for them, a column per level."""
     levels = [level for _, _, level in found]
     rows = [
@@ -230,15 +210,15 @@ def _room(found: Sequence[tuple[str, Stability, StabilityLevel]]) -> Grid:
     return Grid("room for boundaries", ["", *(name for name, _, _ in found)], rows)
 
 
-def _cut(one: CapacityCost | StabilityLevel | None) -> str:
+def _cut(one: results.CapacityCost | results.StabilityLevel | None) -> str:
     return "–" if one is None else f"{percent(one.cut_windows)} ({percent(one.cut_boundaries)})"
 
 
-def _moved(found: Sequence[tuple[str, Stability, StabilityLevel]]) -> Grid:
+def _moved(found: Sequence[tuple[str, results.Stability, results.StabilityLevel]]) -> Grid:
     """What a shift and what other weights move, a column per level."""
     levels = [level for _, _, level in found]
 
-    def moved(title: str, of: Sequence[Flips | None]) -> Iterator[list[str]]:
+    def moved(title: str, of: Sequence[results.Flips | None]) -> Iterator[list[str]]:
         yield [f"{title}: flips per window", *(number(one.per_window, 2) if one else "–" for one in of)]
         yield ["· per boundary", *(fine(one.per_boundary) if one else "–" for one in of)]
         yield ["· per position", *(fine(one.per_position) if one else "–" for one in of)]
@@ -259,7 +239,7 @@ def _moved(found: Sequence[tuple[str, Stability, StabilityLevel]]) -> Grid:
 # ---------------------------------------------------------------------------------------------- soft chunking
 
 
-def soft_chunking(models: Sequence[tuple[str, ForcedScores, list[SoftLayerFigures]]]) -> Grid:
+def soft_chunking(models: Sequence[tuple[str, results.ForcedScores, list[results.SoftLayerFigures]]]) -> Grid:
     """What soft chunking does, a column per layer; the scores are a model's, and stand in its first column."""
     names, scores, layers = [], [], []
     for model, bpb, of_model in models:
@@ -283,18 +263,18 @@ def soft_chunking(models: Sequence[tuple[str, ForcedScores, list[SoftLayerFigure
     return Grid("soft chunking; in brackets the change, or what all positions have", ["", *names], rows)
 
 
-def _extremes(what: str, shares: Sequence[Extremes | None]) -> list[list[str]]:
+def _extremes(what: str, shares: Sequence[results.Extremes | None]) -> list[list[str]]:
     return [
         [f"highest tenth of b at {what}", *(beside(one.highest, one.all) if one else "–" for one in shares)],
         [f"· lowest tenth at {what}", *(beside(one.lowest, one.all) if one else "–" for one in shares)],
     ]
 
 
-def _against(bpb: ForcedScores | None, key: str) -> str:
+def _against(bpb: results.ForcedScores | None, key: str) -> str:
     return "–" if bpb is None else f"{getattr(bpb, key):.4f} ({getattr(bpb, key) - bpb.as_is:+.4f})"
 
 
-def _training(history: list[SoftStep]) -> Grid:
+def _training(history: list[results.SoftStep]) -> Grid:
     rows = [
         [f"{row.step:,}", f"{place}", f"{one['b']:.3f} ± {one['std']:.3f}", f"{one['gradient']:.2e}"]
         for row in history

@@ -37,13 +37,13 @@ def segment(
 
     Example: bytegolf segment runs/cpu-demo "The quick brown fox"
     """
-    from bytegolf.analyze import render
+    from bytegolf.analyze import segment as segments
     from bytegolf.api.model import load
     from bytegolf.api.results import SegmentResult
 
-    content, where = text_of(text, file, render.STANDARD_TEXT)
+    content, where = text_of(text, file, segments.STANDARD_TEXT)
     found = load(model, data=data).segment(content, level, where)
-    render.segmentation(screen(), found)
+    segments.show(screen(), found)
     stats = found.stats().figures()
     pieces = [piece.decode("utf-8", errors="backslashreplace") for piece in found.chunks()]
     figures = (stats.mean_chunk_bytes, stats.cv, stats.whitespace_agreement, stats.bytes)

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bytegolf.analyze.render import titled
+from bytegolf.analyze.segment import titled
 from bytegolf.api.results import Evaluation, Preset, Presets, Summary
 from bytegolf.api.run import Run
 from bytegolf.artifact.plan import estimated_bytes

@@ -108,12 +108,12 @@ class BoundaryStats:
         """The ratios; None where there is nothing to divide by."""
 
         def share(name: str) -> float | None:
-            return _ratio(self.boundaries_with[name], self.boundaries)
+            return ratio(self.boundaries_with[name], self.boundaries)
 
         def chance(name: str) -> float | None:
-            return _ratio(self.positions_with[name], self.positions)
+            return ratio(self.positions_with[name], self.positions)
 
-        rate, chunks = _ratio(self.boundaries, self.positions), self.lengths.total()
+        rate, chunks = ratio(self.boundaries, self.positions), self.lengths.total()
         size = sum(length * count for length, count in self.lengths.items())
         # CV = standard deviation / mean = √(n·Σ length² − (Σ length)²) / Σ length: integers until the root, so that
         # nothing cancels. 0 for a fixed stride, near 1 for boundaries placed at random.
@@ -131,8 +131,8 @@ class BoundaryStats:
             random_behind=chance("behind"),
             whitespace_at=share("at"),
             random_at=chance("at"),
-            mean_chunk_bytes=_ratio(size, chunks),
-            cv=_ratio(math.sqrt(chunks * squares - size**2), size),
+            mean_chunk_bytes=ratio(size, chunks),
+            cv=ratio(math.sqrt(chunks * squares - size**2), size),
             utf8_splits=share("splitting"),
             random_utf8_splits=chance("splitting"),
         )
@@ -146,9 +146,8 @@ def is_whitespace(window: Bytes) -> Mask:
 def touching_whitespace(window: Bytes) -> Mask:
     """At which bytes t a boundary would touch whitespace: t or t-1 is whitespace."""
     white = is_whitespace(window)
-    touches = white.copy()
-    touches[1:] |= white[:-1]
-    return touches
+    white[1:] |= white[:-1].copy()
+    return white
 
 
 def is_continuation(window: Bytes) -> Mask:
@@ -184,5 +183,6 @@ def token_boundaries_to_bytes(
     return mask
 
 
-def _ratio(part: int | float, whole: int) -> float | None:
+def ratio(part: float, whole: float) -> float | None:
+    """A share or a mean; None where there is nothing to divide by."""
     return part / whole if whole else None
