@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bytegolf.analyze import plots
-from bytegolf.analyze.results import Level, ModelAnalysis, Moment, Stability, StabilityLevel
+from bytegolf.analyze.results import Level, ModelAnalysis, Moment, Stability, StabilityLevel, named
 from bytegolf.files import make_folder
 
 LONGEST = 32
@@ -94,11 +94,9 @@ def figures(models: Sequence[ModelAnalysis]) -> Iterator[Figure]:
 def _of_soft(models: Sequence[ModelAnalysis]) -> Iterator[Figure]:
     lines: list[Line] = []
     for model in models:
-        layers = model.soft.layers if model.soft else []
-        for number, layer in enumerate(layers):
+        for name, layer in named(model.name, "layer", model.soft.layers if model.soft else []):
             shares = layer.histogram
             middles = _known(((place + 0.5) / len(shares), share) for place, share in enumerate(shares))
-            name = f"{model.name} · layer {number}" if len(layers) > 1 else model.name
             lines.append(Line(name, len(lines), middles))
     if lines:
         width = len(lines[0].points)
@@ -118,13 +116,8 @@ def _of_chunks(levels: Sequence[tuple[str, Level]]) -> Iterator[Figure]:
             deciles.append(Line("at random", color, [(1, level.rate), (10, level.rate)], True))
     yield Figure("lengths", "Chunk lengths", "bytes", "share of chunks", lengths)
     yield Figure("surprisal_in_chunk", "Surprisal inside chunks", "byte of the chunk", "bits", inside)
-    yield Figure(
-        "rate_by_surprisal",
-        "Where chunks begin",
-        "tenth of positions, by surprisal",
-        "boundaries per position",
-        deciles,
-    )
+    x, y = "tenth of positions, by surprisal", "boundaries per position"
+    yield Figure("rate_by_surprisal", "Where chunks begin", x, y, deciles)
 
 
 def _of_words(levels: Sequence[tuple[str, Level]]) -> Figure:
@@ -144,14 +137,9 @@ def _of_shifts(levels: Sequence[tuple[str, Stability, StabilityLevel]]) -> Figur
         for color, (name, _, level) in enumerate(levels)
     ]
     most = max((len(level.shift.distances) for _, _, level in levels), default=0)
-    return Figure(
-        "flips",
-        "Boundaries that a shift moves",
-        "tokens behind the window's start, from",
-        "flips per position",
-        moved,
-        tuple(f"{1 << power}" for power in range(most)),
-    )
+    ticks = tuple(f"{1 << power}" for power in range(most))
+    x, y = "tokens behind the window's start, from", "flips per position"
+    return Figure("flips", "Boundaries that a shift moves", x, y, moved, ticks)
 
 
 def _of_room(levels: Sequence[tuple[str, Stability, StabilityLevel]]) -> Figure:

@@ -215,11 +215,7 @@ def read(
 
 
 def _in_bytes(
-    tokenizer: Tokenizer,
-    ids: NDArray[np.int64],
-    seq_len: int,
-    nats: NDArray[np.float64],
-    found: list[list[LevelCuts]],
+    tokenizer: Tokenizer, ids: NDArray[np.int64], seq_len: int, nats: NDArray[np.float64], found: list[list[LevelCuts]]
 ) -> Reading:
     """From tokens to bytes: the loss ``nats`` of each token, and what the levels did in each window (``token_levels``).
 

@@ -6,10 +6,13 @@ Throughout, a *boundary* is one that the router chose, a *position* is a byte wh
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from bytegolf.evaluate.results import BoundaryFigures
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -346,17 +349,19 @@ class ModelAnalysis:
 
     def named_levels(self) -> list[tuple[str, Level]]:
         """The levels, each with a name that tells it from all others."""
-        kind = "layer" if self.chunking == "soft" else "level"
-        many = len(self.levels) > 1
-        return [(f"{self.name} · {kind} {at}" if many else self.name, one) for at, one in enumerate(self.levels)]
+        return named(self.name, "layer" if self.chunking == "soft" else "level", self.levels)
 
     def stable_levels(self) -> list[tuple[str, Stability, StabilityLevel]]:
         """The same of the levels whose stability is known, with what they have in common."""
         found = self.stability
-        if not found:
-            return []
-        many = len(found.levels) > 1
-        return [(f"{self.name} · level {at}" if many else self.name, found, one) for at, one in enumerate(found.levels)]
+        return [(name, found, one) for name, one in named(self.name, "level", found.levels)] if found else []
+
+
+def named(model: str, kind: str, parts: Sequence[T]) -> list[tuple[str, T]]:
+    """Each of a ``model``'s parts with a name: the model's own for a single one."""
+    if len(parts) == 1:
+        return [(model, parts[0])]
+    return [(f"{model} · {kind} {at}".removeprefix(" · "), one) for at, one in enumerate(parts)]
 
 
 @dataclass(frozen=True)

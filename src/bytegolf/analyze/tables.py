@@ -241,12 +241,9 @@ def _moved(found: Sequence[tuple[str, results.Stability, results.StabilityLevel]
 
 def soft_chunking(models: Sequence[tuple[str, results.ForcedScores, list[results.SoftLayerFigures]]]) -> Grid:
     """What soft chunking does, a column per layer; the scores are a model's, and stand in its first column."""
-    names, scores, layers = [], [], []
-    for model, bpb, of_model in models:
-        for place, layer in enumerate(of_model):
-            names.append(f"{model} · layer {place}".removeprefix(" · ") if len(of_model) > 1 else model)
-            scores.append(None if place else bpb)
-            layers.append(layer)
+    columns = [column for model, _, own in models for column in results.named(model, "layer", own)]
+    names, layers = [name for name, _ in columns], [layer for _, layer in columns]
+    scores = [None if place else bpb for _, bpb, own in models for place in range(len(own))]
     rows = [["bits per byte, b as it is", *(number(bpb.as_is if bpb else None, 4) for bpb in scores)]]
     rows += [[f"· {what}", *(_against(bpb, key) for bpb in scores)] for key, what in FORCED.items()]
     rows += [

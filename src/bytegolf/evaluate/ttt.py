@@ -35,7 +35,7 @@ from bytegolf.config import TttConfig
 from bytegolf.data.shards import TokenStream
 from bytegolf.data.tokenizer import Tokenizer
 from bytegolf.errors import BytegolfError
-from bytegolf.evaluate.adapters import TestTimeAdapter, adapter_for
+from bytegolf.evaluate.adapters import adapter_for
 from bytegolf.evaluate.score import Book, Observer, groups, score_group
 from bytegolf.evaluate.windows import Window, targets_of, windows
 from bytegolf.model.embed import BOS
@@ -167,20 +167,14 @@ def score_adapting(
                             total += score_group(model, tokenizer, part, tokens, share, text.observe, book)
                 if progress:
                     progress(total)
-                _learn(adapter, stream, rows, read, pace, settings.steps)
+                # nothing is learned from a chunk behind which nothing comes any more
+                chunks_read = [group if text.chunks else [] for text, group in zip(rows, read, strict=True)]
+                if any(chunks_read):
+                    lessons = _lessons(stream, rows, chunks_read, pace)
+                    for _ in range(settings.steps):
+                        adapter.step(*lessons)
     finally:
         model.train(training)
-
-
-def _learn(
-    adapter: TestTimeAdapter, stream: TokenStream, rows: list[_Text], read: list[list[Window]], pace: Pace, steps: int
-) -> None:
-    """Learn from the chunks that have just been ``read``, except where nothing comes behind them any more."""
-    chunks = [group if text.chunks else [] for text, group in zip(rows, read, strict=True)]
-    if any(chunks):
-        lessons = _lessons(stream, rows, chunks, pace)
-        for _ in range(steps):
-            adapter.step(*lessons)
 
 
 def _lessons(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Int, UInt16
+from jaxtyping import Int
 from rich.text import Text
 
 from bytegolf.artifact.loading import LoadedModel
@@ -145,7 +145,9 @@ def _coded(opened: LoadedModel, stream: TokenStream, most: int) -> Iterator[Chec
         checked = _Checked(encoder)
         lockstep.run(model, tokens.copy(), lengths, mode, checked, 0)
         payload = encoder.payload()
-        decoded = _decoded(opened, tokens, lengths, mode, payload)
+        decoded = np.zeros_like(tokens)
+        decoded[:, 0] = tokens[:, 0]  # a decoder knows no more than each stream's first token
+        lockstep.run(model, decoded, lengths, mode, Decoder(payload), 0)
     finally:
         model.precision = precision
     yield Check(
@@ -163,16 +165,6 @@ def _coded(opened: LoadedModel, stream: TokenStream, most: int) -> Iterator[Chec
     )
     same = bool((decoded == tokens).all())
     yield Check("decoded", same, "every token came back" if same else "the decoded tokens are not those coded")
-
-
-def _decoded(
-    opened: LoadedModel, tokens: UInt16[np.ndarray, "S L"], lengths: Int[np.ndarray, " S"], mode: Mode, payload: bytes
-) -> UInt16[np.ndarray, "S L"]:
-    """What a decoder makes of ``payload``, knowing no more than each stream's first token."""
-    found = np.zeros_like(tokens)
-    found[:, 0] = tokens[:, 0]
-    lockstep.run(opened.model, found, lengths, mode, Decoder(payload), 0)
-    return found
 
 
 def _recomputed(opened: LoadedModel, data: Path, total: Score, limit: int) -> Check:

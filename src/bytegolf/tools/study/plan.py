@@ -15,6 +15,7 @@ default: earlier results stay valid. A field that is renamed changes the hash of
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -99,8 +100,9 @@ def jobs(study: Study, only: Iterable[str] = (), *, without_data: bool = False) 
             config = _base(study, variant)
             place = (variant.data, config.data.tokenizer)
             if place not in hashes:
-                hashes[place] = _hash_if_there(*place) if without_data else data_hash(*place)
-            bases.append((variant, config, hashes[place]))
+                with contextlib.suppress(BytegolfError) if without_data else contextlib.nullcontext():
+                    hashes[place] = data_hash(*place)
+            bases.append((variant, config, hashes.setdefault(place, "")))
         except BytegolfError as error:
             raise BytegolfError(f"{study.path}, variant {variant.name!r}: {error}") from error
     found = []
@@ -114,23 +116,13 @@ def jobs(study: Study, only: Iterable[str] = (), *, without_data: bool = False) 
     return found
 
 
-def _hash_if_there(data: Path, tokenizer: str) -> str:
-    try:
-        return data_hash(data, tokenizer)
-    except BytegolfError:
-        return ""
-
-
 def _base(study: Study, variant: Variant) -> Config:
     """The variant's configuration without its budget in steps, which for one in bytes depends on the data."""
-    changes: dict[str, Any] = {**variant.overrides, "data.path": str(variant.data), **_budget(study)}
-    return Config.load(variant.preset, changes)
-
-
-def _budget(study: Study) -> dict[str, Any]:
     budget = study.config.budget
     seconds = {"train.max_seconds": budget.seconds, "train.clock": budget.clock if budget.seconds else "wall"}
-    return {**seconds, "train.max_steps": budget.steps or (1 if budget.bytes else 0)}
+    spend = {**seconds, "train.max_steps": budget.steps or (1 if budget.bytes else 0)}
+    changes: dict[str, Any] = {**variant.overrides, "data.path": str(variant.data), **spend}
+    return Config.load(variant.preset, changes)
 
 
 def _seeded(config: Config, study: Study, variant: Variant, seed: int) -> Config:

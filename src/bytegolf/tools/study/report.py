@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Literal
 
 from rich.console import Console
@@ -92,7 +92,8 @@ def run(study: Study, only: Sequence[str], launcher: Literal["local", "slurm", "
             )
         ray = launcher == "ray"
         start: running.Launcher = running.Ray(study.config.threads, study.config.gpus) if ray else running.Process
-        with Overview(study) as watch:
+        watch = Overview(study)
+        with watch.live or contextlib.nullcontext():
             running.run(study, wanted, start, at_once, watch)
     return ""
 
@@ -204,25 +205,16 @@ class Overview:
     def __init__(self, study: Study) -> None:
         self._study = study
         self._console = PlainConsole(stderr=True, soft_wrap=True)
-        self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
-
-    def __enter__(self) -> Overview:
-        if self._live:
-            self._live.__enter__()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self._live:
-            self._live.__exit__(kind, error, at)
+        self.live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
 
     def __call__(self, state: running.State, just: Job | None) -> None:
         """Show the state; ``just`` is the run that has ended, if one has."""
         if just is not None:
             row = state.rows[just]
             said = f"bpb {row.summary.bpb:.4f}" if row.summary else f"failed: {row.error}"
-            self._console.print(f"{just.label}: {said}{'' if self._live else f' ({self._line(state)})'}")
-        if self._live:
-            self._live.update(self._table(state), refresh=True)
+            self._console.print(f"{just.label}: {said}{'' if self.live else f' ({self._line(state)})'}")
+        if self.live:
+            self.live.update(self._table(state), refresh=True)
 
     def _line(self, state: running.State) -> str:
         """How far it is, in a line."""
