@@ -241,21 +241,15 @@ def test_a_shared_score_is_that_of_one_process_to_the_bit(folder: Path) -> None:
     trainer = trainer_of("two-level", folder, "score", HERE)
 
     def parts(rank: int, size: int) -> list[Score]:
-        kept: list[Score] = []
+        kept: list[Any] = []
 
-        def collect(mine: list[Score]) -> list[Score]:
-            kept.extend(mine)
-            return mine
+        class Alone(DistributedContext):
+            def collect(self, mine: list[Any]) -> list[Any]:
+                kept.extend(mine)
+                return mine
 
-        score(
-            trainer.model,
-            trainer.data.validation,
-            trainer.data.tokenizer,
-            32,
-            batch=2,
-            collect=collect,
-            turn=(rank, size),
-        )
+        world = Alone(rank, size, torch.device("cpu"))
+        score(trainer.model, trainer.data.validation, trainer.data.tokenizer, 32, batch=2, world=world)
         return kept
 
     whole = score(trainer.model, trainer.data.validation, trainer.data.tokenizer, 32, batch=2)

@@ -52,7 +52,9 @@ def page(
     policy = f"style-src {_hash(style)}; script-src {_hash(script)}; img-src data:"
     images, advice = [], ""
     try:
-        images = [(one.title, _data_url(plots.to_svg(one.drawn()))) for one in figures(analysis.models)]
+        for one in figures(analysis.models):
+            svg = base64.b64encode(plots.to_svg(one.drawn()).encode()).decode()
+            images.append((one.title, f"data:image/svg+xml;base64,{svg}"))
     except BytegolfError as error:
         advice = str(error)
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_asset("page.html"))
@@ -76,10 +78,6 @@ def _asset(name: str) -> str:
 
 def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
-def _data_url(svg: str) -> str:
-    return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
 
 
 def _json(value: Any) -> str:

@@ -146,8 +146,7 @@ class ScoringMode:
                 observe=observer() if observer else None,
                 book=book,
                 progress=progress,
-                collect=world.collect,
-                turn=(world.rank, world.size),
+                world=world,
             )
 
     def target_logits(

@@ -20,6 +20,7 @@ from bytegolf.bpb import Score
 from bytegolf.config import StackConfig
 from bytegolf.data.shards import TokenStream
 from bytegolf.data.tokenizer import Tokenizer
+from bytegolf.distributed import SINGLE_PROCESS, DistributedContext
 from bytegolf.errors import BytegolfError
 from bytegolf.evaluate.sliding import last_losses
 from bytegolf.evaluate.windows import Window, targets_of, windows
@@ -47,8 +48,7 @@ def score(
     observe: Observer | None = None,
     book: Book | None = None,
     progress: Callable[[Score], None] | None = None,
-    collect: Callable[[list[Score]], list[Score]] | None = None,
-    turn: tuple[int, int] = (0, 1),
+    world: DistributedContext = SINGLE_PROCESS,
 ) -> Score:
     """Score ``stream`` with ``model`` in windows of ``seq_len`` tokens; each target counts exactly once.
 
@@ -60,9 +60,8 @@ def score(
     pass of each window, up to rounding. ``share`` False makes those passes, as the reference that this is tested
     against.
 
-    Several processes share the work with ``turn`` = (rank, how many): each does every so many-th batch, and
-    ``collect`` puts their batches' scores together again, by turns. Every process then has the sum that one alone
-    would have had, to the bit.
+    The processes of ``world`` share the work: each does every so many-th batch, and the batches' scores are put
+    together again, by turns. Every process then has the sum that one alone would have had, to the bit.
 
     Raises BytegolfError if the stream is shorter than a window, or the loss is not finite.
     """
@@ -75,7 +74,7 @@ def score(
     training = model.training
     model.eval()
     try:
-        for chunk in itertools.islice(groups(plan, batch), turn[0], None, turn[1]):
+        for chunk in itertools.islice(groups(plan, batch), world.rank, None, world.size):
             tokens = np.stack([stream.slice(w.start, w.start + w.length + 1) for w in chunk]).astype(np.int64)
             scores.append(score_group(model, tokenizer, chunk, tokens, share, observe, book))
             total += scores[-1]
@@ -83,7 +82,7 @@ def score(
                 progress(total)
     finally:
         model.train(training)
-    return sum(collect(scores), Score()) if collect else total
+    return sum(world.collect(scores), Score())
 
 
 def groups(plan: Iterator[Window], batch: int) -> Iterator[list[Window]]:

@@ -35,16 +35,6 @@ def windows(targets: int, seq_len: int, stride: int = 0, drop_tail: bool = False
 
     Raises BytegolfError if the stream is shorter than one window or the stride does not fit.
     """
-    return _windows(targets, seq_len, _checked(targets, seq_len, stride), drop_tail)
-
-
-def targets_of(tokens: int, seq_len: int, limit: int = 0) -> int:
-    """How many targets of a stream of ``tokens`` are scored: all, or ``limit`` > 0 of them, but a window's at least."""
-    return min(tokens - 1, max(seq_len, limit)) if limit else tokens - 1
-
-
-def _checked(targets: int, seq_len: int, stride: int) -> int:
-    """The stride to use; raises BytegolfError if it or the stream does not fit."""
     if not 0 <= stride <= seq_len:
         raise BytegolfError(
             f"stride {stride} must lie between 1 and the sequence length {seq_len}, or be 0 for windows without overlap"
@@ -54,7 +44,12 @@ def _checked(targets: int, seq_len: int, stride: int) -> int:
             f"the split has {max(0, targets)} tokens to score, fewer than one sequence of {seq_len}: "
             "use a larger split or shorter windows (train.seq_len, or --length of eval)"
         )
-    return stride or seq_len
+    return _windows(targets, seq_len, stride or seq_len, drop_tail)  # a generator: it would raise only when asked
+
+
+def targets_of(tokens: int, seq_len: int, limit: int = 0) -> int:
+    """How many targets of a stream of ``tokens`` are scored: all, or ``limit`` > 0 of them, but a window's at least."""
+    return min(tokens - 1, max(seq_len, limit)) if limit else tokens - 1
 
 
 def _windows(targets: int, seq_len: int, stride: int, drop_tail: bool) -> Iterator[Window]:
@@ -65,9 +60,3 @@ def _windows(targets: int, seq_len: int, stride: int, drop_tail: bool) -> Iterat
         yield Window(done - seq_len, seq_len, stride)
     if done < targets and not drop_tail:
         yield Window(targets - seq_len, seq_len, targets - done)
-
-
-def count(targets: int, seq_len: int, stride: int = 0, drop_tail: bool = False) -> int:
-    """How many windows ``windows`` yields."""
-    full, rest = divmod(targets - seq_len, _checked(targets, seq_len, stride))
-    return 1 + full + (rest > 0 and not drop_tail)

@@ -268,8 +268,7 @@ class Trainer:
                 settings.seq_len,
                 batch=self.config.eval.batch,
                 limit=settings.validate_tokens,
-                collect=self.world.collect,
-                turn=(self.world.rank, self.world.size),
+                world=self.world,
             )
         self._advance(validation_bpb=sample.bpb)
         self._validated_step = self.progress.step

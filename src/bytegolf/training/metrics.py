@@ -139,25 +139,25 @@ class MetricAccumulator:
         self.bytes += int(size)
         return int(tokens), int(size)
 
-    def mean_loss(self) -> float:
-        """Nats per token."""
-        return math.fsum(self.losses) / len(self.losses)
-
-    def mean_rates(self) -> list[float]:
-        """Boundaries per position at each chunking level."""
-        return _means(self.rates)
-
-    def truncation(self, seq_len: int) -> tuple[list[int], list[float]]:
-        """Boundaries beyond the capacity at each chunking level, and the share of sequences that had some."""
-        sequences = self.tokens / seq_len
-        return [round(mean * sequences) for mean in _means(self.truncated)], _means(self.truncated_sequences)
-
-    def soft_layers(self) -> list[SoftRow]:
-        """What each layer of soft chunking did."""
-        means = _means(self.soft)
-        layers = len(means) // 3
-        parts = zip(*(means[part * layers : (part + 1) * layers] for part in range(3)), strict=True)
-        return [SoftRow(b, max(0.0, square - b * b) ** 0.5, norm) for b, square, norm in parts]
+    def row(self, progress: Progress, seq_len: int, factor: float) -> TrainRow:
+        """These steps, settled, as a row of metrics.jsonl; the last had the learning rates times ``factor``."""
+        loss = math.fsum(self.losses) / len(self.losses)
+        sequences, soft = self.tokens / seq_len, _means(self.soft)
+        layers = zip(*(soft[part * len(soft) // 3 : (part + 1) * len(soft) // 3] for part in range(3)), strict=True)
+        return TrainRow(
+            step=progress.step,
+            seconds=round(progress.seconds, 3),
+            tokens=progress.tokens,
+            bytes=progress.bytes,
+            loss=loss,
+            bpb=bits_per_byte(loss * self.tokens, self.bytes),
+            rates=_means(self.rates),
+            truncated=[round(mean * sequences) for mean in _means(self.truncated)],
+            truncated_sequences=_means(self.truncated_sequences),
+            lr=factor,
+            bytes_per_second=round(self.bytes / self.seconds, 1) if self.seconds else 0.0,
+            soft=[SoftRow(b, max(0.0, square - b * b) ** 0.5, norm) for b, square, norm in layers],
+        )
 
     def state(self) -> dict[str, Any]:
         """The settled part as plain data."""
@@ -226,25 +226,10 @@ class MetricsLogger:
         """Tell of ``steps``, of which the last had the learning rates times ``factor``."""
         if not self._open:
             return
-        loss, rates = steps.mean_loss(), steps.mean_rates()
-        truncated, truncated_sequences = steps.truncation(self.config.train.seq_len)
-        row = TrainRow(
-            step=progress.step,
-            seconds=round(progress.seconds, 3),
-            tokens=progress.tokens,
-            bytes=progress.bytes,
-            loss=loss,
-            bpb=bits_per_byte(loss * steps.tokens, steps.bytes),
-            rates=rates,
-            truncated=truncated,
-            truncated_sequences=truncated_sequences,
-            lr=factor,
-            bytes_per_second=round(steps.bytes / steps.seconds, 1) if steps.seconds else 0.0,
-            soft=steps.soft_layers(),
-        )
+        row = steps.row(progress, self.config.train.seq_len, factor)
         self._add(row)
         self.reporter.progress(self._line(progress, row))
-        for text in self._warnings(row.step, rates, truncated, truncated_sequences):
+        for text in self._warnings(row.step, row.rates, row.truncated, row.truncated_sequences):
             self.reporter.warn(text)
             self.alarm(progress.step, text)
 

@@ -258,18 +258,14 @@ class _RayTask:
 
     def ended(self) -> bool:
         ready, _ = self._ray.wait([self._reference], timeout=0)
-        if ready:
-            self._tell()
-        return bool(ready)
-
-    def _tell(self) -> None:
-        """What kept the script from running, in the run's log, where its own last words would be."""
         try:
-            self._ray.get(self._reference)
+            self._ray.get(ready)
         except self._ray.exceptions.RayError as error:
+            # what kept the script from running, in the run's log, where its own last words would be
             said = str(getattr(error, "cause", None) or f"Ray gave it up: {type(error).__name__}")
             with disk_errors(self._folder / LOG), (self._folder / LOG).open("a", encoding="utf-8") as log:
                 log.write(f"\n{said.splitlines()[0]}\n")
+        return bool(ready)
 
     def stop(self) -> None:
         self._ray.cancel(self._reference)
