@@ -22,10 +22,9 @@ from bytegolf.data.tokenizer import ByteTokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.infer import codec as coding
 from bytegolf.infer import format as layout
-from bytegolf.infer import frequencies, lockstep
-from bytegolf.infer.codec import Codec, Report, seam_bits
+from bytegolf.infer import frequencies
+from bytegolf.infer.codec import Codec, Mode, Report, seam_bits
 from bytegolf.infer.frequencies import Encoder
-from bytegolf.infer.lockstep import Mode
 from bytegolf.model.lm import LanguageModel
 from bytegolf.ops import native
 
@@ -131,7 +130,7 @@ def test_it_costs_what_full_forward_passes_of_the_same_windows_say(
     text = " ".join(sentences(2)).encode()[: 3 * WINDOW + 2]
     tokens = np.concatenate(([1], BYTES.encode_bytes(text))).astype(np.uint16)[None]
     encoder = Encoder()
-    lockstep.run(model, tokens, np.array([len(text) + 1]), Mode(WINDOW, stride), encoder, BYTES.OFFSET)
+    coding.code_streams(model, tokens, np.array([len(text) + 1]), Mode(WINDOW, stride), encoder, BYTES.OFFSET)
     expected, done = 0.0, 0
     while done < len(text):
         new = stride or WINDOW
@@ -168,12 +167,12 @@ def test_streams_that_begin_as_they_would_go_on_cost_nothing(make_model: ModelMa
 
 def test_as_many_streams_as_pay(make_model: ModelMaker, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model("one-level")
-    assert lockstep.streams_for(model, Mode(WINDOW), 0) == 1
-    assert lockstep.streams_for(model, Mode(WINDOW), WINDOW * 8 * 10) == 10
-    assert lockstep.streams_for(model, Mode(WINDOW, 4), WINDOW * 32 * 10) == 10
-    assert lockstep.streams_for(model, Mode(WINDOW), 10**9) == lockstep.MOST_STREAMS
-    monkeypatch.setattr(lockstep, "STATE_BYTES", 3 * lockstep.state_bytes(model, WINDOW))
-    assert lockstep.streams_for(model, Mode(WINDOW), 10**9) == 3
+    assert coding.streams_for(model, Mode(WINDOW), 0) == 1
+    assert coding.streams_for(model, Mode(WINDOW), WINDOW * 8 * 10) == 10
+    assert coding.streams_for(model, Mode(WINDOW, 4), WINDOW * 32 * 10) == 10
+    assert coding.streams_for(model, Mode(WINDOW), 10**9) == coding.MOST_STREAMS
+    monkeypatch.setattr(coding, "STATE_BYTES", 3 * coding.state_bytes(model, WINDOW))
+    assert coding.streams_for(model, Mode(WINDOW), 10**9) == 3
 
 
 # ------------------------------------------------------------------------------------------------------- refused

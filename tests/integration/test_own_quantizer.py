@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bytegolf import BytegolfError, Config, register_quantizer
 from bytegolf.artifact import plan
-from bytegolf.artifact.coders import CODERS
+from bytegolf.artifact.container import CODERS
 from bytegolf.artifact.export import export_weights
 from bytegolf.artifact.gptq import output_error, solve
 from bytegolf.artifact.loading import load_artifact
@@ -24,6 +24,7 @@ from bytegolf.config import ExportConfig
 from bytegolf.data.tokenizer import ByteTokenizer
 from bytegolf.evaluate.score import score
 from bytegolf.registry import QUANTIZERS
+from bytegolf.tools.bundle.script import code_bytes, script
 from bytegolf.training.weights import QuantizedTraining
 
 
@@ -109,6 +110,9 @@ def test_a_run_is_trained_exported_loaded_and_scored(tmp_path: Path) -> None:
     assert loaded.model.state_dict()["network.encoder.blocks.0.mlp.fc.weight"][0].unique().numel() <= 3
     stream = write_stream(tmp_path / "other", "val", 2, seed=3)
     assert 2 < score(loaded.model, stream, loaded.tokenizer, 32).bpb < 12
+    with pytest.raises(BytegolfError, match="quantizer 'ternary' comes from a plugin"):
+        script(config)
+    assert code_bytes(config) > code_bytes(config_of("int8_row", decay_fraction=1.0, qat_from=0.5)) + 400
 
 
 def test_gptq_works_for_one_that_rounds_by_column() -> None:

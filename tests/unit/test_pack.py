@@ -16,8 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bytegolf.artifact.pack import read_artifact, write_artifact
-from bytegolf.artifact.payload import open_payload
+from bytegolf.artifact.pack import open_payload, read_artifact, write_artifact
 from bytegolf.artifact.plan import plan_of
 from bytegolf.artifact.quantize import ROW_BITS, dequantize, quantize
 from bytegolf.artifact.quantizer import Storage

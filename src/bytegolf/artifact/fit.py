@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bytegolf.artifact import export as exporting
-from bytegolf.artifact.coders import CoderName
+from bytegolf.artifact.container import CoderName
 from bytegolf.artifact.frontier import Point, descend, fill, mean_loss, measure_options
 from bytegolf.artifact.gptq import quantize_state, sample_windows, second_moments, with_gptq
 from bytegolf.artifact.loading import build

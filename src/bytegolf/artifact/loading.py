@@ -48,10 +48,18 @@ def load_artifact(
     config = artifact.config
     tokenizer = _find_tokenizer(artifact.tokenizer, path, data, config)
     place = choose_device(device)
-    model = build(config, artifact.state, str(path)).to(place)
-    model.precision = pick_precision(config.train.precision if precision == "auto" else precision, place)
+    dtype = pick_precision(config.train.precision if precision == "auto" else precision, place)
+    model = _ready(config, artifact.state, str(path), place, dtype)
+    return LoadedModel(model, config, tokenizer, artifact, path)
+
+
+def _ready(
+    config: Config, state: dict[str, torch.Tensor], where: str, device: torch.device, precision: torch.dtype
+) -> LanguageModel:
+    model = build(config, state, where).to(device).eval()
+    model.precision = precision
     model.set_capacity(config.eval.capacity, config.eval.capacity_divisor)
-    return LoadedModel(model.eval(), config, tokenizer, artifact, path)
+    return model
 
 
 def artifact_path(source: Path) -> Path:
@@ -94,17 +102,14 @@ def in_fp32(loaded: LoadedModel, device: torch.device) -> LoadedModel:
     model = loaded.model
     if model.precision == torch.float32 and model.embedding.weight.device == device:
         return loaded
-    again = build(loaded.config, loaded.artifact.state, str(loaded.path)).to(device)
-    again.set_capacity(loaded.config.eval.capacity, loaded.config.eval.capacity_divisor)
-    return dataclasses.replace(loaded, model=again.eval())
+    again = _ready(loaded.config, loaded.artifact.state, str(loaded.path), device, torch.float32)
+    return dataclasses.replace(loaded, model=again)
 
 
 def with_weights(opened: LoadedModel, state: dict[str, torch.Tensor]) -> LoadedModel:
     """The opened artifact with the weights ``state`` in place of its own."""
-    model = build(opened.config, state, "the run").to(opened.model.embedding.weight.device)
-    model.precision = opened.model.precision
-    model.set_capacity(opened.config.eval.capacity, opened.config.eval.capacity_divisor)
-    return dataclasses.replace(opened, model=model.eval())
+    device, precision = opened.model.embedding.weight.device, opened.model.precision
+    return dataclasses.replace(opened, model=_ready(opened.config, state, "the run", device, precision))
 
 
 def _misfit(where: str, what: str) -> BytegolfError:

@@ -8,7 +8,6 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -44,36 +43,20 @@ _MAY_CHANGE = {
 """What a resumed run may have otherwise than before: its budget, its housekeeping, and all of how it is scored."""
 
 
-@dataclass(frozen=True)
 class RunFolder:
     """The layout of a run's folder."""
 
-    path: Path
-
-    @property
-    def config(self) -> Path:
-        """The resolved configuration, which `train` takes as it is."""
-        return self.path / "config.toml"
-
-    @property
-    def artifact(self) -> Path:
-        """The quantised model: what is shipped and scored."""
-        return self.path / "artifact.bgolf"
-
-    @property
-    def tokenizer(self) -> Path:
-        """A copy of the SentencePiece model, where the run uses one."""
-        return self.path / "tokenizer.model"
-
-    @property
-    def summary(self) -> Path:
-        """Scores and sizes, for programs."""
-        return self.path / "summary.json"
-
-    @property
-    def checkpoints(self) -> Path:
-        """The folder of checkpoints."""
-        return self.path / "checkpoints"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.toml"
+        """the resolved configuration, which `train` takes as it is"""
+        self.artifact = path / "artifact.bgolf"
+        """the quantised model: what is shipped and scored"""
+        self.tokenizer = path / "tokenizer.model"
+        """a copy of the SentencePiece model, where the run uses one"""
+        self.summary = path / "summary.json"
+        """scores and sizes, for programs"""
+        self.checkpoints = path / "checkpoints"
 
     def held(self) -> contextlib.AbstractContextManager[None]:
         """A context in which no other process trains in the folder or replaces its artifact; an error if one does."""

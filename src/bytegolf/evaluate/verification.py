@@ -26,9 +26,8 @@ from bytegolf.evaluate import checks
 from bytegolf.evaluate.checks import Counting
 from bytegolf.evaluate.modes import MemoryStream, ScoringMode
 from bytegolf.evaluate.results import Check
-from bytegolf.infer import lockstep
+from bytegolf.infer.codec import Mode, code_streams
 from bytegolf.infer.frequencies import TOTAL, Coder, Decoder, Encoder
-from bytegolf.infer.lockstep import Mode
 from bytegolf.progress import Reporter
 
 CODED_MORE = 0.005
@@ -143,11 +142,11 @@ def _coded(opened: LoadedModel, stream: TokenStream, most: int) -> Iterator[Chec
     try:
         encoder = Encoder()
         checked = _Checked(encoder)
-        lockstep.run(model, tokens.copy(), lengths, mode, checked, 0)
+        code_streams(model, tokens.copy(), lengths, mode, checked, 0)
         payload = encoder.payload()
         decoded = np.zeros_like(tokens)
         decoded[:, 0] = tokens[:, 0]  # a decoder knows no more than each stream's first token
-        lockstep.run(model, decoded, lengths, mode, Decoder(payload), 0)
+        code_streams(model, decoded, lengths, mode, Decoder(payload), 0)
     finally:
         model.precision = precision
     yield Check(

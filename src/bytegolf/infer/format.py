@@ -53,7 +53,7 @@ class Header:
     Attributes:
         artifact: the SHA-256 of the model's file.
         size: of the original in bytes, where that was known before (not of a pipe); the end has what it came to.
-        stride: new tokens a window (``lockstep.Mode``).
+        stride: new tokens a window (``codec.Mode``).
         streams: the most of any block, which the probe was made with.
         numerics: how the compressing process computed.
     """

@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import numpy as np
 import zstandard
 
-from bytegolf.artifact.coders import CODERS, compress, decompress
+from bytegolf.artifact.container import CODERS, compress, decompress
 from bytegolf.artifact.export import latest
 from bytegolf.artifact.loading import load_artifact
 from bytegolf.artifact.pack import read_artifact

@@ -26,8 +26,7 @@ import zstandard
 from rich.console import Console
 
 from bytegolf.artifact import checkpoint
-from bytegolf.artifact.coders import CODERS
-from bytegolf.artifact.container import MAGIC
+from bytegolf.artifact.container import CODERS, MAGIC
 from bytegolf.artifact.pack import write_artifact
 from bytegolf.artifact.quantize import ROW_BITS
 from bytegolf.artifact.quantizer import Storage

@@ -7,16 +7,15 @@ shipped; public libraries are free. That code is the one script that ``bundle.sc
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+import itertools
+from collections.abc import Iterable
 from pathlib import Path
 
 from rich import box
 from rich.table import Table
 
-from bytegolf.artifact import coders
-from bytegolf.artifact.layout import TensorEntry
-from bytegolf.artifact.pack import config_of
-from bytegolf.artifact.payload import Payload, open_payload
+from bytegolf.artifact import container
+from bytegolf.artifact.pack import Payload, config_of, open_payload
 from bytegolf.artifact.plan import group_of
 from bytegolf.artifact.results import Ledger, LedgerRow
 from bytegolf.tools.bundle.script import code_bytes
@@ -33,12 +32,11 @@ def measure(path: Path, every: bool = False) -> Ledger:
     """
     opened = open_payload(path, counting=True)
     box = opened.box
-    label: Callable[[TensorEntry], str] = _tensor_label if every else lambda entry: group_of(entry.name)
     told, version = box.header.get("config"), str(box.header.get("bytegolf"))
     config = config_of(told if isinstance(told, dict) else {}, version, str(path))
     rows: dict[str, LedgerRow] = {}
     for entry, share in zip(opened.entries, _apportion(len(box.packed), _weights(opened)), strict=True):
-        group = label(entry)
+        group = f"{entry.name} ({entry.quantizer})" if every else group_of(entry.name)
         old = rows.get(group, LedgerRow(group, 0, 0, 0, 0))
         raw, packed = old.raw_bytes + len(entry.raw(opened.payload)), old.packed_bytes + share
         weights = entry.numel if entry.counted else 0
@@ -66,11 +64,7 @@ def _weights(opened: Payload) -> list[int]:
     """
     if opened.bits is not None:
         return [1 + round(bits) for bits in opened.bits]
-    return [len(coders.compress("zlib", entry.raw(opened.payload))) for entry in opened.entries]
-
-
-def _tensor_label(entry: TensorEntry) -> str:
-    return f"{entry.name} ({entry.quantizer})"
+    return [len(container.compress("zlib", entry.raw(opened.payload))) for entry in opened.entries]
 
 
 def table(ledger: Ledger) -> Table:
@@ -96,11 +90,6 @@ def table(ledger: Ledger) -> Table:
 
 def _apportion(total: int, weights: list[int]) -> list[int]:
     """Split ``total`` in proportion to positive ``weights``, into integers whose sum is ``total``."""
-    shares, before, done = [], 0, 0
     whole = sum(weights)
-    for weight in weights:
-        before += weight
-        cut = total * before // whole
-        shares.append(cut - done)
-        done = cut
-    return shares
+    cuts = [0, *(total * before // whole for before in itertools.accumulate(weights))]
+    return [end - start for start, end in itertools.pairwise(cuts)]

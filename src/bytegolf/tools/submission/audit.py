@@ -11,7 +11,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from bytegolf.artifact.payload import open_payload
+from bytegolf.artifact.pack import open_payload
 from bytegolf.data.shards import open_split
 from bytegolf.data.tokenizer import load_tokenizer
 from bytegolf.errors import BytegolfError
