@@ -13,7 +13,7 @@ from conftest import tiny_network
 
 from bytegolf.analyze.reading import read
 from bytegolf.analyze.results import Extremes
-from bytegolf.analyze.soft import BINS, extremes, layers, of_stream, of_texts, probe, shuffled
+from bytegolf.analyze.soft import BINS, extremes, layers, of_texts, probe, shuffled
 from bytegolf.artifact.loading import load_model
 from bytegolf.config import ModelConfig, SoftConfig
 from bytegolf.data.shard_writer import ShardWriter
@@ -134,13 +134,12 @@ def test_a_reading_begins_chunks_where_b_reaches_the_threshold(soft_run: TinyRun
     assert 0 < level.chosen.sum() < level.candidates.sum()
 
 
-def test_texts_are_read_as_a_stream_is(soft_run: TinyRun, stream: TokenStream) -> None:
+def test_texts_one_behind_the_other_are_read_as_one(soft_run: TinyRun, stream: TokenStream) -> None:
     one = load_model(soft_run.folder, precision="fp32")
     ids = stream.slice(0, 512).astype(np.int64)
-    from_stream = layers(one.model, one.tokenizer, of_stream(stream, 128, 512))
-    assert layers(one.model, one.tokenizer, of_texts([ids], 128)) == from_stream
+    whole = layers(one.model, one.tokenizer, of_texts([ids], 128))
     halves = layers(one.model, one.tokenizer, of_texts([ids[:256], ids[256:]], 128))
-    assert halves == from_stream
+    assert halves == whole
     ragged = layers(one.model, one.tokenizer, of_texts([ids[:200], ids[200:201]], 128))
     assert ragged[0].boundaries.bytes == 200, "a text of one token has no free position"
     with pytest.raises(BytegolfError, match="so short that no b"):

@@ -35,7 +35,7 @@ from bytegolf.errors import BytegolfError
 from bytegolf.evaluate.boundaries import BoundaryStats, touching_whitespace
 from bytegolf.evaluate.chunk_stats import collector
 from bytegolf.evaluate.score import score
-from bytegolf.evaluate.windows import Window, windows
+from bytegolf.evaluate.windows import Window
 from bytegolf.model.lm import LanguageModel
 from bytegolf.model.routers.base import THRESHOLD
 from bytegolf.model.soft_chunk import Override, SoftLayer
@@ -119,7 +119,7 @@ def probe(
         with model.soft.forced(override):
             found[name] = score(model, stream, tokenizer, seq_len, drop_tail=True, limit=limit, progress=report)
     total = found["as_is"]
-    described = layers(model, tokenizer, of_stream(stream, seq_len, total.tokens))
+    described = layers(model, tokenizer, of_texts([stream.slice(0, total.tokens)], seq_len))
     bpb = ForcedScores(**{name: one.bpb for name, one in found.items()})
     return Probe(total.tokens, total.bytes, bpb, described, [])
 
@@ -158,13 +158,7 @@ Read = tuple[Window, NDArray[np.int64]]
 """A window and the tokens that it reads; windows do not overlap and come in order."""
 
 
-def of_stream(stream: TokenStream, seq_len: int, targets: int) -> Iterator[Read]:
-    """The whole windows of a stream's first ``targets`` targets."""
-    for window in windows(targets, seq_len, drop_tail=True):
-        yield window, stream.slice(window.start, window.start + window.length).astype(np.int64)
-
-
-def of_texts(texts: Iterable[NDArray[np.int64]], seq_len: int) -> Iterator[Read]:
+def of_texts(texts: Iterable[NDArray[np.integer]], seq_len: int) -> Iterator[Read]:
     """The windows of texts, one behind the other; a text's last may be shorter."""
     before = 0
     for ids in texts:

@@ -28,16 +28,7 @@ from jaxtyping import Bool, Int, Integer
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bytegolf.analyze.results import (
-    CapacityCost,
-    DistanceFlips,
-    Flips,
-    Room,
-    ShiftFlips,
-    Stability,
-    StabilityLevel,
-    WeightFlips,
-)
+from bytegolf.analyze import results
 from bytegolf.artifact import checkpoint as store
 from bytegolf.artifact.export import latest
 from bytegolf.artifact.loading import LoadedModel, with_weights
@@ -127,7 +118,7 @@ def capacities(model: LanguageModel, length: int) -> list[int | None]:
     return limits
 
 
-def room(cuts: Cuts, limit: int | None, divisors: Sequence[float]) -> Room:
+def room(cuts: Cuts, limit: int | None, divisors: Sequence[float]) -> results.Room:
     """How many boundaries windows have, the first token's among them, and how many a fixed capacity cuts.
 
     ``limit`` is the model's own capacity (None: it cuts nothing), ``divisors`` are those of others.
@@ -136,7 +127,7 @@ def room(cuts: Cuts, limit: int | None, divisors: Sequence[float]) -> Room:
     length = cuts.boundary.shape[1]
     others = [(divisor, Capacity("fixed", divisor).limit(length)) for divisor in divisors]
     cut_windows, cut_boundaries = _cut(raw, limit)
-    return Room(
+    return results.Room(
         mean=float(raw.mean()),
         std=float(raw.std()),
         least=int(raw.min()),
@@ -146,7 +137,7 @@ def room(cuts: Cuts, limit: int | None, divisors: Sequence[float]) -> Room:
         cut_windows=cut_windows,
         cut_boundaries=cut_boundaries,
         counts=sorted(Counter(raw.tolist()).items()),
-        divisors=[CapacityCost(divisor, size, *_cut(raw, size)) for divisor, size in others if size],
+        divisors=[results.CapacityCost(divisor, size, *_cut(raw, size)) for divisor, size in others if size],
     )
 
 
@@ -156,12 +147,12 @@ def _cut(raw: Int[np.ndarray, " W"], limit: int | None) -> tuple[float, float]:
     return float((lost > 0).mean()), float(lost.sum() / raw.sum())
 
 
-def flips(one: Cuts, other: Cuts) -> Flips:
+def flips(one: Cuts, other: Cuts) -> results.Flips:
     """What differs between two readings of the same windows; ``per_boundary`` is per boundary of ``one``."""
     free = _positions(one, other)
     changed = (one.boundary != other.boundary) & free
     count = int(changed.sum())
-    return Flips(
+    return results.Flips(
         flips=count,
         appeared=int((changed & other.boundary).sum()),
         per_window=count / len(changed),
@@ -170,7 +161,7 @@ def flips(one: Cuts, other: Cuts) -> Flips:
     )
 
 
-def shifted(before: Cuts, after: Cuts, by: int) -> ShiftFlips:
+def shifted(before: Cuts, after: Cuts, by: int) -> results.ShiftFlips:
     """What differs at the tokens that two readings have in common, of which ``after`` begins ``by`` later.
 
     With windows of 8 tokens and ``by`` = 2, a window reads tokens 0 … 7 and its shift 2 … 9. Tokens 2 … 7 are in both:
@@ -188,9 +179,9 @@ def shifted(before: Cuts, after: Cuts, by: int) -> ShiftFlips:
     while low < length:
         high = min(2 * low, length)
         positions, moved = int(total[low:high].sum()), int(changed[low:high].sum())
-        rows.append(DistanceFlips(low, high - 1, positions, moved, ratio(moved, positions)))
+        rows.append(results.DistanceFlips(low, high - 1, positions, moved, ratio(moved, positions)))
         low = high
-    return ShiftFlips(**vars(flips(one, other)), by=by, distances=rows)
+    return results.ShiftFlips(**vars(flips(one, other)), by=by, distances=rows)
 
 
 def _positions(one: Cuts, other: Cuts) -> Bool[np.ndarray, "W L"]:
@@ -202,7 +193,7 @@ def _positions(one: Cuts, other: Cuts) -> Bool[np.ndarray, "W L"]:
 
 def stability(
     source: Path, loaded: LoadedModel, texts: Sequence[Int[np.ndarray, " T"]], name: str, reporter: Reporter
-) -> Stability | None:
+) -> results.Stability | None:
     """What moves the boundaries of a run or artifact ``source`` on windows of ``texts``; None without routers.
 
     Raises BytegolfError where no text has room for a window and its shift.
@@ -238,17 +229,18 @@ def stability(
         if loaded.artifact.info.get("steps") == saved.progress.step:
             compared["the artifact"] = shipped
     levels = [
-        StabilityLevel(
+        results.StabilityLevel(
             **vars(room(one, limit, () if depth else DIVISORS)),
             shift=shifted(one, moved[depth], by),
             weights=[
-                WeightFlips(**vars(flips(exact[depth], found[depth])), weights=what) for what, found in compared.items()
+                results.WeightFlips(**vars(flips(exact[depth], found[depth])), weights=what)
+                for what, found in compared.items()
             ],
         )
         for depth, (one, limit) in enumerate(zip(shipped, capacities(model, length), strict=True))
     ]
     step = saved.progress.step if saved else None
-    return Stability(len(starts), length, step, router_receptive_field(model, model.network), levels)
+    return results.Stability(len(starts), length, step, router_receptive_field(model, model.network), levels)
 
 
 def _starts(texts: Sequence[Int[np.ndarray, " T"]], length: int, by: int) -> Iterator[int]:

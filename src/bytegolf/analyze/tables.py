@@ -220,8 +220,8 @@ def _moved(found: Sequence[tuple[str, results.Stability, results.StabilityLevel]
 
     def moved(title: str, of: Sequence[results.Flips | None]) -> Iterator[list[str]]:
         yield [f"{title}: flips per window", *(number(one.per_window, 2) if one else "–" for one in of)]
-        yield ["· per boundary", *(fine(one.per_boundary) if one else "–" for one in of)]
-        yield ["· per position", *(fine(one.per_position) if one else "–" for one in of)]
+        yield ["· per boundary", *(percent(one.per_boundary, 3) if one else "–" for one in of)]
+        yield ["· per position", *(percent(one.per_position, 3) if one else "–" for one in of)]
 
     by = sorted({level.shift.by for level in levels})
     rows = list(moved(f"shifted by {' or '.join(map(str, by))}", [level.shift for level in levels]))
@@ -229,7 +229,7 @@ def _moved(found: Sequence[tuple[str, results.Stability, results.StabilityLevel]
     for start in sorted({start for one in distances for start in one}):
         end = next(one[start].to for one in distances if start in one)
         label = f"· {start:,}–{end:,} behind the start" if end > start else f"· {start} behind the start"
-        rows.append([label, *(fine(one[start].per_position) if start in one else "–" for one in distances)])
+        rows.append([label, *(percent(one[start].per_position, 3) if start in one else "–" for one in distances)])
     weights = [{one.weights: one for one in level.weights} for level in levels]
     for what in dict.fromkeys(what for one in weights for what in one):
         rows += moved(f"float → {what}", [one.get(what) for one in weights])
@@ -293,14 +293,9 @@ def times(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}×"
 
 
-def percent(value: float | None) -> str:
+def percent(value: float | None, digits: int = 1) -> str:
     """A share."""
-    return "–" if value is None else f"{value:.1%}"
-
-
-def fine(value: float | None) -> str:
-    """A share that may be far below a percent."""
-    return "–" if value is None else f"{value:.3%}"
+    return "–" if value is None else f"{value:.{digits}%}"
 
 
 def number(value: float | None, digits: int) -> str:

@@ -18,7 +18,6 @@ Legend: R rows, C columns.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -160,13 +159,8 @@ class Optimizer:
 
     def zero_grad(self) -> None:
         """Drop all gradients."""
-        for parameter in self._moved():
+        for parameter in (*self.muon.parameters, *self._adam.values(), *self.tables.tables.values()):
             parameter.grad = None
-
-    def _moved(self) -> Iterator[Tensor]:
-        yield from self.muon.parameters
-        yield from self._adam.values()
-        yield from self.tables.tables.values()
 
     def clip(self, limit: float) -> None:
         """Scale the gradients so that their joint norm is at most ``limit``.

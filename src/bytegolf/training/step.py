@@ -166,8 +166,10 @@ class Stepper:
             ids, wanted = (self._to_device(t[first : first + size]) for t in (batch.inputs, batch.targets))
             share = ids.shape[0] / sequences
             last = first + size >= sequences
-            with contextlib.nullcontext() if last else self._without_sync():
-                out = self._parallel(ids)
+            # gradients stay local but in the last forward pass, which averages them over the ranks
+            parallel, many = self._parallel, nn.parallel.DistributedDataParallel
+            with parallel.no_sync() if isinstance(parallel, many) and not last else contextlib.nullcontext():
+                out = parallel(ids)
                 losses = self.model.losses(out, wanted)
                 torch.autograd.backward(objective(out, losses) * share)
             loss += losses.detach().mean() * share
@@ -178,12 +180,6 @@ class Stepper:
         if chunker:
             soft[2] = chunker.gradient_norms()
         return StepFigures(loss, levels, soft)
-
-    def _without_sync(self) -> contextlib.AbstractContextManager[None]:
-        """Keep gradients local: only the last forward pass of a step averages them over the ranks."""
-        if isinstance(self._parallel, nn.parallel.DistributedDataParallel):
-            return self._parallel.no_sync()
-        return contextlib.nullcontext()
 
     def _to_device(self, tensor: Tensor) -> Tensor:
         if self.world.device.type == "cuda":

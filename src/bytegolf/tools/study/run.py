@@ -183,7 +183,6 @@ class Process:
         self._process = start_script(folder)
 
     def ended(self) -> bool:
-        """Whether it has."""
         return self._process.poll() is not None
 
     def stop(self) -> None:
@@ -200,7 +199,6 @@ class Orphan:
         self._folder = folder
 
     def ended(self) -> bool:
-        """Whether it has."""
         return not busy(self._folder)
 
     def stop(self) -> None:

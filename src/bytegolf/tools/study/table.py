@@ -224,16 +224,8 @@ def _compared(
     first: str, second: str, scores: dict[str, dict[int, float]], floats: dict[str, dict[int, float]]
 ) -> ComparisonResult:
     gap, before = (_paired(found[second], found[first]) for found in (scores, floats))
-    return ComparisonResult(
-        variant=first,
-        with_=second,
-        n=gap.n if gap else 0,
-        difference=gap.mean if gap else None,
-        half_interval=gap.half if gap else None,
-        verdict=gap.verdict if gap else None,
-        float_difference=before.mean if before else None,
-        float_half_interval=before.half if before else None,
-    )
+    found = (gap.n, gap.mean, gap.half, gap.verdict) if gap else (0, None, None, None)
+    return ComparisonResult(first, second, *found, *((before.mean, before.half) if before else (None, None)))
 
 
 def _result(
