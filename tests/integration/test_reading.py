@@ -15,8 +15,7 @@ from bytegolf.analyze.reading import Reading, read, read_text
 from bytegolf.artifact.loading import LoadedModel, load_model
 from bytegolf.data.shards import open_split
 from bytegolf.errors import BytegolfError
-from bytegolf.evaluate.boundaries import BoundaryStats
-from bytegolf.evaluate.chunk_stats import collector
+from bytegolf.evaluate.boundaries import BoundaryStats, collector
 from bytegolf.evaluate.score import score
 
 RUNS = ("tiny_run", "two_level_run", "subword_run", "flat_run")

@@ -23,8 +23,7 @@ from bytegolf.config import (
     StackConfig,
 )
 from bytegolf.evaluate import sliding
-from bytegolf.evaluate.boundaries import BoundaryStats
-from bytegolf.evaluate.chunk_stats import collector
+from bytegolf.evaluate.boundaries import BoundaryStats, collector
 from bytegolf.evaluate.one_pass import with_receptive_field
 from bytegolf.evaluate.score import score
 from bytegolf.evaluate.sliding import last_losses

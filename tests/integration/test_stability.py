@@ -16,7 +16,7 @@ from bytegolf.analyze.results import Flips
 from bytegolf.analyze.stability import Cuts, capacities, flips, read_cuts, room, shifted
 from bytegolf.artifact.loading import load_model
 from bytegolf.data.shards import open_split
-from bytegolf.evaluate.chunk_stats import TruncationStats
+from bytegolf.evaluate.boundaries import TruncationStats
 from bytegolf.evaluate.score import score
 from bytegolf.evaluate.sliding import router_receptive_field
 from bytegolf.model.hnet import HNet

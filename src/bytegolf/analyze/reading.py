@@ -20,8 +20,14 @@ from bytegolf.bpb import bits_per_byte
 from bytegolf.data.shards import open_split
 from bytegolf.data.tokenizer import ByteTokenizer, Tokenizer
 from bytegolf.errors import BytegolfError
-from bytegolf.evaluate.boundaries import BoundaryStats, token_boundaries_to_bytes
-from bytegolf.evaluate.chunk_stats import LevelCuts, check_level, free_tokens, token_levels
+from bytegolf.evaluate.boundaries import (
+    BoundaryStats,
+    LevelCuts,
+    check_level,
+    free_tokens,
+    token_boundaries_to_bytes,
+    token_levels,
+)
 from bytegolf.evaluate.score import windows_at_once
 from bytegolf.files import disk_errors
 from bytegolf.model.lm import Forward, LanguageModel

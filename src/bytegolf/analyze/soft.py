@@ -32,8 +32,7 @@ from bytegolf.bpb import Score
 from bytegolf.data.shards import TokenStream, open_split
 from bytegolf.data.tokenizer import Tokenizer
 from bytegolf.errors import BytegolfError
-from bytegolf.evaluate.boundaries import BoundaryStats, touching_whitespace
-from bytegolf.evaluate.chunk_stats import collector
+from bytegolf.evaluate.boundaries import BoundaryStats, collector, touching_whitespace
 from bytegolf.evaluate.score import score
 from bytegolf.evaluate.windows import Window
 from bytegolf.model.lm import LanguageModel

@@ -37,8 +37,7 @@ from bytegolf.artifact.quantize import fake_quantize
 from bytegolf.artifact.run_folder import RunFolder
 from bytegolf.config import Config
 from bytegolf.errors import BytegolfError
-from bytegolf.evaluate.boundaries import ratio
-from bytegolf.evaluate.chunk_stats import LevelCuts, token_levels
+from bytegolf.evaluate.boundaries import LevelCuts, ratio, token_levels
 from bytegolf.evaluate.score import windows_at_once
 from bytegolf.evaluate.sliding import encode_and_route, router_receptive_field
 from bytegolf.model.chunk import Capacity

@@ -17,8 +17,7 @@ from bytegolf.data.manifest import validation_bytes
 from bytegolf.data.shards import TokenStream, open_split
 from bytegolf.distributed import SINGLE_PROCESS, DistributedContext
 from bytegolf.errors import BytegolfError
-from bytegolf.evaluate.boundaries import BoundaryStats
-from bytegolf.evaluate.chunk_stats import TruncationStats, collector
+from bytegolf.evaluate.boundaries import BoundaryStats, TruncationStats, collector
 from bytegolf.evaluate.modes import ScoringMode
 from bytegolf.evaluate.one_pass import OnePass
 from bytegolf.evaluate.score import Observer
