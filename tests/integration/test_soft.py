@@ -16,7 +16,7 @@ from bytegolf.analyze.results import Extremes
 from bytegolf.analyze.soft import BINS, extremes, layers, of_texts, probe, shuffled
 from bytegolf.artifact.loading import load_model
 from bytegolf.config import ModelConfig, SoftConfig
-from bytegolf.data.shard_writer import ShardWriter
+from bytegolf.data.dataset_writer import ShardWriter
 from bytegolf.data.shards import TokenStream, shard_paths
 from bytegolf.data.tokenizer import ByteTokenizer
 from bytegolf.errors import BytegolfError

