@@ -76,7 +76,7 @@ def test_a_uniform_model_costs_the_log_of_the_alphabet_and_specials_are_no_bytes
 
 def test_sentencepiece_bytes_are_those_of_the_text(make_model: ModelMaker, tmp_path: Path) -> None:
     """The tokens of whole documents stand for the documents' own bytes, so BPB is over them."""
-    spec = parse_tokenizer("sp360").with_identity_normalization()
+    spec = parse_tokenizer("sp360-identity")
     tokenizer = train_sentencepiece(iter(made_up_documents()), spec, tmp_path / "tiny", threads=1)
     texts = made_up_documents()[:3]
     tokens = [part for text in texts for part in (tokenizer.BOS, *tokenizer.encode(text).tolist())]

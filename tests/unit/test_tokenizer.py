@@ -41,7 +41,7 @@ def published_style(tmp_path_factory: pytest.TempPathFactory) -> SentencePieceTo
 def identity_style(tmp_path_factory: pytest.TempPathFactory) -> SentencePieceTokenizer:
     """The same, but one that leaves the text as it is."""
     prefix = tmp_path_factory.mktemp("sp") / "tiny"
-    spec = parse_tokenizer("sp360").with_identity_normalization()
+    spec = parse_tokenizer("sp360-identity")
     return train_sentencepiece(iter(made_up_documents()), spec, prefix, threads=1)
 
 

@@ -38,13 +38,9 @@ class StackConfig(Ranged):
             if not getattr(self, key):
                 raise BytegolfError(f"{key} is 0, but attention needs some: give 1 or more")
         if self.dim % self.heads or (self.dim // self.heads) % 2:
-            raise BytegolfError(
-                f"dim {self.dim} does not split into {self.heads} heads of even width: change dim or heads"
-            )
+            raise BytegolfError(f"dim {self.dim} does not split into {self.heads} heads of even width: change one")
         if self.heads % self.kv_heads:
-            raise BytegolfError(
-                f"{self.heads} heads do not share {self.kv_heads} kv_heads evenly: make heads a multiple of kv_heads"
-            )
+            raise BytegolfError(f"{self.heads} heads do not share {self.kv_heads} kv_heads evenly: change one")
 
 
 CapacityMode = Literal["exact", "bucketed", "fixed"]
@@ -169,9 +165,7 @@ class RouterConfig(Ranged):
         super().__post_init__()
         ROUTERS.check(self.kind)
         if 0 < self.start_target <= 1:
-            raise BytegolfError(
-                f"start_target is {self.start_target}: give a number above 1, or 0 for the target throughout"
-            )
+            raise BytegolfError(f"start_target is {self.start_target}: give a number above 1, or 0 for the target")
 
 
 @dataclass(frozen=True)
@@ -194,9 +188,7 @@ class HNetConfig:
 
     def __post_init__(self) -> None:
         if self.encoder.dim != self.decoder.dim:
-            raise BytegolfError(
-                f"encoder.dim {self.encoder.dim} and decoder.dim {self.decoder.dim} differ: make them equal"
-            )
+            raise BytegolfError(f"encoder.dim {self.encoder.dim} and decoder.dim {self.decoder.dim} differ: use one")
         if outer_dim(self.main) < self.encoder.dim:
             raise BytegolfError(
                 f"main.dim {outer_dim(self.main)} is below encoder.dim {self.encoder.dim}: an inner network must be "

@@ -171,9 +171,7 @@ def _chain(source: str) -> list[tuple[str, dict[str, Any]]]:
         if source in names:
             raise BytegolfError(f"{names[-1]} extends {source}, which extends it: take one `extends` out")
         if len(chain) == DEPTH:
-            raise BytegolfError(
-                f"{names[0]} extends more than {DEPTH - 1} others, one behind the other: use fewer files"
-            )
+            raise BytegolfError(f"{names[0]} extends more than {DEPTH - 1} others, one behind the other: use fewer")
         tables = _tables(source)
         chain.append((source, tables))
         if "extends" not in tables:

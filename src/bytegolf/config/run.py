@@ -83,9 +83,7 @@ class TrainConfig(Ranged):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.batch_tokens % self.seq_len:
-            raise BytegolfError(
-                f"batch_tokens {self.batch_tokens} is no multiple of seq_len {self.seq_len}: change one of them"
-            )
+            raise BytegolfError(f"batch_tokens {self.batch_tokens} is no multiple of seq_len {self.seq_len}: change it")
         if not self.max_seconds and not self.max_steps:
             raise BytegolfError("training has no end: set max_seconds or max_steps above 0")
         if self.qat_from and not (self.decay_fraction or self.decay_steps):

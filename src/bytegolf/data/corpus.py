@@ -219,7 +219,5 @@ def _utf8(data: bytes, file: str, start: int) -> bytes:
     try:
         data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise BytegolfError(
-            f"{file} is not UTF-8 (at byte {start + error.start}): convert it, or leave it out"
-        ) from error
+        raise BytegolfError(f"{file} is not UTF-8 (at byte {start + error.start}): convert or omit it") from error
     return data

@@ -102,9 +102,7 @@ def check_data_folder(folder: Path) -> None:
     with disk_errors(folder, "read"):  # of a name that is too long, for instance
         there = folder.is_dir()
     if not there:
-        raise BytegolfError(
-            f"there is no data folder {folder}: make one with `bytegolf prepare --out {folder}`, or name another"
-        )
+        raise BytegolfError(f"there is no data folder {folder}: make it with `bytegolf prepare --out`, or name another")
     if not (folder / MANIFEST).exists():
         _check_finished(folder, None)
 
@@ -132,9 +130,7 @@ def _check_finished(folder: Path, dataset: str | None) -> None:
     for marker, what, verb in ((UNFINISHED, "export", "prepare"), (FETCHING, "download", "fetch")):
         half = unfinished(folder, marker)
         if dataset in half or (dataset is None and half):
-            raise BytegolfError(
-                f"{folder} holds an unfinished {what}: run the same `bytegolf {verb} … --out {folder}` again"
-            )
+            raise BytegolfError(f"{folder} holds an unfinished {what}: run the same `bytegolf {verb}` again")
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
@@ -143,9 +139,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     check_data_folder(folder)
     path = folder / MANIFEST
     if not path.exists():
-        raise BytegolfError(
-            f"{folder} has no {MANIFEST}: make the folder with `bytegolf prepare --out {folder}`, or name another"
-        )
+        raise BytegolfError(f"{folder} has no {MANIFEST}: `bytegolf prepare --out {folder}` makes one; or name another")
     manifest = read_json(path, "data manifest")
     if not has_lists(manifest):
         raise BytegolfError(f"{path} lists no datasets and tokenizers: it is no data manifest; run prepare again")
@@ -233,9 +227,7 @@ def tokenizer_entry(folder: str | Path, tokenizer_name: str) -> TokenizerEntry |
     for entry in read_manifest(folder)["tokenizers"]:
         if entry.get("name") == dataset.tokenizer_name:
             return TokenizerEntry.parse(entry)
-    raise BytegolfError(
-        f"{Path(folder) / MANIFEST} does not describe the tokenizer {dataset.tokenizer_name!r}: run prepare again"
-    )
+    raise BytegolfError(f"{folder} does not describe the tokenizer {dataset.tokenizer_name!r}: run prepare again")
 
 
 def validation_bytes(folder: str | Path, tokenizer_name: str) -> int | None:

@@ -82,9 +82,7 @@ def read_shard(path: str | Path, vocab_size: int | None = None) -> NDArray[np.ui
     if magic != MAGIC:
         raise BytegolfError(f"{path} begins with {magic}, not {MAGIC}: it is no token shard; make or fetch it again")
     if version != VERSION:
-        raise BytegolfError(
-            f"{path} is a token shard of version {version}, but only version {VERSION} can be read: convert it"
-        )
+        raise BytegolfError(f"{path} has version {version}, but only version {VERSION} can be read: convert it")
     expected = shard_bytes(count)
     if count < 0 or size != expected:
         raise BytegolfError(
@@ -175,7 +173,5 @@ def open_split(data_folder: str | Path, tokenizer_name: str, split: str, vocab_s
     folder = dataset_folder(data_folder, tokenizer_name)
     paths = shard_paths(folder, split)
     if not paths:
-        raise BytegolfError(
-            f"{folder} has no fineweb_{split}_*.bin, so no {split} split: run `bytegolf prepare` again or fetch it"
-        )
+        raise BytegolfError(f"{folder} has no fineweb_{split}_*.bin, so no {split} split: prepare or fetch it again")
     return TokenStream(paths, vocab_size)

@@ -114,7 +114,7 @@ def checked(source: Source) -> Iterator[Callable[[], None]]:
     if source.sha256 is None:
         yield lambda: None
         return
-    path, stop = Path(source.files[0]), threading.Event()
+    path, wanted, stop = Path(source.files[0]), source.sha256, threading.Event()
 
     def run() -> str:
         found = hashlib.sha256()
@@ -124,9 +124,9 @@ def checked(source: Source) -> Iterator[Callable[[], None]]:
         return found.hexdigest()
 
     def check() -> None:
-        if (found := future.result()) != source.sha256:
+        if (found := future.result()) != wanted:
             raise BytegolfError(
-                f"{path} has the SHA-256 {found[:16]}…, but its sidecar says {str(source.sha256)[:16]}…: get both again"
+                f"{path} has the SHA-256 {found[:16]}…, but its sidecar says {wanted[:16]}…: get both again"
             )
 
     with ThreadPoolExecutor(1) as pool:

@@ -168,9 +168,7 @@ def _parse(raw: Any, where: str) -> TokenizerSpec:
         if not _SAFE_NAME.fullmatch(value):
             raise BytegolfError(f"{where}: {value!r} becomes part of a file name: use letters, digits, '.', '_', '-'")
     if kind == "sentencepiece" and not 260 < size <= 1 << 16:
-        raise BytegolfError(
-            f"{where}: vocab_size is {size}: give 261 to 65536 (4 special tokens, 256 bytes, and pieces; uint16 shards)"
-        )
+        raise BytegolfError(f"{where}: vocab_size is {size}: give 261 to 65536 (4 special tokens, 256 bytes, pieces)")
     if (docs := raw.get("tokenizer_train_docs")) is not None and docs < 1:
         raise BytegolfError(f"{where}: tokenizer_train_docs is {docs}: give 1 or more")
     return TokenizerSpec(

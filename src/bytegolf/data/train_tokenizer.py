@@ -74,11 +74,8 @@ def make_tokenizer(
     if trained is not None and model.exists() and sha256(model) == trained:
         return SentencePieceTokenizer(model, spec.suffix)
     with bar.task(f"training {spec.suffix}", source.size) as advance:
-        texts = (
-            document.text
-            for number, document in enumerate(source.documents(advance))
-            if not split.holds_out(number, document)
-        )
+        documents = enumerate(source.documents(advance))
+        texts = (document.text for number, document in documents if not split.holds_out(number, document))
         return train_sentencepiece(texts, spec, prefix)
 
 
@@ -109,9 +106,7 @@ def train_sentencepiece(
         if sentences.error is not None:
             raise sentences.error from None
         if not sentences.bytes:
-            raise BytegolfError(
-                f"there is no text to train the tokenizer {spec.suffix} on: give documents with text"
-            ) from error
+            raise BytegolfError(f"there is no text to train the tokenizer {spec.suffix} on: give some") from error
         raise BytegolfError(
             f"SentencePiece could not train {spec.suffix} on {sentences.bytes:,} bytes of text "
             f"({_reason(error)}): change vocab_size or trainer_overrides, or give more text"

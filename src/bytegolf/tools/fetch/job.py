@@ -104,8 +104,6 @@ def run(
         documents_are = fetched[0] if fetched else record.sha256(DOCUMENTS)
         to_make = [name for name in offer.missing if not is_made(out, name, documents_are)]
         _announce(offer, planned, to_make, out, tell)
-        # counted now, since parts grow
-        present, resumed, to_fetch = planned.present_bytes, planned.resumed_bytes, planned.to_fetch
         if not dry_run:
             _fetch_files(planned, offer, out, record, workers, retries, bar)
             _finish(offer, out, record)
@@ -119,9 +117,9 @@ def run(
         source=source.name,
         files=len(planned.files),
         files_fetched=len(planned.parts),
-        bytes_present=present,
-        bytes_resumed=resumed,
-        bytes_fetched=to_fetch,
+        bytes_present=planned.present_bytes,
+        bytes_resumed=planned.resumed_bytes,
+        bytes_fetched=planned.to_fetch,
         replaced=planned.replaced,
         exported=to_make,
         dry_run=dry_run,
@@ -145,9 +143,7 @@ def _check_own(offer: Offer, out: Path) -> None:
     for entry in old:
         for one in offer.published:
             if entry.get("name") == one.name and "fetched_from" not in entry and entry != one.dataset:
-                raise BytegolfError(
-                    f"{out} holds {one.name} that was not fetched: choose another --out for the published one"
-                )
+                raise BytegolfError(f"{out} holds {one.name} that was not fetched: choose another --out")
 
 
 # ---------------------------------------------------------------------------------------------- what is missing
@@ -160,18 +156,12 @@ class Plan:
     files: list[File]
     parts: list[tuple[Wanted, Part]] = field(default_factory=list)
     """the files to fetch, each with what has been received of it"""
-    present_bytes: int = 0
     replaced: list[str] = field(default_factory=list)
-
-    @property
-    def resumed_bytes(self) -> int:
-        """What earlier attempts have left of the files to fetch."""
-        return sum(part.received for _, part in self.parts)
-
-    @property
-    def to_fetch(self) -> int:
-        """Bytes; files of unknown size are not counted."""
-        return sum((wanted.remote.size or part.received) - part.received for wanted, part in self.parts)
+    present_bytes: int = 0
+    resumed_bytes: int = 0
+    """what earlier attempts have left of the files to fetch"""
+    to_fetch: int = 0
+    """bytes; files of unknown size are not counted"""
 
 
 def plan(offer: Offer, out: Path, record: Record, retries: Retries, bar: ProgressBar, verify: bool = False) -> Plan:
@@ -199,6 +189,8 @@ def plan(offer: Offer, out: Path, record: Record, retries: Retries, bar: Progres
                 result.replaced.append(one.path)
             result.parts.append((one, Part(out / one.path, one.remote, advance)))
     missing = {one.path for one, _ in result.parts}
+    result.resumed_bytes = sum(part.received for _, part in result.parts)
+    result.to_fetch = sum((one.remote.size or part.received) - part.received for one, part in result.parts)
     result.present_bytes = sum(record.size(file.path) for file in result.files if file.path not in missing)
     return result
 
@@ -207,7 +199,7 @@ def _wanted(file: File, remote: Remote) -> Wanted:
     """A file with all that is published of it."""
     if None not in (file.sha256, remote.sha256) and file.sha256 != remote.sha256:
         raise BytegolfError(
-            f"{file.path} is published with two hashes, {file.sha256} and {remote.sha256}: choose another mirror"
+            f"{file.path} is published with two hashes, {file.sha256} and {remote.sha256}: take another mirror"
         )
     return Wanted(file.path, Remote(remote.size, file.sha256 or remote.sha256, remote.version), file.vocab_size)
 

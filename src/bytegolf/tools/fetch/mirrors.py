@@ -152,9 +152,7 @@ def _explained(error: Exception, where: str) -> Exception:
     if type(reason).__name__ == "OfflineModeIsEnabled":
         return BytegolfError(f"{where} cannot be read while HF_HUB_OFFLINE is set: unset it, or give a --mirror")
     if status in (401, 403) or isinstance(reason, PermissionError):
-        return BytegolfError(
-            f"{where} refuses access ({status or said}): log in (`hf auth login`) or change the mirror"
-        )
+        return BytegolfError(f"{where} refuses access ({status or said}): log in (`hf auth login`) or change mirrors")
     if status in (404, 410) or isinstance(reason, FileNotFoundError | NotADirectoryError):
         return BytegolfError(f"{where} does not exist ({status or said}): check the mirror, --repo and --root")
     if type(reason).__name__ in ("NonHttpUrlRedirectClientError", "TooManyRedirects", "InvalidUrlRedirectClientError"):

@@ -189,9 +189,9 @@ class Offer:
 
     def files(self, out: Path) -> list[File]:
         """All files to have in ``out``: tokenizers and validation first, then training, then documents."""
-        found = [
-            file for one in self.published for file in (*one.tokenizer_files(), *one.shards("val", one.val_shards))
-        ]
+        found: list[File] = []
+        for one in self.published:
+            found += [*one.tokenizer_files(), *one.shards("val", one.val_shards)]
         for one in self.published:
             shards = one.shards("train", one.train_shards)
             found += shards[: self.wanted_shards(one)]

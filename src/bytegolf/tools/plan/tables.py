@@ -18,13 +18,8 @@ def published(console: Console, rows: list[PublishedStep]) -> None:
     for heading in ("GPUs", "published", "predicted", "error"):
         table.add_column(heading, justify="right")
     for row in rows:
-        table.add_row(
-            row.what,
-            str(row.count),
-            f"{row.published_ms:.1f} ms",
-            f"{row.predicted_ms:.1f} ms",
-            f"{row.error:+.0%}",
-        )
+        times = f"{row.published_ms:.1f} ms", f"{row.predicted_ms:.1f} ms"
+        table.add_row(row.what, str(row.count), *times, f"{row.error:+.0%}")
     console.print(table)
     for row in rows:
         if row.published_bytes and row.predicted_bytes:
@@ -61,10 +56,8 @@ def plan(console: Console, found: Plan) -> None:
     facts.add_row("step", f"{found.step_ms:.1f} ms on {found.count} × {found.device}")
     if found.measured:
         known = found.measured
-        facts.add_row(
-            "measured",
-            f"{known.step_ms:.1f} ms, median of {known.steps}: the prediction is {known.error:+.0%}",
-        )
+        said = f"{known.step_ms:.1f} ms, median of {known.steps}: the prediction is {known.error:+.0%}"
+        facts.add_row("measured", said)
     facts.add_row("budget", f"{found.steps:,} steps, {found.train_tokens:,} tokens")
     console.print(facts)
     table = Table(box=None, pad_edge=False)
@@ -72,13 +65,7 @@ def plan(console: Console, found: Plan) -> None:
     for heading in ("GFLOP", "GB moved", "kernels", "computing", "starting"):
         table.add_column(heading, justify="right")
     for part in found.parts:
-        table.add_row(
-            part.name,
-            f"{part.gflop:,.1f}",
-            f"{part.gigabytes:,.2f}",
-            f"{part.kernels:,}",
-            f"{part.computing_ms:,.2f} ms",
-            f"{part.starting_ms:,.2f} ms",
-        )
+        counts = f"{part.gflop:,.1f}", f"{part.gigabytes:,.2f}", f"{part.kernels:,}"
+        table.add_row(part.name, *counts, f"{part.computing_ms:,.2f} ms", f"{part.starting_ms:,.2f} ms")
     console.print(table)
     console.print("assumed: " + "; ".join(found.assumptions) + ".", soft_wrap=True)

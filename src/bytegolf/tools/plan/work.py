@@ -162,10 +162,8 @@ def _network(
     for inner, stack in (("encoder", network.encoder), ("decoder", network.decoder)):
         yield from _stack(stack, f"{part}.{inner}", positions, length, fused)
     yield from _chunking(network, f"{part}.chunking", positions, length, rates[0], code)
-    within = network.config.router.capacity == "exact" or ragged
-    yield from _network(
-        network.main, f"{part}.main", positions * rates[0], length * rates[0], rates[1:], code, ragged=within
-    )
+    rate, ragged = rates[0], network.config.router.capacity == "exact" or ragged
+    yield from _network(network.main, f"{part}.main", positions * rate, length * rate, rates[1:], code, ragged)
 
 
 def _chunking(level: HNet, part: str, positions: float, length: float, rate: float, code: Code) -> Iterator[Op]:
@@ -225,9 +223,8 @@ def _optimiser(config: Config, model: LanguageModel, ranks: int) -> Iterator[Op]
     found = matrices(config, model)
     flops = sum(5 * 2 * min(r, c) ** 2 * (2 * max(r, c) + min(r, c)) for r, c in found) / ranks
     weights = _weights(found)
-    looked_up = sum(
-        min(rows, config.train.batch_tokens) * width for rows, width in (each.table.shape for each in row_tables(model))
-    )
+    tables = [each.table.shape for each in row_tables(model)]
+    looked_up = sum(min(rows, config.train.batch_tokens) * width for rows, width in tables)
     size = FP32 * (6 * weights / ranks + 3 * weights) + FP32 * 7 * model.embedding.weight.numel() + FP32 * 5 * looked_up
     yield Op("optimiser", "matmul", flops, 0.0, 17 * len(set(found)))
     yield Op("optimiser", "memory", 0.0, size, 2 * len(found) + 20)
