@@ -17,8 +17,8 @@ from test_bpb import BYTES, stream_of
 
 from bytegolf.config import ModelConfig, SoftConfig, StackConfig, TttConfig
 from bytegolf.errors import BytegolfError
-from bytegolf.evaluate import adapters, ttt
 from bytegolf.evaluate import score as bpb
+from bytegolf.evaluate import ttt
 from bytegolf.evaluate.ttt import Pace, score_adapting
 from bytegolf.evaluate.windows import Window
 from bytegolf.model.embed import BOS
@@ -135,14 +135,14 @@ def test_training_before_the_score_would_be_seen(
     """The planted fault: each chunk is learned from first, and scored then."""
     model, settings = static(make_model("tables")), SETTINGS[mode]
     assert moved(booked, model, settings, (40,)) == 0
-    inner, made = ttt.score_group, adapters.adapter_for
-    learner: list[adapters.TestTimeAdapter] = []
+    inner, made = ttt.score_group, ttt.adapter_for
+    learner: list[ttt.TestTimeAdapter] = []
 
     class Peeking:
         def __init__(self, *arguments: Any) -> None:
             self.context = made(*arguments)
 
-        def __enter__(self) -> adapters.TestTimeAdapter:
+        def __enter__(self) -> ttt.TestTimeAdapter:
             learner[:] = [self.context.__enter__()]
             return learner[0]
 
@@ -266,14 +266,14 @@ def test_it_learns(soft: bool, mode: Any, matrices: Any, make_model: ModelMaker,
 
 def test_a_router_does_not_learn_and_says_so_where_nothing_is_left(make_model: ModelMaker) -> None:
     model = make_model("tables")
-    names = adapters.adapted(model, "all")
+    names = ttt.adapted(model, "all")
     assert {"ngrams.proj", "network.residual", "network.main.blocks.0.mixer.qkv"} <= names.keys()
     assert not any("router" in name for name in names)
-    assert {name.split(".")[-2] for name in adapters.adapted(model, "mlp")} == {"mlp"}
+    assert {name.split(".")[-2] for name in ttt.adapted(model, "mlp")} == {"mlp"}
     soft = LanguageModel(ModelConfig(StackConfig(1, 8, 2, 1), soft=SoftConfig(layers=1)))
-    assert {name for name in adapters.adapted(soft, "all") if "soft" in name} == {"soft.layers.0.chunk_mixer"}
+    assert {name for name in ttt.adapted(soft, "all") if "soft" in name} == {"soft.layers.0.chunk_mixer"}
     with pytest.raises(BytegolfError, match="no maps of the kind mlp"):
-        adapters.adapted(LanguageModel(ModelConfig(StackConfig(0, 8, 2, 1))), "mlp")
+        ttt.adapted(LanguageModel(ModelConfig(StackConfig(0, 8, 2, 1))), "mlp")
 
 
 @pytest.mark.parametrize(("stride", "chunk"), [(32, 32), (8, 32), (5, 40), (32, 70), (12, 12), (1, 3), (7, 100)])
