@@ -66,8 +66,7 @@ def fit(source: Path, limit: int, code_bytes: int, options: FitOptions, *, score
         score: for the points of the frontier.
         tell: is told how far it is.
 
-    Raises:
-        BytegolfError: not even the smallest fits, besides what reading and writing raise.
+    Raises BytegolfError: not even the smallest fits, besides what reading and writing raise.
     """
     with exporting.destination(source, options.out) as path, tempfile.TemporaryDirectory() as folder:
         job = _Fit(source, options, tell, Path(folder) / "artifact")

@@ -38,33 +38,25 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class StorageOption:
-    """One way to store the tensors of a group.
-
-    Attributes:
-        label: for people: "6", or "6, 25 % pruned".
-        storages: by tensor.
-        bits: what the coder makes of them together.
-        loss: what they cost, in nats per token of the sample; never negative.
-    """
+    """One way to store the tensors of a group."""
 
     label: str
+    """for people: '6', or '6, 25 % pruned'"""
     storages: Plan
     bits: float
+    """what the coder makes of them together"""
     loss: float
+    """what they cost, in nats per token of the sample; never negative"""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What there is to choose from.
-
-    Attributes:
-        groups: the ways to store each group, the widest first.
-        fixed: the storage of all other tensors.
-        fixed_bits: what those take.
-    """
+    """What there is to choose from."""
 
     groups: Mapping[str, list[StorageOption]]
+    """the ways to store each group, the widest first"""
     fixed: Plan
+    """the storage of all other tensors, which take ``fixed_bits``"""
     fixed_bits: float
 
 

@@ -14,13 +14,12 @@ Legend: O outputs (rows of a weight), I inputs (columns), N windows of M tokens.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+import functools
+from collections.abc import Collection, Mapping
 
 import torch
 from jaxtyping import Float, Float16, Int, Int8
 from torch import Tensor
-from torch.utils.hooks import RemovableHandle
 
 from bytegolf.artifact.plan import Plan
 from bytegolf.artifact.quantize import QuantizedTensor, checked, pruned, quantizer
@@ -35,9 +34,6 @@ BLOCK = 128
 
 MAX_DAMPING = 1e3
 """Beyond so much no Hessian is usable."""
-
-
-# --------------------------------------------------------------------------------------------------- calibration
 
 
 def sample_windows(stream: TokenStream, length: int, tokens: int) -> Int[Tensor, "N M"]:
@@ -61,40 +57,25 @@ def second_moments(
     The windows are run one by one with room for exactly their own chunks: padding never counts.
     """
     found: dict[str, Tensor] = {}
-    device = model.embedding.weight.device
-    with model.capacity("exact"), _watched(model, names, found):
-        for window in windows:
-            model(window[None, :-1].to(device))
-    return found
 
-
-@contextlib.contextmanager
-def _watched(model: LanguageModel, names: Collection[str], found: dict[str, Tensor]) -> Iterator[None]:
-    """Have the maps add to ``found`` what they are fed within the context."""
-    handles: list[RemovableHandle] = []
-    for path, module in model.named_modules():
-        name = f"{path}.weight"
-        if isinstance(module, Linear) and name in names:
-            handles.append(module.register_forward_pre_hook(_adder(found, name)))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _adder(found: dict[str, Tensor], name: str) -> Callable[[Linear, tuple[Tensor, ...]], None]:
-    def add(module: Linear, inputs: tuple[Tensor, ...]) -> None:
+    def add(name: str, module: Linear, inputs: tuple[Tensor, ...]) -> None:
         x = inputs[0].flatten(0, -2).to(torch.float32)
-        if name in found:
-            found[name].addmm_(x.mT, x)
-        else:
-            found[name] = x.mT @ x
+        found[name] = found[name].addmm_(x.mT, x) if name in found else x.mT @ x
 
-    return add
-
-
-# ------------------------------------------------------------------------------------------------------ rounding
+    watched = {f"{path}.weight": module for path, module in model.named_modules() if isinstance(module, Linear)}
+    hooks = [
+        module.register_forward_pre_hook(functools.partial(add, name))
+        for name, module in watched.items()
+        if name in names
+    ]
+    try:
+        with model.capacity("exact"):
+            for window in windows:
+                model(window[None, :-1].to(model.embedding.weight.device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
 
 
 def with_gptq(plan: Plan) -> set[str]:

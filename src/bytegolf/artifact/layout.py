@@ -39,21 +39,14 @@ NAME = re.compile(r"[A-Za-z0-9_.]{1,200}")
 class TensorEntry:
     """A row of the header's list: a tensor, and where it lies in the decompressed payload.
 
-    Attributes:
-        name: as in ``QuantizedTensor``.
-        quantizer: the same.
-        shape: the same.
-        counted: whether its elements count as the model's parameters; a router's rule does not.
-        offset: where its data begin.
-        size: their bytes.
-        scale_offset: where its scales begin; 0 where there are none.
-        scales: how many there are.
+    Its data, ``size`` bytes, begin at ``offset``, and its ``scales``, if there are any, at ``scale_offset``.
     """
 
     name: str
     quantizer: str
     shape: tuple[int, ...]
     counted: bool
+    """whether its elements count as the model's parameters; a router's rule does not"""
     offset: int
     size: int
     scale_offset: int = 0
@@ -61,7 +54,6 @@ class TensorEntry:
 
     @property
     def numel(self) -> int:
-        """The number of the tensor's elements."""
         return math.prod(self.shape)
 
     @property
@@ -118,8 +110,7 @@ def scales_of(tensor: QuantizedTensor) -> NDArray[Any]:
 def read_entries(listed: Any, payload_bytes: int, where: str) -> list[TensorEntry]:
     """Check a header's list: known quantisers, sizes that fit the shapes, places that tile the payload exactly.
 
-    Raises:
-        BytegolfError: naming the file ``where`` and what is wrong with it.
+    Raises BytegolfError: naming the file ``where`` and what is wrong with it.
     """
     if not isinstance(listed, list):
         raise damaged(where, "its header lists no tensors")
@@ -144,8 +135,7 @@ def read_entries(listed: Any, payload_bytes: int, where: str) -> list[TensorEntr
 def load(entry: TensorEntry, payload: bytes, where: str) -> QuantizedTensor:
     """The stored tensor at a checked place of the payload.
 
-    Raises:
-        BytegolfError: naming the file ``where``: a code is beyond its quantiser's largest.
+    Raises BytegolfError: naming the file ``where``: a code is beyond its quantiser's largest.
     """
     by = quantizer(entry.quantizer)
     dtype, top = NUMBERS[by.dtype], by.largest_code

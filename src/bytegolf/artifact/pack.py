@@ -52,23 +52,14 @@ of a few hundred bytes may declare a tensor of 2³⁰ elements, and a range deco
 
 @dataclass(frozen=True)
 class Payload:
-    """An artifact's file, read, checked and decompressed.
-
-    Attributes:
-        box: the file around it.
-        entries: its tensors, checked.
-        payload: the decompressed payload.
-        bits: how many bits of the file each tensor takes; None where it is one stream that cannot be told apart, or
-            where nobody asked.
-    """
+    """An artifact's file, read, checked and decompressed."""
 
     box: Container
     entries: list[TensorEntry]
     payload: bytes
     bits: list[float] | None
-
-
-# ------------------------------------------------------------------------------------------------------- writing
+    """how many bits of the file each tensor takes; None where it is one stream that cannot be told apart, or where
+    nobody asked"""
 
 
 def encode(
@@ -130,15 +121,11 @@ def _words(scales: NDArray[Any]) -> NDArray[np.int64]:
     return scales.view("<u2").astype(np.int64)
 
 
-# ------------------------------------------------------------------------------------------------------- reading
-
-
 def open_payload(path: Path, counting: bool = False) -> Payload:
     """Read and check the file at ``path``; with ``counting``, also how many bits each tensor takes.
 
-    Raises:
-        BytegolfError: it is missing, no artifact, damaged, or declares what it does not hold; or a quantiser of its is
-            not registered.
+    Raises BytegolfError: it is missing, no artifact, damaged, or declares what it does not hold; or a quantiser of its
+    is not registered.
     """
     box, where = container.read(path), str(path)
     header, coder = box.header, box.header.get("compression")
@@ -193,42 +180,31 @@ def _steps(entries: list[TensorEntry], most: int) -> int:
 
 @dataclass(frozen=True)
 class Summary:
-    """What :func:`write_artifact` wrote.
-
-    Attributes:
-        path: the file.
-        file_bytes: its size.
-        sha256: of the file, in hexadecimal.
-        parameters: how many weights it holds.
-    """
+    """The file that ``write_artifact`` wrote."""
 
     path: Path
     file_bytes: int
     sha256: str
     parameters: int
+    """how many weights it holds"""
 
 
 @dataclass(frozen=True, eq=False)
 class Artifact:
-    """A model as read from its file.
-
-    Attributes:
-        config: the configuration of the run that made it.
-        tokenizer: the tokenizer's identity, as it was given to :func:`write_artifact`.
-        state: the dequantised weights by name, fp32 on the CPU, all finite.
-        info: what else was noted (steps, seconds); nothing is computed from it.
-        sha256: of the file, in hexadecimal.
-        file_bytes: its size.
-        version: the bytegolf version that wrote it.
-    """
+    """A model as read from its file."""
 
     config: Config
+    """of the run that made it"""
     tokenizer: dict[str, Any]
+    """the tokenizer's identity, as it was given to ``write_artifact``"""
     state: dict[str, Tensor]
+    """the dequantised weights by name, fp32 on the CPU, all finite"""
     info: dict[str, Any]
+    """what else was noted (steps, seconds); nothing is computed from it"""
     sha256: str
     file_bytes: int
     version: str
+    """of the bytegolf that wrote it"""
 
 
 def write_artifact(
@@ -252,8 +228,7 @@ def write_artifact(
         plan: how each tensor is stored; by default as ``config.export`` says and the model of ``config`` declares.
         coder: what the payload is compressed with.
 
-    Raises:
-        BytegolfError: a weight cannot be exported, a name or value cannot be stored, or writing failed.
+    Raises BytegolfError: a weight cannot be exported, a name or value cannot be stored, or writing failed.
     """
     for name in state:
         if not layout.NAME.fullmatch(name):
@@ -282,8 +257,7 @@ def write_artifact(
 def config_of(table: dict[str, Any], version: str, where: str) -> Config:
     """The configuration in the header of the artifact ``where``, written by the bytegolf ``version``.
 
-    Raises:
-        BytegolfError: this version does not know it.
+    Raises BytegolfError: this version does not know it.
     """
     try:
         return Config.from_tables(table)
@@ -302,9 +276,8 @@ def read_artifact(path: Path) -> Artifact:
     The configuration is valid by its own rules, but may describe a model of any size: compare its weights'
     names and shapes with ``state`` before trusting it.
 
-    Raises:
-        BytegolfError: the file is missing, no artifact, damaged, of an earlier format, or its configuration or a
-            quantiser of its is unknown here.
+    Raises BytegolfError: the file is missing, no artifact, damaged, of an earlier format, or its configuration or a
+    quantiser of its is unknown here.
     """
     opened, where = open_payload(path), str(path)
     box = opened.box

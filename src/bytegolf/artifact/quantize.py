@@ -126,33 +126,27 @@ def quantizer(name: str) -> Quantizer:
 
 @dataclass(frozen=True, eq=False)
 class QuantizedTensor:
-    """A weight as it is stored.
-
-    Attributes:
-        name: the parameter's dotted name.
-        quantizer: the name of what gives the weight back.
-        data: the codes (int8) or the values (fp16, fp32), of the weight's shape, on the CPU.
-        scale: S fp16 numbers; None where the data are values.
-    """
+    """A weight as it is stored."""
 
     name: str
     quantizer: str
+    """the name of what gives the weight back"""
     data: Tensor
+    """the codes (int8) or the values (fp16, fp32), of the weight's shape, on the CPU"""
     scale: Tensor | None = None
+    """S fp16 numbers; None where the data are values"""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The weight's shape."""
         return tuple(self.data.shape)
 
 
 def quantize(name: str, tensor: Tensor, storage: Storage) -> QuantizedTensor:
     """Quantise one weight of any floating dtype, shape and device, as ``storage`` says.
 
-    Raises:
-        BytegolfError: the weight is not of a floating dtype, or holds a NaN, an infinity or a number beyond fp32, or a
-            magnitude that codes and fp16 scales cannot reach (about 8.3 million in 8 bits: a diverged model); or the
-            quantiser broke its contract.
+    Raises BytegolfError: the weight is not of a floating dtype, or holds a NaN, an infinity or a number beyond fp32, or
+    a magnitude that codes and fp16 scales cannot reach (about 8.3 million in 8 bits: a diverged model); or the
+    quantiser broke its contract.
     """
     weight = checked(name, tensor)
     by = quantizer(storage.quantizer)
@@ -199,9 +193,6 @@ def dequantize(stored: QuantizedTensor) -> Tensor:
 def fake_quantize(weight: Tensor, storage: Storage) -> Tensor:
     """The fp32 weight that comes back from ``storage``, on any device: equal to ``dequantize(quantize(...))``."""
     return quantizer(storage.quantizer).fake_quantize(weight, storage)
-
-
-# ---------------------------------------------------------------------------------------------------------- rows
 
 
 def grouped(weight: Tensor, group: int) -> Float[Tensor, "R K"]:

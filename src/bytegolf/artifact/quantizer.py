@@ -30,17 +30,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Storage:
-    """How a tensor is to be stored.
-
-    Attributes:
-        quantizer: the name of what encodes it.
-        prune: share of each row's elements, the smallest, that become 0; for rows of codes.
-        group: so many consecutive rows count as one and share a scale; it divides their number.
-    """
+    """How a tensor is to be stored."""
 
     quantizer: str
+    """the name of what encodes it"""
     prune: float = 0.0
+    """share of each row's elements, the smallest, that become 0; for rows of codes"""
     group: int = 1
+    """so many consecutive rows count as one and share a scale; it divides their number"""
 
 
 class Quantizer(ABC):

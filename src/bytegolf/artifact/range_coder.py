@@ -138,9 +138,8 @@ class Decoder:
 
     With ``counting``, ``bits`` is how much of the stream the symbols so far took.
 
-    Raises:
-        BrokenStreamError: from any of its calls, if no encoder wrote the stream. An altered one mostly decodes to other
-            symbols instead: the file's hash tells that.
+    Raises BrokenStreamError: from any of its calls, if no encoder wrote the stream. An altered one mostly decodes to
+    other symbols instead: the file's hash tells that.
     """
 
     def __init__(self, stream: bytes | memoryview, counting: bool = False) -> None:

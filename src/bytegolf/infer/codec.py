@@ -43,15 +43,12 @@ MOST_STREAMS = 256
 
 @dataclass(frozen=True)
 class Mode:
-    """How much of the past a token's distribution depends on, as ``eval`` has it.
-
-    Attributes:
-        window: tokens that a window reads: ``train.seq_len``.
-        stride: new tokens of each window but a stream's first; 0 is ``window``, so that windows do not overlap.
-    """
+    """How much of the past a token's distribution depends on, as ``eval`` has it."""
 
     window: int
+    """tokens that a window reads: ``train.seq_len``"""
     stride: int = 0
+    """new tokens of each window but a stream's first; 0 is ``window``, so that windows do not overlap"""
 
     def __post_init__(self) -> None:
         if not 0 <= self.stride <= self.window:
@@ -149,15 +146,7 @@ Progress = Callable[[int], None]
 
 @dataclass
 class Report:
-    """What compressing came to.
-
-    Attributes:
-        original, compressed: bytes, headers included.
-        coded_blocks, stored_blocks: how many blocks the model made smaller, and how many it did not.
-        coded_bits: what the coded blocks should cost by their frequencies.
-        streams: the most of a block.
-        seam_bits: what it cost that streams begin without their past, estimated from ``SEAMS`` a block.
-    """
+    """What compressing came to, so far; as in ``results.Compression``."""
 
     original: int = 0
     compressed: int = 0

@@ -48,24 +48,20 @@ class Writable(Protocol):
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says before its first block.
-
-    Attributes:
-        artifact: the SHA-256 of the model's file.
-        size: of the original in bytes, where that was known before (not of a pipe); the end has what it came to.
-        stride: new tokens a window (``codec.Mode``).
-        streams: the most of any block, which the probe was made with.
-        numerics: how the compressing process computed.
-    """
+    """What a file says before its first block."""
 
     artifact: bytes
+    """the SHA-256 of the model's file"""
     size: int | None
+    """of the original in bytes, where that was known before (not of a pipe); the end has what it came to"""
     stride: int
+    """new tokens per window (``codec.Mode``)"""
     streams: int
+    """the most of any block, which the probe was made with"""
     numerics: Numerics
+    """how the compressing process computed"""
 
     def pack(self) -> bytes:
-        """The bytes of the header."""
         how = self.numerics
         place = how.place.encode("ascii", "replace")[:255]
         size = _UNKNOWN if self.size is None else self.size
@@ -103,7 +99,6 @@ class Block:
     payload: bytes
 
     def pack(self) -> bytes:
-        """The bytes of the block."""
         kind = _CODED if self.streams else _STORED
         return _sealed(_BLOCK.pack(kind, self.streams, self.size, len(self.payload)) + self.payload)
 
@@ -116,7 +111,6 @@ class End:
     crc: int
 
     def pack(self) -> bytes:
-        """The bytes of the end."""
         return _sealed(_END_PART.pack(_END, self.size, self.crc))
 
 

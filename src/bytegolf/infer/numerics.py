@@ -30,19 +30,16 @@ MOST_THREADS = 64
 
 @dataclass(frozen=True)
 class Numerics:
-    """How numbers come about.
-
-    Attributes:
-        threads: torch's.
-        native: whether bytegolf's native kernels run.
-        place: versions and CPU in words, to explain a probe that differs.
-        probe: the hash of what the model gave for the probe.
-    """
+    """How numbers come about."""
 
     threads: int
+    """torch's"""
     native: bool
+    """whether bytegolf's native kernels run"""
     place: str
+    """versions and CPU in words, to explain a probe that differs"""
     probe: bytes
+    """the hash of what the model gave for the probe"""
 
     @staticmethod
     def here(model: LanguageModel, streams: int) -> Numerics:

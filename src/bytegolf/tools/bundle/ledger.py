@@ -27,8 +27,7 @@ LIMIT = 16_000_000
 def measure(path: Path, every: bool = False) -> Ledger:
     """The ledger of the artifact at ``path``, as it lies on the disk; one row a tensor if ``every``, else one a group.
 
-    Raises:
-        BytegolfError: the file is missing, no artifact, damaged, or of an unknown configuration.
+    Raises BytegolfError: the file is missing, no artifact, damaged, or of an unknown configuration.
     """
     opened = open_payload(path, counting=True)
     box = opened.box
