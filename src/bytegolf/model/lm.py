@@ -281,14 +281,11 @@ class LanguageModel(nn.Module):
 
     def _extend(self, ids: Tensor, state: ModelState, rows: Rows | None, counts: Rows | None) -> Tensor:
         """``extend`` by tokens of which none but a row's first starts a document, and none of no tokens."""
-        x = self._embed_next(ids, state, rows, counts)
+        x = self._look_up_next(ids, state, rows, counts)
+        if self.soft and state.soft:
+            x = self.soft.extend(x, state.soft, rows, counts)
         x = self.network.extend(x, state.network, rows, counts, state.traces, ids)
         return self.cap(self.project(x))
-
-    def _embed_next(self, ids: Tensor, state: ModelState, rows: Rows | None, counts: Rows | None) -> Tensor:
-        """``embed`` for tokens that come after those of ``state``, which remembers them."""
-        x = self._look_up_next(ids, state, rows, counts)
-        return self.soft.extend(x, state.soft, rows, counts) if self.soft and state.soft else x
 
     def _look_up_next(self, ids: Tensor, state: ModelState, rows: Rows | None, counts: Rows | None) -> Tensor:
         if native.one_position(ids, self.embedding.weight, self.precision):

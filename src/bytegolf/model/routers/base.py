@@ -2,7 +2,7 @@
 
 One router per file of this folder; ``build_router`` finds the one that a configuration names.
 
-Legend: B batch, L positions, D width, R rows of an extension, M width of a memory.
+Legend: B batch, or the rows of an extension, L positions, D width, M width of a memory.
 """
 
 from __future__ import annotations
@@ -25,6 +25,12 @@ from bytegolf.registry import ROUTERS
 
 THRESHOLD = 0.5
 """A chunk begins where p is at least this."""
+
+Vectors = Float[Tensor, "B L D"]
+Probabilities = Float[Tensor, "B L"]
+Marks = Bool[Tensor, "B L"]
+Tokens = Int[Tensor, "B L"] | None
+"""The ids at the positions, which only the outermost level knows."""
 
 
 @dataclass(frozen=True)
@@ -63,16 +69,10 @@ class Router(nn.Module, ABC):
         self.options: Any = options_of(self.Options, config.options, f"the router {config.kind!r}")
 
     @abstractmethod
-    def forward(
-        self,
-        x: Float[Tensor, "B L D"],
-        first: Bool[Tensor, "B L"] | None = None,
-        tokens: Int[Tensor, "B L"] | None = None,
-    ) -> tuple[Float[Tensor, "B L"], Bool[Tensor, "B L"]]:
+    def forward(self, x: Vectors, first: Marks | None = None, tokens: Tokens = None) -> tuple[Probabilities, Marks]:
         """p (fp32 or wider) and the boundaries at the positions of ``x``.
 
-        ``first`` marks positions besides the first where a document starts, whose p is 1. ``tokens`` are the ids there,
-        which only the outermost level knows.
+        ``first`` marks positions besides the first where a document starts, whose p is 1.
         """
 
     @abstractmethod
@@ -81,14 +81,10 @@ class Router(nn.Module, ABC):
 
     @abstractmethod
     def extend(
-        self,
-        x: Float[Tensor, "R L D"],
-        memory: Tensor,
-        first: Bool[Tensor, " R"],
-        tokens: Int[Tensor, "R L"] | None = None,
-    ) -> tuple[Float[Tensor, "R L"], Bool[Tensor, "R L"], Tensor]:
-        """p, the boundaries, and what is to be remembered behind each position, (R, L, M), of positions that come after
-        those of ``memory`` (R, M).
+        self, x: Vectors, memory: Tensor, first: Bool[Tensor, " B"], tokens: Tokens = None
+    ) -> tuple[Probabilities, Marks, Tensor]:
+        """p, the boundaries, and what is to be remembered behind each position, (B, L, M), of positions that come after
+        those of ``memory`` (B, M).
 
         A row whose ``first`` position this is opens a chunk there, whatever its memory.
         """

@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
 from bytegolf.config import RouterConfig
 from bytegolf.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, load_tokenizer
 from bytegolf.errors import BytegolfError
-from bytegolf.model.routers.base import Material
+from bytegolf.model.routers.base import Marks, Material, Tokens
 from bytegolf.model.routers.rule import FixedRouter
 from bytegolf.model.storage import declare
 from bytegolf.registry import register_router
@@ -67,9 +67,7 @@ class BpeRouter(FixedRouter):
         self.pieces.zero_()[: len(stored)] = torch.tensor(stored)
         _grow(self)
 
-    def scan(
-        self, tokens: Int[Tensor, "B L"] | None, first: Bool[Tensor, "B L"], memory: Int[Tensor, "B M"]
-    ) -> tuple[Bool[Tensor, "B L"], Int[Tensor, "B L M"]]:
+    def scan(self, tokens: Tokens, first: Marks, memory: Int[Tensor, "B M"]) -> tuple[Marks, Int[Tensor, "B L M"]]:
         assert tokens is not None
         values = (tokens - ByteTokenizer.OFFSET).cpu().numpy()  # negative: a special token
         fresh = first.cpu().numpy()

@@ -1,17 +1,17 @@
 """The learned router: a chunk begins where neighbouring vectors point apart (S2; arXiv 2507.07955, equation 4).
 
-Legend: B batch, L positions, D width, R rows of an extension, M width of a memory.
+Legend: B batch, or the rows of an extension, L positions, D width, M width of a memory.
 """
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from bytegolf.config import RouterConfig
 from bytegolf.model.layers import Linear
-from bytegolf.model.routers.base import THRESHOLD, Material, Router
+from bytegolf.model.routers.base import THRESHOLD, Marks, Material, Probabilities, Router, Tokens, Vectors
 from bytegolf.model.routers.whitespace import WhitespaceRouter
 from bytegolf.ops import native
 from bytegolf.ops.boundary import boundary_probability, boundary_step, cosine_probability
@@ -53,12 +53,7 @@ class CosineRouter(Router):
             nn.init.orthogonal_(self.k_proj.weight)
         self.offset = nn.Parameter(torch.zeros(())) if own.init == "calibrated" else None
 
-    def forward(
-        self,
-        x: Float[Tensor, "B L D"],
-        first: Bool[Tensor, "B L"] | None = None,
-        tokens: Int[Tensor, "B L"] | None = None,
-    ) -> tuple[Float[Tensor, "B L"], Bool[Tensor, "B L"]]:
+    def forward(self, x: Vectors, first: Marks | None = None, tokens: Tokens = None) -> tuple[Probabilities, Marks]:
         p = self._shaped(boundary_probability(self.q_proj(x), self.k_proj(x)))
         if first is not None:
             p = torch.where(first, torch.ones_like(p), p)
@@ -70,7 +65,7 @@ class CosineRouter(Router):
         if self.guide is not None:
             self.guide.prepare(material)
 
-    def _shaped(self, p: Float[Tensor, "B L"]) -> Float[Tensor, "B L"]:
+    def _shaped(self, p: Probabilities) -> Probabilities:
         """σ(sharpness·logit p + offset); what is certain, as the first position is, stays so."""
         if self.config.cosine.sharpness == 1 and self.offset is None:
             return p
@@ -79,7 +74,7 @@ class CosineRouter(Router):
             odds = odds + self.offset
         return torch.where(p < 1, torch.sigmoid(odds), p)
 
-    def _drawn(self, p: Float[Tensor, "B L"]) -> Bool[Tensor, "B L"]:
+    def _drawn(self, p: Probabilities) -> Marks:
         """The boundaries for p with logistic noise on its log odds."""
         noise = torch.logit(torch.rand_like(p), ODDS_FLOOR)
         return (torch.logit(p.detach(), ODDS_FLOOR) + self.config.cosine.noise * noise >= 0) | (p >= 1)
@@ -97,12 +92,8 @@ class CosineRouter(Router):
         return torch.zeros(batch, self.k_proj.weight.shape[0], device=device, dtype=dtype)
 
     def extend(
-        self,
-        x: Float[Tensor, "R L D"],
-        memory: Tensor,
-        first: Bool[Tensor, " R"],
-        tokens: Int[Tensor, "R L"] | None = None,
-    ) -> tuple[Float[Tensor, "R L"], Bool[Tensor, "R L"], Tensor]:
+        self, x: Vectors, memory: Tensor, first: Bool[Tensor, " B"], tokens: Tokens = None
+    ) -> tuple[Probabilities, Marks, Tensor]:
         if native.one_position(x, self.k_proj.weight):
             p, keys = boundary_step(x, self.q_proj.weight, self.k_proj.weight, memory)
         else:

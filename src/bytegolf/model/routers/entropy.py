@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float64, Int, Int64
+from jaxtyping import Float64, Int, Int64
 from torch import Tensor
 
 from bytegolf.config import RouterConfig
 from bytegolf.errors import BytegolfError
 from bytegolf.model.embed import NOTHING
-from bytegolf.model.routers.base import Material
+from bytegolf.model.routers.base import Marks, Material, Tokens
 from bytegolf.model.routers.rule import FixedRouter, mix
 from bytegolf.model.storage import declare
 from bytegolf.registry import register_router
@@ -44,9 +44,7 @@ class EntropyRouter(FixedRouter):
         self.register_buffer("verdicts", torch.zeros(config.entropy.order, 1 << config.entropy.bits))
         declare(self, "rule", "verdicts")
 
-    def scan(
-        self, tokens: Int[Tensor, "B L"] | None, first: Bool[Tensor, "B L"], memory: Int[Tensor, "B M"]
-    ) -> tuple[Bool[Tensor, "B L"], Int[Tensor, "B L M"]]:
+    def scan(self, tokens: Tokens, first: Marks, memory: Int[Tensor, "B M"]) -> tuple[Marks, Int[Tensor, "B L M"]]:
         assert tokens is not None
         entries, memories = self._contexts(tokens, first, memory)
         opens = first.clone()

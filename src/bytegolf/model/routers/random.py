@@ -5,9 +5,10 @@ Legend: B batch, L positions, M width of a memory (1: the position's number).
 
 from __future__ import annotations
 
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
 
+from bytegolf.model.routers.base import Marks, Tokens
 from bytegolf.model.routers.rule import FixedRouter, mix, positions
 from bytegolf.registry import register_router
 
@@ -19,9 +20,7 @@ class RandomRouter(FixedRouter):
     The same text in the same place is cut the same way every time; in another place it is not.
     """
 
-    def scan(
-        self, tokens: Int[Tensor, "B L"] | None, first: Bool[Tensor, "B L"], memory: Int[Tensor, "B M"]
-    ) -> tuple[Bool[Tensor, "B L"], Int[Tensor, "B L M"]]:
+    def scan(self, tokens: Tokens, first: Marks, memory: Int[Tensor, "B M"]) -> tuple[Marks, Int[Tensor, "B L M"]]:
         assert tokens is not None
         position = positions(first, memory)
         key = mix(mix(position + 1) + tokens)

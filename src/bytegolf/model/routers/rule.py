@@ -2,7 +2,7 @@
 
 Their p is 1 where a chunk starts and 0 elsewhere, without a gradient.
 
-Legend: B batch, L positions, D width, R rows of an extension, M width of a memory.
+Legend: B batch, or the rows of an extension, L positions, D width, M width of a memory.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from __future__ import annotations
 from abc import abstractmethod
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
-from bytegolf.model.routers.base import Router
+from bytegolf.model.routers.base import Marks, Probabilities, Router, Tokens, Vectors
 from bytegolf.ops.autograd import wide
 
 
@@ -25,48 +25,37 @@ class FixedRouter(Router):
     """M: how many integers are remembered of what came before."""
 
     @abstractmethod
-    def scan(
-        self, tokens: Int[Tensor, "B L"] | None, first: Bool[Tensor, "B L"], memory: Int[Tensor, "B M"]
-    ) -> tuple[Bool[Tensor, "B L"], Int[Tensor, "B L M"]]:
+    def scan(self, tokens: Tokens, first: Marks, memory: Int[Tensor, "B M"]) -> tuple[Marks, Int[Tensor, "B L M"]]:
         """Where chunks start, and the memory behind each position, of positions that come after those of ``memory``.
 
         ``first`` marks where documents start: a chunk does too, and what came before counts for nothing.
         """
 
-    def mark(self, tokens: Int[Tensor, "B L"] | None, first: Bool[Tensor, "B L"]) -> Bool[Tensor, "B L"]:
+    def mark(self, tokens: Tokens, first: Marks) -> Marks:
         """Where chunks start in whole sequences."""
         first = first.clone()
         first[:, 0] = True
         return self.scan(tokens, first, self.start(first.shape[0], first.device, torch.int64))[0]
 
-    def forward(
-        self,
-        x: Float[Tensor, "B L D"],
-        first: Bool[Tensor, "B L"] | None = None,
-        tokens: Int[Tensor, "B L"] | None = None,
-    ) -> tuple[Float[Tensor, "B L"], Bool[Tensor, "B L"]]:
-        if first is None:
-            first = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
-        boundary = self.mark(tokens, first)
+    def forward(self, x: Vectors, first: Marks | None = None, tokens: Tokens = None) -> tuple[Probabilities, Marks]:
+        boundary = self.mark(
+            tokens, torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device) if first is None else first
+        )
         return boundary.to(wide(x.dtype)), boundary
 
     def start(self, batch: int, device: torch.device, dtype: torch.dtype) -> Tensor:
         return torch.zeros(batch, self.width, dtype=torch.int64, device=device)
 
     def extend(
-        self,
-        x: Float[Tensor, "R L D"],
-        memory: Tensor,
-        first: Bool[Tensor, " R"],
-        tokens: Int[Tensor, "R L"] | None = None,
-    ) -> tuple[Float[Tensor, "R L"], Bool[Tensor, "R L"], Tensor]:
+        self, x: Vectors, memory: Tensor, first: Bool[Tensor, " B"], tokens: Tokens = None
+    ) -> tuple[Probabilities, Marks, Tensor]:
         starts = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
         starts[:, 0] = first
         boundary, memories = self.scan(tokens, starts, memory)
         return boundary.to(wide(x.dtype)), boundary, memories
 
 
-def positions(first: Bool[Tensor, "B L"], before: Int[Tensor, "B 1"]) -> Int[Tensor, "B L"]:
+def positions(first: Marks, before: Int[Tensor, "B 1"]) -> Int[Tensor, "B L"]:
     """Each position's number in its document, the sequence having ``before`` positions of it already."""
     index = torch.arange(first.shape[1], device=first.device).expand(first.shape)
     latest = torch.where(first, index, -1).cummax(1).values

@@ -5,9 +5,10 @@ Legend: B batch, L positions, M width of a memory (1: the position's number).
 
 from __future__ import annotations
 
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
 
+from bytegolf.model.routers.base import Marks, Tokens
 from bytegolf.model.routers.rule import FixedRouter, positions
 from bytegolf.registry import register_router
 
@@ -19,9 +20,7 @@ class StrideRouter(FixedRouter):
     _GRAIN = 1 << 10
     """N counts in units of 1/1024, so that the rule is one of integers."""
 
-    def scan(
-        self, tokens: Int[Tensor, "B L"] | None, first: Bool[Tensor, "B L"], memory: Int[Tensor, "B M"]
-    ) -> tuple[Bool[Tensor, "B L"], Int[Tensor, "B L M"]]:
+    def scan(self, tokens: Tokens, first: Marks, memory: Int[Tensor, "B M"]) -> tuple[Marks, Int[Tensor, "B L M"]]:
         position = positions(first, memory)
         size = round(self.config.target * self._GRAIN)
         boundary = (position * self._GRAIN) % size < self._GRAIN

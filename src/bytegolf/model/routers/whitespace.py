@@ -6,12 +6,12 @@ Legend: B batch, L positions, M width of a memory (1: the last token).
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from bytegolf.config import RouterConfig
 from bytegolf.data.tokenizer import WHITESPACE, ByteTokenizer, SentencePieceTokenizer, Tokenizer
-from bytegolf.model.routers.base import Material
+from bytegolf.model.routers.base import Marks, Material, Tokens
 from bytegolf.model.routers.rule import FixedRouter
 from bytegolf.model.storage import declare
 from bytegolf.registry import register_router
@@ -49,9 +49,7 @@ class WhitespaceRouter(FixedRouter):
             else:
                 self.classes[token] = self.NONE if text.strip(WHITESPACE) else self.ONLY
 
-    def scan(
-        self, tokens: Int[Tensor, "B L"] | None, first: Bool[Tensor, "B L"], memory: Int[Tensor, "B M"]
-    ) -> tuple[Bool[Tensor, "B L"], Int[Tensor, "B L M"]]:
+    def scan(self, tokens: Tokens, first: Marks, memory: Int[Tensor, "B M"]) -> tuple[Marks, Int[Tensor, "B L M"]]:
         assert tokens is not None
         own = self.classes[tokens]
         before = self.classes[torch.cat((memory, tokens[:, :-1]), 1)]
