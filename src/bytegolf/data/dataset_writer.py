@@ -33,12 +33,13 @@ class ShardWriter:
 
     A shard appears under its name only once it is complete. ``close`` (the end of the ``with`` block)
     finishes the last one and removes the higher-numbered shards that an earlier, longer export left; an
-    exception leaves no half-written file. Without ``with``, call ``abandon`` when something fails.
+    exception leaves no half-written file. Without ``with``, call ``file.abandon`` when something fails.
 
     Attributes:
         paths: the finished shards.
         sha256: their hashes, by name.
         tokens: how many tokens have been written.
+        file: the shard that is not complete.
     """
 
     def __init__(self, folder: Path, split: str, shard_tokens: int = SHARD_TOKENS) -> None:
@@ -53,7 +54,7 @@ class ShardWriter:
         self._begin()
 
     def _begin(self) -> None:
-        self._file = GrowingFile(shard_path(self.folder, self.split, len(self.paths)))
+        self.file = GrowingFile(shard_path(self.folder, self.split, len(self.paths)))
         self._hash = hashlib.sha256()
 
     @property
@@ -67,7 +68,7 @@ class ShardWriter:
             raise TypeError(f"tokens must be uint16, not {tokens.dtype}")
         while len(tokens):
             part = tokens[: self.shard_tokens - self._in_shard]
-            if self._file.file is None:
+            if self.file.file is None:
                 # most shards will be full; the count of one that is not is put right at its end
                 self._put(shard_header(self.shard_tokens))
             self._put(np.ascontiguousarray(part, dtype="<u2").view(np.uint8).data)
@@ -78,11 +79,7 @@ class ShardWriter:
 
     def _put(self, data: bytes | memoryview) -> None:
         self._hash.update(data)
-        self._file.write(data)
-
-    def sync(self) -> None:
-        """Return once everything written so far is on the disk, as far as the system can tell."""
-        self._file.sync()
+        self.file.write(data)
 
     def resume(self, tokens: int, sha256: dict[str, str]) -> bool:
         """Go on behind the first ``tokens`` tokens, written and synced by an earlier writer of the same folder, whose
@@ -98,17 +95,17 @@ class ShardWriter:
         self._begin()
         if not rest:
             return True
-        with disk_errors(self._file.path):
+        with disk_errors(self.file.path):
             # the shard that was not complete may have been finished since, by a process that was killed behind that
-            if not self._file.temporary.exists() and self._file.path.exists():
-                self._file.path.replace(self._file.temporary)
-            if not self._file.resume(shard_bytes(rest)):
+            if not self.file.temporary.exists() and self.file.path.exists():
+                self.file.path.replace(self.file.temporary)
+            if not self.file.resume(shard_bytes(rest)):
                 return False
-            assert self._file.file is not None
-            self._file.file.seek(0)
-            self._file.file.write(shard_header(self.shard_tokens))
-            self._file.file.seek(0)
-            while piece := self._file.file.read(1 << 22):
+            assert self.file.file is not None
+            self.file.file.seek(0)
+            self.file.file.write(shard_header(self.shard_tokens))
+            self.file.file.seek(0)
+            while piece := self.file.file.read(1 << 22):
                 self._hash.update(piece)
         return True
 
@@ -130,10 +127,10 @@ class ShardWriter:
             if kind is None:
                 self.close()
         finally:
-            self.abandon()
+            self.file.abandon()
 
     def _finish_shard(self) -> None:
-        path, file, full = self._file.path, self._file.file, self._in_shard == self.shard_tokens
+        path, file, full = self.file.path, self.file.file, self._in_shard == self.shard_tokens
         if file is None:
             return
         with disk_errors(path):
@@ -142,14 +139,10 @@ class ShardWriter:
                 file.write(shard_header(self._in_shard))
             os.fsync(file.fileno())
             file.close()
-            self._file.temporary.replace(path)
+            self.file.temporary.replace(path)
         self.sha256[path.name] = self._hash.hexdigest() if full else sha256(path)
         self.paths.append(path)
         self._begin()
-
-    def abandon(self, keep: bool = False) -> None:
-        """Close the shard that is not complete, and remove it unless ``resume`` is to find it; finished ones stay."""
-        self._file.abandon(keep)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,9 +174,11 @@ class DatasetWriter:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for writer in self.writers:
-            writer.abandon(self.keep)
-        self._rows.abandon(self.keep)
+        for file in self._files():
+            file.abandon(self.keep)
+
+    def _files(self) -> list[GrowingFile]:
+        return [*(writer.file for writer in self.writers), self._rows]
 
     def add(self, tokens: Tokens, original_bytes: NDArray[np.int64], held_out: int) -> None:
         """Write documents, the first ``held_out`` of which are for validation."""
@@ -199,9 +194,8 @@ class DatasetWriter:
 
     def checkpoint(self) -> WriterState:
         """Bring what was written to the disk; what ``resume`` needs to go on from here."""
-        for writer in self.writers:
-            writer.sync()
-        self._rows.sync()
+        for file in self._files():
+            file.sync()
         self.keep = True
         return WriterState(
             self.tokenizer.sha256,

@@ -87,7 +87,7 @@ class Encoder:
         texts = [document.data for document in documents]
         held_out = None
         digests = b"".join(hashlib.sha256(text).digest() for text in texts)
-        if not self.split.by_number:
+        if self.split.kind != "first":
             sides = [self.split.holds_out(0, document) for document in documents]
             held_out = sum(sides)
             texts = [text for side in (True, False) for text, its in zip(texts, sides, strict=True) if its is side]

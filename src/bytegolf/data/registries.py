@@ -57,9 +57,11 @@ def _kept(pinned: Pinned, command: Callable[[Path], list[str]], client: str, wha
             done = subprocess.run(command(Path(name)), capture_output=True, text=True, check=False, cwd=name)
             fetched = Path(name) / pinned.file
             if done.returncode or not fetched.exists():
+                lines = done.stderr.strip().splitlines() or ["it said nothing"]
+                said = next((line for line in reversed(lines) if line.startswith(("ERROR", "E:"))), lines[-1])
+                reason = said.removeprefix("ERROR: ").removeprefix("E: ")[:200]
                 raise BytegolfError(
-                    f"{client} could not fetch {what} ({_reason(done.stderr)}): check the network, or give your own "
-                    "text as SOURCE"
+                    f"{client} could not fetch {what} ({reason}): check the network, or give your own text as SOURCE"
                 )
             fetched.replace(path)
     if (found := sha256(path)) != pinned.sha256:
@@ -67,9 +69,3 @@ def _kept(pinned: Pinned, command: Callable[[Path], list[str]], client: str, wha
             f"{path} has the SHA-256 {found[:16]}…, not {pinned.sha256[:16]}…: delete it to fetch it again"
         )
     return path
-
-
-def _reason(stderr: str) -> str:
-    lines = stderr.strip().splitlines() or ["it said nothing"]
-    reason = next((line for line in reversed(lines) if line.startswith(("ERROR", "E:"))), lines[-1])
-    return reason.removeprefix("ERROR: ").removeprefix("E: ")[:200]

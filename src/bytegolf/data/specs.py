@@ -67,14 +67,11 @@ class TokenizerSpec:
 
     def to_json(self) -> dict[str, Any]:
         """The spec in the shape of the public file."""
-        spec: dict[str, Any] = {"name": self.name, "kind": self.kind, "dataset_suffix": self.suffix}
-        spec["vocab_size"] = self.vocab_size
+        spec = {"name": self.name, "kind": self.kind, "dataset_suffix": self.suffix, "vocab_size": self.vocab_size}
         if self.kind == "sentencepiece":
             spec["model_prefix"] = self.model_prefix
-        for key in ("reuse_model_path", "tokenizer_train_docs", "trainer_overrides"):
-            if getattr(self, key):
-                spec[key] = getattr(self, key)
-        return spec
+        optional = ("reuse_model_path", "tokenizer_train_docs", "trainer_overrides")
+        return spec | {key: getattr(self, key) for key in optional if getattr(self, key)}
 
 
 def parse_tokenizer(name: str) -> TokenizerSpec:
@@ -135,18 +132,15 @@ def read_specs(path: str | Path) -> list[TokenizerSpec]:
     if not isinstance(value, list) or not value:
         raise BytegolfError(f'{path} holds no list of tokenizer specs: write {{"tokenizers": [{{…}}]}}')
     specs = [_parse(raw, f"{path}, tokenizer {number}") for number, raw in enumerate(value, start=1)]
-    return [_find_reused(spec, path.parent) for spec in specs]
-
-
-def _find_reused(spec: TokenizerSpec, folder: Path) -> TokenizerSpec:
-    if spec.reuse_model_path is None:
-        return spec
-    model = Path(spec.reuse_model_path)
-    with contextlib.suppress(RuntimeError):  # "~nobody": then a file may be called so
-        model = model.expanduser()
-    with disk_errors(model, "read"):
-        model = model if model.exists() else folder / model
-    return dataclasses.replace(spec, reuse_model_path=str(model))
+    for number, spec in enumerate(specs):
+        if spec.reuse_model_path is not None:
+            model = Path(spec.reuse_model_path)
+            with contextlib.suppress(RuntimeError):  # "~nobody": then a file may be called so
+                model = model.expanduser()
+            with disk_errors(model, "read"):
+                model = model if model.exists() else path.parent / model
+            specs[number] = dataclasses.replace(spec, reuse_model_path=str(model))
+    return specs
 
 
 def _parse(raw: Any, where: str) -> TokenizerSpec:
@@ -159,7 +153,16 @@ def _parse(raw: Any, where: str) -> TokenizerSpec:
             raise BytegolfError(f"{where}: unknown key {key!r}: {hint}")
         if value is not None and type(value) is not _TYPES[key]:
             raise BytegolfError(f"{where}: {key} is {value!r}: give a value of type {_TYPES[key].__name__}")
-    kind = _kind(raw, where)
+    named = raw.get("kind")
+    if named is None:
+        named = "byte" if raw.get("dataset_suffix") == "byte260" else "sentencepiece"
+    if named not in _KINDS:
+        raise BytegolfError(f"{where}: kind is {named!r}: give byte or sentencepiece")
+    kind = _KINDS[named]
+    if kind == "sentencepiece" and raw.get("vocab_size") is None:
+        raise BytegolfError(f"{where}: vocab_size is missing: say how many pieces the tokenizer has")
+    if kind == "byte" and raw.get("vocab_size", 260) != 260:
+        raise BytegolfError(f"{where}: a byte tokenizer has vocab_size 260, not {raw['vocab_size']}")
     size = 260 if kind == "byte" else int(raw["vocab_size"])
     suffix = raw.get("dataset_suffix") or ("byte260" if kind == "byte" else f"sp{size}")
     name = raw.get("name") or ("pure_byte_260" if kind == "byte" else f"sp_bpe_{size}")
@@ -171,29 +174,5 @@ def _parse(raw: Any, where: str) -> TokenizerSpec:
         raise BytegolfError(f"{where}: vocab_size is {size}: give 261 to 65536 (4 special tokens, 256 bytes, pieces)")
     if (docs := raw.get("tokenizer_train_docs")) is not None and docs < 1:
         raise BytegolfError(f"{where}: tokenizer_train_docs is {docs}: give 1 or more")
-    return TokenizerSpec(
-        name=name,
-        suffix=suffix,
-        kind=kind,
-        vocab_size=size,
-        model_prefix=prefix,
-        reuse_model_path=raw.get("reuse_model_path"),
-        tokenizer_train_docs=raw.get("tokenizer_train_docs"),
-        trainer_overrides=raw.get("trainer_overrides") or {},
-    )
-
-
-def _kind(raw: dict[str, Any], where: str) -> TokenizerKind:
-    if (named := raw.get("kind")) is not None:
-        if named not in _KINDS:
-            raise BytegolfError(f"{where}: kind is {named!r}: give byte or sentencepiece")
-        kind = _KINDS[named]
-    elif raw.get("dataset_suffix") == "byte260":
-        kind = "byte"
-    else:
-        kind = "sentencepiece"
-    if kind == "sentencepiece" and raw.get("vocab_size") is None:
-        raise BytegolfError(f"{where}: vocab_size is missing: say how many pieces the tokenizer has")
-    if kind == "byte" and raw.get("vocab_size", 260) != 260:
-        raise BytegolfError(f"{where}: a byte tokenizer has vocab_size 260, not {raw['vocab_size']}")
-    return kind
+    overrides = raw.get("trainer_overrides") or {}
+    return TokenizerSpec(name, suffix, kind, size, prefix, raw.get("reuse_model_path"), docs, overrides)

@@ -53,11 +53,6 @@ class Split:
             return "groups:" + ",".join(sorted(self.groups))
         return f"{self.kind}:{self.fraction!r}"
 
-    @property
-    def by_number(self) -> bool:
-        """Whether the rule looks at a document's place among all, and at nothing else."""
-        return self.kind == "first"
-
     def holds_out(self, number: int, document: Document) -> bool:
         """Whether ``document``, the ``number``-th of all (from 0), is for validation."""
         if self.kind == "first":

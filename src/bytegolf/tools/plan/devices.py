@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bytegolf.errors import BytegolfError
-
 MATMUL, ATTENTION, MEMORY = 0.55, 0.25, 0.7
 """Shares that programs reach of data sheets' peaks: products with an inner width of 512, unless memory is slower
 still; fused causal attention with heads of 64, forward and backward together; passes over activations. Guessed as 0.7,
@@ -58,10 +56,3 @@ second difference of its step times at C = 256, 341, 512 and 1,024 chunks (69.8,
 SCATTER = 2e9
 """Elements per second that many positions add into few by atomic operations: the published gathers' backward pass.
 Fitted: what the same series leaves over at C = 0, beside what two thirds of S0's blocks take."""
-
-
-def device_named(name: str) -> Device:
-    """The device of that name; an error in words if there is none."""
-    if name not in DEVICES:
-        raise BytegolfError(f"no device is called {name!r}: choose one of {', '.join(DEVICES)}, or 'here' to measure")
-    return DEVICES[name]

@@ -18,7 +18,7 @@ from bytegolf.errors import BytegolfError
 from bytegolf.model.lm import LanguageModel
 from bytegolf.model.outline import count_parameters, outline
 from bytegolf.ops import native
-from bytegolf.tools.plan.devices import DEVICES, LINK, SCAN, SCATTER, Device, device_named
+from bytegolf.tools.plan.devices import DEVICES, LINK, SCAN, SCATTER, Device
 from bytegolf.tools.plan.measure import this_machine, timed
 from bytegolf.tools.plan.published import STEP_TIMES
 from bytegolf.tools.plan.results import Measured, MemoryBytes, Part, Plan, PublishedStep, Sent
@@ -157,8 +157,10 @@ def plan(config: Config, name: str, count: int, rate: float | None, steps: int) 
         if steps:
             step_ms, rates = measure(config, place, precision, steps, clock)
         device = this_machine(place, precision, clock)
+    elif name in DEVICES:
+        device = DEVICES[name]
     else:
-        device = device_named(name)
+        raise BytegolfError(f"no device is called {name!r}: choose one of {', '.join(DEVICES)}, or 'here' to measure")
     found = predict(config, device, count, rates, code)
     model = outline(config.model)
     use = memory_use(config, model, found.at_a_time, count, found.rates)
