@@ -1,22 +1,19 @@
-"""Several processes: the same run as one, whatever the chunks; devices and precision.
-
-Run as a script this file is one of the processes: ``test_distributed.py FOLDER``.
-"""
+"""Several processes: the same run as one, whatever the chunks; devices and precision."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import math
+import multiprocessing
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -147,35 +144,52 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
     return path
 
 
+def take_part(folder: Path, environment: dict[str, str], output: Path) -> None:
+    """``work`` as the process that ``environment`` says, whatever it prints in the file ``output``."""
+    os.environ.update(environment)
+    with output.open("wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    work(folder)
+
+
 def crew(folder: Path, size: int) -> Crew:
-    """Processes that work together, started as `torchrun` would, but without its supervision."""
+    """Processes that work together, with the environment that `torchrun` gives, but without its supervision.
+
+    They are forked from a process that has done nothing but import: six times torch and the package would take longer
+    than what is tested.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
     with socket.socket() as free, socket.socket() as other:
         ports = []
         for each in (free, other):
             each.bind(("127.0.0.1", 0))
             ports.append(str(each.getsockname()[1]))
-    shared = os.environ | {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": ports[0]}
-    shared["JOB_PORT"] = ports[1]
-    shared["PYTHONPATH"] = os.pathsep.join(sys.path)  # the other files of tests/
+    shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": ports[0], "JOB_PORT": ports[1]}
+    outputs = [folder / f"output-{rank}-of-{size}.txt" for rank in range(size)]
     processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(folder)],
-            env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+        context.Process(
+            target=take_part, args=(folder, shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, outputs[rank])
         )
         for rank in range(size)
     ]
     try:
-        last = processes[-1].communicate(timeout=300)[0]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # the other files of tests/
+            for process in processes:
+                process.start()
+        processes[-1].join(timeout=300)
         ended = time.monotonic()
-        output = [process.communicate(timeout=120)[0] for process in processes[:-1]]
+        for process in processes[:-1]:
+            process.join(timeout=120)
         seconds = time.monotonic() - ended
+        codes = [process.exitcode for process in processes]
+        assert None not in codes, "a process has not ended"
+        return Crew(folder, cast("list[int]", codes), [path.read_text() for path in outputs], seconds)
     finally:
         for process in processes:
             process.kill()
-    return Crew(folder, [process.returncode for process in processes], [*output, last], seconds)
 
 
 @pytest.fixture(scope="module")
@@ -337,7 +351,3 @@ def test_precision() -> None:
     assert pick_precision("bf16", cpu) == torch.bfloat16
     assert (pick_precision("auto", cpu) == torch.bfloat16) == has_bf16(cpu)
     assert pick_precision("auto", torch.device("mps")) == torch.float32
-
-
-if __name__ == "__main__":
-    work(Path(sys.argv[1]))
