@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import tomllib
@@ -240,7 +241,7 @@ def test_the_verb_prints_all_settings_of_one(tmp_path: Path) -> None:
     file.write_text(ran.out.rpartition("\n{")[0], encoding="utf-8")
     wanted = Config.load("study2-sp1024-10min", ["train.seed=7"])
     assert Config.load(file) == wanted
-    assert ran.json["config"] == to_dict(wanted)
+    assert ran.json["config"] == json.loads(json.dumps(to_dict(wanted)))
     assert "extends" not in file.read_text(encoding="utf-8")
     assert "did you mean cpu-demo?" in refused("presets", "cpu-dem")
 
