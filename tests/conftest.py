@@ -53,7 +53,8 @@ def _sampled(*, typechecker: Any) -> Callable[[Any], Any]:
     return decorate
 
 
-_jaxtyped, jaxtyping.jaxtyped = jaxtyping.jaxtyped, _sampled  # by this name the hook's code finds it
+# by this name the hook's code finds it
+_jaxtyped, jaxtyping.jaxtyped = jaxtyping.jaxtyped, _sampled  # type: ignore[assignment]
 
 # as mypy does, an int passes where a float is asked for
 jaxtyping.install_import_hook("bytegolf", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -21,10 +22,11 @@ from bytegolf.config import Config, ModelConfig
 from bytegolf.model.lm import LanguageModel
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
+Benchmark = Callable[[str], Any]
 
 
 @pytest.fixture
-def benchmark(monkeypatch: pytest.MonkeyPatch) -> object:
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Benchmark:
     """``benchmark("train_step")``: a script of ``benchmarks/`` as a module."""
     monkeypatch.syspath_prepend(FOLDER)
 
@@ -34,7 +36,7 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> object:
     return module
 
 
-def test_a_step_is_timed_in_parts_at_the_wanted_rate(benchmark) -> None:
+def test_a_step_is_timed_in_parts_at_the_wanted_rate(benchmark: Benchmark) -> None:
     train_step = benchmark("train_step")
     result = train_step.measure(tiny_config("two-level"), 2, 0.25, None, False, "wall")
     assert set(result["seconds"]) == {"data", "forward", "backward", "optimiser"}
@@ -44,7 +46,7 @@ def test_a_step_is_timed_in_parts_at_the_wanted_rate(benchmark) -> None:
     json.dumps(result)
 
 
-def test_boundaries_are_drawn_at_the_wanted_rate(benchmark) -> None:
+def test_boundaries_are_drawn_at_the_wanted_rate(benchmark: Benchmark) -> None:
     train_step = benchmark("train_step")
     model = LanguageModel(ModelConfig(tiny_network("one-level")))
     train_step.fix_rates(model, 0.3)
@@ -52,7 +54,7 @@ def test_boundaries_are_drawn_at_the_wanted_rate(benchmark) -> None:
     assert float(out.traces[0].rate()) == pytest.approx(0.3, abs=0.05)
 
 
-def test_random_weights_chunk_at_the_presets_rate(benchmark) -> None:
+def test_random_weights_chunk_at_the_presets_rate(benchmark: Benchmark) -> None:
     model = LanguageModel(ModelConfig(tiny_network("two-level")))
     benchmark("models").calibrate(model)
     with torch.no_grad():
@@ -61,27 +63,27 @@ def test_random_weights_chunk_at_the_presets_rate(benchmark) -> None:
 
 
 @pytest.mark.parametrize("preset", ["cpu-demo", "cpu-gpt", "hnet-2stage", "study2-byte"])
-def test_every_width_is_a_model(benchmark, preset: str) -> None:
+def test_every_width_is_a_model(benchmark: Benchmark, preset: str) -> None:
     scaling = benchmark("scaling")
     for width, changes in scaling.width_points(Config.load(preset), [128, 256, 512]).items():
         found = scaling.stages(Config.load(preset, changes).model.network)
         assert next(iter(found.values())).dim == int(width)
 
 
-def test_lengths_keep_the_tokens_of_a_step(benchmark) -> None:
+def test_lengths_keep_the_tokens_of_a_step(benchmark: Benchmark) -> None:
     points = benchmark("scaling").sequence_points([1024, 4096], 8192, ["a=b"])
     for changes in points.values():
         assert Config.load("cpu-demo", changes[:-1]).train.batch_tokens == 8192
 
 
-def test_compressors_profit_from_the_training_text(benchmark) -> None:
+def test_compressors_profit_from_the_training_text(benchmark: Benchmark) -> None:
     words = b" ".join(b"%d" % (7**n % 1000) for n in range(2000))
     for name, compress in benchmark("compressors").compressors(8, 1 << 24).items():
         alone, before, both = (len(compress(text)) for text in (words, words, words + words))
         assert both - before < alone / 2, name
 
 
-def test_peak_memory_is_the_process_own(benchmark) -> None:
+def test_peak_memory_is_the_process_own(benchmark: Benchmark) -> None:
     """What was let go counts, and what the larger process that started it holds does not."""
     measuring = benchmark("measuring")
     code = "import measuring; a = measuring.peak_memory(); bytearray(50_000_000); print(a, measuring.peak_memory())"
@@ -91,12 +93,12 @@ def test_peak_memory_is_the_process_own(benchmark) -> None:
     assert after - before > 40e6
 
 
-def test_a_table_has_a_row_a_line(benchmark) -> None:
+def test_a_table_has_a_row_a_line(benchmark: Benchmark) -> None:
     text = benchmark("measuring").table([{"a": 1234, "b": 0.12345}, {"a": None, "b": "x"}])
     assert text.splitlines() == ["| a | b |", "|---|---|", "| 1,234 | 0.1235 |", "| - | x |"]
 
 
-def test_attention_is_timed_in_both_forms(benchmark, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_is_timed_in_both_forms(benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a clock on which the plain form's passes take 1 and 2 s, the native form's 3 and 4 s."""
     module = benchmark("attention")
     time = 0.0
@@ -128,7 +130,7 @@ def test_attention_is_timed_in_both_forms(benchmark, monkeypatch: pytest.MonkeyP
     assert row == {"GFLOP/s": pytest.approx(3 * 2 * 2 * pairs * 2 * 4 * 8 / 7 / 1e9)}
 
 
-def test_hollow_shards_are_read_as_full_ones_and_take_no_room(benchmark, tmp_path: Path) -> None:
+def test_hollow_shards_are_read_as_full_ones_and_take_no_room(benchmark: Benchmark, tmp_path: Path) -> None:
     webscale = benchmark("webscale")
     found = webscale.measure(tmp_path, 5_000_000, 8, shard_tokens=1_000_000)
     assert (found["shards"], found["tokens"], found["ranks"]) == (5, 5_000_000, 8)
@@ -138,7 +140,7 @@ def test_hollow_shards_are_read_as_full_ones_and_take_no_room(benchmark, tmp_pat
     assert used < 100_000, "holes"
 
 
-def test_lines_are_told_apart(benchmark) -> None:
+def test_lines_are_told_apart(benchmark: Benchmark) -> None:
     text = (
         '"""What it is.\n\nLong."""\n\nimport os\n\n# why\nx = 1  # for people\ny = 2  # noqa: E501\n"""what y is"""\n'
     )
@@ -146,7 +148,7 @@ def test_lines_are_told_apart(benchmark) -> None:
     assert found == {"docstring": 3, "blank": 3, "import": 1, "comment": 1, "code": 2, "remarks": 2}
 
 
-def test_there_is_one_pass_through_an_hnet(benchmark) -> None:
+def test_there_is_one_pass_through_an_hnet(benchmark: Benchmark) -> None:
     measures = benchmark("measures")
     assert measures.Sources(FOLDER.parent / "src").passes() == ["hnet.run"]
     called = "def f(self): return self.decoder.extend(self.main(self.encoder(x)))"

@@ -20,7 +20,8 @@ from bytegolf.artifact.loading import LoadedModel, load_model
 from bytegolf.config import Config, HNetConfig, NetworkConfig
 from bytegolf.errors import BytegolfError
 from bytegolf.model.chunk import GRAIN, Capacity, Chunks
-from bytegolf.model.lm import BOS, Forward, LanguageModel
+from bytegolf.model.embed import BOS
+from bytegolf.model.lm import Forward, LanguageModel
 from bytegolf.model.routers.cosine import CosineRouter
 from bytegolf.model.routers.losses import ratio_loss
 from bytegolf.ops import native

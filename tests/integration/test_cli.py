@@ -258,7 +258,7 @@ def test_samples_at_once_are_those_drawn_alone(tiny_run: TinyRun, subword_run: T
         prompts = ["The", "The", "A long beginning", "A long beginning"]
         alone = [sampled(run, prompt, "--bytes", 9, "--seed", 5 + i) for i, prompt in enumerate(prompts)]
         assert ran.json["samples"] == alone
-        assert ran.json["bytes"] == sum(one["bytes"] for one in alone)
+        assert ran.json["bytes"] == sum(one["bytes"] for one in alone)  # type: ignore[misc]
         for one in alone:
             assert f"--- seed {one['seed']}\n{one['prompt']}{one['text']}\n" in ran.out
 

@@ -9,6 +9,7 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -106,7 +107,8 @@ def test_long_input_goes_block_by_block(make_model: ModelMaker, monkeypatch: pyt
         def read(self, size: int | None = -1) -> bytes:
             return super().read(min(7, size or 0))
 
-    mine, target, told = codec(make_model("flat-local")), io.BytesIO(), []
+    told: list[Any] = []
+    mine, target = codec(make_model("flat-local")), io.BytesIO()
     report = mine.compress(Pipe(data), target, streams=4, size=len(data), progress=told.append)
     assert report.coded_blocks + report.stored_blocks == 4
     assert report.coded_blocks >= 2
@@ -261,7 +263,7 @@ def test_sizes_are_checked_before_memory_is_taken(mine: Codec, whole: bytes) -> 
             unpacked(mine, whole[:start] + part + struct.pack("<I", zlib.crc32(part)))
     for change in ({"streams": 0}, {"streams": 5000}, {"stride": WINDOW + 1}):
         with pytest.raises(BytegolfError, match="it declares"):
-            unpacked(mine, dataclasses.replace(header, **change).pack() + whole[start:])
+            unpacked(mine, dataclasses.replace(header, **change).pack() + whole[start:])  # type: ignore[arg-type]
     for number in (0, 65, 1024):
         threads = dataclasses.replace(header, numerics=dataclasses.replace(header.numerics, threads=number))
         with pytest.raises(BytegolfError, match=f"it declares {number} threads"):

@@ -102,7 +102,7 @@ def test_a_compiler_that_fails_is_named_once_and_left_alone(monkeypatch: pytest.
 
         return fail
 
-    monkeypatch.setattr(compiling.torch, "compile", broken)
+    monkeypatch.setattr(torch, "compile", broken)
     said: list[str] = []
     stages = CompiledStacks(model, said.append)
     for _ in range(2):
@@ -121,7 +121,7 @@ def test_graphs_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return run
 
-    monkeypatch.setattr(compiling.torch, "compile", counted)
+    monkeypatch.setattr(torch, "compile", counted)
     model = LanguageModel(ModelConfig(tiny_network("flat")))
     stages = CompiledStacks(model, print)
     for length in range(4, 4 + 2 * compiling.MAX_GRAPHS):
@@ -131,11 +131,11 @@ def test_graphs_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_main_stage_is_compiled_where_its_lengths_recur(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[object] = []
-    monkeypatch.setattr(compiling.torch, "compile", lambda function, **kwargs: compiled.append(function) or function)
+    monkeypatch.setattr(torch, "compile", lambda function, **kwargs: compiled.append(function) or function)  # type: ignore[func-returns-value]
     level = tiny_network("one-level")
     assert isinstance(level, HNetConfig)
     for capacity, count in (("exact", 2), ("bucketed", 3), ("fixed", 3)):
-        router = dataclasses.replace(level.router, capacity=capacity)
+        router = dataclasses.replace(level.router, capacity=capacity)  # type: ignore[arg-type]
         model = LanguageModel(ModelConfig(dataclasses.replace(level, router=router)))
         compiled.clear()
         CompiledStacks(model, print)

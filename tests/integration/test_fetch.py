@@ -403,7 +403,7 @@ def test_data_of_ones_own_is_not_overwritten(tiny_data: Path, published: Path, t
 
 def test_room_is_told_and_refused(published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def free(count: int) -> None:
-        monkeypatch.setattr(fetching.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=count))
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=count))
 
     out = tmp_path / "data"
     free(40_000)
@@ -489,7 +489,7 @@ def test_a_server_that_says_nothing_and_nobody_there(
 ) -> None:
     monkeypatch.setattr(mirrors, "TIMEOUT", 0.05)
     monkeypatch.setattr(download, "ATTEMPTS", 2)
-    server.faults = [of_shard(0, lambda *request: bool(time.sleep(0.3)) or True)]
+    server.faults = [of_shard(0, lambda *request: bool(time.sleep(0.3)) or True)]  # type: ignore[func-returns-value]
     with pytest.raises(BytegolfError, match="2 times in a row: check the network"):
         run(server.address, tmp_path / "data", train_shards=1)
     with serving(tmp_path) as gone:

@@ -22,8 +22,9 @@ from bytegolf.artifact.pack import read_artifact
 from bytegolf.artifact.plan import plan_of
 from bytegolf.artifact.quantize import QuantizedTensor, dequantize, levels, quantize_rows, quantizer, row_scales
 from bytegolf.artifact.quantizer import Storage
+from bytegolf.artifact.run_folder import RunFolder
 from bytegolf.config import Config, ExportConfig
-from bytegolf.data.shards import TokenStream
+from bytegolf.data.shards import TokenStream, open_split
 from bytegolf.errors import BytegolfError
 from bytegolf.model.layers import Linear
 from bytegolf.model.outline import outline
@@ -157,7 +158,7 @@ def toy_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("toy_rows")
 def test_export_reads_training_data_only(tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = []
-    original = exporting.open_split
+    original = open_split
 
     def watched(data: Path, tokenizer: str, split: str, vocab_size: int) -> TokenStream:
         assert split == "train", "validation data must not be looked at"
@@ -194,10 +195,10 @@ def test_what_cannot_be_changed_after_training(tiny_run: TinyRun, tmp_path: Path
 
 def test_missing_training_data_is_named(tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    config = dataclasses.replace(exporting.RunFolder(tiny_run.folder).read_config())
+    config = dataclasses.replace(RunFolder(tiny_run.folder).read_config())
     moved = dataclasses.replace(config, data=dataclasses.replace(config.data, path=str(tmp_path / "gone")))
     monkeypatch.setattr(
-        exporting.RunFolder,
+        RunFolder,
         "read_config",
         lambda self, overrides=(): dataclasses.replace(moved, export=ExportConfig(gptq=True)),
     )

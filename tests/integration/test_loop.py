@@ -329,7 +329,7 @@ def test_on_the_processor_s_clock_a_neighbour_costs_nothing(data: Path, tmp_path
     """A quarter of a second of computing in every second that passes: four times as many steps, the schedule too."""
     settings = {"max_steps": 0, "max_seconds": 2.0, "decay_fraction": 0.5}
     for name, steps in (("wall", 2), ("processor", 8)):
-        trainer = clock.drive(make_trainer(tiny_config(**settings, clock=name), data, tmp_path / name))
+        trainer = clock.drive(make_trainer(tiny_config(**settings, clock=name), data, tmp_path / name))  # type: ignore[arg-type]
         assert (trainer.fit().step, trainer.progress.seconds) == (steps, 2.0)
     assert [row["lr"] for row in rows(tmp_path / "processor")] == [1, 1, 1, 1, 1, 0.75, 0.5, 0.25]
 
@@ -339,7 +339,7 @@ def test_the_processor_s_clock_is_the_process_own(data: Path, tmp_path: Path) ->
 
     trainer = make_trainer(tiny_config(max_steps=3, clock="processor", warmup_steps=1), data, tmp_path)
     original = trainer.gradients
-    trainer.gradients = lambda *given: (time.sleep(0.2), original(*given))[1]  # type: ignore[method-assign]
+    trainer.gradients = lambda *given: (time.sleep(0.2), original(*given))[1]  # type: ignore[func-returns-value, method-assign]
     begun = time.process_time()
     seconds = trainer.fit().seconds
     assert 0 < seconds <= time.process_time() - begun

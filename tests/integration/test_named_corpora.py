@@ -72,7 +72,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stand:
         monkeypatch.setattr(named_corpora, which, pinned)
         path = tmp_path / "cache" / pinned.file
         path.write_bytes(data)
-        return path
+        return path  # type: ignore[no-any-return]
 
     return make
 

@@ -79,7 +79,7 @@ def codes_at_toy_size(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def config_of(name: str, **train: float) -> Config:
-    config = tiny_config("one-level", max_steps=4, **train)
+    config = tiny_config("one-level", max_steps=4, **train)  # type: ignore[arg-type]
     return dataclasses.replace(config, export=ExportConfig(quantizer=name, embedding_bits=0))
 
 

@@ -71,7 +71,7 @@ def test_flops_are_those_of_the_products_that_a_model_runs(network: StackConfig 
 
 @pytest.mark.parametrize(
     "source",
-    [name for name in preset_names() if len(preset_chain(name)) == 1] + STUDIED,
+    [*(name for name in preset_names() if len(preset_chain(name)) == 1), *STUDIED],
     ids=lambda one: Path(one).stem,
 )
 @pytest.mark.parametrize("changes", [[], ["optim.router_lr=0.01"]], ids=["", "router_lr"])
@@ -146,7 +146,8 @@ def test_no_published_step_time_has_a_constant_of_its_own(
     if isinstance(place, devices.Device):
         reached = [share / 2 if name == key else share for key, share in zip(SHARES, place.reached, strict=True)]
         launch = 2 * place.launch if name == "launch" else place.launch
-        slower = dataclasses.replace(place, launch=launch, reached=tuple(reached))
+        products, attention, memory = reached
+        slower = dataclasses.replace(place, launch=launch, reached=(products, attention, memory))
         monkeypatch.setitem(devices.DEVICES, "h100", slower)
     else:
         monkeypatch.setattr(place, name, 2 * getattr(place, name))
@@ -234,7 +235,7 @@ def test_a_lexicon_and_a_narrow_router_are_work_and_memory() -> None:
 
     assert work(narrow) < work(without) < work(with_it)
     grown, before, less = (memory_use(one, outline(one.model), 8, 4, [0.2]) for one in (with_it, without, narrow))
-    projection = 64 * outer_dim(with_it.model.network.main)
+    projection = 64 * outer_dim(with_it.model.network.main)  # type: ignore[union-attr]
     assert grown.optimiser - before.optimiser == 4 * (rows + projection / 4), "each rank keeps a table's whole state"
     assert grown.activations > before.activations > less.activations
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from test_prepare import TEXTS, files_of, independent_write, lines, made_up
+from test_prepare import TEXTS, files_of, independent_write, lines, made_up  # type: ignore[attr-defined]
 
 from bytegolf.data import blocks, json_lines
 from bytegolf.data import prepare as module

@@ -15,7 +15,8 @@ from commands import good, refused, stages
 from conftest import scatter
 
 from bytegolf.config import Config, flatten, levels, preset_chain, preset_names, to_dict
-from bytegolf.model.lm import BOS, LanguageModel
+from bytegolf.model.embed import BOS
+from bytegolf.model.lm import LanguageModel
 from bytegolf.model.outline import count_parameters, outline
 from bytegolf.ops.attention import DENSE_LENGTH
 
@@ -185,7 +186,8 @@ def test_at_cpu_scale_only_sizes_and_budgets_differ(name: str, base: str) -> Non
 def test_the_control_has_the_budget_of_the_demo() -> None:
     demo, control = Config.load("cpu-demo"), Config.load("cpu-gpt")
     assert demo.train.max_seconds == control.train.max_seconds <= 360
-    chunk_hash = demo.model.network.chunk_hash  # rows to look up, which a model without chunks has no use for
+    # rows to look up, which a model without chunks has no use for
+    chunk_hash = demo.model.network.chunk_hash  # type: ignore[union-attr]
     network = PARAMETERS["cpu-demo"] - (chunk_hash.dim << chunk_hash.bits)
     assert abs(network / PARAMETERS["cpu-gpt"] - 1) < 0.1
 

@@ -19,7 +19,9 @@ from torch import Tensor
 from bytegolf.artifact import loading as opening
 from bytegolf.artifact.loading import LoadedModel
 from bytegolf.artifact.pack import write_artifact
+from bytegolf.bpb import Score
 from bytegolf.config import Config, preset_chain, preset_names
+from bytegolf.data.shards import open_split
 from bytegolf.data.tokenizer import ByteTokenizer, load_tokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.evaluate import checks, modes, verification
@@ -27,7 +29,7 @@ from bytegolf.evaluate import score as bpb
 from bytegolf.evaluate.checks import Trial
 from bytegolf.evaluate.modes import ScoringMode
 from bytegolf.evaluate.results import Check
-from bytegolf.evaluate.windows import Window
+from bytegolf.evaluate.windows import Window, windows
 from bytegolf.model.lm import Forward, LanguageModel
 
 LITTLE = verification.Effort(cuts=1, places=2, streams=24, tokens=1024)
@@ -163,14 +165,14 @@ class Unnormalised(LanguageModel):
     """A mixture whose weights sum to 1.1."""
 
     def losses(self, out: Forward, targets: Tensor) -> Tensor:
-        return super().losses(out, targets) - np.log(1.1)
+        return super().losses(out, targets) - np.log(1.1)  # type: ignore[no-any-return]
 
 
 class Doubling(ByteTokenizer):
     """Counts spaces twice."""
 
     def byte_counts(self, targets: ArrayLike, previous: ArrayLike) -> NDArray[np.int64]:
-        return super().byte_counts(targets, previous) + (np.asarray(targets) == 36)
+        return super().byte_counts(targets, previous) + (np.asarray(targets) == 36)  # type: ignore[no-any-return]
 
 
 def test_the_honest_original_passes(opened: LoadedModel, tiny_run: TinyRun) -> None:
@@ -196,7 +198,7 @@ def test_learning_before_the_score_fails(opened: LoadedModel, monkeypatch: pytes
     """Test-time training that learns from a window's own targets before it scores them."""
     inner = bpb.score
 
-    def too_soon(model: LanguageModel, stream: Any, *arguments: Any, **settings: Any) -> bpb.Score:
+    def too_soon(model: LanguageModel, stream: Any, *arguments: Any, **settings: Any) -> Score:
         before = model.embedding.weight.detach().clone()
         ids = torch.from_numpy(stream.slice(0, len(stream)).astype(np.int64))
         with torch.no_grad():
@@ -239,7 +241,7 @@ def test_bytes_counted_twice_fail(opened: LoadedModel, tiny_run: TinyRun) -> Non
 def test_windows_that_choose_their_targets_fail(
     cheat: str, opened: LoadedModel, tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inner = bpb.windows
+    inner = windows
 
     def chosen(*arguments: Any) -> Iterator[Window]:
         plan = list(inner(*arguments))
@@ -247,7 +249,7 @@ def test_windows_that_choose_their_targets_fail(
 
     with monkeypatch.context() as patch:
         patch.setattr(bpb, "windows", chosen)
-        stream = verification.open_split(tiny_run.data, "byte260", "val", 260)
+        stream = open_split(tiny_run.data, "byte260", "val", 260)
         counting = checks.Counting(stream, opened.tokenizer)
         total = bpb.score(opened.model, stream, opened.tokenizer, 128, limit=1024, observe=counting.observe)
     check = counting.check(total, None)
@@ -256,7 +258,7 @@ def test_windows_that_choose_their_targets_fail(
 
 
 def test_a_split_that_is_not_the_documents_fails(opened: LoadedModel, tiny_run: TinyRun) -> None:
-    stream = verification.open_split(tiny_run.data, "byte260", "val", 260)
+    stream = open_split(tiny_run.data, "byte260", "val", 260)
     counting = checks.Counting(stream, opened.tokenizer)
     total = bpb.score(opened.model, stream, opened.tokenizer, 128, limit=256, observe=counting.observe)
     assert counting.check(total, None).passed
@@ -268,7 +270,7 @@ def test_weights_that_are_not_the_artifacts_fail(opened: LoadedModel, tiny_run: 
     other = disguised(opened, LanguageModel)
     with torch.no_grad():
         other.model.embedding.weight.mul_(1.5)
-    stream = verification.open_split(tiny_run.data, "byte260", "val", 260)
+    stream = open_split(tiny_run.data, "byte260", "val", 260)
     total = bpb.score(other.model, stream, other.tokenizer, 128, limit=256, drop_tail=True)
     check = verification._recomputed(other, tiny_run.data, total, 256)
     assert isinstance(check, Check)

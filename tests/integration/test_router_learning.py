@@ -289,7 +289,7 @@ def test_a_guided_router_learns_where_words_begin() -> None:
     torch.manual_seed(0)
     model = LanguageModel(config_of(guide_weight=1.0, dim=4).model)
     level = model.levels()[0]
-    words = level.router.guide(torch.zeros(*text.shape, 1), None, text)[1]
+    words = level.router.guide(torch.zeros(*text.shape, 1), None, text)[1]  # type: ignore[misc]
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
     agreement = []
     for _ in range(60):

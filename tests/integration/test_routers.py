@@ -29,7 +29,8 @@ from bytegolf.data.shards import open_split
 from bytegolf.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, load_tokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.evaluate.sliding import last_losses
-from bytegolf.model.lm import BOS, LanguageModel
+from bytegolf.model.embed import BOS
+from bytegolf.model.lm import LanguageModel
 from bytegolf.model.routers.base import Material, build_router
 from bytegolf.model.routers.bpe import BpeRouter
 from bytegolf.model.routers.random import RandomRouter
@@ -113,7 +114,7 @@ def test_whitespace_behind_and_at(material: Material) -> None:
 @pytest.mark.parametrize("convention", ["behind", "at"])
 def test_over_subwords_a_leading_space_begins_a_chunk(convention: str, tiny_data: Path) -> None:
     tokenizer = load_tokenizer(SUBWORDS, tiny_data)
-    router = build_router(settings("whitespace", whitespace=WhitespaceConfig(convention)), 8, tokenizer.vocab_size)
+    router = build_router(settings("whitespace", whitespace=WhitespaceConfig(convention)), 8, tokenizer.vocab_size)  # type: ignore[arg-type]
     assert isinstance(router, WhitespaceRouter)
     router.prepare(Material(tokenizer, np.zeros(0, np.uint16), tiny_data))
     ids = tokenizer.encode("The treaty of the united states, and revenue.").astype(np.int64)

@@ -27,8 +27,9 @@ from bytegolf.evaluate.boundaries import BoundaryStats, collector
 from bytegolf.evaluate.one_pass import with_receptive_field
 from bytegolf.evaluate.score import score
 from bytegolf.evaluate.sliding import last_losses
+from bytegolf.model.embed import BOS
 from bytegolf.model.hnet import HNet
-from bytegolf.model.lm import BOS, LanguageModel
+from bytegolf.model.lm import LanguageModel
 from bytegolf.model.stack import Stack
 
 
@@ -89,7 +90,7 @@ def test_an_encoder_runs_once_over_what_windows_share(monkeypatch: pytest.Monkey
 
     def forward(x: torch.Tensor, *arguments: object) -> torch.Tensor:
         read.append(x.shape[0] * x.shape[1])
-        return inner(x, *arguments)
+        return inner(x, *arguments)  # type: ignore[no-any-return]
 
     monkeypatch.setattr(model.network.encoder, "forward", forward)
     last_losses(model, torch.tensor(random_tokens(96 + 9 * 8 + 1)), 96, 8)

@@ -69,7 +69,7 @@ def written_out(chunker: SoftChunker, x: Tensor, first: Tensor) -> tuple[Tensor,
             before = x[:, t - 1] if t else torch.zeros_like(own)
             y = torch.cat((before, own), 1) @ layer.boundary_proj.weight.T + layer.boundary_bias
             if layer.boundary_out is not None:
-                y = y.relu().square() @ layer.boundary_out.weight.T + layer.boundary_out_bias
+                y = y.relu().square() @ layer.boundary_out.weight.T + layer.boundary_out_bias  # type: ignore[operator]
             b = torch.sigmoid(y)
             if config.boundary == "hard":
                 b = (b >= 0.5).double()
@@ -79,7 +79,7 @@ def written_out(chunker: SoftChunker, x: Tensor, first: Tensor) -> tuple[Tensor,
             bs.append(b)
         x = torch.stack(blended, 1)
         if layer.chunk_mixer is not None:
-            x = x @ layer.chunk_mixer.weight.T + layer.mixer_bias
+            x = x @ layer.chunk_mixer.weight.T + layer.mixer_bias  # type: ignore[operator]
         found.append(torch.cat(bs, 1))
     return x, found
 

@@ -103,7 +103,7 @@ def test_what_is_there_is_not_repeated_and_outlives_runs_and_data(here: Path, mo
     """Results are committed and looked at elsewhere: nothing of this machine is in them."""
     monkeypatch.setenv("COLUMNS", "200")  # the folder may have a long name
     first = good("study", "run", "s.toml", "--json")
-    assert scores(first.json) == SCORES
+    assert scores(first.json) == SCORES  # type: ignore[comparison-overlap]
     assert (first.json["done"], first.json["wanted"]) == (4, 4)
     assert started() == ["0.1 1", "0.2 1", "0.1 2", "0.2 2"]
     table = Path("s/table.md").read_text()
@@ -138,7 +138,7 @@ def test_only_what_is_named_or_has_changed_is_run_and_the_rest_is_kept_apart(her
     Path("s.toml").write_text(text.replace("steps = 3", "steps = 4"))
     assert good("study", "show", "s.toml", "--json").json["done"] == 0
     Path("s.toml").write_text(text)
-    assert scores(good("study", "show", "s.toml", "--json").json) == SCORES
+    assert scores(good("study", "show", "s.toml", "--json").json) == SCORES  # type: ignore[comparison-overlap]
 
 
 def partly(*arguments: object) -> Ran:
@@ -160,7 +160,7 @@ def test_a_failure_stops_nothing_and_is_tried_again(here: Path) -> None:
     Path("fail-0.1-1").unlink()
     ran = good("study", "run", "s.toml", "--json")
     assert started()[4:] == ["0.1 1"]
-    assert scores(ran.json) == SCORES
+    assert scores(ran.json) == SCORES  # type: ignore[comparison-overlap]
     assert not ran.json["errors"]
 
 
@@ -183,7 +183,7 @@ def test_half_a_row_is_left_behind(here: Path) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole[:-20])  # as if the machine had died while it was written
     assert len(rows()) == 1
-    assert scores(good("study", "run", "s.toml", "--json").json) == SCORES
+    assert scores(good("study", "run", "s.toml", "--json").json) == SCORES  # type: ignore[comparison-overlap]
     assert len(started()) == 4, "the run itself was not lost"
     assert len(rows()) == 4
 
@@ -199,7 +199,7 @@ def heed_ctrl_c() -> None:
 def process(*arguments: object) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "bytegolf", *map(str, arguments)]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen(command, **quiet, start_new_session=True, preexec_fn=heed_ctrl_c)
+    return subprocess.Popen(command, **quiet, start_new_session=True, preexec_fn=heed_ctrl_c)  # type: ignore[call-overload, no-any-return]
 
 
 def until(what: Callable[[], bool]) -> None:
@@ -231,7 +231,7 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_table(here: Path) -> None:
     Path("pause").write_text("0")
     killed = good("study", "run", "s.toml", "--json").json
     assert started() == ["0.1 1", "0.2 1", "0.1 2", "0.2 2"], "and was waited for, not started twice"
-    assert scores(killed) == SCORES
+    assert scores(killed) == SCORES  # type: ignore[comparison-overlap]
     Path("s").rename("killed")
     Path("runs").rename("killed-runs")
     assert good("study", "run", "s.toml", "--json").json == killed
@@ -249,7 +249,7 @@ def test_killed_with_its_run_it_starts_that_again(here: Path) -> None:
     script = int(subprocess.check_output(["pgrep", "-f", f"^sh {folder}/run.sh"]).split()[0])
     os.killpg(script, signal.SIGKILL)
     until(lambda: not busy(folder))
-    assert scores(good("study", "run", "s.toml", "--json").json) == SCORES
+    assert scores(good("study", "run", "s.toml", "--json").json) == SCORES  # type: ignore[comparison-overlap]
     assert started() == ["0.1 1", "0.1 1", "0.2 1", "0.1 2", "0.2 2"]
 
 
@@ -312,7 +312,7 @@ def test_slurm_runs_an_array(slurm: Path) -> None:
     assert "Slurm still has 1 run of s.toml" in refused("study", "run", "s.toml")
     Path("queue").unlink()
     assert "submitted 1 runs" in good("study", "run", "s.toml", "--launcher", "slurm").out
-    assert scores(good("study", "show", "s.toml", "--json").json) == SCORES
+    assert scores(good("study", "show", "s.toml", "--json").json) == SCORES  # type: ignore[comparison-overlap]
 
 
 def test_slurm_that_refuses_or_is_not_there(slurm: Path) -> None:
@@ -343,7 +343,7 @@ def test_ray_runs_a_study(here: Path) -> None:
     assert (ran.json["done"], ran.json["failed"]) == (3, 1)
     assert "the loss is not finite" in ran.json["errors"]["muon_lr=0.2, seed 2"]
     Path("fail-0.2-2").unlink()
-    assert scores(good("study", "run", "s.toml", "--launcher", "ray", "--json").json) == SCORES
+    assert scores(good("study", "run", "s.toml", "--launcher", "ray", "--json").json) == SCORES  # type: ignore[comparison-overlap]
     assert len(started()) == 5
 
 
@@ -444,7 +444,7 @@ def test_a_real_run_that_is_killed_ends_as_one_that_is_not(
     }
     Path("s.toml").write_text(tomli_w.dumps(settings))
     assert partly("study", "run", "s.toml", "--json").json["errors"] == {
-        f"it, seed {settings['seeds'][0]}": "it was killed"
+        f"it, seed {settings['seeds'][0]}": "it was killed"  # type: ignore[index]
     }
     (job,) = jobs(study())
     reached = [store.step_of(path) for path in store.checkpoints(job.folder / "checkpoints")]

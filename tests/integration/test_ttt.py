@@ -135,7 +135,7 @@ def test_training_before_the_score_would_be_seen(
     """The planted fault: each chunk is learned from first, and scored then."""
     model, settings = static(make_model("tables")), SETTINGS[mode]
     assert moved(booked, model, settings, (40,)) == 0
-    inner, made = ttt.score_group, ttt.adapter_for
+    inner, made = bpb.score_group, ttt.adapter_for
     learner: list[ttt.TestTimeAdapter] = []
 
     class Peeking:
@@ -190,7 +190,7 @@ def test_the_model_is_as_it_was(settings: TttConfig, make_model: ModelMaker, boo
 
 def test_a_broken_loss_is_said_and_leaves_the_model_whole(make_model: ModelMaker, tmp_path: Path) -> None:
     model = make_model("tables")
-    weight = model.network.main.blocks[0].mlp.fc.weight  # type: ignore[union-attr]
+    weight = model.network.main.blocks[0].mlp.fc.weight  # type: ignore[index, union-attr]
     shipped = weight.detach().clone()
     with pytest.raises(BytegolfError, match=r"not finite in the window at token 64.* learning rate"):
         score_adapting(
@@ -241,9 +241,9 @@ def test_a_reset_forgets(mode: Any, make_model: ModelMaker, booked: Booked) -> N
     """The same document twice: the same scores after a reset; carried on, the second is cheaper."""
     model, document = static(make_model("tables")), documents((90,))
     rates = {"lora_lr": 0.01, "sgd_lr": 6e-4, "ngram_lr": 0.03}
-    reset = booked(model, document * 2 + [BOS], TttConfig(mode, **rates))
+    reset = booked(model, document * 2 + [BOS], TttConfig(mode, **rates))  # type: ignore[arg-type]
     assert np.array_equal(reset[:90], reset[90:])
-    carried = booked(model, document * 2 + [BOS], TttConfig(mode, reset="never", **rates))
+    carried = booked(model, document * 2 + [BOS], TttConfig(mode, reset="never", **rates))  # type: ignore[arg-type]
     assert carried[90:].sum() < reset[90:].sum() - 1
 
 
@@ -304,7 +304,7 @@ def test_the_command_line(flat_run: TinyRun, tiny_run: TinyRun) -> None:
         assert ran.json["boundaries"]["bytes"] > 1000
     assert ran.json["ttt"]["reset"] == "never"
     assert good("eval", flat_run.folder, "--limit", "500", "--ttt", "lora", "--json").json["boundaries"] is None
-    for options, words in (
+    for options, words in (  # type: ignore[assignment]
         (("--ttt", "sgd", "--ttt-rank", "2"), "--ttt-rank means nothing with test-time training sgd"),
         (("--ttt", "lora", "--ttt-ngram-lr", "2"), "choose --ttt sgd"),
         (("--ttt-chunk", "64"), "--ttt-chunk means nothing with test-time training off"),

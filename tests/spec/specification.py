@@ -110,7 +110,7 @@ class Routing:
 
 def boundary_probability(q: Vector, k: Vector) -> float:
     """½(1 − cos(q, k)), in [0, 1]."""
-    lengths = max(np.linalg.norm(q), COSINE_EPS) * max(np.linalg.norm(k), COSINE_EPS)
+    lengths = max(np.linalg.norm(q), COSINE_EPS) * max(np.linalg.norm(k), COSINE_EPS)  # type: ignore[operator]
     return float(np.clip(0.5 * (1 - q @ k / lengths), 0, 1))
 
 

@@ -57,7 +57,7 @@ def ngram_embedding(ngrams: Ngrams, ids: Sequence[int], t: int, reset_at_bos: bo
     for n in range(2, ngrams.longest + 1):
         row = hash_row(ngram_key(ids, t, n, reset_at_bos), ngrams.bits)
         rows.append(ngrams.table[(n - 2) * 2**ngrams.bits + row])
-    return ngrams.w @ np.concatenate(rows)
+    return ngrams.w @ np.concatenate(rows)  # type: ignore[no-any-return]
 
 
 def ended_chunks(ids: Sequence[int], boundary: Sequence[bool], starts: Sequence[bool]) -> list[int]:
@@ -74,4 +74,4 @@ def ended_chunks(ids: Sequence[int], boundary: Sequence[bool], starts: Sequence[
 
 def chunk_embedding(chunk_hash: ChunkHash, key: int) -> Vector:
     """W·(the row of a chunk)."""
-    return chunk_hash.w @ chunk_hash.table[hash_row(key, chunk_hash.bits)]
+    return chunk_hash.w @ chunk_hash.table[hash_row(key, chunk_hash.bits)]  # type: ignore[no-any-return]

@@ -46,12 +46,12 @@ class StopGradient:
 
 def straight_through(c: float, sg: StopGradient) -> float:
     """STE(c) of the paper: 1 forward, the gradient of c backward."""
-    return c + sg(1 - c)
+    return c + sg(1 - c)  # type: ignore[no-any-return]
 
 
 def scale_gradient(x: Vector, factor: float, sg: StopGradient) -> Vector:
     """x forward, ``factor`` times the gradient backward (S2's "LR diff")."""
-    return factor * x + sg((1 - factor) * x)
+    return factor * x + sg((1 - factor) * x)  # type: ignore[no-any-return]
 
 
 # --- S0: the transformer --------------------------------------------------------------------------------------------
@@ -59,7 +59,7 @@ def scale_gradient(x: Vector, factor: float, sg: StopGradient) -> Vector:
 
 def rms_norm(x: Vector) -> Vector:
     """x / √(mean(x²) + ε), without a learned gain."""
-    return x / np.sqrt(np.mean(x * x) + NORM_EPS)
+    return x / np.sqrt(np.mean(x * x) + NORM_EPS)  # type: ignore[no-any-return]
 
 
 def rotary_table(position: int, width: int, base: float) -> tuple[Vector, Vector]:
@@ -77,7 +77,7 @@ def rotate(x: Vector, cos: Vector, sin: Vector) -> Vector:
 def softmax(x: Vector) -> Vector:
     """exp(x) / Σ exp(x)."""
     e = np.exp(x - x.max())
-    return e / e.sum()
+    return e / e.sum()  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -143,12 +143,13 @@ def run_block(stack: Stack, block: Block, x: list[Vector], x0: list[Vector], doc
 def run_stack(stack: Stack, x: list[Vector], document: Sequence[int]) -> list[Vector]:
     """RMSNorm, blocks, RMSNorm; the first half pushes its outputs, the second half pops and adds them (U-net)."""
     x0 = [rms_norm(v) for v in x] if stack.norms_input else x
-    stream, pushed, half = x0, [], len(stack.blocks) // 2
+    pushed: list[Vector] = []
+    stream, half = x0, len(stack.blocks) // 2
     for i, block in enumerate(stack.blocks):
         if i >= half and pushed:
             skip = pushed.pop()
             stream = [s + stack.skip_weights[i - half] * k for s, k in zip(stream, skip, strict=True)]
         stream = run_block(stack, block, stream, x0, document)
         if i < half:
-            pushed.append(stream)
+            pushed.append(stream)  # type: ignore[arg-type]
     return [rms_norm(v) for v in stream]

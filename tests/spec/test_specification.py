@@ -49,7 +49,7 @@ def worst_difference(got: adapter.Result, model: spec.Model, batch: Tensor) -> f
                 return np.inf
             assert not got.boundary[level][row, length:].any()
             pairs.append((got.p[level][row, :length], routing.p))
-        worst = max(worst, *(float(np.abs(np.subtract(a, b)).max()) for a, b in pairs))
+        worst = max(worst, *(float(np.abs(np.subtract(a, b)).max()) for a, b in pairs))  # type: ignore[call-overload]
     return max(worst, abs(got.objective.item() - spec.objective(model, batch.tolist())))
 
 
@@ -161,7 +161,7 @@ def swapped_router(model: spec.Model) -> spec.Model:
 WRONG: dict[str, tuple[str, Callable[[spec.Model], spec.Model]]] = {
     "softcap": ("S0", lambda m: replace(m, softcap=4.01)),
     "rotary base": ("S0", lambda m: in_every_stack(m, lambda s: replace(s, rope_base=9_990.0))),
-    "no rotary": ("S0", lambda m: in_every_stack(m, lambda s: replace(s, rotary_table=lambda t, k, b: (1.0, 0.0)))),
+    "no rotary": ("S0", lambda m: in_every_stack(m, lambda s: replace(s, rotary_table=lambda t, k, b: (1.0, 0.0)))),  # type: ignore[arg-type, return-value]
     "window": ("S0-local", lambda m: in_every_stack(m, lambda s: replace(s, window=s.window + 1))),
     "no skips": ("S0", lambda m: in_every_stack(m, lambda s: replace(s, skip_weights=0 * s.skip_weights))),
     "skips' order": ("S0", lambda m: in_every_stack(m, lambda s: replace(s, skip_weights=s.skip_weights[::-1]))),

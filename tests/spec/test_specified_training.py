@@ -80,7 +80,7 @@ def test_the_optimizer_gives_each_parameter_its_rule(monkeypatch: pytest.MonkeyP
                 tolerance = 1e-9
             else:
                 # q, k and v of a block are packed, and are three matrices
-                rows = np.cumsum((16, 8)) if "qkv" in name else []
+                rows = np.cumsum((16, 8)) if "qkv" in name else []  # type: ignore[var-annotated]
                 parts, slopes = np.split(old, rows), np.split(g, rows)
                 moved = momenta.setdefault(name, [np.zeros_like(part) for part in parts])
                 for i, slope in enumerate(slopes):

@@ -15,7 +15,8 @@ from test_step import EVERY_MODEL
 from torch import Tensor
 
 from bytegolf.config import CosineConfig, HNetConfig, ModelConfig, NgramConfig, SoftConfig
-from bytegolf.model.lm import BOS, LanguageModel
+from bytegolf.model.embed import BOS
+from bytegolf.model.lm import LanguageModel
 from bytegolf.model.routers.base import Material
 from bytegolf.model.trace import RouterTrace
 from bytegolf.ops import native
@@ -84,7 +85,7 @@ def test_kinds_of_cosine_routers(changes: dict[str, object], way: str, material:
     own = {field.name for field in dataclasses.fields(CosineConfig)}
     cosine = CosineConfig(**{key: value for key, value in changes.items() if key in own})  # type: ignore[arg-type]
     rest = {key: value for key, value in changes.items() if key not in own}
-    agree(model_of("cosine", material, cosine=cosine, **rest), way)
+    agree(model_of("cosine", material, cosine=cosine, **rest), way)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("blend", "norm"), [("previous", False), ("chunk", True)])

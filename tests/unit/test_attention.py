@@ -42,7 +42,7 @@ def both(packed: Tensor, gain: Tensor, documents: Tensor | None, heads: Attentio
     weights = torch.randn(*packed.shape[:2], heads.heads * heads.width, dtype=packed.dtype)
     for function in (attention, attention_reference):
         given = [packed.detach().clone().requires_grad_(), gain.detach().clone().requires_grad_()]
-        out = function(*given, documents, heads)
+        out = function(*given, documents, heads)  # type: ignore[arg-type, call-arg]
         results.append((out.detach(), *torch.autograd.grad(out, given, weights)))
     return list(zip(*results, strict=True))
 
@@ -63,7 +63,7 @@ def both(packed: Tensor, gain: Tensor, documents: Tensor | None, heads: Attentio
 def test_gradcheck(batch: int, length: int, heads: AttentionShape, kind: str, gain: float) -> None:
     given = tuple(t.requires_grad_() for t in inputs(batch, length, heads, torch.float64, gain))
     documents = documents_of(batch, length, kind)
-    assert torch.autograd.gradcheck(lambda *x: attention(*x, documents, heads), given, fast_mode=True, atol=1e-4)
+    assert torch.autograd.gradcheck(lambda *x: attention(*x, documents, heads), given, fast_mode=True, atol=1e-4)  # type: ignore[call-arg]
 
 
 @given(
@@ -163,7 +163,7 @@ def test_threads_change_nothing() -> None:
 
     def run() -> tuple[Tensor, ...]:
         given = [packed.clone().requires_grad_(), gain.clone().requires_grad_()]
-        out = attention(*given, None, heads)
+        out = attention(*given, None, heads)  # type: ignore[arg-type, call-arg]
         return (out.detach(), *torch.autograd.grad(out.float().square().sum(), given))
 
     alone = run()

@@ -81,7 +81,7 @@ def test_codes_come_back(items: list[tuple[np.ndarray, int]], most: int) -> None
     for codes, top in items:
         scale = scales_of(codes)
         assert reader.values(len(scale), 2).tobytes() == scale.tobytes()
-        assert np.array_equal(reader.matrix(*codes.shape, top, scale.view("<u2").astype(np.int64)), codes)
+        assert np.array_equal(reader.matrix(*codes.shape, top, scale.view("<u2").astype(np.int64)), codes)  # type: ignore[call-arg]
     decoder.close()
     assert decoder.bits == pytest.approx(counter.bits)
 
@@ -93,7 +93,7 @@ def test_a_second_reader_reads_the_same(items: list[tuple[np.ndarray, int]], mos
     for codes, top in items:
         scale = scales_of(codes)
         assert reader.values(len(scale), 2) == scale.tobytes()
-        assert reader.matrix(*codes.shape, top, scale.tobytes()) == codes.tolist()
+        assert reader.matrix(*codes.shape, top, scale.tobytes()) == codes.tolist()  # type: ignore[call-arg]
     assert reader.stream.ended()
 
 

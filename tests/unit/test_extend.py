@@ -12,7 +12,8 @@ from test_step import LENGTH, every_model, ids  # noqa: F401  (ids is a fixture)
 from torch import Tensor
 
 from bytegolf.errors import BytegolfError
-from bytegolf.model.lm import BOS, LanguageModel
+from bytegolf.model.embed import BOS
+from bytegolf.model.lm import LanguageModel
 
 A_FEW = [1, 1, 2, 3, 7, 8, 9, 17, 40]  # lengths around windows, rings and single steps
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_prepare import files_of, independent_read, independent_write, lines, made_up
+from test_prepare import files_of, independent_read, independent_write, lines, made_up  # type: ignore[attr-defined]
 
 from bytegolf.data import from_shards
 from bytegolf.data.manifest import MANIFEST, read_manifest

@@ -11,7 +11,8 @@ from conftest import TINY, ModelMaker, scatter, tiny_network
 from torch import Tensor
 
 from bytegolf.config import HNetConfig, ModelConfig, RouterConfig, StackConfig
-from bytegolf.model.lm import BOS, Forward, LanguageModel
+from bytegolf.model.embed import BOS
+from bytegolf.model.lm import Forward, LanguageModel
 from bytegolf.model.outline import count_parameters, outline
 from bytegolf.model.routers.losses import surprisal_loss
 

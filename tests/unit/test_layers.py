@@ -232,7 +232,7 @@ def plain_mlp(module: Mlp, x: Tensor) -> Tensor:
 def plain_block(block: Block, x: Tensor, x0: Tensor) -> Tensor:
     mix0, mix1 = block.resid_mix.double()
     x = mix0 * x + mix1 * x0
-    x = x + block.mixer_scale.double() * plain_attention(block.mixer, norm(x))
+    x = x + block.mixer_scale.double() * plain_attention(block.mixer, norm(x))  # type: ignore[arg-type]
     return x + block.mlp_scale.double() * plain_mlp(block.mlp, norm(x))
 
 

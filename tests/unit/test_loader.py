@@ -129,7 +129,7 @@ def test_from_shards(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_is_said(arguments: dict[str, int], words: str) -> None:
     with pytest.raises(BytegolfError, match=words):
-        Loader(Counting(100), seed=0, **arguments)
+        Loader(Counting(100), seed=0, **arguments)  # type: ignore[arg-type]
 
 
 def test_the_worked_example_of_the_permutation() -> None:

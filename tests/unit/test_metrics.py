@@ -79,7 +79,7 @@ def test_frequent_chunks_are_whole_ones() -> None:
 
 def test_nothing_to_divide_by_is_none() -> None:
     found = metrics.describe(reading(b"a"), 0, np.ones(1, np.bool_))
-    assert found.bpe.f1 is None
+    assert found.bpe.f1 is None  # type: ignore[union-attr]
     assert found.surprisal.enrichment is None
     assert found.boundaries_per_256_bytes == 0
     assert metrics.describe(reading(b"?!"), 0).words == []
@@ -109,8 +109,8 @@ def test_scripts() -> None:
 def test_by_script_counts_bytes_characters_and_bits() -> None:
     data = "abc 你好吗".encode()
     rows = {row.script: row for row in by_script(reading(data, 7, 10, bits=[2.0] * 4 + [3.0] * 9), 0)}
-    assert (rows["Han"].bytes, rows["Han"].characters, rows["Han"].bpb) == (9, 3, pytest.approx(3))
-    assert (rows["Latin"].bytes, rows["Latin"].bpb) == (4, pytest.approx(2))
+    assert (rows["Han"].bytes, rows["Han"].characters, rows["Han"].bpb) == (9, 3, pytest.approx(3))  # type: ignore[comparison-overlap]
+    assert (rows["Latin"].bytes, rows["Latin"].bpb) == (4, pytest.approx(2))  # type: ignore[comparison-overlap]
     assert rows["Han"].boundaries == 2
     assert rows["Han"].utf8_splits == 0
     assert rows["Han"].random_utf8_splits == 6 / 8

@@ -49,7 +49,7 @@ class _Products(TorchDispatchMode):
     """The dtypes in which matrices are multiplied within the context."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.dtypes: set[torch.dtype] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -171,7 +171,7 @@ def test_every_parameter_has_its_optimiser(make_model: ModelMaker) -> None:
 def with_multipliers(outer: float, inner: float) -> LanguageModel:
     torch.manual_seed(3)
     stage = {"layers": 2, "heads": 2, "kv_heads": 1}
-    edge, main = (StackConfig(dim=16, lr_mult=mult, **stage) for mult in (outer, inner))
+    edge, main = (StackConfig(dim=16, lr_mult=mult, **stage) for mult in (outer, inner))  # type: ignore[arg-type]
     return LanguageModel(ModelConfig(HNetConfig(edge, RouterConfig(4.0), main, edge), embed_std=0.5))
 
 

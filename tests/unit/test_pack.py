@@ -70,7 +70,7 @@ def independent_reader(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray
         codes = row["quantizer"].endswith("_row")
         dtype = np.int8 if codes else {"fp16": np.dtype("<f2"), "fp32": np.dtype("<f4")}[row["quantizer"]]
         stored = payload[row["offset"] : row["offset"] + row["bytes"]]
-        values = np.frombuffer(stored, dtype).astype(np.float32).reshape(row["shape"])
+        values = np.frombuffer(stored, dtype).astype(np.float32).reshape(row["shape"])  # type: ignore[call-overload]
         if codes:
             count = row.get("scales", row["shape"][0])
             scales = np.frombuffer(payload, "<f2", count, row["scale_offset"]).astype(np.float32)

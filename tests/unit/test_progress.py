@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
-from bytegolf import progress
 from bytegolf.progress import ProgressBar
 
 
@@ -12,7 +13,7 @@ def test_lines_tell_amount_pace_share_and_time_left(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 100.0
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     with ProgressBar().task("reading", 40_000_000) as advance:
         now += 1
         advance(1_000_000)  # too soon for a line
@@ -25,7 +26,7 @@ def test_lines_tell_amount_pace_share_and_time_left(
 
 
 def test_quiet_says_nothing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "PLAIN_LINE_EVERY", 0.0)
+    monkeypatch.setattr(progress, "PLAIN_LINE_EVERY", 0.0)  # type: ignore[name-defined]
     with ProgressBar(quiet=True).task("reading", None) as advance:
         advance(5)
     assert capsys.readouterr().err == ""

@@ -112,7 +112,7 @@ class MovingAverage(Mixer[AverageState]):
 
 def random_tokens(count: int) -> list[int]:
     """Bytes."""
-    return torch.randint(4, 260, (count,)).tolist()  # type: ignore[no-any-return]
+    return torch.randint(4, 260, (count,)).tolist()
 
 
 @pytest.fixture(autouse=True)
@@ -135,7 +135,7 @@ def network_of(name: str) -> NetworkConfig:
     """Networks with the toys, and attention around them."""
     seeing, forgetting = StackConfig(1, 32, 4, 2, window=6), StackConfig(2, 32, kind="average")
     router = RouterConfig(3.0, kind="slope", options={"slope": 4.0, "hidden": 2})
-    return {
+    return {  # type: ignore[return-value]
         "a router": HNetConfig(seeing, router, StackConfig(2, 32, 4, 2), seeing),
         "a mixer": forgetting,
         "both": HNetConfig(forgetting, router, forgetting, seeing),

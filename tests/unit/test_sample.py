@@ -17,7 +17,7 @@ PROMPTS = ["The quick brown fox", "", "é漢🙂", "a", "She said: Natural langu
 def texts(model: LanguageModel, prompts: list[str], seeds: list[int], **settings: float) -> list[bytes]:
     found = [b""] * len(prompts)
     with shapes_unchecked():
-        for row, piece in generate(model, BYTES, prompts, seeds, size=24, **settings):  # type: ignore[arg-type]
+        for row, piece in generate(model, BYTES, prompts, seeds, size=24, **settings):
             found[row] += piece
     return found
 

@@ -10,7 +10,8 @@ from conftest import TINY, ModelMaker, scatter, shapes_unchecked
 from torch import Tensor
 
 from bytegolf.config import HNetConfig, ModelConfig, RouterConfig, StackConfig
-from bytegolf.model.lm import BOS, LanguageModel
+from bytegolf.model.embed import BOS
+from bytegolf.model.lm import LanguageModel
 from bytegolf.model.trace import StepTrace
 
 EVERY_MODEL = [(name, reset) for name in TINY for reset in (False, True)]

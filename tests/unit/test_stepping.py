@@ -33,7 +33,7 @@ def steps(module: Stack, x: Tensor, rows: list[int]) -> tuple[list[Tensor], int]
         calls += 1
         return inner(*arguments)  # type: ignore[arg-type]
 
-    attention_cache.native_step = counted
+    attention_cache.native_step = counted  # type: ignore[assignment]
     try:
         with shapes_unchecked():
             return [module.extend(x[i : i + 1, None], state, np.array([row])) for i, row in enumerate(rows)], calls

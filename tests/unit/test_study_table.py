@@ -91,7 +91,7 @@ def test_a_paired_difference_by_hand() -> None:
     assert not found.told_apart
     assert paired([1.0, 2.0, 3.0], [0.9, 1.9, 2.9]).told_apart
     assert paired([1.0], [0.5]) == Difference(-0.5, None, 1, (-0.5,))
-    assert spread([1.0, 2.0, 4.0]) == (pytest.approx(7 / 3), pytest.approx(math.sqrt(7 / 3)))
+    assert spread([1.0, 2.0, 4.0]) == (pytest.approx(7 / 3), pytest.approx(math.sqrt(7 / 3)))  # type: ignore[comparison-overlap]
     assert spread([1.5]) == (1.5, None)
 
 
@@ -107,7 +107,7 @@ def test_what_both_share_does_not_matter(pairs: list[tuple[float, float]], shift
     assert moved.mean == pytest.approx(plainly.mean, abs=1e-9)
     assert moved.half == pytest.approx(plainly.half, abs=1e-6)
     back = paired(second, first)
-    assert (back.mean, back.half) == (pytest.approx(-plainly.mean), pytest.approx(plainly.half))
+    assert (back.mean, back.half) == (pytest.approx(-plainly.mean), pytest.approx(plainly.half))  # type: ignore[comparison-overlap]
 
 
 def test_verdicts() -> None:
@@ -123,9 +123,9 @@ def test_a_full_table(study: Study) -> None:
     found = table(study, a=[1.0, 1.1, 1.2], b=[0.9, 1.0, 1.1], c=[1.0, 1.2, 1.1])
     a, b, c = found.variants
     assert (a.n, a.missing, a.difference, a.verdict, a.best) == (3, 0, None, None, False)
-    assert (a.bpb, a.bpb_std) == (pytest.approx(1.1), pytest.approx(0.1))
+    assert (a.bpb, a.bpb_std) == (pytest.approx(1.1), pytest.approx(0.1))  # type: ignore[comparison-overlap]
     assert b.best
-    assert (b.difference, b.difference_half_interval) == (pytest.approx(-0.1), pytest.approx(0, abs=1e-12))
+    assert (b.difference, b.difference_half_interval) == (pytest.approx(-0.1), pytest.approx(0, abs=1e-12))  # type: ignore[comparison-overlap]
     assert (b.verdict, c.verdict) == ("better", "=")
     pairs = [(one.variant, one.with_, one.verdict) for one in found.comparisons]
     assert pairs == [("b", "a", "better"), ("c", "a", "="), ("c", "b", "=")]
@@ -148,7 +148,7 @@ def test_the_score_over_original_bytes_is_compared_where_all_know_it(study: Stud
 def test_pairs_are_of_the_same_seed_and_best_is_only_who_is_complete(study: Study) -> None:
     found = table(study, a=[1.0, 1.1, 1.3], b=[None, 1.0, 1.1], c=[0.5])
     _, b, c = found.variants
-    assert (found.gaps["b"].n, b.difference) == (2, pytest.approx(-0.15))
+    assert (found.gaps["b"].n, b.difference) == (2, pytest.approx(-0.15))  # type: ignore[comparison-overlap]
     assert (b.failed, b.missing, c.missing, c.verdict) == (1, 1, 2, "?")
     assert [one.variant for one in found.variants if one.best] == ["a"]
     text = markdown(found)

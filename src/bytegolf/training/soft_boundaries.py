@@ -104,7 +104,7 @@ def _fit(layer: SoftLayer, x: Float[Tensor, "B L D"], starts: Bool[Tensor, "B L"
         torch.autograd.backward(loss)
         return float(loss.detach())
 
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    optimizer.step(closure)
     optimizer.zero_grad()
     with torch.no_grad():
         right = (layer.logits(x, nothing)[:, 1:] >= 0) == starts[:, 1:]
