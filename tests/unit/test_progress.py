@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from bytegolf import progress
 from bytegolf.progress import ProgressBar
 
 
