@@ -32,7 +32,7 @@ from bytegolf.model.mixers.base import Mixer
 from bytegolf.model.outline import count_parameters, outline
 from bytegolf.ops import native
 from bytegolf.registry import MIXERS
-from bytegolf.tools.plan import devices, roofline, work
+from bytegolf.tools.plan import devices, prediction, work
 from bytegolf.tools.plan.devices import DEVICES
 from bytegolf.tools.plan.prediction import OURS, against_published, part_times, predict, seconds
 from bytegolf.tools.plan.published import STEP_TIMES
@@ -132,7 +132,7 @@ def test_published_step_times_are_met() -> None:
 @pytest.mark.parametrize(
     ("place", "name"),
     [
-        *((roofline, name) for name in ("SCAN", "SCATTER")),
+        *((prediction, name) for name in ("SCAN", "SCATTER")),
         *((work, name) for name in ("SPREAD", "_LOOP_KERNELS")),
         *((devices.DEVICES["h100"], name) for name in ("launch", "MATMUL", "ATTENTION", "MEMORY")),
     ],

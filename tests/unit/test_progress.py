@@ -27,7 +27,7 @@ def test_lines_tell_amount_pace_share_and_time_left(
 
 
 def test_quiet_says_nothing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "PLAIN_LINE_EVERY", 0.0)  # type: ignore[name-defined]
+    monkeypatch.setattr(progress, "PLAIN_LINE_EVERY", 0.0)
     with ProgressBar(quiet=True).task("reading", None) as advance:
         advance(5)
     assert capsys.readouterr().err == ""
