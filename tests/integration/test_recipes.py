@@ -177,8 +177,22 @@ def test_a_subset_is_labelled_as_one(tiny_run: TinyRun, tail: str) -> None:
     full = good("eval", tiny_run.folder, "--limit", 10**9, "--tail", tail, "--json")
     assert full.json["subset"] is False
     assert "SUBSET" not in full.out
-    almost = full.json["tokens"] + full.json["tokens_dropped"] - 1
+    whole = full.json["tokens"] + full.json["tokens_dropped"]
+    assert full.json["scored_share"] == full.json["tokens"] / whole
+    assert ("over the full validation split" in full.out) == (full.json["scored_share"] >= 0.99)
+    almost = whole - 1
     assert good("eval", tiny_run.folder, "--limit", almost, "--tail", "score", "--json").json["subset"] is True
+
+
+def test_a_split_of_which_much_is_left_over_is_not_called_full(tiny_run: TinyRun) -> None:
+    """Plain windows drop what fills none: of a small split in long windows up to half."""
+    ran = good("eval", tiny_run.folder, "--length", 2500, "--json")
+    share = ran.json["scored_share"]
+    assert share < 0.99
+    assert ran.json["subset"] is False, "nobody asked for less"
+    assert "full validation split" not in ran.out
+    assert f"{share:.0%} of the validation split" in ran.out
+    assert good("eval", tiny_run.folder, "--length", 2500, "--tail", "score", "--json").json["scored_share"] == 1
 
 
 def test_export_gives_the_same_bytes_again(any_run: TinyRun, tmp_path: Path) -> None:

@@ -100,6 +100,7 @@ def evaluate(
         bytes_per_second=round(total.bytes / seconds),
         subset=dropped > tail,
         tokens_dropped=dropped,
+        scored_share=total.tokens / (len(stream) - 1),
         stride=mode.stride,
         seq_len=mode.seq_len,
         receptive_field=list(mode.receptive_field),

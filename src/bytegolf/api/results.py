@@ -41,6 +41,8 @@ class Evaluation:
     """whether --limit left something out"""
     tokens_dropped: int
     """tokens of the split that were not scored"""
+    scored_share: float
+    """scored tokens per token of the split"""
     stride: int
     """new tokens per window; 0: windows do not overlap"""
     seq_len: int

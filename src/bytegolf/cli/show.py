@@ -17,11 +17,18 @@ from bytegolf.evaluate.results import BoundaryFigures, Truncation
 from bytegolf.infer.results import Compression
 from bytegolf.model.outline import count_parameters, outline
 
+UNSCORED = 0.01
+"""The share of a split that may be left over while its score counts as the full split's, as in published scores."""
+
 
 def score(console: Console, result: Evaluation) -> None:
     """A score as a table of two columns."""
     table = _facts()
-    scope = "a SUBSET of the validation split" if result.subset else "the full validation split"
+    scope = "the full validation split"
+    if result.subset:
+        scope = "a SUBSET of the validation split"
+    elif result.scored_share < 1 - UNSCORED:  # a small split, whose windows leave much of it over
+        scope = f"{result.scored_share:.0%} of the validation split (--tail score reads the rest too)"
     table.add_row("bits per byte", f"{result.bpb:.4f} over {scope}")
     if result.bpb_original is not None and abs(result.bpb_original - result.bpb) > 5e-5:
         table.add_row("", f"{result.bpb_original:.4f} over the original bytes, before normalisation")
@@ -148,7 +155,8 @@ def _quantisation_line(summary: Summary) -> str:
     for where, before, after in pairs:
         if before is not None and after is not None:
             spent = f"; GPTQ took {summary.gptq_seconds:.1f} s" if summary.gptq_seconds else ""
-            return f"quantisation: {before:.4f} → {after:.4f} bits per byte {where} ({after - before:+.4f}){spent}"
+            cost = round(after - before, 4) + 0.0  # no -0.0000
+            return f"quantisation: {before:.4f} → {after:.4f} bits per byte {where} ({cost:+.4f}){spent}"
     return "quantisation: what it cost was not measured (train.validate_tokens = 0)"
 
 
