@@ -8,10 +8,11 @@ from typing import Annotated
 
 from cyclopts import Parameter, validators
 
-from bytegolf.cli.common import Json, app, finish, screen
+from bytegolf.cli.common import Json, answers, app, finish, screen
 
 
 @app.command(sort_key=34)
+@answers("bytegolf.tools.submission.verdict:Audit")
 def audit(
     folder: Annotated[Path, Parameter(help="A submission's folder.")],
     /,
@@ -28,29 +29,37 @@ def audit(
     memory: Annotated[
         float, Parameter(help="How much memory it may map, in GiB.", validator=validators.Number(gt=0))
     ] = 24.0,
+    markdown: Annotated[
+        bool, Parameter(help="Print a summary to paste under a pull request instead of the table.", show_default=False)
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Check a submission against the rules; exit code 1 if one is broken.
+    """Check a submission against the rules: shown, not proved or broken, each with its evidence.
 
-    Its papers are compared with its files, and its script is read: network,
-    files, caches, where validation tokens go. With --data the script also runs,
-    in a process of its own without bytegolf or network: on texts whose future
-    is changed, on every token at one place, and on the whole split. For that it
-    must have `eval --data FOLDER --losses FILE.npy`, as those of `bytegolf
-    submit`. Never run a stranger's script where it could do harm: the limits
-    are Python's, not a sandbox.
+    Its papers are compared with its files, and its code is read: network,
+    files, caches, where validation tokens go; packed code is unpacked. With
+    --data the script also runs, in a process of its own without bytegolf or
+    network: on texts whose future is changed, on every token at one place, and
+    on the whole split. For that it must have `eval --data FOLDER --losses
+    FILE.npy`, as those of `bytegolf submit`. Never run a stranger's script
+    where it could do harm: the limits are Python's, not a sandbox.
+
+    Exit code 0: passed, every rule is shown. 1: a rule is broken. 3: nothing is
+    broken, and not everything is proved.
 
     Example: bytegolf audit submission --data data/default
-
-    JSON keys: passed (no rule is broken), verdicts (rule, about, outcome: pass,
-    BROKEN, doubt or not checked, evidence).
     """
     from bytegolf.tools.submission import audit as job
+    from bytegolf.tools.submission import verdict
     from bytegolf.tools.submission.trial import Limits
 
     found = job.audit(folder, data, tokenizer, Limits(seconds, memory))
-    screen().print(job.table(found))
-    passed = all(verdict.outcome != "BROKEN" for verdict in found)
-    finish(json, {"passed": passed, "verdicts": [verdict.to_dict() for verdict in found]})
-    if not passed:
-        sys.exit(1)
+    if markdown:
+        sys.stdout.write(verdict.markdown(found) + "\n")
+    else:
+        console = screen()
+        console.print(verdict.table(found))
+        console.print(found.summary, soft_wrap=True)
+    finish(json, found)
+    if code := verdict.EXITS[found.verdict]:
+        sys.exit(code)

@@ -231,6 +231,10 @@ _FOLDERS = {MIXERS: "bytegolf.model.mixers", ROUTERS: "bytegolf.model.routers"}
 """Where the package's own implementations lie, one per module of its name; its quantisers are in one module."""
 
 
+_REGISTRY, _IMPORT = "bytegolf.registry", b'importlib.import_module(f"{package}.{name}")'
+"""Where an implementation is imported by name: an auditor cannot read what is imported so."""
+
+
 def _named(config: Config) -> Iterator[tuple[Registry, str]]:
     """The implementations that ``config`` names, each with its registry; one may come twice."""
     yield from ((MIXERS, stack.kind) for stack in stacks(config.model.network))
@@ -257,6 +261,8 @@ def _around_config(registered: tuple[str, ...]) -> tuple[str, str]:
     assert texts[ROOT.module].count(_CONFIG) == 1
     marker = "the configuration goes here"
     texts[ROOT.module] = texts[ROOT.module].replace(_CONFIG, f'\nCONFIG = "{marker}"\n'.encode())
+    assert texts[_REGISTRY].count(_IMPORT) == 1
+    texts[_REGISTRY] = texts[_REGISTRY].replace(_IMPORT, b"raise KeyError(name)")  # all that it needs is in the script
     flattened = Flattened(texts, ROOT, *(_class(module, texts[module]) for module in registered))
     parts = [_HEAD.format(version=__version__), "from __future__ import annotations\n\n", *flattened.imports()]
     for module, text in flattened.blocks():

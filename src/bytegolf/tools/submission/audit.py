@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-from rich import box
-from rich.table import Table
-from rich.text import Text
 
 from bytegolf.artifact.pack import open_payload
 from bytegolf.data.shards import open_split
 from bytegolf.data.tokenizer import load_tokenizer
 from bytegolf.errors import BytegolfError
-from bytegolf.tools.submission.flow import check_flow
 from bytegolf.tools.submission.papers import Papers, check_papers, read_papers
-from bytegolf.tools.submission.reading import check_text, parse
+from bytegolf.tools.submission.reading import check_text
 from bytegolf.tools.submission.trial import LIMITS, Limits, not_run, trial
-from bytegolf.tools.submission.verdict import Finding, Outcome, Verdict, verdicts
-
-MOST_CODE = 4_000_000
-"""Bytes of a script beyond which nobody reads it."""
+from bytegolf.tools.submission.unpack import MOST_BYTES, Sources, read_sources, why_not
+from bytegolf.tools.submission.verdict import TEXTUAL, Audit, Finding, conclude
 
 
-def audit(folder: Path, data: Path | None, tokenizer: str | None = None, limits: Limits = LIMITS) -> list[Verdict]:
-    """A verdict a rule on the submission in ``folder``; with ``data`` its script runs on the validation split there.
+def audit(folder: Path, data: Path | None, tokenizer: str | None = None, limits: Limits = LIMITS) -> Audit:
+    """The audit of the submission in ``folder``; with ``data`` its script runs on the validation split there.
 
     ``tokenizer`` names the split's tokens: by default those of a bytegolf artifact in the folder, else byte260.
 
@@ -39,40 +31,51 @@ def audit(folder: Path, data: Path | None, tokenizer: str | None = None, limits:
         stream = open_split(data, name, "val", reader.vocab_size)
         if len(stream) < 64:
             raise BytegolfError(f"the validation split in {data} has {len(stream)} tokens, too few for an audit")
-    findings = list(check_papers(papers))
-    findings += _static(papers)
+    sources = read_sources(folder, papers.script) if papers.script else None
+    findings = list(check_papers(papers, sources))
+    findings += _static(papers, sources)
     if papers.script is None:
         findings += not_run("there is no script")
     elif data is None:
         findings += not_run("no data were given to run it on (--data)")
-    else:
-        findings += trial(papers.script, data, stream, reader, _claim(papers), limits)
-    return verdicts(findings)
-
-
-def _static(papers: Papers) -> Iterator[Finding]:
-    """What the scripts' texts say."""
-    trees = {}
-    for path in papers.scripts:
-        name = str(path.relative_to(papers.folder))
-        tree = parse(path) if path.stat().st_size <= MOST_CODE else None
-        if tree is None:
-            yield Finding("files", "BROKEN", f"{name} cannot be read as Python")
+    elif sources is not None:
+        texts = "\n".join(_strings(sources))
+        if "--losses" in texts.split("\n"):
+            claim = papers.claim("val_bpb", "mean_val_bpb")
+            findings += trial(papers.script, data, stream, reader, claim, limits)
         else:
-            trees[name] = tree
-    if trees:
-        yield from check_text(trees)
-        yield from check_flow(trees)
+            findings += not_run("the script has no `eval --data FOLDER --losses FILE.npy` (docs/rules.md)")
+    return conclude(findings, papers.script.relative_to(folder).as_posix() if papers.script else "")
 
 
-def _claim(papers: Papers) -> float | None:
-    claimed = (papers.claims or {}).get("val_bpb")
-    return float(claimed) if isinstance(claimed, (int, float)) and math.isfinite(claimed) else None
+def _strings(sources: Sources) -> Iterator[str]:
+    """Every string in the code."""
+    import ast
+
+    for source in sources.every():
+        for node in ast.walk(source.tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+
+
+def _static(papers: Papers, sources: Sources | None) -> Iterator[Finding]:
+    """What the texts say."""
+    if papers.script is None:
+        return
+    if sources is not None:
+        yield from check_text(sources)
+        return
+    large = papers.script.stat().st_size > MOST_BYTES
+    why = f"it is larger than {MOST_BYTES:,} bytes" if large else why_not(papers.script.read_bytes())
+    for rule in ("files", *TEXTUAL):
+        yield Finding(rule, "not proved", f"{papers.script.name} cannot be read as Python: {why}")
 
 
 def _tokenizer(papers: Papers) -> str:
     """The tokens that a bytegolf artifact in the folder reads."""
-    for path in papers.models:
+    for path in papers.files:
+        if path.suffix != ".bgolf":
+            continue
         try:
             identity: Any = open_payload(path).box.header.get("tokenizer")
         except BytegolfError:
@@ -80,18 +83,3 @@ def _tokenizer(papers: Papers) -> str:
         if isinstance(identity, dict) and isinstance(identity.get("name"), str):
             return str(identity["name"])
     return "byte260"
-
-
-_STYLE: dict[Outcome, str] = {"pass": "green", "BROKEN": "bold red", "doubt": "yellow", "not checked": "dim"}
-
-
-def table(found: list[Verdict]) -> Table:
-    """The verdicts for people: a row a rule, a line a piece of evidence."""
-    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    drawn.add_column("rule", no_wrap=True)
-    drawn.add_column("verdict", no_wrap=True)
-    drawn.add_column("evidence")
-    for verdict in found:
-        evidence = Text("\n".join(verdict.evidence))
-        drawn.add_row(verdict.rule, Text(verdict.outcome, style=_STYLE[verdict.outcome]), evidence)
-    return drawn

@@ -1,18 +1,28 @@
-"""What a script's text says of network, files and caches: its syntax tree is searched, and nothing is run."""
+"""What a script's text says: network, files, caches, bytes, and where validation tokens go. Nothing is run.
+
+A search that finds nothing shows nothing; it only says where it looked.
+"""
 
 from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
-from bytegolf.tools.submission.verdict import Finding
+from bytegolf.tools.submission.flow import Flow
+from bytegolf.tools.submission.unpack import Sources
+from bytegolf.tools.submission.values import dotted
+from bytegolf.tools.submission.verdict import TEXTUAL, Finding
 
 NETWORK = frozenset(
     [
         "socket",
+        "ssl",
         "urllib",
+        "urllib3",
         "http",
         "requests",
         "httpx",
@@ -29,51 +39,101 @@ NETWORK = frozenset(
         "datasets",
         "gdown",
         "pycurl",
+        "socketserver",
     ]
 )
 """Modules whose purpose is a network."""
 
 NETWORK_CALLS = frozenset({"torch.hub.load", "torch.hub.load_state_dict_from_url", "torch.hub.download_url_to_file"})
-COMMANDS = re.compile(r"\b(curl|wget|git clone|pip install|rsync|scp|aws s3|gsutil)\b")
+COMMANDS = re.compile(r"\b(curl|wget|git clone|pip3? install|rsync|scp|ssh|aws s3|gsutil|nc)\b")
+STARTS = re.compile(r"(^|\.)(system|run|Popen|check_output|check_call|call|getoutput|popen)$")
+NATIVE = re.compile(r"#\s*include\s*<\s*(sys/socket|netdb|netinet|arpa/inet|curl/)|\bgetaddrinfo\s*\(")
 READERS = re.compile(r"(^|\.)(open|load|read_text|read_bytes|fromfile|memmap|loadtxt|load_file|Path)$")
-SYSTEM = ("/proc", "/sys", "/dev")
+SYSTEM = ("/proc", "/sys", "/dev", "/tmp")
 TARGET = re.compile(r"(^|_)(targets?|tgts?|labels?|ys?|next_(token|byte|id)s?|actual)(_|$)")
 TABLE = re.compile(r"cache|table|ngram|count|hash|memo|stats|lookup")
 MIXES = (ast.BitXor, ast.LShift, ast.Mult, ast.Mod)
+SPACE = "\u2581"
+LEADING = re.compile(r"lead|has_space|space_?lut|starts_?space", re.I)
+
+_RECURSION = 12_000
+"""Calls inside calls, for functions of the script that call each other some forty deep."""
+
+Search = Callable[[ast.Module, set[str]], Iterator[tuple[int, str]]]
 
 
-def parse(path: Path) -> ast.Module | None:
-    """A script's tree; None if it is not Python."""
-    try:
-        return ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return None
-
-
-def check_text(trees: dict[str, ast.Module]) -> Iterator[Finding]:
-    """Findings about network, files and caches; ``trees`` are the scripts by their names."""
-    for rule, search, clean in (
-        ("no network", _network, "no module or call for it in the script"),
-        ("self-contained", _foreign, "no import of ours, and no path leads out of the folder"),
-        ("normalised", _caches, "no table is looked up by a key that holds the target"),
-    ):
-        found = [(name, line, what) for name, tree in trees.items() for line, what in search(tree, set(trees))]
+def check_text(sources: Sources) -> Iterator[Finding]:
+    """Findings of all rules that a text tells something about."""
+    every = list(sources.every())
+    lines = sum(len(ast.unparse(source.tree).splitlines()) for source in every)
+    read = f"reading {len(every)} pieces of code" if len(every) > 1 else "reading the script"
+    modules = {source.name for source in every}
+    for obstacle in sources.obstacles:
+        for rule in TEXTUAL:
+            yield Finding(rule, "not proved", f"code was not read: {obstacle}")
+    for rule, search, what in _SEARCHES:
+        found = [(source.name, line, said) for source in every for line, said in search(source.tree, modules)]
         if found:
-            name, line, what = found[0]
+            name, line, said = found[0]
             more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-            yield Finding(rule, "BROKEN", f"{what} ({name}:{line}{more})")
+            yield Finding(rule, "broken", f"{said} ({name}:{line}{more})")
         else:
-            yield Finding(rule, "pass", clean)
+            yield Finding(rule, "nothing found", f"{read} ({lines:,} lines) found {what}; a run would show it")
+    yield from check_flow(sources)
 
 
-def dotted(node: ast.AST) -> str:
-    """``torch.hub.load`` of a name or an attribute; empty for anything else."""
-    if isinstance(node, ast.Name):
-        return node.id
-    if isinstance(node, ast.Attribute):
-        before = dotted(node.value)
-        return f"{before}.{node.attr}" if before else node.attr
-    return ""
+def check_flow(sources: Sources) -> Iterator[Finding]:
+    """Findings about where the validation tokens go."""
+    trees = {sources.script.name: sources.script.tree}
+    names = {sources.script.name: sources.script.name}
+    for module, source in sources.modules.items():
+        trees[module], names[module] = source.tree, source.name
+    unpacked = {key: (source.name, source.tree) for key, source in sources.unpacked.items()}
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(max(limit, _RECURSION))
+    try:
+        flow = Flow(trees, unpacked)
+    except RecursionError:
+        for rule in ("validation unseen", "score, then update"):
+            yield Finding(rule, "not proved", "the script is nested too deeply to be followed")
+        return
+    finally:
+        sys.setrecursionlimit(limit)
+    worst = "allowed"
+    for sink in sorted(flow.sinks.values(), key=lambda one: one.verdict != "broken"):
+        place = f"{names.get(sink.file, sink.file)}:{sink.line}, by way of {' → '.join(sink.way) or 'the script'}"
+        taken = "a gradient is taken of them" if sink.kind == "gradient" else "they are calibrated on"
+        if sink.verdict == "allowed":
+            yield Finding(
+                "score, then update", "nothing found", f"it learns from tokens once they are scored ({place})"
+            )
+            continue
+        worst = "broken" if "broken" in (worst, sink.verdict) else "unsure"
+        outcome: Literal["broken", "not proved"] = "broken" if sink.verdict == "broken" else "not proved"
+        yield Finding("validation unseen", outcome, f"{taken}: {sink.why} ({place})")
+        if sink.kind == "gradient":
+            yield Finding("score, then update", outcome, f"{sink.why} ({place})")
+    for file, line in sorted(flow.rescored):
+        said = f"tokens are scored here after others were learned from ({names.get(file, file)}:{line})"
+        yield Finding("score, then update", "not proved", said)
+    missed = [f"{names.get(file, file)}:{line} ({why})" for (file, line), why in sorted(flow.unresolved.items())]
+    for place in missed[:5]:
+        yield Finding(
+            "validation unseen", "not proved", f"validation tokens go where they could not be followed: {place}"
+        )
+    if sources.obstacles:
+        return
+    learns = any(sink.kind == "gradient" for sink in flow.sinks.values())
+    if worst == "allowed" and flow.sources and not missed:
+        seen = "a gradient is taken after scoring alone" if learns else "none leads to a gradient or a calibration"
+        said = f"{len(flow.sources)} places read the split, and were followed to their ends: {seen}"
+        yield Finding("validation unseen", "shown", said)
+    elif not flow.sources:
+        yield Finding("validation unseen", "not proved", "no line is seen that reads the split")
+    if flow.sources and not learns:
+        yield Finding(
+            "score, then update", "nothing found", "reading the script found nothing that learns while it scores"
+        )
 
 
 def _imports(tree: ast.Module) -> Iterator[tuple[int, str]]:
@@ -82,11 +142,11 @@ def _imports(tree: ast.Module) -> Iterator[tuple[int, str]]:
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield node.lineno, "." * node.level + (node.module or "")
-        elif isinstance(node, ast.Call) and dotted(node.func).endswith(("__import__", "import_module")):
-            yield from ((node.lineno, str(one.value)) for one in node.args[:1] if isinstance(one, ast.Constant))
+        elif isinstance(node, ast.Call) and hasattr(node, "imports"):  # an expression that `unpack` computed
+            yield node.lineno, node.imports
 
 
-def _network(tree: ast.Module, scripts: set[str]) -> Iterator[tuple[int, str]]:
+def _network(tree: ast.Module, modules: set[str]) -> Iterator[tuple[int, str]]:
     for line, name in _imports(tree):
         if name.partition(".")[0] in NETWORK:
             yield line, f"it imports {name}"
@@ -94,24 +154,32 @@ def _network(tree: ast.Module, scripts: set[str]) -> Iterator[tuple[int, str]]:
         if isinstance(node, ast.Call):
             if dotted(node.func) in NETWORK_CALLS:
                 yield node.lineno, f"it calls {dotted(node.func)}"
-            if re.search(r"(^|\.)(system|run|Popen|check_output|check_call|call)$", dotted(node.func)):
-                for text in _texts(node):
-                    if COMMANDS.search(text):
-                        yield node.lineno, f"it runs {text[:60]!r}"
+            if STARTS.search(dotted(node.func)):
+                words = " ".join(_texts(node))
+                if COMMANDS.search(words):
+                    yield node.lineno, f"it runs {words[:60]!r}"
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and NATIVE.search(node.value):
+            yield node.lineno, "its native code opens a connection"
 
 
-def _foreign(tree: ast.Module, scripts: set[str]) -> Iterator[tuple[int, str]]:
+def _foreign(tree: ast.Module, modules: set[str]) -> Iterator[tuple[int, str]]:
     """Imports of bytegolf or of files that are not here, and readers of paths that lead elsewhere."""
     for line, name in _imports(tree):
         if name.partition(".")[0] == "bytegolf":
             yield line, f"it imports {name}, which is not counted"
-        elif name.startswith(".") and f"{name.strip('.').partition('.')[0]}.py" not in scripts:
+        elif name.strip(".") and name.startswith(".") and f"{name.strip('.').partition('.')[0]}.py" not in modules:
             yield line, f"it imports {name}, which is not in the folder"
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and READERS.search(dotted(node.func)):
+        if isinstance(node, ast.Call) and READERS.search(dotted(node.func)) and not _writes(node):
             for text in (one for part in node.args[:1] for one in _texts(part)):
                 if ".." in Path(text).parts or text.startswith("~") or (_rooted(text) and not text.startswith(SYSTEM)):
                     yield node.lineno, f"it reads {text!r}"
+
+
+def _writes(call: ast.Call) -> bool:
+    """Whether `open` is given a mode that writes: a result left outside is nobody's help."""
+    modes = [*call.args[1:2], *(keyword.value for keyword in call.keywords if keyword.arg == "mode")]
+    return any(isinstance(one, ast.Constant) and isinstance(one.value, str) and one.value[:1] in "wax" for one in modes)
 
 
 def _rooted(text: str) -> bool:
@@ -124,7 +192,7 @@ def _texts(node: ast.AST) -> Iterator[str]:
             yield part.value
 
 
-def _caches(tree: ast.Module, scripts: set[str]) -> Iterator[tuple[int, str]]:
+def _caches(tree: ast.Module, modules: set[str]) -> Iterator[tuple[int, str]]:
     """Look-ups whose key is mixed from a target: only who knows it can find the entry.
 
     Counting a target that has been scored (``counts[context][target] += 1``) and taking its own logit are no look-ups
@@ -169,3 +237,72 @@ def _mixed(node: ast.AST, keys: set[str]) -> bool:
 
 def _names(node: ast.AST) -> Iterator[str]:
     return (part.id for part in ast.walk(node) if isinstance(part, ast.Name))
+
+
+def _spaces(tree: ast.Module, modules: set[str]) -> Iterator[tuple[int, str]]:
+    """The byte of a leading space counted twice.
+
+    SentencePiece writes "▁the" for " the". A table of lengths that leaves the mark out (3) and a table of leading
+    spaces (1) give 4, unless the token before is a boundary (the start of a document), where no space was. It is
+    wrong to add the second table without that condition, and to add it to lengths that have the space already.
+    """
+    conditional = {
+        id(part) for node in ast.walk(tree) if isinstance(node, (ast.If, ast.IfExp)) for part in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.AugAssign) and isinstance(node.op, ast.Add):
+            parts = [node.value]
+        elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+            parts = [node.left, node.right]
+        else:
+            continue
+        for part in parts:
+            held = _unwrapped(part)
+            table = dotted(held.value) if isinstance(held, ast.Subscript) else ""
+            if LEADING.search(table) and id(node) not in conditional:
+                yield node.lineno, f"{table} adds a space's byte whatever the token before is"
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.For)):
+            yield from _lengths(node)
+
+
+def _lengths(scope: ast.FunctionDef | ast.For) -> Iterator[tuple[int, str]]:
+    """Lengths of pieces with their leading space, beside a table of leading spaces."""
+    if isinstance(scope, ast.FunctionDef):
+        return
+    for test in (part for part in scope.body if isinstance(part, ast.If)):
+        marks = [call for call in ast.walk(test.test) if isinstance(call, ast.Call)
+                 and dotted(call.func).endswith(".startswith") and SPACE in list(_texts(call))]  # fmt: skip
+        if not marks:
+            continue
+        piece = dotted(marks[0].func).removesuffix(".startswith")
+        flags = any(isinstance(one, ast.Assign) and isinstance(one.targets[0], ast.Subscript) for one in test.body)
+        changed = any(isinstance(one, ast.Assign) and piece in map(dotted, one.targets) for one in test.body)
+        if not flags or changed:
+            continue
+        for node in ast.walk(scope):
+            if isinstance(node, ast.Call) and dotted(node.func) == "len" and node.args:
+                text = ast.unparse(node.args[0])
+                whole = f"{piece}.encode" in text or (f"{piece}.replace" in text and "''" not in text)
+                if whole and "strip" not in text and "[1:]" not in text and "removeprefix" not in text:
+                    yield node.lineno, f"len({text[:40]}) has a leading space's byte, which a table adds again"
+
+
+def _unwrapped(node: ast.expr) -> ast.expr:
+    """``table[x]`` of ``table[x].to(dtype).sum()`` or ``int(table[x])``."""
+    while isinstance(node, ast.Call):
+        if isinstance(node.func, ast.Attribute) and not isinstance(node.func.value, ast.Name):
+            node = node.func.value
+        elif len(node.args) == 1 and dotted(node.func) in ("int", "float", "bool"):
+            node = node.args[0]
+        else:
+            break
+    return node
+
+
+_SEARCHES: tuple[tuple[str, Search, str], ...] = (
+    ("no network", _network, "no module or call for it"),
+    ("self-contained", _foreign, "no import of ours, and no path that leads out of the folder"),
+    ("normalised", _caches, "no table that is looked up by a key that holds the target"),
+    ("counted once", _spaces, "no space's byte that is counted twice"),
+)

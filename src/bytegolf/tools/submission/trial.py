@@ -51,10 +51,6 @@ def trial(
     script: Path, data: Path, stream: TokenStream, tokenizer: Tokenizer, claim: float | None, limits: Limits
 ) -> Iterator[Finding]:
     """What comes of running ``script`` on the validation split ``stream``, which lies in ``data``, and on others."""
-    text = script.read_text(encoding="utf-8", errors="replace")
-    if '"--losses"' not in text and "'--losses'" not in text:
-        yield from not_run("the script has no `eval --data FOLDER --losses FILE.npy`")
-        return
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
         scratch = home / "scratch"
@@ -82,7 +78,7 @@ def trial(
 def not_run(why: str) -> Iterator[Finding]:
     """What cannot be said of a script that does not run."""
     for rule in ("causal", "normalised", "counted once", "as claimed"):
-        yield Finding(rule, "not checked", f"not run: {why}")
+        yield Finding(rule, "not proved", f"not run: {why}")
 
 
 def _run(job: Path, scratch: Path, folder: Path, seconds: float) -> str:
@@ -113,24 +109,24 @@ def _judged(notes: list[dict[str, Any]], ended: str) -> Iterator[Finding]:
     for rule, name in (("causal", "future"), ("normalised", "sum")):
         if name not in by_name:
             why = failed or "; ".join(note["why"] for note in by_name.get("no sum", ())) or "nothing was tried"
-            yield Finding(rule, "not checked", f"by experiment: {why}")
+            yield Finding(rule, "not proved", f"by experiment: {why}")
     yield from _futures(by_name.get("future", []), by_name.get("again", []))
     for note in by_name.get("sum", ()):
         good = abs(note["total"] - 1) <= SUM
         evidence = f"Σp over all {note['tokens']} tokens put at place {note['place']} is {note['total']:.6g}"
-        yield Finding("normalised", "pass" if good else "BROKEN", evidence)
+        yield Finding("normalised", "shown" if good else "broken", evidence)
         if note["moved"] > MOVED:
             said = f"which token is at place {note['place']} moves earlier scores by up to {note['moved']:.3g} nats"
-            yield Finding("causal", "BROKEN", said)
+            yield Finding("causal", "broken", said)
     for note in by_name.get("watched", ()):
         for rule, kinds in (("no network", ("network",)), ("self-contained", ("reads", "writes", "imports"))):
             seen = [f"{kind}: {what}" for kind in kinds for what in dict.fromkeys(note[kind])]
             if seen:
-                yield Finding(rule, "BROKEN", f"the run was refused {'; '.join(seen[:3])}")
+                yield Finding(rule, "broken", f"the run was refused {'; '.join(seen[:3])}")
             elif not failed:
-                yield Finding(rule, "pass", "the evaluation ran without, where that is refused")
+                yield Finding(rule, "shown", "the evaluation ran without, where that is refused")
         if note["processes"]:
-            yield Finding("self-contained", "doubt", f"it wants to start programs: {note['processes'][0]}")
+            yield Finding("self-contained", "not proved", f"it wants to start programs: {note['processes'][0]}")
 
 
 def _futures(futures: list[dict[str, Any]], again: list[dict[str, Any]]) -> Iterator[Finding]:
@@ -138,7 +134,7 @@ def _futures(futures: list[dict[str, Any]], again: list[dict[str, Any]]) -> Iter
         return
     noise = max((note["moved"] for note in again), default=0.0)
     if noise > MOVED:
-        yield Finding("causal", "doubt", f"two runs on the same text differ by up to {noise:.2g} nats")
+        yield Finding("causal", "not proved", f"two runs on the same text differ by up to {noise:.2g} nats")
         return
     worst = max(futures, key=lambda note: note["moved"])
     alive = sum(note["alive"] for note in futures)
@@ -147,14 +143,16 @@ def _futures(futures: list[dict[str, Any]], again: list[dict[str, Any]]) -> Iter
         said = (
             f"tokens {worst['how']} behind token {worst['at']} move earlier scores by up to {worst['moved']:.3g} nats"
         )
-        yield Finding("causal", "BROKEN", said)
-        yield Finding("score, then update", "BROKEN", said)
+        yield Finding("causal", "broken", said)
+        yield Finding("score, then update", "broken", said)
     elif alive < len(futures):
-        yield Finding("causal", "doubt", f"only {alive} of {tried} changed any later score: is the text read at all?")
+        yield Finding(
+            "causal", "not proved", f"only {alive} of {tried} changed any later score: is the text read at all?"
+        )
     else:
         said = f"{tried}: no earlier score moves by more than {worst['moved']:.1g} nats"
-        yield Finding("causal", "pass", said)
-        yield Finding("score, then update", "pass", said)
+        yield Finding("causal", "shown", said)
+        yield Finding("score, then update", "shown", said)
 
 
 def _counted(
@@ -168,7 +166,7 @@ def _counted(
     whole = next((note for note in notes if note["name"] == "whole"), None)
     if whole is None or losses is None:
         for rule in ("counted once", "as claimed"):
-            yield Finding(rule, "not checked", "the whole split was not scored")
+            yield Finding(rule, "not proved", "the whole split was not scored")
         return
     targets = len(stream) - 1
     tokens = stream.slice(0, len(stream))
@@ -189,10 +187,10 @@ def _counted(
         if abs(bits - whole["val_bpb"]) > SAME_BPB:
             wrong.append(f"its losses come to {bits:.6f} bits a byte, and it says {whole['val_bpb']:.6f}")
     said = "; ".join(wrong) or f"{whole['tokens']:,} of {targets:,} targets once each, {whole['bytes']:,} bytes"
-    yield Finding("counted once", "BROKEN" if wrong else "pass", said)
+    yield Finding("counted once", "broken" if wrong else "shown", said)
     if claim is None:
-        yield Finding("as claimed", "not checked", "submission.json claims no val_bpb")
+        yield Finding("as claimed", "not proved", "submission.json claims no val_bpb")
     else:
         same = abs(whole["val_bpb"] - claim) <= SAME_BPB
         said = f"{whole['val_bpb']:.6f} over the whole split, {claim:.6f} claimed"
-        yield Finding("as claimed", "pass" if same else "BROKEN", said)
+        yield Finding("as claimed", "shown" if same else "broken", said)
