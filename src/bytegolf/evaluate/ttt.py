@@ -248,38 +248,22 @@ def adapted(model: LanguageModel, which: str) -> dict[str, Linear]:
 @contextlib.contextmanager
 def adapter_for(model: LanguageModel, settings: TttConfig, documents: int) -> Iterator[TestTimeAdapter]:
     """The adapter for a text of so many ``documents``; afterwards the model is as it was before."""
-    wanted = [p.requires_grad for p in model.parameters()]
-    model.requires_grad_(False)
     maps = adapted(model, settings.matrices)
-    try:
+    with contextlib.ExitStack() as afterwards:
+        for parameter in model.parameters():
+            afterwards.callback(parameter.requires_grad_, parameter.requires_grad)
+            parameter.requires_grad_(False)
         if settings.mode == "lora":
             adapters = LowRank(maps, min(settings.documents, documents), settings.rank)
-            with adapters.attached():
-                yield _Lora(model, adapters, settings.lora_lr)
+            afterwards.enter_context(adapters.attached())
+            yield _Lora(model, adapters, settings.lora_lr)
         else:
+            for table in row_tables(model):  # the gradient of a table holds the rows of a chunk only
+                afterwards.callback(setattr, table, "sparse_gradients", table.sparse_gradients)
+                table.sparse_gradients = True
             sgd = _Sgd(model, [one.weight for one in maps.values()], settings.sgd_lr, settings.ngram_lr)
-            try:
-                with _sparse(model):
-                    yield sgd
-            finally:
-                sgd.reset(0)
-    finally:
-        for parameter, before in zip(model.parameters(), wanted, strict=True):
-            parameter.requires_grad_(before)
-
-
-@contextlib.contextmanager
-def _sparse(model: LanguageModel) -> Iterator[None]:
-    """Within the context the gradients of tables hold the rows of a chunk only."""
-    tables = row_tables(model)
-    before = [table.sparse_gradients for table in tables]
-    for table in tables:
-        table.sparse_gradients = True
-    try:
-        yield
-    finally:
-        for table, was in zip(tables, before, strict=True):
-            table.sparse_gradients = was
+            afterwards.callback(sgd.reset, 0)
+            yield sgd
 
 
 def _loss(model: LanguageModel, ids: Tensor, targets: Tensor, counted: Tensor) -> Float[Tensor, ""]:
