@@ -32,6 +32,8 @@ def test_a_signal_stops_training_with_a_checkpoint_and_an_artifact(name: str, ti
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
+        # a test run in the background of a shell has SIGINT ignored, and would hand that on
+        preexec_fn=lambda: signal.signal(getattr(signal, name), signal.SIG_DFL),
     )
     metrics = out / "metrics.jsonl"
     ends = time.monotonic() + 120
