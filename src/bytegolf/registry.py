@@ -63,7 +63,10 @@ class Registry:
             own = found.__module__.partition(".")[0] == __name__.partition(".")[0]  # also in a submission's one script
             if name in self.built_in and not own:
                 raise BytegolfError(f"a {self.what} called {name!r} is the package's own: choose another name")
-            if before is not None and _origin(before) != _origin(found):
+            if before and (before.__module__, before.__qualname__) != (
+                found.__module__,
+                found.__qualname__,
+            ):
                 raise BytegolfError(
                     f"a {self.what} called {name!r} is registered already, by {before.__module__}: choose another name"
                 )
@@ -95,10 +98,6 @@ class Registry:
         if module != "__main__" and not module.startswith(_PREFIX):
             return module
         return Path(getattr(sys.modules[module], "__file__", None) or module).name
-
-
-def _origin(found: type[Any]) -> tuple[str, str]:
-    return found.__module__, found.__qualname__
 
 
 ROUTERS = Registry("router", ("cosine", "whitespace", "stride", "random", "bpe", "entropy"))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bytegolf.model.chunk import Chunks
-from bytegolf.ops.chunking import P_FLOOR, confidence, smooth, smoothing_weight
+from bytegolf.ops.chunking import P_FLOOR, confidence, expand, smooth, smoothing_weight
 
 
 @st.composite
@@ -48,7 +48,7 @@ def test_select_takes_starts_and_expand_gives_back_to_the_whole_chunk(rows: list
     selected, values, expanded = (
         chunks.select(x),
         chunks.select_values(x[..., 0]),
-        chunks.expand(chunks.select(x)),
+        expand(chunks.select(x), chunks.chunk_of),
     )
     for row, opens in enumerate(rows):
         latest = 0
@@ -69,7 +69,7 @@ def test_gradients_of_select_and_expand(rows: list[list[bool]]) -> None:
     weights = torch.randn(batch, length, 2, dtype=torch.float64)
     z = chunks.select(x)
     z.retain_grad()
-    (chunks.expand(z) * weights).sum().backward()
+    (expand(z, chunks.chunk_of) * weights).sum().backward()
     assert x.grad is not None
     assert z.grad is not None
     for row, opens in enumerate(rows):

@@ -22,7 +22,7 @@ from bytegolf.artifact.quantize import ROW_BITS, dequantize, quantize
 from bytegolf.artifact.quantizer import Storage
 from bytegolf.config import Config, ExportConfig, ModelConfig, StackConfig, TrainConfig
 from bytegolf.errors import BytegolfError
-from bytegolf.model.outline import outline
+from bytegolf.model.lm import outline
 from bytegolf.model.storage import storage_kinds
 
 CONFIG = Config(

@@ -25,7 +25,7 @@ from bytegolf.artifact.quantize import (
 from bytegolf.artifact.quantizer import Storage
 from bytegolf.config import ExportConfig, ModelConfig, NgramConfig, StackConfig
 from bytegolf.errors import BytegolfError
-from bytegolf.model.outline import outline
+from bytegolf.model.lm import outline
 from bytegolf.model.storage import declare, storage_kinds
 
 KINDS = storage_kinds(outline(ModelConfig(network=StackConfig(2, 16, 2, 1), ngrams=NgramConfig(longest=2))))

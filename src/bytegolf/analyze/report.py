@@ -29,7 +29,7 @@ from bytegolf.data.manifest import MANIFEST, data_summary
 from bytegolf.data.shards import open_split
 from bytegolf.data.tokenizer import SentencePieceTokenizer, load_tokenizer
 from bytegolf.errors import BytegolfError
-from bytegolf.model.outline import count_parameters
+from bytegolf.model.lm import count_parameters
 from bytegolf.model.routers.base import THRESHOLD
 from bytegolf.progress import Reporter
 from bytegolf.training.setup import initial_model

@@ -43,8 +43,7 @@ from bytegolf.evaluate.sliding import encode_and_route, router_receptive_field
 from bytegolf.model.chunk import Capacity
 from bytegolf.model.embed import BOS
 from bytegolf.model.hnet import HNet
-from bytegolf.model.lm import Forward, LanguageModel
-from bytegolf.model.outline import outline
+from bytegolf.model.lm import Forward, LanguageModel, outline
 from bytegolf.model.stack import Stack
 from bytegolf.model.storage import storage_kinds
 from bytegolf.model.trace import RouterTrace

@@ -35,8 +35,7 @@ from bytegolf.files import disk_errors, write_bytes
 from bytegolf.infer.codec import Codec
 from bytegolf.infer.files import codec_of
 from bytegolf.infer.sample import as_text, generate
-from bytegolf.model.lm import Forward, LanguageModel
-from bytegolf.model.outline import count_parameters
+from bytegolf.model.lm import Forward, LanguageModel, count_parameters
 from bytegolf.progress import Reporter
 from bytegolf.registry import load_plugins
 

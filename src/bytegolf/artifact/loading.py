@@ -15,8 +15,7 @@ from bytegolf.config import Config, NetworkConfig, StackConfig
 from bytegolf.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
 from bytegolf.device import choose_device, pick_precision
 from bytegolf.errors import BytegolfError
-from bytegolf.model.lm import LanguageModel
-from bytegolf.model.outline import outline
+from bytegolf.model.lm import LanguageModel, outline
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ C contexts, A symbols of the alphabet.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import numpy as np
@@ -120,20 +121,10 @@ class _Tables:
     """The frequencies of one file."""
 
     def __init__(self) -> None:
-        self._codes: dict[int, Frequencies] = {}
-        self._bytes: dict[tuple[int, int], Frequencies] = {}
-
-    def codes(self, top: int) -> Frequencies:
-        """Those of codes −top…top."""
-        if top not in self._codes:
-            self._codes[top] = Frequencies(_geometric(top))
-        return self._codes[top]
-
-    def bytes(self, width: int, place: int) -> Frequencies:
-        """Those of the bytes at a place in numbers of so many bytes."""
-        if (width, place) not in self._bytes:
-            self._bytes[width, place] = Frequencies(np.full((2, 256), SEEN // 4, np.int64))
-        return self._bytes[width, place]
+        self.codes = functools.cache(lambda top: Frequencies(_geometric(top)))
+        """those of codes −top…top"""
+        self.bytes = functools.cache(lambda width, place: Frequencies(np.full((2, 256), SEEN // 4, np.int64)))
+        """those of the bytes at a place in numbers of so many bytes"""
 
 
 class TensorWriter:

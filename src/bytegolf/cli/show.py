@@ -15,7 +15,7 @@ from bytegolf.artifact.plan import estimated_bytes
 from bytegolf.config import Config, TttConfig, preset_names
 from bytegolf.evaluate.results import BoundaryFigures, Truncation
 from bytegolf.infer.results import Compression
-from bytegolf.model.outline import count_parameters, outline
+from bytegolf.model.lm import count_parameters, outline
 
 UNSCORED = 0.01
 """The share of a split that may be left over while its score counts as the full split's, as in published scores."""

@@ -33,7 +33,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from bytegolf.config import CapacityMode, RouterConfig
-from bytegolf.ops.chunking import dechunk, expand, select
+from bytegolf.ops.chunking import dechunk, select
 
 GRAIN = 16
 """The sizes of a ladder are multiples of it, but for the length itself."""
@@ -138,10 +138,6 @@ class Chunks:
     def select_values(self, x: Tensor) -> Tensor:
         """The same for one value a position, (B, L) → (B, C)."""
         return x.gather(1, self.starts)
-
-    def expand(self, z: Float[Tensor, "B C D"]) -> Float[Tensor, "B L D"]:
-        """Each position takes the vector of its chunk."""
-        return expand(z, self.chunk_of)
 
     def dechunk(
         self,

@@ -23,7 +23,6 @@ from bytegolf.model.hnet_passes import Encoded, Extension, HNetState, Pass, Sing
 from bytegolf.model.layers import Linear
 from bytegolf.model.mixers.base import Rows
 from bytegolf.model.routers.base import build_router
-from bytegolf.model.routers.losses import guide_loss, hinge_loss, ratio_loss
 from bytegolf.model.stack import Stack
 from bytegolf.model.trace import RouterTrace, StepTrace
 
@@ -92,27 +91,6 @@ class HNet(nn.Module):
     ) -> Float[Tensor, "B L D"]:
         """Run whole sequences; see ``WholeSequences``."""
         return self.run(WholeSequences(self, x, documents, valid, traces, tokens))
-
-    def router_loss(
-        self, p: Float[Tensor, "B L"], proposed: Bool[Tensor, "B L"], valid: Bool[Tensor, "B L"] | None
-    ) -> Float[Tensor, ""]:
-        """The weighted loss that holds a learned router to the target rate; 0 for others."""
-        if not self.router.learned:
-            return p.new_zeros(())
-        settings = self.config.router
-        measure = ratio_loss if settings.ratio == "two-sided" else hinge_loss
-        return settings.loss_weight * measure(p, proposed, valid, self.target)
-
-    def guide_loss(
-        self,
-        p: Float[Tensor, "B L"],
-        x: Float[Tensor, "B L D"],
-        first: Bool[Tensor, "B L"] | None,
-        tokens: Int[Tensor, "B L"] | None,
-    ) -> Float[Tensor, ""]:
-        """The weighted loss that holds p against the router's guide."""
-        assert self.router.guide is not None
-        return self.guide * guide_loss(p, self.router.guide(x, first, tokens)[1])
 
     def start(self, batch: int, device: torch.device, dtype: torch.dtype, length: int | None = None) -> HNetState:
         """An empty state for ``batch`` sequences with room for ``length`` positions, all of them if a fixed capacity

@@ -42,6 +42,7 @@ from bytegolf.model.embed import ChunkHashEmbedding
 from bytegolf.model.layers import Linear
 from bytegolf.model.mixers.base import Rows, StackState
 from bytegolf.model.routers.base import Router
+from bytegolf.model.routers.losses import guide_loss, hinge_loss, ratio_loss
 from bytegolf.model.stack import Stack
 from bytegolf.model.trace import RouterTrace, StepTrace
 from bytegolf.ops.chunking import smooth_on
@@ -57,6 +58,7 @@ class Parts(Protocol):
 
     config: HNetConfig
     capacity: Capacity
+    target: float
     guide: float
     training: bool
     encoder: Stack
@@ -69,12 +71,6 @@ class Parts(Protocol):
 
     def ended(self, tokens: Tensor | None, chunks: Chunks, first: Tensor | None) -> Tensor | None:
         """The hashes that chunk-hash embeddings look up for whole sequences."""
-
-    def router_loss(self, p: Tensor, proposed: Tensor, valid: Tensor | None) -> Tensor:
-        """What holds a learned router to its target rate."""
-
-    def guide_loss(self, p: Tensor, x: Tensor, first: Tensor | None, tokens: Tensor | None) -> Tensor:
-        """What holds a learned router against its guide."""
 
 
 class Pass(ABC, Generic[Encoded]):
@@ -142,9 +138,13 @@ class WholeSequences(Pass[Tensor]):
         self.p, proposed = level.router(encoded, self.first, self.tokens)
         if valid is not None:
             proposed = proposed & valid
-        loss = level.router_loss(self.p, proposed, valid)
+        loss = self.p.new_zeros(())
+        if level.router.learned:  # is held to the target rate
+            settings = level.config.router
+            measure = ratio_loss if settings.ratio == "two-sided" else hinge_loss
+            loss = settings.loss_weight * measure(self.p, proposed, valid, level.target)
         if level.training and level.router.guide is not None and level.guide > 0:
-            loss = loss + level.guide_loss(self.p, self.x, self.first, self.tokens)
+            loss = loss + level.guide * guide_loss(self.p, level.router.guide(self.x, self.first, self.tokens)[1])
         self.chunks = Chunks.of(proposed, level.capacity)
         self.traces.append(RouterTrace(self.p, self.chunks.boundary, proposed, valid, loss))
         return True

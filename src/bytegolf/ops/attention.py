@@ -97,9 +97,6 @@ def project(
     return q, qk.narrow(-2, shape.heads, shape.groups), packed.narrow(-2, both, shape.groups)
 
 
-# ------------------------------------------------------------------------------------------------- masks
-
-
 def as_bias(seen: Bool[Tensor, "*S"], dtype: torch.dtype = torch.float32) -> Float[Tensor, "*S"]:
     """0 where a query may see a key, −∞ elsewhere: what is added to the scores."""
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
@@ -136,9 +133,6 @@ def _block_bias(
         seen = seen & same
         # a padded query sees itself, so that no softmax is over nothing
     return as_bias(seen)
-
-
-# ------------------------------------------------------------------------------------------------- softmax and sums
 
 
 def few_queries(
@@ -236,9 +230,6 @@ def _in_blocks(
     out = torch.bmm(torch.softmax(scores, -1).view(q.shape[0], -1, keys), v)
     out = out.view(batch, blocks, groups, -1, size, width).permute(0, 1, 4, 2, 3, 5)
     return out.reshape(batch, length, heads, width)
-
-
-# ------------------------------------------------------------------------------------------------- native
 
 
 @functools.lru_cache(maxsize=16)

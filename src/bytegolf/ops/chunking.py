@@ -34,9 +34,6 @@ _SLICE = 256
 """Channels that a thread of the native kernel takes at a time; ``chunk.cpp`` has the same."""
 
 
-# ------------------------------------------------------------------------------------------------- to chunks
-
-
 def select(
     x: Float[Tensor, "B L D"], starts: Int[Tensor, "B C"], chunk_of: Int[Tensor, "B L"], boundary: Bool[Tensor, "B L"]
 ) -> Float[Tensor, "B C D"]:
@@ -81,9 +78,6 @@ def _native_select_backward(g: Tensor, chunk_of: Tensor, boundary: Tensor) -> tu
 
 
 _native_select = differentiable(_native_select_forward, _native_select_backward)
-
-
-# ------------------------------------------------------------------------------------------------- and back
 
 
 def dechunk(

@@ -46,9 +46,6 @@ def fused_add_rmsnorm(
     return total if keep_sum else None, rms_norm(total)
 
 
-# ------------------------------------------------------------------------------------------------- parts, in PyTorch
-
-
 def add_scaled(x: Float[Tensor, "*B D"], y: Float[Tensor, "*B D"], scale: Float[Tensor, " D"]) -> Float[Tensor, "*B D"]:
     """x + scale·y, per channel (S0's attention, MLP and skip scales)."""
     if torch.compiler.is_compiling():
@@ -109,9 +106,6 @@ def _column_sums(a: Tensor, b: Tensor) -> Tensor:
     """Σ over rows of a·b, (D,): through a product with ones, which accumulates in fp32 and beats ``sum(0)``."""
     product = rows_of(a * b)
     return (product.new_ones(1, product.shape[0]) @ product).squeeze(0)
-
-
-# ------------------------------------------------------------------------------------------------- native
 
 
 def _ready(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:

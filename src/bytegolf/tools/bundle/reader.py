@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ast
-import re
+import io
+import tokenize
 from collections.abc import Iterator
 
 from bytegolf.tools.bundle.syntax import (
@@ -39,10 +40,16 @@ class _Reader(ast.NodeVisitor):
         self.locals: set[str] = set()
         self.references: list[Reference] = []
         self.cuts: list[Cut] = []
-        self.strings: list[tuple[int, int]] = []
+        self.comments = list(self._comments())
         self.owner: ast.JoinedStr | None = None
 
-    # ---------------------------------------------------------------------------------------------- positions
+    def _comments(self) -> Iterator[tuple[int, int, int]]:
+        """Where each comment's line begins, the comment begins, and both end."""
+        for token in tokenize.tokenize(io.BytesIO(self.text).readline):
+            if token.type == tokenize.COMMENT:
+                line = self.starts[token.start[0] - 1]
+                at = line + len(token.line[: token.start[1]].encode())
+                yield line, at, at + len(token.string.encode())
 
     def span(self, node: ast.AST) -> tuple[int, int]:
         """Where a node begins and ends; decorators are part of what they decorate."""
@@ -62,8 +69,6 @@ class _Reader(ast.NodeVisitor):
         while self.text[end : end + 1] == b"\n":
             end += 1
         self.cut(start, end)
-
-    # -------------------------------------------------------------------------------------------- what is what
 
     def target(self, module: str, name: str) -> Target:
         """What ``from module import name`` of this package gives."""
@@ -101,8 +106,6 @@ class _Reader(ast.NodeVisitor):
             return Target(self.name, name)
         return self.imports.get(name)
 
-    # --------------------------------------------------------------------------------------------- statements
-
     def module(self) -> Module:
         """The whole module."""
         tree = ast.parse(self.text)
@@ -119,27 +122,14 @@ class _Reader(ast.NodeVisitor):
         return Module(self.name, self.text, title, statements, self.imports, tuple(self.lines), frozenset(self.locals))
 
     def statement(self, node: ast.stmt) -> Statement:
-        self.references, self.cuts, self.strings = [], [], []
+        self.references, self.cuts = [], []
         self.visit(node)
         start, end = self.span(node)
-        for at in (found.start() for found in re.finditer(b"#", self.text[start:end])):
-            self._cut_comment(start + at, end)
+        for line, at, stop in self.comments:
+            if start <= at < end and not any(cut.start <= at < cut.end for cut in self.cuts):
+                before = self.text[line:at].rstrip()
+                self.cut(line + len(before), stop if before else stop + 1)
         return Statement(start, end, frozenset(bound([node])), self.references, self.cuts)
-
-    def _cut_comment(self, at: int, end: int) -> None:
-        """Cut the comment at ``at``, if that is one."""
-        if any(first <= at < last for first, last in (*self.strings, *((cut.start, cut.end) for cut in self.cuts))):
-            return
-        line = self.text.rfind(b"\n", 0, at) + 1
-        stop = self.text.find(b"\n", at)
-        stop = end if stop < 0 else stop
-        before = self.text[line:at]
-        if before.strip():
-            self.cut(line + len(before.rstrip()), stop)
-        else:
-            self.cut(line, stop + 1)
-
-    # ----------------------------------------------------------------------------------------------- visiting
 
     def body(self, statements: list[ast.stmt]) -> None:
         """Visit a block; what says nothing when run is cut, and replaced by ``pass`` where nothing else is left."""
@@ -235,14 +225,9 @@ class _Reader(ast.NodeVisitor):
         if self.owner:
             self.generic_visit(node)
             return
-        self.strings.append(self.span(node))
         self.owner = node
         self.generic_visit(node)
         self.owner = None
-
-    def visit_Constant(self, node: ast.Constant) -> None:
-        if isinstance(node.value, (str, bytes)) and not self.owner:
-            self.strings.append(self.span(node))
 
     def generic_visit(self, node: ast.AST) -> None:
         """Every block goes through ``body``."""
