@@ -47,7 +47,7 @@ def codec(model: LanguageModel, window: int = WINDOW) -> Codec:
 def packed(codec: Codec, data: bytes, stride: int = 0, streams: int = 0) -> tuple[bytes, Report]:
     target = io.BytesIO()
     report = codec.compress(io.BytesIO(data), target, stride, streams)
-    assert (report.original, report.compressed) == (len(data), len(target.getvalue()))
+    assert (report.original_bytes, report.compressed_bytes) == (len(data), len(target.getvalue()))
     return target.getvalue(), report
 
 

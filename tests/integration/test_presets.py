@@ -16,7 +16,7 @@ from conftest import scatter
 
 from bytegolf.config import Config, flatten, levels, preset_chain, preset_names, to_dict
 from bytegolf.model.embed import BOS
-from bytegolf.model.lm import BOS, LanguageModel, count_parameters, outline
+from bytegolf.model.lm import LanguageModel, count_parameters, outline
 from bytegolf.ops.attention import DENSE_LENGTH
 
 PARAMETERS = {

@@ -148,8 +148,8 @@ Progress = Callable[[int], None]
 class Report:
     """What compressing came to, so far; as in ``results.Compression``."""
 
-    original: int = 0
-    compressed: int = 0
+    original_bytes: int = 0
+    compressed_bytes: int = 0
     coded_blocks: int = 0
     stored_blocks: int = 0
     coded_bits: float = 0.0
@@ -193,14 +193,14 @@ class Codec:
         block = read_up_to(source, BLOCK)
         most = self._streams(mode, len(block), streams)
         numerics = Numerics.here(self.model, most)
-        report.compressed += target.write(Header(self.artifact, size, stride, most, numerics).pack())
+        report.compressed_bytes += target.write(Header(self.artifact, size, stride, most, numerics).pack())
         while block:
             count = min(most, self._streams(mode, len(block), streams))
-            report.compressed += target.write(self._encode(block, mode, count, report, progress).pack())
-            report.original += len(block)
+            report.compressed_bytes += target.write(self._encode(block, mode, count, report, progress).pack())
+            report.original_bytes += len(block)
             crc = zlib.crc32(block, crc)
             block = read_up_to(source, BLOCK)
-        report.compressed += target.write(End(report.original, crc).pack())
+        report.compressed_bytes += target.write(End(report.original_bytes, crc).pack())
         return report
 
     def _streams(self, mode: Mode, size: int, wanted: int) -> int:

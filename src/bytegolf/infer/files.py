@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import io
 import os
@@ -75,18 +76,13 @@ def compress(
         told = functools.partial(progress, total=size)
         report = _write(target, lambda out: codec.compress(file, out, stride, streams, size, told), known)
     seconds = progress.seconds()
+    read = report.original_bytes
     return Compression(
-        original_bytes=report.original,
-        compressed_bytes=report.compressed,
-        bits_per_byte=8 * report.compressed / report.original if report.original else None,
-        coded_bits=report.coded_bits,
-        seam_bits=report.seam_bits,
-        streams=report.streams,
-        coded_blocks=report.coded_blocks,
-        stored_blocks=report.stored_blocks,
+        **dataclasses.asdict(report),
+        bits_per_byte=8 * report.compressed_bytes / read if read else None,
         stride=stride,
         seconds=round(seconds, 3),
-        bytes_per_second=round(report.original / seconds, 1),
+        bytes_per_second=round(read / seconds, 1),
         artifact_sha256=opened.artifact.sha256,
     )
 
