@@ -138,9 +138,7 @@ class RouterConfig(Ranged):
         "exact",
     )
     capacity_divisor: float = doc("fixed: room for floor(length / it) chunks, at least 1", 4.0, least=1)
-    capacity_buckets: int = doc(
-        "bucketed: how many sizes, in geometric steps from length/(2 target) to the length", 8, least=1
-    )
+    capacity_buckets: int = doc("bucketed: how many sizes, geometric from length/(2 target) to the length", 8, least=1)
     kind: str = doc(
         "cosine = learned (S2); whitespace, stride = every N positions, random = at the rate 1/N, bpe = where a BPE "
         "piece cannot go on, and entropy = where counts of the training text find the next token hardest to predict, "

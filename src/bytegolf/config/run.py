@@ -44,16 +44,12 @@ class TrainConfig(Ranged):
         "compute on the CPU, which on one thread compare between runs whatever else the machine does",
         "wall",
     )
-    warmup_steps: int = doc(
-        "steps run and undone before the clock starts, so that the first ones are not slow", 2, least=0
-    )
+    warmup_steps: int = doc("steps run and undone before the clock starts, so that the first are not slow", 2, least=0)
     lr_warmup_steps: int = doc("steps over which the learning rate rises linearly from 0", 0, least=0)
     decay_fraction: float = doc(
         "last part of the budget over which the learning rate falls linearly to 0", 0.4, least=0, most=1
     )
-    decay_steps: int = doc(
-        "the same in steps (timed, under a wall-clock budget); overrides the fraction if > 0", 0, least=0
-    )
+    decay_steps: int = doc("the same in steps (timed, under a wall-clock budget), used if > 0", 0, least=0)
     qat_from: float = doc(
         "share of the learning rate's decay after which training computes with quantised weights, as `export` stores "
         "them (QAT); 0 = never",
@@ -125,9 +121,7 @@ class ExportConfig(Ranged):
     )
     ngram_bits: int = doc("the same of the tables of n-grams and chunks; 0 = bits", 0, least=0, most=8)
     prune: float = doc("share of each matrix row's weights, the smallest, that become 0", 0.0, least=0, below=1)
-    quantizer: str = doc(
-        "the quantiser of large matrices, by the name that it was registered by; empty = rows of codes of `bits`", ""
-    )
+    quantizer: str = doc("the quantiser of large matrices by its registered name; empty = rows of codes of `bits`", "")
     coder: Literal["zlib", "zstd", "range"] = doc(
         "what compresses the artifact, at its smallest; range codes weights in contexts of their own", "zlib"
     )

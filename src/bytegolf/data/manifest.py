@@ -58,7 +58,7 @@ class DatasetEntry:
     def parse(value: dict[str, Any]) -> DatasetEntry:
         """The entry in a manifest that `read_manifest` has checked; what else it says is left out."""
         known = {each.name: value.get(each.name) for each in dataclasses.fields(DatasetEntry)}
-        known["tokenizer_name"] = value.get("tokenizer_name", value.get("tokenizer"))
+        known["tokenizer_name"] = tokenizer_of(value)
         for key in ("stats", "sha256"):
             known[key] = known[key] if isinstance(known[key], dict) else {}
         return DatasetEntry(**known)  # type: ignore[arg-type]
@@ -166,6 +166,11 @@ def has_lists(manifest: Any) -> TypeGuard[dict[str, Any]]:
     return all(isinstance(part, list) and all(isinstance(entry, dict) for entry in part) for part in lists)
 
 
+def tokenizer_of(dataset: dict[str, Any]) -> Any:
+    """The name of a data set's tokenizer, which public manifests have under two keys."""
+    return dataset.get("tokenizer_name", dataset.get("tokenizer"))
+
+
 def dataset_entry(folder: str | Path, tokenizer_name: str) -> DatasetEntry | None:
     """The manifest's entry for a data set, by its suffix (``sp1024``) or its tokenizer's name (``sp_bpe_1024``).
 
@@ -179,7 +184,7 @@ def dataset_entry(folder: str | Path, tokenizer_name: str) -> DatasetEntry | Non
         return None
     entries = read_manifest(folder)["datasets"]
     named = [entry for entry in entries if entry.get("name") == DATASET_PREFIX + tokenizer_name]
-    named += [entry for entry in entries if entry.get("tokenizer_name", entry.get("tokenizer")) == tokenizer_name]
+    named += [entry for entry in entries if tokenizer_of(entry) == tokenizer_name]
     if named:
         _check_finished(folder, str(named[0].get("name")))
         return DatasetEntry.parse(named[0])

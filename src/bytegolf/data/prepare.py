@@ -34,6 +34,7 @@ from bytegolf.data.manifest import (
     UNFINISHED,
     mark_unfinished,
     read_manifest,
+    tokenizer_of,
     unfinished,
 )
 from bytegolf.data.shards import SHARD_TOKENS
@@ -226,8 +227,8 @@ def _begin(out: Path, source: Source, split: Split, specs: list[TokenizerSpec]) 
         if not published and (old["corpus"], old.get("split")) != (source.description, str(split)):
             raise BytegolfError(f"{out} holds data from other documents or with another split: choose another --out")
         remade = {spec.name for spec in specs}
-        datasets = [d for d in old["datasets"] if _tokenizer_of(d) not in remade and d.get("name") not in half]
-        stay = {_tokenizer_of(entry) for entry in datasets}
+        datasets = [d for d in old["datasets"] if tokenizer_of(d) not in remade and d.get("name") not in half]
+        stay = {tokenizer_of(entry) for entry in datasets}
         tokenizers = [entry for entry in old["tokenizers"] if entry.get("name") in stay]
         old |= {"datasets": datasets, "tokenizers": tokenizers}
         files = {entry.get("name") for entry in datasets} | {entry.get("model_path") for entry in tokenizers}
@@ -270,10 +271,6 @@ def _write_manifest(
     manifest.pop("documents_sha256", None)  # what earlier versions wrote instead
     write_json(out / MANIFEST, manifest)
     return manifest
-
-
-def _tokenizer_of(dataset: dict[str, Any]) -> Any:
-    return dataset.get("tokenizer_name", dataset.get("tokenizer"))
 
 
 # ---------------------------------------------------------------------------------------------- checkpoints

@@ -104,20 +104,16 @@ class Prediction:
     """A step on ``count`` devices."""
 
     parts: list[PartTime]
-    rates: list[float]
     sequences: int
     """of a rank per step"""
     at_a_time: int
+    passes: int
+    """micro-batches per step"""
     reduced: float
     """bytes of gradients that a rank sends while it computes them"""
     gathered: float
     """bytes of updates that it sends afterwards"""
     seconds: float
-
-    @property
-    def passes(self) -> int:
-        """Micro-batches per step."""
-        return -(-self.sequences // self.at_a_time)
 
 
 def predict(config: Config, device: Device, count: int, rates: list[float], code: Code) -> Prediction:
@@ -133,11 +129,12 @@ def predict(config: Config, device: Device, count: int, rates: list[float], code
     model, share = outline(config.model), whole // count
     parameters = count_parameters(model)
     size = at_a_time(config, model, count, device.memory)
-    parts = part_times(step_work(config, model, count, code, rates, -(-share // size)), device)
+    passes = -(-share // size)
+    parts = part_times(step_work(config, model, count, code, rates, passes), device)
     ring = 2 * (count - 1) / count
     reduced, gathered = ring * FP32 * parameters, ring / 2 * BF16 * parameters
     seconds = step_seconds(parts, gathered, reduced, device)
-    return Prediction(parts, rates, share, size, reduced, gathered, seconds)
+    return Prediction(parts, share, size, passes, reduced, gathered, seconds)
 
 
 def plan(config: Config, name: str, count: int, rate: float | None, steps: int) -> Plan:
@@ -162,7 +159,7 @@ def plan(config: Config, name: str, count: int, rate: float | None, steps: int) 
         raise BytegolfError(f"no device is called {name!r}: choose one of {', '.join(DEVICES)}, or 'here' to measure")
     found = predict(config, device, count, rates, code)
     model = outline(config.model)
-    use = memory_use(config, model, found.at_a_time, count, found.rates)
+    use = memory_use(config, model, found.at_a_time, count, rates)
     train = training_budget(config)
     fit = int(min(train.max_steps or float("inf"), train.max_seconds / found.seconds or float("inf")))
     milliseconds = 1e3 * found.seconds
@@ -187,7 +184,7 @@ def plan(config: Config, name: str, count: int, rate: float | None, steps: int) 
         sequences=found.sequences,
         micro_batch=found.at_a_time,
         accumulation=found.passes,
-        rates=[round(value, 4) for value in found.rates],
+        rates=[round(value, 4) for value in rates],
         flops=sum(part.flops for part in found.parts),
         bytes=sum(part.bytes for part in found.parts),
         kernels=round(sum(part.kernels for part in found.parts)),
