@@ -136,7 +136,8 @@ def outcome(console: Console, result: Run, summary: Summary) -> None:
     console.print(
         f"{summary.name}: {summary.steps:,} steps, {summary.train_bytes:,} bytes in "
         f"{summary.train_seconds:.0f} s of training ({summary.train_bytes_per_second or 0:,} bytes/s)"
-        + (", stopped early" if summary.stopped_early else "")
+        + (", stopped early" if summary.stopped_early else ""),
+        soft_wrap=True,
     )
     score(console, summary)
     console.print(_quantisation_line(summary))
