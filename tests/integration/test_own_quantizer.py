@@ -28,7 +28,7 @@ from bytegolf.tools.bundle.script import code_bytes, script
 from bytegolf.training.weights import QuantizedTraining
 
 
-@register_quantizer("three values")
+@register_quantizer("ternary_rows")
 class Ternary(Quantizer):
     """−1, 0 and 1 times the row's mean magnitude (BitNet b1.58)."""
 
@@ -83,7 +83,7 @@ def config_of(name: str, **train: float) -> Config:
     return dataclasses.replace(config, export=ExportConfig(quantizer=name, embedding_bits=0))
 
 
-@pytest.mark.parametrize("name", ["three values", "columns4"])
+@pytest.mark.parametrize("name", ["ternary_rows", "columns4"])
 def test_every_coder_holds_what_it_makes_and_training_computes_with_it(
     name: str, make_model: ModelMaker, tmp_path: Path
 ) -> None:
@@ -100,17 +100,17 @@ def test_every_coder_holds_what_it_makes_and_training_computes_with_it(
 
 
 def test_a_run_is_trained_exported_loaded_and_scored(tmp_path: Path) -> None:
-    config = config_of("three values", decay_fraction=1.0, qat_from=0.5)
+    config = config_of("ternary_rows", decay_fraction=1.0, qat_from=0.5)
     trainer = make_trainer(config, tmp_path, tmp_path / "run")
     trainer.fit()
     path = tmp_path / "run.bgolf"
     export_weights(path, config, ByteTokenizer(), trainer.export_state(), trainer.progress, torch.device("cpu"))
     loaded = load_artifact(read_artifact(path), path, device="cpu", precision="fp32")
-    assert loaded.config.export.quantizer == "three values"
+    assert loaded.config.export.quantizer == "ternary_rows"
     assert loaded.model.state_dict()["network.encoder.blocks.0.mlp.fc.weight"][0].unique().numel() <= 3
     stream = write_stream(tmp_path / "other", "val", 2, seed=3)
     assert 2 < score(loaded.model, stream, loaded.tokenizer, 32).bpb < 12
-    with pytest.raises(BytegolfError, match="quantizer 'three values' comes from a plugin"):
+    with pytest.raises(BytegolfError, match="quantizer 'ternary_rows' comes from a plugin"):
         script(config)
     assert code_bytes(config) > code_bytes(config_of("int8_row", decay_fraction=1.0, qat_from=0.5)) + 400
 
@@ -131,16 +131,18 @@ def test_gptq_works_for_one_that_rounds_by_column() -> None:
 def forgotten(tmp_path: Path, make_model: ModelMaker, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An artifact, read where nothing has registered its quantiser."""
     path, model = tmp_path / "model", make_model("one-level")
-    write_artifact(path, model.state_dict(), config_of("three values"), ByteTokenizer().identity())
-    monkeypatch.delitem(QUANTIZERS._found, "three values")
+    write_artifact(path, model.state_dict(), config_of("ternary_rows"), ByteTokenizer().identity())
+    monkeypatch.delitem(QUANTIZERS._found, "ternary_rows")
     return path
 
 
 def test_one_that_is_missing_is_named(forgotten: Path) -> None:
-    with pytest.raises(BytegolfError, match=r"model stores embedding\.weight by the quantizer 'three values', which is not"):
+    with pytest.raises(
+        BytegolfError, match=r"model stores embedding\.weight by the quantizer 'ternary_rows', which is not"
+    ):
         read_artifact(forgotten)
-    with pytest.raises(BytegolfError, match=r"quantizer is 'three values'.* 'int8_row'"):
-        ExportConfig(quantizer="three values")
+    with pytest.raises(BytegolfError, match=r"quantizer is 'ternary_rows'.* 'int8_row'"):
+        ExportConfig(quantizer="ternary_rows")
 
 
 def test_one_that_breaks_its_word_is_told() -> None:
