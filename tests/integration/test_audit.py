@@ -5,16 +5,22 @@ from __future__ import annotations
 import ast
 import json
 import shutil
+import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from commands import TinyRun, cli, good, refused
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from packed_submissions import CODERS, DISHONEST, HONEST, IMPORTS, PACKINGS, PLAIN, UNSEEN, folder_of, packed
 from test_submit import Submitted, submitted  # noqa: F401  (a fixture)
 from toy_submission import SCRIPT, write
 
+from bytegolf.tools.submission.audit import audit
 from bytegolf.tools.submission.reading import check_text
-from bytegolf.tools.submission.unpack import Source, Sources
-from bytegolf.tools.submission.verdict import EXITS, RULES
+from bytegolf.tools.submission.unpack import Source, Sources, read_sources
+from bytegolf.tools.submission.verdict import EXITS, RULES, TEXTUAL
 
 
 def outcomes(folder: Path, *arguments: object) -> dict[str, tuple[str, str]]:
@@ -379,6 +385,132 @@ open("/proc/cpuinfo")
 subprocess.run(["nvidia-smi"])
 """
     assert "broken" not in said_of(ast.parse(text)).values()
+
+
+# ------------------------------------------------------------------------------------- packed, hidden and generated
+
+
+def verdicts(folder: Path) -> dict[str, str]:
+    """The outcome of each rule, of a folder whose script is only read."""
+    found = audit(folder, None)
+    assert found.verdict != "passed", "a search that finds nothing shows nothing"
+    return {row.rule: row.outcome for row in found.verdicts}
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_honest_and_dishonest_submissions_packed_in_every_way(packing: str, tmp_path: Path) -> None:
+    """The table of verdicts: what is dishonest is broken however it is packed, and what is honest never."""
+    for number, (name, text) in enumerate(HONEST.items()):
+        compile(text, name, "exec")
+        folder = folder_of(tmp_path / f"h{number}", "")
+        folder_of(folder, PACKINGS[packing](folder, text))
+        found = verdicts(folder)
+        assert "broken" not in found.values(), (name, found)
+    for number, (name, (rule, text)) in enumerate(DISHONEST.items()):
+        compile(text, name, "exec")
+        folder = folder_of(tmp_path / f"d{number}", "")
+        folder_of(folder, PACKINGS[packing](folder, text))
+        assert verdicts(folder)[rule] == "broken", name
+
+
+@pytest.mark.parametrize("way", UNSEEN)
+def test_what_cannot_be_unpacked_leaves_every_textual_rule_unproved(way: str, tmp_path: Path) -> None:
+    found = audit(folder_of(tmp_path / "x", PLAIN + UNSEEN[way]), None)
+    assert found.verdict == "unproved"
+    for row in found.verdicts:
+        if row.rule in TEXTUAL:
+            assert row.outcome == "not proved"
+            assert any("train_gpt.py:" in line and "not read" in line for line in row.evidence), row
+
+
+@settings(max_examples=500, deadline=None)
+@given(chain=st.lists(st.sampled_from(sorted(CODERS)), max_size=4), pieces=st.integers(1, 9), nested=st.integers(0, 1))
+def test_any_chain_of_packing_is_undone(chain: list[str], pieces: int, nested: int) -> None:
+    text = "import socket\nanswer = 42\n"
+    for _ in range(nested + 1):
+        text = f"{IMPORTS}exec({packed(text, *chain, pieces=pieces)})\n"
+    with tempfile.TemporaryDirectory() as name:
+        script = Path(name) / "train_gpt.py"
+        script.write_text(text)
+        sources = read_sources(Path(name), script)
+        assert sources is not None
+        assert sources.obstacles == []
+        assert ast.unparse(list(sources.every())[-1].tree) == "import socket\nanswer = 42"
+
+
+def test_bombs_are_not_unpacked(tmp_path: Path) -> None:
+    for number, coder in enumerate(("zlib", "gzip", "bz2", "lzma", "brotli")):
+        bomb = packed("#" * 50_000_000, coder)
+        found = audit(folder_of(tmp_path / str(number), f"{IMPORTS}exec({bomb})"), None)
+        assert any("too much" in line for row in found.verdicts for line in row.evidence), coder
+
+
+HIDDEN = {
+    "vocab.txt": "w = open('vocab.txt', 'rb').read()",
+    "__pycache__/w.bin": "w = open('__pycache__/w.bin', 'rb').read()",
+    "train2.log": "",
+    ".cache": "",
+    "picture.png": "w = open('picture.png', 'rb').read()",
+    "notes/README": "",
+    "fineweb_1024_bpe.model": "",
+    "lib.so": "",
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_weights_are_counted_wherever_they_hide(name: str, tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "x", PLAIN + HIDDEN[name])
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_bytes(np.random.default_rng(0).bytes(17_000_000))
+    assert verdicts(folder)["size"] == "broken"
+
+
+def test_weights_in_a_literal_or_behind_a_link(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "x", "import weights\n")
+    (folder / "weights.py").write_text("W = " + repr("x" * 17_000_000))
+    assert verdicts(folder)["size"] == "broken"
+    folder = folder_of(tmp_path / "y", PLAIN)
+    (tmp_path / "elsewhere.bin").write_bytes(b"\0" * 8_900_000)
+    (folder / "model.bin").symlink_to(tmp_path / "elsewhere.bin")
+    assert verdicts(folder)["self-contained"] == "broken"
+    folder = folder_of(tmp_path / "z", PLAIN)
+    (folder / "a.bin").write_bytes(b"\0" * 8_000_000)
+    (folder / "b.bin").symlink_to(folder / "a.bin")  # one file, counted once
+    assert verdicts(folder)["size"] == "shown"
+
+
+def test_several_scripts_of_which_one_is_used(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "x", PLAIN)
+    (folder / "prepare_data.py").write_text("import huggingface_hub\n")
+    found = audit(folder, None)
+    assert found.verdict == "unproved"
+    assert found.script == "train_gpt.py"
+    assert any("prepare_data.py" in line for row in found.verdicts if row.rule == "size" for line in row.evidence)
+
+
+def test_a_summary_for_a_pull_request(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "x", "import socket  # <script>|`\n" + PLAIN)
+    ran = cli("audit", folder, "--markdown")
+    assert ran.code == EXITS["broken"]
+    assert ran.out.startswith("**`bytegolf audit`: broken: no network; ")
+    rows = [line for line in ran.out.splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + len(RULES)
+    assert {line.count(" | ") for line in rows[2:]} == {2}
+    honest = cli("audit", folder_of(tmp_path / "y", PLAIN), "--markdown")
+    assert honest.code == EXITS["unproved"]
+    assert "not passed" in honest.out
+
+
+def test_a_packed_copy_of_a_submission_runs_like_the_clear_one(toy: Path, data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "packed"
+    shutil.copytree(toy, folder)
+    (folder / "train_gpt.py").write_text(f"{IMPORTS}exec({packed(SCRIPT, 'lzma', 'b85')})\n")
+    claims = json.loads((folder / "submission.json").read_text())
+    claims["bytes_code"] = (folder / "train_gpt.py").stat().st_size
+    claims["bytes_total"] = claims["bytes_code"] + claims["bytes_model_int8_zlib"]
+    (folder / "submission.json").write_text(json.dumps(claims))
+    found = outcomes(folder, "--data", data)
+    assert {outcome for outcome, _ in found.values()} == {"shown"}, found
 
 
 def test_bad_input(tmp_path: Path, toy: Path) -> None:

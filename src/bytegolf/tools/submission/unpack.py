@@ -153,12 +153,12 @@ class _Reader:
                 self._sources.obstacles.append(f"{one.name} is compiled code, which is not read")
             if path is None or module in self._sources.modules or path.name == self._sources.script.name:
                 continue
+            self._sources.opened.add(path)
             tree = parse(path.read_bytes()) if path.stat().st_size <= MOST_BYTES else None
             if tree is None:
                 self._sources.obstacles.append(f"{path.name} is no Python that can be read")
                 continue
             self._sources.modules[module] = Source(path.relative_to(self._folder).as_posix(), tree)
-            self._sources.opened.add(path)
             self.read(self._sources.modules[module], depth + 1)
         return name in self._sources.modules
 
