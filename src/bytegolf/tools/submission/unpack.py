@@ -455,7 +455,7 @@ class Folder:
         if name == "open":
             path = self.path(first)
             if path is None:
-                raise Unknown(f"{str(first)[:60]!r} is no file of the folder")
+                raise Unknown(f"{Path(str(first)).name[:60]!r} is no file of the folder")
             return path
         if name == "Path" or name in ("abspath", "realpath", "fspath", "dirname", "join"):
             path = Path(*map(str, arguments))
