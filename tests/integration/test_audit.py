@@ -323,6 +323,20 @@ def test_learning_from_what_was_scored_is_no_training_on_it() -> None:
     assert flow(sometimes)["score, then update"] == "not proved"
 
 
+def test_counts_of_validation_tokens_that_are_shipped_are_not_passed() -> None:
+    """No gradient is needed to learn from them."""
+    text = """
+        def train(tokens):
+            counts = np.zeros((260, 260))
+            np.add.at(counts, (tokens[:-1], tokens[1:]), 1)
+            np.save("model.npy", counts)
+
+        train(load("fineweb_{}_*.bin"))
+        """
+    assert flow(text.replace("{}", "val"))["validation unseen"] == "not proved"
+    assert "broken" not in flow(text.replace("{}", "train")).values()
+
+
 def test_what_functions_are_called_does_not_matter() -> None:
     """Methods of one name in several classes, and one class made twice, are told apart."""
     text = """

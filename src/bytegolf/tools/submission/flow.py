@@ -50,7 +50,11 @@ _CALIBRATES = re.compile(r"calib|hessian|fisher|second_moment", re.I)
 _SCORES = re.compile(r"cross_entropy|nll|log_softmax|logsumexp|^log2?$|loss", re.I)
 _FORGETS = frozenset({"len", "isinstance", "print", "range", "str", "repr", "type", "id", "bool", "hasattr", "format"})
 _SHAPES = frozenset({"shape", "dtype", "device", "ndim", "numel", "size", "itemsize", "nbytes", "dim"})
-_COLLECTS = frozenset({"append", "extend", "add", "add_", "copy_", "insert", "update", "put", "setdefault"})
+_KEEPS = frozenset(
+    {"save", "savez", "savez_compressed", "tofile", "dump", "dumps", "write", "write_bytes", "write_text"}
+)
+_ADDS = frozenset({"scatter_", "scatter_add_", "index_add_", "index_put_", "index_copy_", "put_"})
+_COLLECTS = _ADDS | frozenset({"append", "extend", "add", "add_", "copy_", "insert", "update", "put", "setdefault"})
 _WRAPS = frozenset({"compile", "partial", "wraps", "script", "checkpoint", "to", "cuda", "eval", "train", "half",
                     "float", "bfloat16", "requires_grad_", "deepcopy", "iter", "next", "enumerate", "zip", "list",
                     "tuple", "reversed", "sorted", "values", "items"})  # fmt: skip
@@ -71,7 +75,7 @@ class Sink:
     """A place where something is learned from validation tokens."""
 
     kind: str
-    """gradient or calibration"""
+    """gradient, calibration or file"""
     file: str
     line: int
     way: tuple[str, ...]
@@ -503,6 +507,10 @@ class Flow:
             self._sink("calibration", call, "broken", f"{name} is given them")
         if name in _COLLECTS and isinstance(call.func, ast.Attribute):
             self._collect(call.func.value, receiver, union([*given, *named.values()]), call.lineno)
+        if name == "at" and len(call.args) > 1:  # `np.add.at(table, index, 1)`
+            self._collect(call.args[0], given[0], union(given[1:]), call.lineno)
+        if name in _KEEPS and VALIDATION in everything.labels and SCORE not in everything.labels:
+            self._sink("file", call, "unsure", "what is written is made of them")
         if name in _FORGETS or name in _SHAPES:
             return Value(everything.labels - {VALIDATION, SCORE})
         results = [self._apply(ref, call, given, named, everything) for ref in function.refs]

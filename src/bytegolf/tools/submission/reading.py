@@ -56,6 +56,11 @@ MIXES = (ast.BitXor, ast.LShift, ast.Mult, ast.Mod)
 SPACE = "\u2581"
 LEADING = re.compile(r"lead|has_space|space_?lut|starts_?space", re.I)
 
+_TAKEN = {
+    "gradient": "a gradient is taken of them",
+    "calibration": "they are calibrated on",
+    "file": "they are kept",
+}
 _RECURSION = 12_000
 """Calls inside calls, for functions of the script that call each other some forty deep."""
 
@@ -102,7 +107,7 @@ def check_flow(sources: Sources) -> Iterator[Finding]:
     worst = "allowed"
     for sink in sorted(flow.sinks.values(), key=lambda one: one.verdict != "broken"):
         place = f"{names.get(sink.file, sink.file)}:{sink.line}, by way of {' → '.join(sink.way) or 'the script'}"
-        taken = "a gradient is taken of them" if sink.kind == "gradient" else "they are calibrated on"
+        taken = _TAKEN[sink.kind]
         if sink.verdict == "allowed":
             yield Finding(
                 "score, then update", "nothing found", f"it learns from tokens once they are scored ({place})"
