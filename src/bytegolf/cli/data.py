@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter, validators
 
-from bytegolf.cli.common import COUNT, Json, app, finish, screen
+from bytegolf.cli.common import COUNT, Json, answers, app, finish, screen
 
 
 @app.command(sort_key=-1)
+@answers("bytegolf.data.results:FetchResult")
 def fetch(
     *,
     out: Annotated[Path, Parameter(help="The data folder to fill.")],
@@ -48,11 +48,6 @@ def fetch(
     Example: bytegolf fetch --train-shards 1 --out data/fineweb
     Example: bytegolf fetch --variant sp1024,byte260 --export --out data/fineweb
     Example: bytegolf fetch --mirror https://example.org/fineweb --out data/fineweb
-
-    JSON keys: out, source, files, files_fetched, bytes_present, bytes_resumed,
-    bytes_fetched, replaced (paths that were not as published), exported
-    (variants), dry_run, seconds, datasets (by tokenizer: tokenizer, vocab_size,
-    and the counts that `prepare` has).
     """
     from bytegolf.errors import BytegolfError
     from bytegolf.tools.fetch import job as fetching
@@ -81,10 +76,11 @@ def fetch(
     if not dry_run:
         said = f"{result.bytes_fetched:,} bytes fetched" if result.files_fetched else "nothing to fetch"
         console.print(f"{out} is complete: {said}, {result.seconds:.1f} s", soft_wrap=True)
-    finish(json, dataclasses.asdict(result))
+    finish(json, result)
 
 
 @app.command(sort_key=0)
+@answers("bytegolf.data.results:Prepared")
 def prepare(
     *sources: Annotated[
         str,
@@ -122,13 +118,10 @@ def prepare(
     Example: bytegolf prepare books/ a.jsonl --out data/mine --tokenizer sp1024
     Example: bytegolf prepare corpus:chinese --out data/chinese
     Example: bytegolf prepare one.txt --out data/one --cut 20000
-
-    JSON keys: out, split, datasets (by tokenizer: tokenizer, vocab_size,
-    docs_total, docs_train, docs_val, and likewise files_, tokens_, bytes_ and
-    original_bytes_, the last two for train and val).
     """
     from bytegolf.data.manifest import LOCK, MANIFEST, UNFINISHED, data_summary
     from bytegolf.data.prepare import prepare as run
+    from bytegolf.data.results import Prepared
     from bytegolf.files import clear_leftovers, only_one
 
     busy = f"another `bytegolf prepare` or `fetch` is at work in {out}: wait for it, or choose another --out"
@@ -155,4 +148,4 @@ def prepare(
             f"{stats['docs_train']:,} + {stats['docs_val']:,} documents in {out}",
             soft_wrap=True,
         )
-    finish(json, {"out": str(out), "split": manifest["split"], "datasets": summary})
+    finish(json, Prepared(str(out), manifest["split"], summary))

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bytegolf.data.manifest import FETCHING, LOCK, MANIFEST, data_summary, mark_unfinished, read_manifest, unfinished
+from bytegolf.data.results import FetchResult
 from bytegolf.data.specs import parse_tokenizers
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors, make_folder, only_one, write_bytes
@@ -32,30 +33,6 @@ from bytegolf.tools.fetch.published import DOCUMENTS, DOCUMENTS_SIDECAR, File, O
 from bytegolf.tools.fetch.record import Record, check, write_manifest
 
 Tell = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class FetchResult:
-    """What `fetch` has done, or would do."""
-
-    out: str
-    source: str
-    files: int
-    files_fetched: int
-    bytes_present: int
-    """of files that were there and right"""
-    bytes_resumed: int
-    """what earlier attempts had left of the files to fetch"""
-    bytes_fetched: int
-    """files of unknown size are not counted"""
-    replaced: list[str]
-    """paths of files that were there but not what is published"""
-    exported: list[str]
-    """variants that are made from the documents"""
-    dry_run: bool
-    seconds: float
-    datasets: dict[str, dict[str, Any]]
-    """`manifest.data_summary` of the folder"""
 
 
 def run(
