@@ -9,7 +9,7 @@ import pytest
 import torch
 from commands import TinyRun, good, refused
 from conftest import ModelMaker
-from test_bpb import BYTES, random_tokens, stream_of
+from streams import BYTES, random_tokens, stream_of
 from test_sliding import model_of
 
 from bytegolf.errors import BytegolfError

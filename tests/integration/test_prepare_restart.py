@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from corpora import TEXTS, files_of, lines, made_up
+from independent_shards import independent_write
 from numpy.typing import NDArray
-from test_prepare import TEXTS, files_of, independent_write, lines, made_up  # type: ignore[attr-defined]
 
 from bytegolf.data import blocks, json_lines
 from bytegolf.data import prepare as module

@@ -11,7 +11,7 @@ import pytest
 import torch
 from commands import TinyRun, good, refused
 from conftest import TINY, ModelMaker, scatter, tiny_network
-from test_bpb import BYTES, random_tokens, stream_of
+from streams import BYTES, random_tokens, stream_of
 
 from bytegolf.config import (
     ChunkHashConfig,

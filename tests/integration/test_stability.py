@@ -10,7 +10,7 @@ import pytest
 import torch
 from commands import TinyRun, good, refused
 from conftest import ModelMaker
-from test_bpb import BYTES, random_tokens, stream_of
+from streams import BYTES, random_tokens, stream_of
 
 from bytegolf.analyze.results import Flips
 from bytegolf.analyze.stability import Cuts, capacities, flips, read_cuts, room, shifted

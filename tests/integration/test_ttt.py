@@ -13,7 +13,7 @@ import torch
 from commands import TinyRun, good, refused
 from conftest import ModelMaker, shapes_unchecked
 from numpy.typing import NDArray
-from test_bpb import BYTES, stream_of
+from streams import BYTES, stream_of
 
 from bytegolf.config import ModelConfig, SoftConfig, StackConfig, TttConfig
 from bytegolf.errors import BytegolfError

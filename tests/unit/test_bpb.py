@@ -11,13 +11,11 @@ import pytest
 import torch
 from conftest import ModelMaker
 from numpy.typing import NDArray
+from streams import BYTES, random_tokens, stream_of
 from test_tokenizer import made_up_documents
 
 from bytegolf.bpb import Score, bits_per_byte
-from bytegolf.data.dataset_writer import ShardWriter
-from bytegolf.data.shards import TokenStream
 from bytegolf.data.specs import parse_tokenizer
-from bytegolf.data.tokenizer import ByteTokenizer
 from bytegolf.data.train_tokenizer import train_sentencepiece
 from bytegolf.errors import BytegolfError
 from bytegolf.evaluate import score as bpb
@@ -25,22 +23,6 @@ from bytegolf.evaluate.score import score
 from bytegolf.evaluate.windows import Window, windows
 from bytegolf.model.lm import Forward, LanguageModel
 from bytegolf.model.trace import RouterTrace
-
-BYTES = ByteTokenizer()
-
-
-def stream_of(folder: Path, tokens: list[int] | NDArray[np.uint16], vocab_size: int = 260) -> TokenStream:
-    with ShardWriter(folder, "val") as writer:
-        writer.write(np.asarray(tokens, dtype=np.uint16))
-    return TokenStream(writer.paths, vocab_size)
-
-
-def random_tokens(count: int) -> list[int]:
-    """Bytes, with every twelfth token the start of a document."""
-    chance = np.random.default_rng(0)
-    tokens = chance.integers(4, 40, count)
-    tokens[::12] = BYTES.BOS
-    return [int(token) for token in tokens]
 
 
 def uniform(model: LanguageModel) -> LanguageModel:

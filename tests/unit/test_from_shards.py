@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_prepare import files_of, independent_read, independent_write, lines, made_up  # type: ignore[attr-defined]
+from corpora import files_of, lines, made_up
+from independent_shards import independent_read, independent_write
 
 from bytegolf.data import from_shards
 from bytegolf.data.manifest import MANIFEST, read_manifest

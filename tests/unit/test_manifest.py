@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_shards import independent_write
+from independent_shards import independent_write
 
 from bytegolf.data.manifest import (
     MANIFEST,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import random
 import resource
 import signal
 import tracemalloc
@@ -17,7 +16,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_shards import independent_read, independent_write
+from corpora import TEXTS, files_of, lines
+from independent_shards import independent_read, independent_write
 
 from bytegolf.data import blocks, json_lines
 from bytegolf.data.dataset_writer import SIDECAR
@@ -28,21 +28,6 @@ from bytegolf.data.shards import open_split
 from bytegolf.data.split import Split
 from bytegolf.data.tokenizer import load_tokenizer
 from bytegolf.errors import BytegolfError
-
-WORDS = "the of state Union message people 1789 naïve ﬁnal Ⅳ ① 東京 é — “peace” and war".split()  # noqa: SIM905
-
-
-def made_up(count: int, seed: int = 0) -> list[str]:
-    chance = random.Random(seed)
-    return [f"{number}: " + " ".join(chance.choices(WORDS, k=chance.randrange(1, 60))) for number in range(count)]
-
-
-TEXTS = made_up(80)
-
-
-def lines(path: Path, texts: list[str]) -> str:
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    return str(path)
 
 
 @pytest.fixture(scope="module")
@@ -76,10 +61,6 @@ def everything(source: str, specs: str, tmp_path_factory: pytest.TempPathFactory
     out = tmp_path_factory.mktemp("data") / "all"
     prepare([source], out, specs, "first:9", shard_tokens=1000, quiet=True)
     return out
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def split_texts(split: str) -> list[str]:

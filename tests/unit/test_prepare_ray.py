@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_prepare import TEXTS, files_of, lines
+from corpora import TEXTS, files_of, lines
 
 from bytegolf.data import blocks
 from bytegolf.data.prepare import prepare

@@ -2,40 +2,18 @@
 
 from __future__ import annotations
 
-import array
 import errno
 import os
-import struct
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from independent_shards import independent_read, independent_write
 
 from bytegolf.data import shards
 from bytegolf.data.dataset_writer import ShardWriter
 from bytegolf.data.shards import TokenStream, read_shard, shard_paths
 from bytegolf.errors import BytegolfError
-
-
-def independent_read(path: Path) -> list[int]:
-    """Written from the description of the format alone; shares nothing with the package."""
-    data = path.read_bytes()
-    header = struct.unpack("<256i", data[:1024])
-    assert header[:2] == (20240520, 1)
-    assert not any(header[3:])
-    tokens = array.array("H")
-    tokens.frombytes(data[1024:])
-    if sys.byteorder == "big":
-        tokens.byteswap()
-    assert len(tokens) == header[2]
-    return list(tokens)
-
-
-def independent_write(path: Path, tokens: list[int], magic: int = 20240520, version: int = 1) -> Path:
-    header = struct.pack("<256i", magic, version, len(tokens), *([0] * 253))
-    path.write_bytes(header + struct.pack(f"<{len(tokens)}H", *tokens))
-    return path
 
 
 def names_in(folder: Path) -> list[str]:
