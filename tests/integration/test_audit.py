@@ -20,7 +20,7 @@ from toy_submission import SCRIPT, write
 from bytegolf.tools.submission.audit import audit
 from bytegolf.tools.submission.reading import check_text
 from bytegolf.tools.submission.unpack import Source, Sources, read_sources
-from bytegolf.tools.submission.verdict import EXITS, RULES, TEXTUAL
+from bytegolf.tools.submission.verdict import EXITS, RULES, TEXTUAL, Whole
 
 
 def outcomes(folder: Path, *arguments: object) -> dict[str, tuple[str, str]]:
@@ -29,7 +29,7 @@ def outcomes(folder: Path, *arguments: object) -> dict[str, tuple[str, str]]:
     verdicts = {row["rule"]: (row["outcome"], row["evidence"][0]) for row in ran.json["verdicts"]}
     assert list(verdicts) == list(RULES)
     told = {outcome for outcome, _ in verdicts.values()}
-    whole = "broken" if "broken" in told else "unproved" if "not proved" in told else "passed"
+    whole: Whole = "broken" if "broken" in told else "unproved" if "not proved" in told else "passed"
     assert ran.json["verdict"] == whole
     assert ran.code == EXITS[whole], ran.err
     assert ran.json["passed"] is (whole == "passed")

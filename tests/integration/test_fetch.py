@@ -20,13 +20,13 @@ from mirror import DOCUMENTS, REPOSITORY, SHARDS, SIDECAR, Fault, Handler, Serve
 
 from bytegolf.data.manifest import FETCHING, LOCK, MANIFEST, read_manifest
 from bytegolf.data.prepare import prepare
+from bytegolf.data.results import FetchResult
 from bytegolf.data.shards import open_split
 from bytegolf.data.tokenizer import load_tokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.files import only_one
 from bytegolf.tools.fetch import download, export, mirrors, published
 from bytegolf.tools.fetch import job as fetching
-from bytegolf.tools.fetch.job import FetchResult
 from bytegolf.tools.fetch.record import RECORD
 
 TRAIN = [f"{SHARDS}/fineweb_train_{index:06d}.bin" for index in range(5)]
