@@ -44,7 +44,7 @@ class Ternary(Quantizer):
         return data.float() * scale.float().view(-1, *[1] * (data.ndim - 1))
 
 
-@register_quantizer("columns4")
+@register_quantizer("four_bit_columns")
 class Columns(Quantizer):
     """4 bits with a scale per column, for which GPTQ can work."""
 
@@ -83,7 +83,7 @@ def config_of(name: str, **train: float) -> Config:
     return dataclasses.replace(config, export=ExportConfig(quantizer=name, embedding_bits=0))
 
 
-@pytest.mark.parametrize("name", ["ternary_rows", "columns4"])
+@pytest.mark.parametrize("name", ["ternary_rows", "four_bit_columns"])
 def test_every_coder_holds_what_it_makes_and_training_computes_with_it(
     name: str, make_model: ModelMaker, tmp_path: Path
 ) -> None:
@@ -118,9 +118,9 @@ def test_a_run_is_trained_exported_loaded_and_scored(tmp_path: Path) -> None:
 def test_gptq_works_for_one_that_rounds_by_column() -> None:
     rng = torch.Generator().manual_seed(0)
     x = torch.randn(2000, 8, generator=rng) @ torch.randn(8, 32, generator=rng)
-    weight, hessian, by = torch.randn(24, 32, generator=rng), x.mT @ x, quantizer("columns4")
-    plain, scale = by.quantize(weight, Storage("columns4"))
-    codes, solved = solve(weight, hessian, Storage("columns4"))
+    weight, hessian, by = torch.randn(24, 32, generator=rng), x.mT @ x, quantizer("four_bit_columns")
+    plain, scale = by.quantize(weight, Storage("four_bit_columns"))
+    codes, solved = solve(weight, hessian, Storage("four_bit_columns"))
     assert scale is not None
     assert torch.equal(scale, solved)
     better, before = (output_error(by, weight, c, scale, hessian).sum() for c in (codes, plain))
