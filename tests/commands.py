@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import random
 import sys
 import tempfile
@@ -70,7 +71,7 @@ def cli(*arguments: object, stdin: bytes = b"") -> Ran:
     from bytegolf.cli import main
 
     out, err = io.StringIO(), io.StringIO()
-    before = sys.argv, sys.stdin
+    before, plugins = (sys.argv, sys.stdin), os.environ.get("BYTEGOLF_PLUGINS")
     with tempfile.TemporaryFile() as file:
         file.write(stdin)
         file.seek(0)
@@ -80,6 +81,10 @@ def cli(*arguments: object, stdin: bytes = b"") -> Ran:
                 main()
         finally:
             sys.argv, sys.stdin = before
+            if plugins is None:  # --plugin is for the processes that the command starts, not for later tests
+                os.environ.pop("BYTEGOLF_PLUGINS", None)
+            else:
+                os.environ["BYTEGOLF_PLUGINS"] = plugins
     assert isinstance(exit.value.code, int)
     return Ran(exit.value.code, out.getvalue(), err.getvalue())
 

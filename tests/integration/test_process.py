@@ -116,12 +116,18 @@ def test_a_delete_character_in_a_folders_name(tmp_path: Path) -> None:
     assert '"' not in refused("train", "cpu-demo", *small(), "--data", tmp_path / "o\x7f1")
 
 
-def test_plugins_reach_the_processes_that_a_verb_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BYTEGOLF_PLUGINS", "")
+def test_plugins_reach_the_processes_that_a_verb_starts(tmp_path: Path) -> None:
+    """By the environment and by their whole paths: `verify` scores the artifact again in a process of its own."""
     plugin = tmp_path / "noisy.py"
     plugin.write_text("import sys\nsys.stderr.write('imported\\n')\n")
-    monkeypatch.chdir(tmp_path)
-    good("presets", "cpu-gpt", "--plugin", "noisy.py")
-    assert os.environ["BYTEGOLF_PLUGINS"] == str(plugin)
-    done = subprocess.run([*COMMAND, "presets", "cpu-gpt"], capture_output=True, text=True, check=True, cwd="/")
-    assert done.stderr == "imported\n"
+    code = (
+        "import os, subprocess, sys; from bytegolf.cli.run import _without_plugins\n"
+        "print(_without_plugins(['presets', '--plugin', 'noisy.py', 'cpu-gpt']))\n"
+        "subprocess.run([sys.executable, '-m', 'bytegolf', 'presets', 'cpu-gpt'], cwd='/', check=True)\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "BYTEGOLF_PLUGINS"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path, env=environment
+    )
+    assert done.stdout.splitlines()[0] == "['presets', 'cpu-gpt']"
+    assert done.stderr == "imported\nimported\n"
