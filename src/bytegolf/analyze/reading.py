@@ -172,10 +172,9 @@ def read_text(
     seq_len: int,
     where: str = "the text",
     threshold: float = THRESHOLD,
-    see: Callable[[Forward], None] | None = None,
 ) -> Reading:
     """``read`` a text as one document behind a BOS. Raises BytegolfError for an empty one."""
-    return read(model, tokenizer, document(tokenizer, data, where), seq_len, threshold=threshold, see=see)
+    return read(model, tokenizer, document(tokenizer, data, where), seq_len, threshold=threshold)
 
 
 @torch.inference_mode()
@@ -187,12 +186,11 @@ def read(
     progress: Callable[[float], None] | None = None,
     *,
     threshold: float = THRESHOLD,
-    see: Callable[[Forward], None] | None = None,
 ) -> Reading:
     """Read a stream of tokens in windows of ``seq_len`` that do not overlap, as ``eval`` does by default.
 
     The first token is only read; every other is also predicted, from its window. ``progress`` is told the share done.
-    ``threshold`` is the b from which on soft chunking is said to begin a chunk. ``see`` is shown every forward pass.
+    ``threshold`` is the b from which on soft chunking is said to begin a chunk.
     """
     ids = ids.astype(np.int64)
     ahead = np.append(ids[1:], ids[-1:])  # the last one's loss is not used
@@ -208,8 +206,6 @@ def read(
         window = torch.from_numpy(ids[first:last]).to(device).view(len(group), -1)
         targets = ahead[first:last]
         out = model(window)
-        if see:
-            see(out)
         losses = model.losses(out, torch.from_numpy(targets).to(device).view(window.shape)).double().cpu().numpy()
         # position i predicts token i + 1, so these losses belong one place further on; there is none behind the last
         end = min(last + 1, len(ids))

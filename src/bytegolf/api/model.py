@@ -10,7 +10,7 @@ import functools
 import io
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -30,7 +30,7 @@ from bytegolf.bpb import Score
 from bytegolf.config import Config
 from bytegolf.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, Tokenizer
 from bytegolf.errors import BytegolfError
-from bytegolf.evaluate.modes import ScoringMode
+from bytegolf.evaluate.modes import ScoringMode, watched
 from bytegolf.files import disk_errors, write_bytes
 from bytegolf.infer.codec import Codec
 from bytegolf.infer.files import codec_of
@@ -161,9 +161,12 @@ class Model:
         ``-log_probs(text)[i, text[i]]`` summed up is ``score(text).nats``.
         """
         rows: list[Tensor] = []
-        self._read(
-            text, lambda out: rows.append(torch.log_softmax(self.module.cap(out.logits), -1).flatten(0, 1).cpu())
-        )
+
+        def see(out: Forward) -> None:
+            rows.append(torch.log_softmax(self.module.cap(out.logits), -1).flatten(0, 1).cpu())
+
+        with watched(self.module, see):  # what the losses of the text are made of
+            self.read(text)
         found = torch.cat(rows)[:-1].float().numpy()  # the last row is of what comes after the text
         return found[:, ByteTokenizer.OFFSET :] if isinstance(self.tokenizer, ByteTokenizer) else found
 
@@ -206,10 +209,7 @@ class Model:
 
     def read(self, text: Text) -> Reading:
         """All that the model does with ``text``: bits of each byte, and p and boundaries of each level of chunks."""
-        return self._read(text)
-
-    def _read(self, text: Text, see: Callable[[Forward], None] | None = None) -> Reading:
-        return read_text(self.module, self.tokenizer, _bytes(text), self.config.train.seq_len, see=see)
+        return read_text(self.module, self.tokenizer, _bytes(text), self.config.train.seq_len)
 
     def segment(self, text: Text, level: int | None = None, where: str = "the text") -> Segmentation:
         """The chunks of a level (None: the outermost, 0) with their statistics; ``where`` names the text in errors."""

@@ -110,7 +110,8 @@ def train_run(config: Config, out: Path, *, resume: bool = False, quiet: bool = 
             gptq_seconds = trainer.export(run.artifact).gptq_seconds
             _check_reserve(config, progress.seconds, gptq_seconds, reporter)
         world.wait()
-        state, early = trainer.export_state(), trainer.stopped_early
+        # the weights before quantisation are copied once more only where they are to be scored
+        state, early = trainer.export_state() if config.eval.unquantised else {}, trainer.stopped_early
         return conclude(run, data, state, progress, gptq_seconds, early, reporter, world)
 
 
@@ -136,9 +137,9 @@ def conclude(
 ) -> Run:
     """Score the artifact as it lies on the disk, segment the standard text, write summary.json.
 
-    ``data`` is what it was trained on, and ``state`` is what the artifact was made of. The processes of
-    ``world`` share the scores, except those of test-time training; the rest is the leader's, and the others get a
-    ``Run`` without a summary.
+    ``data`` is what it was trained on; ``state`` is what the artifact was made of (needed with ``eval.unquantised``).
+    The processes of ``world`` share the scores, except those of test-time training; the rest is the leader's, and the
+    others get a ``Run`` without a summary.
     """
     settings = run.read_config()
     if settings.eval.ttt.mode != "off":
