@@ -33,7 +33,7 @@ def test_short_names() -> None:
 
 @pytest.mark.parametrize("name", ["", "sp", "sp0", "sp01", "spx", "byte", "SP1024", "sp1024-nfc", "gpt2", "sp1024 "])
 def test_what_is_no_short_name(name: str) -> None:
-    with pytest.raises(BytegolfError, match="is no tokenizer: give byte260, sp1024"):
+    with pytest.raises(BytegolfError, match="is no tokenizer: give byte260, byte256, sp1024"):
         parse_tokenizer(name)
 
 
@@ -94,7 +94,7 @@ def test_several_names_keep_their_order(tmp_path: Path) -> None:
         ({"vocab_size": 260}, "vocab_size is 260: give 261 to 65536"),
         ({"vocab_size": 65537}, "vocab_size is 65537: give 261 to 65536"),
         ({"kind": "wordpiece", "vocab_size": 1024}, "kind is 'wordpiece': give byte or sentencepiece"),
-        ({"kind": "byte", "vocab_size": 256}, "a byte tokenizer has vocab_size 260, not 256"),
+        ({"kind": "byte", "vocab_size": 257}, "a byte tokenizer has vocab_size 260, or 256 for raw bytes, not 257"),
         ({**PUBLIC, "dataset_suffix": "../x"}, "'../x' becomes part of a file name"),
         ({**PUBLIC, "name": "a/b"}, "'a/b' becomes part of a file name"),
         ({**PUBLIC, "model_prefix": ".m"}, "'.m' becomes part of a file name"),

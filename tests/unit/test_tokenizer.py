@@ -15,6 +15,7 @@ from bytegolf.data.specs import parse_tokenizer
 from bytegolf.data.tokenizer import (
     SPACE,
     ByteTokenizer,
+    RawByteTokenizer,
     SentencePieceTokenizer,
     Tokenizer,
     load_tokenizer,
@@ -201,3 +202,17 @@ def test_a_public_download_without_manifest(tmp_path: Path, published_style: Sen
     (tmp_path / "tokenizers" / "fineweb_360_bpe.model").write_bytes(published_style.path.read_bytes())
     assert load_tokenizer("sp360", tmp_path).identity() == published_style.identity()
     assert load_tokenizer("byte260").vocab_size == 260
+
+
+def test_raw_bytes_have_their_special_tokens_where_no_utf8_is() -> None:
+    tokenizer = load_tokenizer("byte256")
+    assert isinstance(tokenizer, RawByteTokenizer)
+    assert (tokenizer.vocab_size, tokenizer.BOS, tokenizer.EOS) == (256, 254, 255)
+    every = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x110000, 97)])).encode()
+    assert tokenizer.encode_bytes(every).tolist() == list(every)
+    assert tokenizer.decode([254, 72, 105, 255]) == b"Hi"
+    assert tokenizer.byte_counts([254, 72, 255], [0, 0, 0]).tolist() == [0, 1, 0]
+    ids, lengths = tokenizer.encode_documents([b"a", b"", b"bc"])
+    assert (ids.tolist(), lengths.tolist()) == ([254, 97, 254, 254, 98, 99], [2, 1, 3])
+    with pytest.raises(BytegolfError, match="byte 1 of the text is 255"):
+        tokenizer.encode_bytes(b"a\xff")

@@ -155,8 +155,8 @@ class Model:
         """Natural logarithms of p(next byte) before each byte of ``text``, fp32: row i is the distribution of byte i.
 
         For a byte-level model A = 256, and column v is the byte v. A row's probabilities sum to 1 less what the model
-        gives to its special tokens (the end of the document above all). For a subword model there is a row per token
-        of ``tokenizer.encode(text)`` and a column per token of its alphabet.
+        gives to its special tokens (the end of the document above all); in byte256 these are columns 254 and 255. For a
+        subword model there is a row per token of ``tokenizer.encode(text)`` and a column per token of its alphabet.
 
         ``-log_probs(text)[i, text[i]]`` summed up is ``score(text).nats``.
         """
@@ -168,7 +168,7 @@ class Model:
         with watched(self.module, see):  # what the losses of the text are made of
             self.read(text)
         found = torch.cat(rows)[:-1].float().numpy()  # the last row is of what comes after the text
-        return found[:, ByteTokenizer.OFFSET :] if isinstance(self.tokenizer, ByteTokenizer) else found
+        return found[:, self.tokenizer.OFFSET :] if isinstance(self.tokenizer, ByteTokenizer) else found
 
     def score(self, text: Text) -> Score:
         """What ``text`` costs: ``.nats`` of loss, ``.tokens``, ``.bytes``, and ``.bpb``, its bits per byte.

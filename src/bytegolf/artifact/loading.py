@@ -12,7 +12,7 @@ import torch
 from bytegolf.artifact.pack import Artifact, read_artifact
 from bytegolf.artifact.run_folder import RunFolder
 from bytegolf.config import Config, NetworkConfig, StackConfig
-from bytegolf.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
+from bytegolf.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, Tokenizer, byte_tokenizer, load_tokenizer
 from bytegolf.device import choose_device, pick_precision
 from bytegolf.errors import BytegolfError
 from bytegolf.model.lm import LanguageModel, outline
@@ -130,7 +130,8 @@ def _find_tokenizer(identity: dict[str, Any], artifact: Path, data: Path | None,
     beside = artifact.parent / "tokenizer.model"
     tokenizer: Tokenizer
     if identity.get("kind") == "byte":
-        tokenizer = ByteTokenizer(name)
+        size = identity.get("vocab_size")
+        tokenizer = byte_tokenizer(size if type(size) is int else 0, name) or ByteTokenizer(name)
     elif beside.exists():
         tokenizer = SentencePieceTokenizer(beside, name)
     elif data is not None:

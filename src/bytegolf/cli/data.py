@@ -93,7 +93,7 @@ def prepare(
     ],
     out: Annotated[Path, Parameter(help="The data folder to write.")],
     tokenizer: Annotated[
-        str, Parameter(help="byte260, sp1024 (or spN) or a SPECS.json; several with commas between.")
+        str, Parameter(help="byte260, byte256, sp1024 (or spN) or a SPECS.json; several with commas between.")
     ] = "byte260",
     val: Annotated[
         str | None,

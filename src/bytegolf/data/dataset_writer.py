@@ -245,8 +245,8 @@ class DatasetWriter:
             f"{path}/fineweb_train_*.bin",
             f"{path}/fineweb_val_*.bin",
             self.tokenizer.vocab_size,
-            Tokenizer.BOS,
-            Tokenizer.EOS,
+            self.tokenizer.BOS,
+            self.tokenizer.EOS,
             stats,
             {name: value for writer in self.writers for name, value in writer.sha256.items()},
         )

@@ -21,7 +21,7 @@ from bytegolf.data.document import Document
 from bytegolf.data.manifest import DATASET_PREFIX, DIGEST, MANIFEST, DatasetEntry, dataset_entry, read_manifest
 from bytegolf.data.shards import TOKEN_BYTES, TokenStream, read_shard, shard_paths
 from bytegolf.data.sources import Source
-from bytegolf.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
+from bytegolf.data.tokenizer import SentencePieceTokenizer, Tokenizer, load_tokenizer
 from bytegolf.errors import BytegolfError
 
 PREFIX = "shards:"
@@ -93,11 +93,11 @@ def open_shards(folder: Path) -> Source:
                 f"{folder} holds {len(stream):,} of the {stats[f'tokens_{split}']:,} tokens of its {split} split, so "
                 "its last document may be cut off: get all of its shards"
             )
-        if len(stream) and stream.slice(0, 1)[0] != Tokenizer.BOS:
+        if len(stream) and stream.slice(0, 1)[0] != tokenizer.BOS:
             raise BytegolfError(f"the {split} shards in {folder} do not begin with a BOS: they are not of documents")
     held = streams["val"]
     pieces = (held.slice(at, min(at + _LOOK, len(held))) for at in range(0, len(held), _LOOK))
-    validation = sum(int((piece == Tokenizer.BOS).sum()) for piece in pieces)
+    validation = sum(int((piece == tokenizer.BOS).sum()) for piece in pieces)
 
     def blocks() -> Iterator[TokenRange]:
         for split, stream in streams.items():
@@ -130,7 +130,7 @@ def _ranges(found: Decoder, stream: TokenStream, where: str) -> Iterator[TokenRa
         stop = min(start + BLOCK_TOKENS, len(stream))
         while stop < len(stream):
             look = stream.slice(stop, min(stop + _LOOK, len(stream)))
-            begins = np.flatnonzero(look == Tokenizer.BOS)
+            begins = np.flatnonzero(look == found.bos)
             stop += int(begins[0]) if len(begins) else len(look)
             if len(begins):
                 break
@@ -155,6 +155,7 @@ class Decoder:
     """(vocab_size,) each: where in ``pieces`` an id's are"""
     prefix: bool
     """whether each document got a space in front that was not in its text"""
+    bos: int = Tokenizer.BOS
 
     def documents(self, ids: NDArray[np.uint16], where: str) -> Iterator[str]:
         """The texts of a stream of whole documents, each behind its BOS; ``where`` it is, for errors.
@@ -166,7 +167,7 @@ class Decoder:
                 f"{where} hold the token {ids.max()}, but {self.name} has {len(self.lengths)}: they were made with "
                 "another tokenizer; prepare from the documents"
             )
-        begins = ids == Tokenizer.BOS
+        begins = ids == self.bos
         lost = (self.lengths[ids] == 0) & ~begins
         if lost.any():
             raise BytegolfError(
@@ -206,10 +207,10 @@ def decoder(tokenizer: Tokenizer) -> Decoder:
         pieces = [b" " * space + piece for space, piece in zip(spaces, tokenizer.piece_bytes, strict=True)]
     else:
         prefix = False
-        pieces = [b""] * ByteTokenizer.OFFSET + [bytes([value]) for value in range(256)]
+        pieces = [tokenizer.decode([token]) for token in range(tokenizer.vocab_size)]
     lengths = np.array([len(piece) for piece in pieces], dtype=np.int64)
     joined = np.frombuffer(b"".join(pieces), dtype=np.uint8)
-    return Decoder(tokenizer.name, joined, np.cumsum(lengths) - lengths, lengths, prefix)
+    return Decoder(tokenizer.name, joined, np.cumsum(lengths) - lengths, lengths, prefix, tokenizer.BOS)
 
 
 def _undone(tokenizer: SentencePieceTokenizer) -> bool:

@@ -1,7 +1,7 @@
 """Which tokenizers to prepare data for: short names, or a file of specs as the public exporter reads it.
 
 ``{"tokenizers": [{"name": "sp_bpe_1024", "dataset_suffix": "sp1024", "vocab_size": 1024}]}``; a byte
-tokenizer is ``"kind": "byte"`` or ``"dataset_suffix": "byte260"``. The short names are ``byte260`` and
+tokenizer is ``"kind": "byte"`` or ``"dataset_suffix": "byte260"``. The short names are ``byte260``, ``byte256`` and
 ``sp<vocabulary size>``.
 """
 
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bytegolf.data.tokenizer import TokenizerKind
+from bytegolf.data.tokenizer import BYTE_TOKENIZERS, TokenizerKind, byte_tokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors, read_json
 
@@ -75,14 +75,14 @@ class TokenizerSpec:
 
 
 def parse_tokenizer(name: str) -> TokenizerSpec:
-    """The spec of a short name: ``byte260`` or ``sp1024``, with a ``-identity`` if nothing is to be normalised."""
-    if name == "byte260":
-        return _parse({"name": "pure_byte_260", "kind": "byte", "dataset_suffix": name}, name)
+    """The spec of a short name: ``byte260``, ``byte256`` or ``sp1024``, with ``-identity`` if nothing is normalised."""
+    if size := BYTE_TOKENIZERS.get(name):
+        return _parse({"kind": "byte", "dataset_suffix": name, "vocab_size": size}, name)
     match = re.fullmatch(r"sp([1-9][0-9]*)(-identity)?", name)
     if match is None:
         raise BytegolfError(
-            f"{name!r} is no tokenizer: give byte260, sp1024 (or another vocabulary size), sp1024-identity, "
-            "or a .json file of specs"
+            f"{name!r} is no tokenizer: give byte260, byte256, sp1024 (or another vocabulary size), "
+            "sp1024-identity, or a .json file of specs"
         )
     size, tail = int(match[1]), match[2] or ""
     raw = {
@@ -155,17 +155,17 @@ def _parse(raw: Any, where: str) -> TokenizerSpec:
             raise BytegolfError(f"{where}: {key} is {value!r}: give a value of type {_TYPES[key].__name__}")
     named = raw.get("kind")
     if named is None:
-        named = "byte" if raw.get("dataset_suffix") == "byte260" else "sentencepiece"
+        named = "byte" if raw.get("dataset_suffix") in BYTE_TOKENIZERS else "sentencepiece"
     if named not in _KINDS:
         raise BytegolfError(f"{where}: kind is {named!r}: give byte or sentencepiece")
     kind = _KINDS[named]
     if kind == "sentencepiece" and raw.get("vocab_size") is None:
         raise BytegolfError(f"{where}: vocab_size is missing: say how many pieces the tokenizer has")
-    if kind == "byte" and raw.get("vocab_size", 260) != 260:
-        raise BytegolfError(f"{where}: a byte tokenizer has vocab_size 260, not {raw['vocab_size']}")
-    size = 260 if kind == "byte" else int(raw["vocab_size"])
-    suffix = raw.get("dataset_suffix") or ("byte260" if kind == "byte" else f"sp{size}")
-    name = raw.get("name") or ("pure_byte_260" if kind == "byte" else f"sp_bpe_{size}")
+    size = int(raw.get("vocab_size") or BYTE_TOKENIZERS.get(raw.get("dataset_suffix", ""), 260))
+    if kind == "byte" and byte_tokenizer(size) is None:
+        raise BytegolfError(f"{where}: a byte tokenizer has vocab_size 260, or 256 for raw bytes, not {size}")
+    suffix = raw.get("dataset_suffix") or (f"byte{size}" if kind == "byte" else f"sp{size}")
+    name = raw.get("name") or (f"pure_byte_{size}" if kind == "byte" else f"sp_bpe_{size}")
     prefix = raw.get("model_prefix") or f"fineweb_{size}_bpe"
     for value in (suffix, name, prefix):
         if not _SAFE_NAME.fullmatch(value):

@@ -112,16 +112,20 @@ class ByteTokenizer(Tokenizer):
 
     OFFSET: ClassVar[int] = 4
 
-    def __init__(self, name: str = "byte260") -> None:
-        self.name = name
-        self.kind = "byte"
+    def __init__(self, name: str = "") -> None:
         self.vocab_size = 256 + self.OFFSET
+        self.name = name or f"byte{self.vocab_size}"
+        self.kind = "byte"
 
     def encode(self, text: str) -> NDArray[np.uint16]:
         return self.encode_bytes(text.encode("utf-8"))
 
     def encode_bytes(self, data: bytes) -> NDArray[np.uint16]:
         """The tokens of any bytes, UTF-8 or not: uint16 of shape (len(data),)."""
+        return self.values(data)
+
+    def values(self, data: bytes) -> NDArray[np.uint16]:
+        """The token of each byte's value, whatever else that token means."""
         tokens = np.frombuffer(data, dtype=np.uint8).astype(np.uint16)
         tokens += self.OFFSET  # in place: six times as fast as an addition that converts
         return tokens
@@ -129,7 +133,7 @@ class ByteTokenizer(Tokenizer):
     def encode_documents(self, documents: Sequence[bytes]) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
         # one pass over all of them: a zero byte keeps the place of each BOS
         lengths = np.array([1 + len(document) for document in documents], dtype=np.int64)
-        tokens = self.encode_bytes(b"\0".join([b"", *documents]))
+        tokens = self.values(b"\0".join([b"", *documents]))
         tokens[np.cumsum(lengths) - lengths] = self.BOS
         return tokens, lengths
 
@@ -139,6 +143,45 @@ class ByteTokenizer(Tokenizer):
 
     def byte_counts(self, targets: ArrayLike, previous: ArrayLike) -> NDArray[np.int64]:
         return (self._ids(targets) >= self.OFFSET).astype(np.int64)
+
+
+class RawByteTokenizer(ByteTokenizer):
+    """byte256: byte v as token v; 254 and 255, which no UTF-8 has, are BOS and EOS (S4, arXiv 2507.07955).
+
+    >>> RawByteTokenizer().encode("Hi").tolist()
+    [72, 105]
+    """
+
+    OFFSET: ClassVar[int] = 0
+    BOS: ClassVar[int] = 254
+    EOS: ClassVar[int] = 255
+
+    def encode_bytes(self, data: bytes) -> NDArray[np.uint16]:
+        """The tokens of bytes that are no 254 or 255. Raises BytegolfError for these, which UTF-8 does not have."""
+        tokens = self.values(data)
+        if tokens.size and tokens.max() >= self.BOS:
+            raise BytegolfError(
+                f"byte {int(np.argmax(tokens >= self.BOS))} of the text is {tokens.max()}, which means the start or "
+                f"end of a document in {self.name}: give text in UTF-8"
+            )
+        return tokens
+
+    def decode(self, ids: ArrayLike, previous: int = Tokenizer.BOS) -> bytes:
+        array = self._ids(ids).reshape(-1)
+        return array[array < self.BOS].astype(np.uint8).tobytes()
+
+    def byte_counts(self, targets: ArrayLike, previous: ArrayLike) -> NDArray[np.int64]:
+        return (self._ids(targets) < self.BOS).astype(np.int64)
+
+
+def byte_tokenizer(vocab_size: int, name: str = "") -> ByteTokenizer | None:
+    """The tokenizer over bytes of that many ids; None if there is none."""
+    kinds = {256: RawByteTokenizer, 256 + ByteTokenizer.OFFSET: ByteTokenizer}
+    return kinds[vocab_size](name) if vocab_size in kinds else None
+
+
+BYTE_TOKENIZERS = {f"byte{size}": size for size in (256 + ByteTokenizer.OFFSET, 256)}
+"""The names of the tokenizers over bytes, which need no file, and how many ids they have."""
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -231,12 +274,12 @@ class SentencePieceTokenizer(Tokenizer):
 
 
 def load_tokenizer(name: str, folder: str | Path | None = None) -> Tokenizer:
-    """The tokenizer called ``name``: byte260, or that of the data set or manifest entry of that name in ``folder``.
+    """The tokenizer called ``name``: byte260, byte256, or that of a data set or manifest entry in ``folder``.
 
     A folder without a manifest may hold ``tokenizers/fineweb_<vocab>_bpe.model``, as the public downloads do.
     """
-    if name == "byte260":
-        return ByteTokenizer()
+    if own := byte_tokenizer(BYTE_TOKENIZERS.get(name, 0)):
+        return own
     if folder is None:
         raise BytegolfError(f"the tokenizer {name!r} comes with its data: name the data folder too")
     folder = Path(folder)
@@ -244,7 +287,7 @@ def load_tokenizer(name: str, folder: str | Path | None = None) -> Tokenizer:
     if entry is None:
         return SentencePieceTokenizer(_find_model(folder, name), name)
     if entry.kind in ("byte", "pure_byte"):
-        return ByteTokenizer(name)
+        return byte_tokenizer(entry.vocab_size or 0, name) or ByteTokenizer(name)
     if entry.model_path is None:
         raise BytegolfError(
             f"the manifest of {folder} gives {name!r} the kind {entry.kind!r} and no model_path: "

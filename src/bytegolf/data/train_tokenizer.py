@@ -11,7 +11,7 @@ from typing import Any
 from bytegolf.data.sources import Source
 from bytegolf.data.specs import TokenizerSpec
 from bytegolf.data.split import Split
-from bytegolf.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, Tokenizer
+from bytegolf.data.tokenizer import SentencePieceTokenizer, Tokenizer, byte_tokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.files import make_folder, sha256, write_bytes, write_json
 from bytegolf.progress import ProgressBar
@@ -50,11 +50,13 @@ def make_tokenizer(
     ``trained`` is the hash of the model that the same `prepare`, interrupted since, has left there.
     """
     folder = make_folder(out / "tokenizers")
-    if spec.kind == "byte":
-        tokenizer = ByteTokenizer(spec.suffix)
-        layout = {"pad_id": 0, "bos_id": 1, "eos_id": 2, "unk_id": 3, "byte_offset": ByteTokenizer.OFFSET}
-        write_json(folder / f"fineweb_{spec.name}.json", {"tokenizer_type": "pure_byte", "vocab_size": 260, **layout})
-        return tokenizer
+    if bytewise := byte_tokenizer(spec.vocab_size, spec.suffix) if spec.kind == "byte" else None:
+        specials = {"bos_id": bytewise.BOS, "eos_id": bytewise.EOS}
+        if bytewise.OFFSET:
+            specials = {"pad_id": bytewise.PAD, **specials, "unk_id": bytewise.UNK}
+        layout = {"vocab_size": bytewise.vocab_size, **specials, "byte_offset": bytewise.OFFSET}
+        write_json(folder / f"fineweb_{spec.name}.json", {"tokenizer_type": "pure_byte", **layout})
+        return bytewise
     prefix = folder / spec.model_prefix
     if spec.reuse_model_path is not None:
         reused = SentencePieceTokenizer(spec.reuse_model_path, spec.suffix)

@@ -27,7 +27,7 @@ import torch
 from jaxtyping import Bool, Int, UInt16
 from torch import Tensor
 
-from bytegolf.data.tokenizer import ByteTokenizer
+from bytegolf.data.tokenizer import ByteTokenizer, byte_tokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.infer.format import BLOCK, Block, End, Header, Readable, Writable, damaged, read_part, read_up_to
 from bytegolf.infer.frequencies import Coder, Decoder, Encoder, Mixture, probabilities
@@ -139,8 +139,6 @@ def state_bytes(model: LanguageModel, window: int) -> int:
 SEAMS = 16
 """Streams of a block whose beginning is compared with going on."""
 
-_BYTES = ByteTokenizer()
-
 Progress = Callable[[int], None]
 
 
@@ -169,10 +167,7 @@ class Codec:
     window: int
 
     def __post_init__(self) -> None:
-        if self.model.config.vocab_size != _BYTES.vocab_size:
-            raise BytegolfError(
-                "only a model over bytes can compress any bytes: choose an artifact whose tokenizer is byte260"
-            )
+        _bytewise(self.model)
 
     def compress(
         self,
@@ -207,10 +202,10 @@ class Codec:
         return max(1, min(wanted, size)) if wanted else streams_for(self.model, mode, size)
 
     def _encode(self, block: bytes, mode: Mode, streams: int, report: Report, progress: Progress | None) -> Block:
-        tokens, lengths = _cut(len(block), streams)
-        tokens[_places(tokens, lengths)] = _BYTES.encode_bytes(block)
+        tokens, lengths = _cut(len(block), streams, _bytewise(self.model).BOS)
+        tokens[_places(tokens, lengths)] = _bytewise(self.model).values(block)
         coder = Encoder()
-        code_streams(self.model, tokens, lengths, mode, coder, _BYTES.OFFSET, progress)
+        code_streams(self.model, tokens, lengths, mode, coder, _bytewise(self.model).OFFSET, progress)
         payload = coder.payload()
         if len(payload) >= len(block):
             report.stored_blocks += 1
@@ -260,17 +255,31 @@ class Codec:
         return size
 
     def _decode(self, part: Block, mode: Mode, progress: Progress | None) -> bytes:
-        tokens, lengths = _cut(part.size, part.streams)
-        code_streams(self.model, tokens, lengths, mode, Decoder(part.payload), _BYTES.OFFSET, progress)
-        return _BYTES.decode(tokens[_places(tokens, lengths)])
+        tokens, lengths = _cut(part.size, part.streams, _bytewise(self.model).BOS)
+        code_streams(self.model, tokens, lengths, mode, Decoder(part.payload), _bytewise(self.model).OFFSET, progress)
+        found = tokens[_places(tokens, lengths)] - _bytewise(self.model).OFFSET
+        return bytes(found.astype(np.uint8))
 
 
-def _cut(size: int, streams: int) -> tuple[UInt16[np.ndarray, "S L"], Int[np.ndarray, " S"]]:
+def _bytewise(model: LanguageModel) -> ByteTokenizer:
+    """The tokenizer. Every byte is coded as the token of its value, also one that means something else in text.
+
+    Raises BytegolfError for a model that is not over bytes.
+    """
+    bytewise = byte_tokenizer(model.config.vocab_size)
+    if bytewise is None:
+        raise BytegolfError(
+            "only a model over bytes can compress any bytes: choose an artifact whose tokenizer is byte260 or byte256"
+        )
+    return bytewise
+
+
+def _cut(size: int, streams: int, bos: int) -> tuple[UInt16[np.ndarray, "S L"], Int[np.ndarray, " S"]]:
     """Room for ``size`` bytes in ``streams``, each behind a BOS, and the length of each; the first are the longer."""
     lengths = np.full(streams, 1 + size // streams)
     lengths[: size % streams] += 1
     tokens = np.zeros((streams, int(lengths[0])), np.uint16)
-    tokens[:, 0] = _BYTES.BOS
+    tokens[:, 0] = bos
     return tokens, lengths
 
 
@@ -302,7 +311,8 @@ def seam_bits(
 
 def _bits(model: LanguageModel, past: UInt16[np.ndarray, " P"], text: UInt16[np.ndarray, " N"]) -> float:
     """The bits of ``text`` behind ``past`` in one forward pass, over the alphabet of bytes."""
+    offset = _bytewise(model).OFFSET
     ids = torch.from_numpy(np.concatenate((past, text)).astype(np.int64)).unsqueeze(0)
     logits = model.cap(model(ids[:, :-1].to(model.embedding.weight.device)).logits)[0, len(past) - 1 :]
-    found = torch.log_softmax(logits[:, _BYTES.OFFSET :].double(), -1).cpu()
-    return -float(found.gather(1, ids[0, len(past) :, None] - _BYTES.OFFSET).sum()) / math.log(2)
+    found = torch.log_softmax(logits[:, offset:].double(), -1).cpu()
+    return -float(found.gather(1, ids[0, len(past) :, None] - offset).sum()) / math.log(2)

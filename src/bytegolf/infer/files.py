@@ -19,7 +19,7 @@ import torch
 
 from bytegolf.artifact.loading import LoadedModel, in_fp32, load_model
 from bytegolf.data.shards import open_split
-from bytegolf.data.tokenizer import ByteTokenizer
+from bytegolf.data.tokenizer import BYTE_TOKENIZERS, ByteTokenizer, load_tokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors, write_atomically
 from bytegolf.infer import compressors
@@ -42,7 +42,7 @@ def codec_of(loaded: LoadedModel) -> Codec:
     if artifact.tokenizer.get("kind") != "byte":
         raise BytegolfError(
             f"{loaded.path} reads {artifact.tokenizer.get('name')} tokens, whose tokenizer normalises text, so that "
-            "bytes would not come back as they were: choose an artifact with the tokenizer byte260"
+            "bytes would not come back as they were: choose an artifact with the tokenizer byte260 or byte256"
         )
     chosen = in_fp32(loaded, torch.device("cpu"))
     return Codec(chosen.model, bytes.fromhex(artifact.sha256), chosen.config.train.seq_len)
@@ -140,8 +140,9 @@ def bench(
 
 
 def split_text(data: Path, split: str) -> bytes:
-    """The bytes of a split's documents, one behind the other, from its byte260 shards."""
-    tokenizer = ByteTokenizer()
+    """The bytes of a split's documents, one behind the other, from its shards of bytes."""
+    there = (name for name in BYTE_TOKENIZERS if (data / "datasets" / f"fineweb10B_{name}").is_dir())
+    tokenizer = load_tokenizer(next(there, ByteTokenizer().name))
     stream = open_split(data, tokenizer.name, split, tokenizer.vocab_size)
     return tokenizer.decode(stream.slice(0, len(stream)))
 

@@ -10,7 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from bytegolf.config import RouterConfig
-from bytegolf.data.tokenizer import WHITESPACE, ByteTokenizer, SentencePieceTokenizer, Tokenizer
+from bytegolf.data.tokenizer import WHITESPACE, SentencePieceTokenizer, Tokenizer, byte_tokenizer
 from bytegolf.model.routers.base import Marks, Material, Tokens
 from bytegolf.model.routers.rule import FixedRouter
 from bytegolf.model.storage import declare
@@ -33,8 +33,8 @@ class WhitespaceRouter(FixedRouter):
         self.classes: Tensor
         self.register_buffer("classes", torch.zeros(vocab_size))
         declare(self, "rule", "classes")
-        if vocab_size == 256 + ByteTokenizer.OFFSET:
-            self._classify(ByteTokenizer())
+        if bytewise := byte_tokenizer(vocab_size):
+            self._classify(bytewise)
 
     def prepare(self, material: Material) -> None:
         self._classify(material.tokenizer)
