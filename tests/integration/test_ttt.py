@@ -23,6 +23,7 @@ from bytegolf.evaluate.ttt import Pace, score_adapting
 from bytegolf.evaluate.windows import Window
 from bytegolf.model.embed import BOS
 from bytegolf.model.lm import LanguageModel
+from bytegolf.model.lora import adaptable_maps
 
 SEQ_LEN = 32
 LENGTHS = (70, 5, 64, 21)
@@ -266,14 +267,14 @@ def test_it_learns(soft: bool, mode: Any, matrices: Any, make_model: ModelMaker,
 
 def test_a_router_does_not_learn_and_says_so_where_nothing_is_left(make_model: ModelMaker) -> None:
     model = make_model("tables")
-    names = ttt.adapted(model, "all")
+    names = adaptable_maps(model, "all")
     assert {"ngrams.proj", "network.residual", "network.main.blocks.0.mixer.qkv"} <= names.keys()
     assert not any("router" in name for name in names)
-    assert {name.split(".")[-2] for name in ttt.adapted(model, "mlp")} == {"mlp"}
+    assert {name.split(".")[-2] for name in adaptable_maps(model, "mlp")} == {"mlp"}
     soft = LanguageModel(ModelConfig(StackConfig(1, 8, 2, 1), soft=SoftConfig(layers=1)))
-    assert {name for name in ttt.adapted(soft, "all") if "soft" in name} == {"soft.layers.0.chunk_mixer"}
+    assert {name for name in adaptable_maps(soft, "all") if "soft" in name} == {"soft.layers.0.chunk_mixer"}
     with pytest.raises(BytegolfError, match="no maps of the kind mlp"):
-        ttt.adapted(LanguageModel(ModelConfig(StackConfig(0, 8, 2, 1))), "mlp")
+        adaptable_maps(LanguageModel(ModelConfig(StackConfig(0, 8, 2, 1))), "mlp")
 
 
 @pytest.mark.parametrize(("stride", "chunk"), [(32, 32), (8, 32), (5, 40), (32, 70), (12, 12), (1, 3), (7, 100)])

@@ -45,6 +45,17 @@ def test_decay_steps_under_a_step_budget() -> None:
     assert [learning_rate(config, step, 9.0) for step in (4, 5, 6, 9)] == pytest.approx([1, 1, 0.8, 0.2])
 
 
+def test_the_square_root_s_shape_and_a_warm_up_in_shares() -> None:
+    """S4: 1 − √x of the decay's share x that is over; warm-up over the first fifth."""
+    config = settings(max_steps=20, decay_fraction=0.2, decay_shape="sqrt", lr_warmup_fraction=0.2)
+    rates = [learning_rate(config, step, 0.0) for step in range(21)]
+    assert rates[:5] == pytest.approx([1e-3, 0.25, 0.5, 0.75, 1])
+    assert rates[5:17] == pytest.approx([1] * 12)
+    assert rates[17:] == pytest.approx([0.5, 1 - 0.5**0.5, 1 - 0.75**0.5, 0])
+    timed = settings(max_seconds=100.0, decay_fraction=0.2, decay_shape="sqrt", lr_warmup_fraction=0.1)
+    assert [learning_rate(timed, 3, at) for at in (0.0, 5.0, 50.0, 85.0)] == pytest.approx([1e-3, 0.5, 1, 0.5])
+
+
 def test_no_decay() -> None:
     config = settings(max_steps=10, decay_fraction=0.0)
     assert {learning_rate(config, step, 0.0) for step in range(10)} == {1.0}

@@ -29,7 +29,7 @@ from bytegolf.registry import load_plugins
 from bytegolf.results import to_json
 from bytegolf.training.loop import Trainer
 from bytegolf.training.metrics_file import read_metrics
-from bytegolf.training.setup import TrainingData, initial_model
+from bytegolf.training.setup import TrainingData, initial_model, resolve_init
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +64,7 @@ def train(
     data: str | os.PathLike[str] | None = None,
     out: str | os.PathLike[str] | None = None,
     *,
+    init: str | os.PathLike[str] | None = None,
     overrides: Sequence[str] = (),
     plugins: Iterable[str | os.PathLike[str]] = (),
     resume: bool = False,
@@ -75,6 +76,7 @@ def train(
         config: a preset's name (``cpu-demo``), a TOML file, or a ``Config``.
         data: a folder made by ``bytegolf.prepare`` or `bytegolf prepare`; by default the configuration's.
         out: the run's folder; by default ``runs/<name>``.
+        init: start from the weights of this run, artifact or imported model, whose model and tokenizer are taken over.
         overrides: changes of the configuration, as ``"train.max_seconds=60"``.
         plugins: Python files or modules that register routers, mixers or quantisers of your own; they are imported.
         resume: go on with the run in ``out`` if there is one.
@@ -87,12 +89,15 @@ def train(
     """
     load_plugins(os.fspath(each) for each in plugins)
     changes: list[str | dict[str, Any]] = [*overrides]
+    if init is not None:
+        changes.append({"train.init": os.fspath(init)})
     if data is not None:
         path = os.fspath(data)
         if not path.isprintable() and any("\ud800" <= char <= "\udfff" for char in path):
             raise BytegolfError(f"the name of the data folder {path} is not UTF-8, as config.toml must be: rename it")
         changes.append({"data.path": path})
     settings = config.with_(*changes) if isinstance(config, Config) else Config.load(os.fspath(config), changes)
+    settings = resolve_init(settings, changes)
     return train_run(settings, Path(out) if out else Path("runs") / settings.name, resume=resume, quiet=quiet)
 
 

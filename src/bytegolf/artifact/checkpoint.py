@@ -21,6 +21,7 @@ from torch import Tensor
 from bytegolf.config import from_dict
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors, make_folder, parse_json, read_json, read_json_object, write_bytes, write_json
+from bytegolf.model.merging import merged
 
 _NAME = re.compile(r"step_(\d{8,})")
 _PARTS = ("model", "optimizer", "averaged")
@@ -37,14 +38,15 @@ class Checkpoint:
     progress: dict[str, Any]
     """step, seconds and tokens so far, the last validation, ..."""
     model: dict[str, Tensor]
+    """its weights, and beside them trained adapters where there are some"""
     optimizer: dict[str, Tensor]
     averaged: dict[str, Tensor]
     """the averaged weights; empty without averaging"""
 
     @property
     def exported(self) -> dict[str, Tensor]:
-        """The weights that an artifact is made of: the averaged ones, where there are some."""
-        return {name: self.averaged.get(name, tensor) for name, tensor in self.model.items()}
+        """The weights that an artifact is made of: the averaged ones, where there are some, with adapters merged."""
+        return merged({name: self.averaged.get(name, tensor) for name, tensor in self.model.items()})
 
 
 def path_of(folder: Path, step: int) -> Path:

@@ -19,6 +19,9 @@ def train(
     *overrides: Annotated[str, Parameter(help="Changes, as section.key=value.")],
     data: Annotated[Path | None, Parameter(help="Folder made by `bytegolf prepare`: sets data.path.")] = None,
     out: Annotated[Path | None, Parameter(help="The run's folder; by default runs/<name>.")] = None,
+    init: Annotated[
+        str | None, Parameter(help="Start from the weights of this run, artifact or imported model: sets train.init.")
+    ] = None,
     resume: Annotated[
         bool, Parameter(help="Go on with the run in that folder, if there is one.", show_default=False)
     ] = False,
@@ -28,12 +31,16 @@ def train(
 
     Ctrl-C stops cleanly: what was trained so far is still exported and scored.
 
+    With --init the model and its tokenizer are those of that file, and the preset
+    says how it is trained; train.adapters=8 trains low-rank adapters only.
+
     Example: bytegolf train cpu-demo train.max_seconds=60 --out runs/quick
+    Example: bytegolf train cpu-demo --init runs/quick --data data/mine --out runs/tuned
     """
     from bytegolf.api.run import train
     from bytegolf.cli import show
 
-    run = train(preset, data, out, overrides=overrides, resume=resume)
+    run = train(preset, data, out, init=init, overrides=overrides, resume=resume)
     if run.summary:
         show.outcome(screen(), run, run.summary)
         finish(json, run.summary)

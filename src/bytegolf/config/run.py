@@ -46,8 +46,10 @@ class TrainConfig(Ranged):
     )
     warmup_steps: int = doc("steps run and undone before the clock starts, so that the first are not slow", 2, least=0)
     lr_warmup_steps: int = doc("steps over which the learning rate rises linearly from 0", 0, least=0)
-    decay_fraction: float = doc(
-        "last part of the budget over which the learning rate falls linearly to 0", 0.4, least=0, most=1
+    lr_warmup_fraction: float = doc("the same as a share of the budget; the longer one counts", 0.0, least=0, most=1)
+    decay_fraction: float = doc("last part of the budget over which the learning rate falls to 0", 0.4, least=0, most=1)
+    decay_shape: Literal["linear", "sqrt"] = doc(
+        "linear; or sqrt = as 1 − √(share of the decay that is over), fast at first (S4)", "linear"
     )
     decay_steps: int = doc("the same in steps (timed, under a wall-clock budget), used if > 0", 0, least=0)
     qat_from: float = doc(
@@ -62,6 +64,22 @@ class TrainConfig(Ranged):
     )
     compile: Literal["auto", "on", "off"] = doc(
         "torch.compile for stacks of constant length, a minute or so before the first step; auto = on GPUs", "auto"
+    )
+    recompute: bool = doc(
+        "keep no activations within a block for the backward pass, which computes them again: slower, far less memory",
+        False,
+    )
+    init: str = doc(
+        "the run, artifact or imported model whose weights training starts from; its model and tokenizer are taken "
+        "over; empty = random weights",
+        "",
+    )
+    init_sha256: str = doc("the hash of that artifact: it is written when its model is taken over", "")
+    adapters: int = doc(
+        "rank of low-rank adapters (LoRA) that are trained in place of all weights, and are merged into them when "
+        "exported; 0 = train the weights",
+        0,
+        least=0,
     )
     grad_clip: float = doc("limit on the global gradient norm; 0 = none", 0.0, least=0)
     ema_decay: float = doc(
@@ -87,12 +105,19 @@ class TrainConfig(Ranged):
                 f"qat_from is {self.qat_from}, a share of the learning rate's decay, but it never decays: set "
                 "decay_fraction or decay_steps above 0, or qat_from to 0"
             )
+        if self.qat_from and self.adapters:
+            raise BytegolfError("adapters are not trained with quantised weights: set qat_from or adapters to 0")
 
 
 @dataclass(frozen=True)
 class OptimConfig(Ranged):
-    """Muon on matrices, Adam on the embedding and on vectors and scalars (S0)."""
+    """Muon on matrices, Adam on the embedding and on vectors and scalars (S0); or AdamW on all of them (S4)."""
 
+    algorithm: Literal["muon", "adamw"] = doc(
+        "muon = Muon on matrices and Adam on the rest, each at its own rate (S0); adamw = AdamW on all but the n-gram "
+        "tables, at adamw_lr (S4)",
+        "muon",
+    )
     muon_lr: float = doc("learning rate of Muon", 0.04, least=0)
     muon_momentum: float = doc("final momentum of Muon (Nesterov)", 0.95, least=0, below=1)
     muon_momentum_start: float = doc("its value at step 0", 0.85, least=0, below=1)
@@ -109,6 +134,19 @@ class OptimConfig(Ranged):
     adam_beta1: float = doc("Adam's β₁", 0.9, least=0, below=1)
     adam_beta2: float = doc("Adam's β₂", 0.95, least=0, below=1)
     adam_eps: float = doc("Adam's ε", 1e-8, above=0)
+    adamw_lr: float = doc("learning rate under algorithm = adamw", 6.25e-4, least=0)
+    adamw_weight_decay: float = doc(
+        "decoupled weight decay under algorithm = adamw, times the learning rate; of matrices and embeddings, not of "
+        "vectors",
+        0.1,
+        least=0,
+    )
+    stage_multipliers: Literal["", "paper"] = doc(
+        "paper = every stage's rates times √(4.6 · ∏ N of the stages from it inwards / ∏ N of all · innermost width / "
+        "its width) (S4), besides lr_mult; N is router.target",
+        "",
+    )
+    adapter_lr: float = doc("learning rate of the adapters that train.adapters asks for", 1e-3, least=0)
 
 
 @dataclass(frozen=True)

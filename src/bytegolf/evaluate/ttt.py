@@ -42,9 +42,8 @@ from bytegolf.errors import BytegolfError
 from bytegolf.evaluate.score import Book, Observer, groups, score_group
 from bytegolf.evaluate.windows import Window, targets_of, windows
 from bytegolf.model.embed import BOS, row_tables
-from bytegolf.model.layers import Linear
 from bytegolf.model.lm import LanguageModel
-from bytegolf.model.lora import LowRank
+from bytegolf.model.lora import LowRank, adaptable_maps
 
 
 @dataclass(frozen=True)
@@ -228,27 +227,10 @@ class TestTimeAdapter(Protocol):
         """One update on the ``counted`` targets; the sequences are those of the M documents in order."""
 
 
-def adapted(model: LanguageModel, which: str) -> dict[str, Linear]:
-    """The maps that learn, by name; never one that says where chunks begin, so that they begin where they did."""
-    routing = {id(module) for level in model.levels() for module in level.router.modules()}
-    if model.soft is not None:
-        routing |= {id(layer.boundary_proj) for layer in model.soft.stack}
-    found = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, Linear) and id(module) not in routing
-    }
-    parts = {"attention": "mixer", "mlp": "mlp"}
-    chosen = {name: one for name, one in found.items() if which == "all" or parts[which] in name.split(".")}
-    if not chosen:
-        raise BytegolfError(f"the model has no maps of the kind {which}: choose all")
-    return chosen
-
-
 @contextlib.contextmanager
 def adapter_for(model: LanguageModel, settings: TttConfig, documents: int) -> Iterator[TestTimeAdapter]:
     """The adapter for a text of so many ``documents``; afterwards the model is as it was before."""
-    maps = adapted(model, settings.matrices)
+    maps = adaptable_maps(model, settings.matrices)
     with contextlib.ExitStack() as afterwards:
         for parameter in model.parameters():
             afterwards.callback(parameter.requires_grad_, parameter.requires_grad)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from bytegolf.config import StackConfig
 from bytegolf.model.block import Block, Stream
@@ -35,6 +36,8 @@ class Stack(nn.Module):
         """False behind soft chunking, as published (S1)"""
         self.compiled: Callable[[Tensor, Tensor | None], Tensor] | None = None
         """what ``forward`` runs in place of ``eager``, if anything: ``training.compiling`` puts compiled graphs here"""
+        self.recompute = False
+        """whether the backward pass computes each block anew, instead of keeping what is within it"""
         # an empty parameter would get no gradient, which data-parallel training takes for a fault
         self.skip_weights = nn.Parameter(torch.ones(self.pushed, config.dim), requires_grad=self.pushed > 0)
         declare(self, "control", "skip_weights")
@@ -83,6 +86,13 @@ class Stack(nn.Module):
     def eager(self, x: Float[Tensor, "B L D"], documents: Int[Tensor, "B L"] | None) -> Float[Tensor, "B L D"]:
         """What ``forward`` computes."""
         blocks = self._blocks
+        if self.recompute and torch.is_grad_enabled():
+
+            def again(index: int, stream: Stream, x0: Tensor) -> Stream:
+                out: Stream = checkpoint(blocks[index], stream, x0, documents, use_reentrant=False)
+                return out
+
+            return self._through(x, again)
         return self._through(x, lambda index, stream, x0: blocks[index](stream, x0, documents))
 
     def start(self, batch: int, device: torch.device, dtype: torch.dtype, length: int | None = None) -> StackState:

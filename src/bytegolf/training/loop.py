@@ -26,6 +26,7 @@ from bytegolf.config import Config, levels
 from bytegolf.distributed import DistributedContext
 from bytegolf.errors import BytegolfError
 from bytegolf.evaluate.score import score
+from bytegolf.model.merging import merged
 from bytegolf.progress import Teller
 from bytegolf.training.metrics import MetricAccumulator, MetricsLogger
 from bytegolf.training.optim import Optimizer
@@ -247,7 +248,8 @@ class Trainer:
     def _broken(self, what: str) -> NoReturn:
         text = (
             f"{what}: training stopped before it could spoil a checkpoint; "
-            "lower optim.muon_lr, optim.embed_lr or optim.scalar_lr, or set train.grad_clip"
+            "lower optim.muon_lr, optim.embed_lr or optim.scalar_lr (optim.adamw_lr under adamw), or set "
+            "train.grad_clip"
         )
         self.logger.alarm(self.progress.step, text)
         raise BytegolfError(text)
@@ -278,9 +280,10 @@ class Trainer:
     # ------------------------------------------------------------------------------------------ keeping
 
     def export_state(self) -> dict[str, Tensor]:
-        """The weights to ship, on the CPU: averaged ones where averaging is on."""
+        """The weights to ship, on the CPU: averaged ones where averaging is on, and with adapters merged into them."""
         with self.stepper.averaged():
-            return {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
+            weights = self.stepper.weights()
+            return merged({name: tensor.detach().cpu().clone() for name, tensor in weights.items()})
 
     def export(self, path: Path) -> Exported:
         """Write the artifact alone."""
@@ -303,7 +306,7 @@ class Trainer:
             if self._validated_step != self.progress.step:
                 progress["validation_bpb"] = None  # an earlier one says nothing about these weights
             averaged = self.stepper.average.state() if self.stepper.average else {}
-            store.save(folder, store.Checkpoint(progress, self.model.state_dict(), optimizer, averaged))
+            store.save(folder, store.Checkpoint(progress, self.stepper.weights(), optimizer, averaged))
             store.prune(folder, self.config.train.keep_checkpoints)
         self.world.wait()
 
@@ -328,7 +331,7 @@ class Trainer:
         path = store.path_of(folder, step)
         saved = store.load(path)
         try:
-            self.model.load_state_dict(saved.model)
+            self.stepper.load_weights(saved.model)
         except RuntimeError as error:
             raise BytegolfError(
                 f"the checkpoint {path} does not fit the model: resume with the run's own config"

@@ -1,4 +1,5 @@
-"""The optimiser: Muon on matrices, Adam on the tied embedding, vectors and scalars (S0), sparse RMSprop on tables.
+"""The optimiser: Muon on matrices, Adam on the tied embedding, vectors and scalars (S0), sparse RMSprop on tables; or
+AdamW in place of the first two (S4).
 
 A module declares how its parameters are moved by two attributes, each a mapping whose keys are beginnings of its
 parameters' names ("" is all of them):
@@ -6,8 +7,10 @@ parameters' names ("" is all of them):
 - ``learning_rates`` names the field of OptimConfig that is the learning rate, and with it the algorithm:
   ``muon_lr`` is Muon's, ``ngram_lr`` that of sparse RMSprop, every other one Adam's. Parameters of which nothing is
   declared are moved by Adam at ``scalar_lr``. What the innermost module declares holds, except that ``router_lr``,
-  where it is above 0, takes a whole router.
-- ``lr_multipliers`` are factors on that rate; the innermost holds, and 1 where there is none.
+  where it is above 0, takes a whole router. Under ``algorithm`` = "adamw" all of these are moved by AdamW at
+  ``adamw_lr``, and only tables stay what they are.
+- ``lr_multipliers`` are factors on that rate; the innermost holds, and 1 where there is none. ``stage_multipliers`` are
+  factors besides.
 
 For instance ``model.layers.Linear`` declares ``{"weight": "muon_lr"}``, so a new mixer made of linear maps and gains
 declares nothing, and a mixer with a matrix of its own declares ``{"mixing": "muon_lr"}``.
@@ -17,6 +20,7 @@ Legend: R rows, C columns.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
@@ -24,16 +28,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bytegolf.config import OptimConfig
+from bytegolf.config import NetworkConfig, OptimConfig, levels, outer_dim
 from bytegolf.distributed import SINGLE_PROCESS, DistributedContext
 from bytegolf.errors import BytegolfError
+from bytegolf.model.hnet import HNet
 from bytegolf.model.layers import Linear
+from bytegolf.model.lm import LanguageModel
+from bytegolf.model.storage import storage_kinds
 from bytegolf.ops.sparse_rmsprop import update_rows
 from bytegolf.training.muon import Muon
 
-MUON, TABLES, ROUTER, DEFAULT = "muon_lr", "ngram_lr", "router_lr", "scalar_lr"
-ADAM = ("embed_lr", DEFAULT, ROUTER)
-"""The learning rates of Adam, in the order of its parameters."""
+MUON, TABLES, ROUTER, DEFAULT, ADAMW = "muon_lr", "ngram_lr", "router_lr", "scalar_lr", "adamw_lr"
+ADAM = ("embed_lr", DEFAULT, ROUTER, ADAMW, "adapter_lr")
+"""The learning rates of Adam and AdamW, in the order of its parameters."""
+BYTES_PER_TOKEN = 4.6
+"""N_gpt of the paper's stage multipliers: bytes per token of GPT-2's tokenizer, for which a rate of 1 is meant (S4)."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,8 @@ class Assignment:
     multiplier: float
     splits: tuple[int, ...]
     """rows of each of the matrices that it packs, which Muon treats one by one; they sum to R"""
+    weight_decay: float = 0.0
+    """AdamW's, times the learning rate"""
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
@@ -57,6 +68,8 @@ class Assignment:
 def assignments(model: nn.Module, config: OptimConfig) -> list[Assignment]:
     """How each trained parameter of ``model`` is moved, in the model's order (also on the meta device)."""
     rates, factors = (_declared(model, name) for name in ("learning_rates", "lr_multipliers"))
+    stages = _stage_multipliers(model) if config.stage_multipliers == "paper" else {}
+    kinds = storage_kinds(model)
     packed = {id(module.weight): module.splits for module in model.modules() if isinstance(module, Linear)}
     found = []
     for name, parameter in model.named_parameters():
@@ -67,8 +80,46 @@ def assignments(model: nn.Module, config: OptimConfig) -> list[Assignment]:
             rate = ROUTER
         else:
             rate = next((key for key in reversed(declared) if key != ROUTER), DEFAULT)
+        decay = 0.0
+        if config.algorithm == "adamw" and rate in (MUON, "embed_lr", DEFAULT, ROUTER):
+            vectors = parameter.dim() < 2 or kinds.get(name) == "control"  # as the rows of resid_mix are
+            decay = 0.0 if vectors else config.adamw_weight_decay
+            rate = ADAMW
         splits = packed.get(id(parameter), parameter.shape[:1])
-        found.append(Assignment(name, parameter, rate, (factors[name] or [1.0])[-1], tuple(splits)))
+        multiplier = (factors[name] or [1.0])[-1] * stages.get(id(parameter), 1.0)
+        found.append(Assignment(name, parameter, rate, multiplier, tuple(splits), decay))
+    return found
+
+
+def stage_multipliers(network: NetworkConfig) -> list[float]:
+    """λ of each stage, the outermost first (S4): √(N_gpt · ∏_{i ≥ s} Nᵢ / ∏ᵢ Nᵢ · D_S/D_s), N of the innermost stage 1.
+
+    Outer stages are narrower and see more positions a batch, so they get larger rates. For instance hnet_2stage_L, with
+    N = 3 and 3 and D = 1024, 1024 and 1536, has √(4.6·1.5) = 2.63, √(4.6/3·1.5) = 1.52 and √(4.6/9) = 0.71.
+    """
+    outer = levels(network)
+    inner = outer[-1].main if outer else network
+    widths = [*(level.encoder.dim for level in outer), outer_dim(inner)]
+    found, passed = [], 1.0
+    for width, level in zip(widths, [*outer, None], strict=True):
+        found.append(math.sqrt(BYTES_PER_TOKEN / passed * widths[-1] / width))
+        passed *= level.router.target if level else 1.0
+    return found
+
+
+def _stage_multipliers(model: nn.Module) -> dict[int, float]:
+    """λ of each parameter of a language model, by its id. What is outside the network belongs to the outermost stage, a
+    vector that widens the inner stage's input to the stage that makes it.
+    """
+    if not isinstance(model, LanguageModel):
+        return {}
+    factors = stage_multipliers(model.config.network)
+    found = {id(parameter): factors[0] for parameter in model.parameters()}
+    inner = model.network
+    for factor in factors[1:]:
+        assert isinstance(inner, HNet)
+        inner = inner.main
+        found |= {id(parameter): factor for parameter in inner.parameters()}
     return found
 
 
@@ -131,15 +182,15 @@ class Optimizer:
         )
         tables = {one.name: one.parameter for one in found if one.learning_rate == TABLES}
         self.tables = SparseRMSprop(tables, config.ngram_beta)
-        by_rate: dict[float, list[nn.Parameter]] = defaultdict(list)
+        groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
         self._adam: dict[str, nn.Parameter] = {}
         for key in ADAM:
             for one in found:
                 if one.learning_rate == key:
                     self._adam[one.name] = one.parameter
-                    by_rate[getattr(config, key) * one.multiplier].append(one.parameter)
-        self.adam = torch.optim.Adam(
-            [{"params": group, "rate": rate} for rate, group in by_rate.items()],
+                    groups[getattr(config, key) * one.multiplier, one.weight_decay].append(one.parameter)
+        self.adam = torch.optim.AdamW(  # which is Adam where the decay is 0
+            [{"params": group, "rate": rate, "weight_decay": decay} for (rate, decay), group in groups.items()],
             lr=0.0,
             betas=(config.adam_beta1, config.adam_beta2),
             eps=config.adam_eps,

@@ -1,5 +1,5 @@
 """What follows from how much of the training budget is used: the learning rate as a share of its peak (linear warm-up,
-constant, linear decay to 0), how long routers' chunks are to be, when QAT starts and training ends. Also the clock that
+constant, decay to 0), how long routers' chunks are to be, when QAT starts and training ends. Also the clock that
 a budget in seconds is counted on.
 
 Progress is measured in time under a budget in seconds and in steps otherwise; whichever budget ends first counts.
@@ -17,6 +17,7 @@ and 0.7 of the steps, so the decay begins there.
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from typing import Literal
 
@@ -67,11 +68,18 @@ def decay_left(config: TrainConfig, step: int, seconds: float) -> float:
 def learning_rate(config: TrainConfig, step: int, seconds: float) -> float:
     """The factor on every learning rate at ``step`` (from 0), after ``seconds`` of training time.
 
-    What is left of the decay, or a linear rise over the first ``lr_warmup_steps``, whichever is less.
+    What is left of the decay, or a linear rise over the first ``lr_warmup_steps`` or ``lr_warmup_fraction``, whichever
+    is less. In the shape "sqrt" what is left is 1 − √x of the decay's share x that is over (arXiv 2405.18392): 0.5 at
+    a quarter of the decay, where a linear one is still at 0.75.
     """
     factor = decay_left(config, step, seconds)
+    if config.decay_shape == "sqrt":
+        factor = 1 - math.sqrt(1 - factor)
     if step < config.lr_warmup_steps:
         factor = min(factor, (step + 1) / config.lr_warmup_steps)
+    if config.lr_warmup_fraction > 0:
+        done = 1 - remaining(config, step, seconds)
+        factor = min(factor, max(done / config.lr_warmup_fraction, 1e-3))  # the first step moves, if little
     return factor
 
 

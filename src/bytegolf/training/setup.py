@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from bytegolf.artifact.loading import load_model
 from bytegolf.config import Config
 from bytegolf.data.shards import TokenStream, open_split
 from bytegolf.data.tokenizer import Tokenizer, load_tokenizer
@@ -13,6 +16,7 @@ from bytegolf.device import has_bf16, pick_precision
 from bytegolf.errors import BytegolfError
 from bytegolf.model.lm import LanguageModel
 from bytegolf.model.routers.base import Material
+from bytegolf.model.stack import Stack
 from bytegolf.ops import native
 from bytegolf.progress import Teller
 
@@ -59,6 +63,9 @@ def model_to_train(config: Config, data: TrainingData, device: torch.device, rep
     if device.type == "cpu" and (reason := native.why_not()):  # builds the kernels, if need be
         reporter.warn(reason)
     model = initial_model(config, data.tokenizer, data.train).to(device)
+    for module in model.modules():
+        if isinstance(module, Stack):
+            module.recompute = config.train.recompute
     model.precision = pick_precision(config.train.precision, device)
     if model.precision == torch.bfloat16 and not has_bf16(device):
         reporter.warn(
@@ -67,10 +74,54 @@ def model_to_train(config: Config, data: TrainingData, device: torch.device, rep
     return model
 
 
+def resolve_init(config: Config, changes: Iterable[str | Mapping[str, Any]] = ()) -> Config:
+    """The configuration with the model and the tokenizer of ``train.init``; ``changes`` of ``model.…`` hold on top.
+
+    Once that is done the file's hash is in the configuration, and it comes back as it is: so a run's own config.toml
+    trains it again. Raises BytegolfError if the file cannot be loaded.
+    """
+    if not config.train.init or config.train.init_sha256:
+        return config
+    found = load_model(Path(config.train.init), Path(config.data.path), "cpu")
+    own = [each for each in changes if isinstance(each, str) and each.startswith("model.")]
+    taken = {
+        "model": found.config.model,
+        "data.tokenizer": found.tokenizer.name,
+        "plugins": sorted({*config.plugins, *found.config.plugins}),
+        "train.init": str(Path(config.train.init).absolute()),
+        "train.init_sha256": found.artifact.sha256,
+    }
+    return config.with_(taken, *own)
+
+
+def _init_weights(config: Config, model: LanguageModel) -> None:
+    """Have the model begin with the weights of ``train.init``."""
+    source, expected = config.train.init, config.train.init_sha256
+    found = load_model(Path(source), Path(config.data.path), "cpu")
+    if expected and found.artifact.sha256 != expected:
+        raise BytegolfError(
+            f"train.init = {source} is another model than this run began with: give that one, or set "
+            "train.init_sha256 to '' and train into another --out"
+        )
+    try:
+        model.load_state_dict(found.model.state_dict())
+    except RuntimeError as error:
+        raise BytegolfError(
+            f"the weights of train.init = {source} do not fit the model of the configuration: leave out what changes "
+            "its shapes"
+        ) from error
+
+
 def initial_model(config: Config, tokenizer: Tokenizer, stream: TokenStream) -> LanguageModel:
-    """The model before training on ``stream``: the same for the same seed and text."""
+    """The model before training on ``stream``: the same for the same seed and text.
+
+    Raises BytegolfError for a model of ``train.init`` that cannot be loaded or does not fit.
+    """
     torch.manual_seed(config.train.seed)
     model = LanguageModel(config.model)
+    if config.train.init:
+        _init_weights(config, model)
+        return model
     sample = stream.slice(0, min(len(stream), ROUTER_TOKENS))
     if model.soft and config.model.soft.init == "bpe":
         from bytegolf.training.soft_boundaries import fit_to_bpe  # which reaches all that trains a tokenizer

@@ -25,6 +25,8 @@ from bytegolf.device import device_memory
 from bytegolf.distributed import DistributedContext
 from bytegolf.model.embed import row_tables
 from bytegolf.model.lm import Forward, LanguageModel
+from bytegolf.model.lora import Adapted, adaptable_maps
+from bytegolf.model.merging import PREFIX
 from bytegolf.progress import Teller
 from bytegolf.training.compiling import compile_stacks
 from bytegolf.training.memory import at_a_time
@@ -111,12 +113,16 @@ class Stepper:
         self.compiled = compile_stacks(model, settings.compile, world.device, reporter.warn)
         self.at_a_time = at_a_time(config, model, world.size, device_memory(world.device))
         """sequences of this rank in one forward pass"""
-        self._parallel = world.wrap(model)
+        rank = settings.adapters
+        self.adapted = Adapted(model, adaptable_maps(model), rank, settings.seed) if rank else None
+        """the model with the adapters that are trained in place of its weights"""
+        self._parallel = world.wrap(self.adapted or model)
         if world.size == 1:  # several ranks reduce dense gradients: nccl knows no others
             for table in row_tables(model):
                 table.sparse_gradients = True
-        self.optimizer = Optimizer(model, config.optim, world)
-        self.average = WeightAverage(model, settings.ema_decay) if settings.ema_decay else None
+        self.optimizer = Optimizer(self.adapted or model, config.optim, world)
+        trained = self.adapted.state() if self.adapted else dict(model.named_parameters())
+        self.average = WeightAverage(trained, settings.ema_decay) if settings.ema_decay else None
         self._levels = model.levels()
         self._budget = training_budget(config)
         self._qat: QuantizedTraining | None = None
@@ -205,7 +211,7 @@ class Stepper:
         if not count:
             return
         started = time.perf_counter()
-        weights = _copies(self.model.state_dict())
+        weights = _copies(self.weights())
         state = _copies(self.optimizer.state())
         for step in range(count):
             self.gradients(self.batch(step))
@@ -214,10 +220,23 @@ class Stepper:
             if step == 0 and self.compiled and self.compiled.shapes:
                 seconds, graphs = time.perf_counter() - started, len(self.compiled.shapes)
                 self.reporter.say(f"compiled {graphs} {'graph' if graphs == 1 else 'graphs'} in {seconds:.0f} s")
-        self.model.load_state_dict(weights)
+        self.load_weights(weights)
         self.optimizer.load_state(state)
         if self.world.device.type == "cuda":
             torch.cuda.synchronize()
+
+    def weights(self) -> dict[str, Tensor]:
+        """The model's weights by name, not copied, and the adapters beside them if they are what is trained."""
+        return {**self.model.state_dict(), **(self.adapted.state() if self.adapted else {})}
+
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        """Take over what ``weights`` gave. Raises RuntimeError if it does not fit."""
+        own = {name: tensor for name, tensor in weights.items() if not name.startswith(PREFIX)}
+        self.model.load_state_dict(own)
+        if self.adapted or len(own) < len(weights):
+            if not self.adapted:
+                raise RuntimeError("it has adapters, and the configuration none")
+            self.adapted.load_state(weights)
 
     def averaged(self) -> contextlib.AbstractContextManager[None]:
         """The model holds the weights to ship within the context: averaged ones where averaging is on."""

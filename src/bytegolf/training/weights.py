@@ -14,7 +14,7 @@ of the unquantised ones, and is quantised once, when it is exported.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -47,10 +47,10 @@ class WeightAverage:
     product of all d so far, below 10⁻¹², and would be 0.99¹⁰⁰ = 0.37 with a constant d.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, weights: Mapping[str, Tensor], decay: float) -> None:
         self.decay, self.updates = decay, 0
-        self._names = [name for name, _ in model.named_parameters()]
-        self._weights = [parameter.data for parameter in model.parameters()]
+        self._names = list(weights)
+        self._weights = [weight.detach() for weight in weights.values()]
         self._average = [weight.clone() for weight in self._weights]
 
     @torch.no_grad()
