@@ -101,7 +101,7 @@ class Registry:
 
 
 ROUTERS = Registry("router", ("cosine", "whitespace", "stride", "random", "bpe", "entropy"))
-MIXERS = Registry("mixer", ("attention",))
+MIXERS = Registry("mixer", ("attention", "mamba2"))
 QUANTIZERS = Registry("quantizer", (*(f"int{bits}_row" for bits in range(8, 2, -1)), "fp16", "fp32"))
 
 register_router = ROUTERS.register

@@ -41,7 +41,6 @@ from bytegolf.evaluate.boundaries import LevelCuts, ratio, token_levels
 from bytegolf.evaluate.score import windows_at_once
 from bytegolf.evaluate.sliding import encode_and_route, router_receptive_field
 from bytegolf.model.chunk import Capacity
-from bytegolf.model.embed import BOS
 from bytegolf.model.hnet import HNet
 from bytegolf.model.lm import Forward, LanguageModel, outline
 from bytegolf.model.stack import Stack
@@ -88,7 +87,7 @@ def read_cuts(
             found += [token_levels(traces, row) for row in range(len(group))]
             if progress:
                 progress((first + len(group)) / len(windows))
-    forced = windows == BOS if model.config.reset_at_bos else np.zeros(windows.shape, np.bool_)
+    forced = windows == model.config.bos if model.config.reset_at_bos else np.zeros(windows.shape, np.bool_)
     forced[:, 0] = True
     return [
         Cuts(np.stack([boundary for _, boundary in level]), np.stack([np.isfinite(p) for p, _ in level]) & ~forced)

@@ -7,6 +7,8 @@ key.
 Each field's meaning and range stand once, in its ``doc``; errors are made from there.
 """
 
+from bytegolf.config.fields import Ranged, doc
+from bytegolf.config.layout import read_layout, write_layout
 from bytegolf.config.model import (
     BpeConfig,
     CapacityMode,
@@ -19,7 +21,6 @@ from bytegolf.config.model import (
     NgramConfig,
     RouterConfig,
     SoftConfig,
-    StackConfig,
     WhitespaceConfig,
     check_fixed_capacity,
     levels,
@@ -28,6 +29,7 @@ from bytegolf.config.model import (
 )
 from bytegolf.config.reading import flatten, from_dict, options_of, preset_chain, preset_names, read_toml, to_dict
 from bytegolf.config.run import Config, DataConfig, EvalConfig, ExportConfig, OptimConfig, TrainConfig, TttConfig
+from bytegolf.config.stack import StackConfig
 
 __all__ = [
     "BpeConfig",
@@ -44,6 +46,7 @@ __all__ = [
     "NetworkConfig",
     "NgramConfig",
     "OptimConfig",
+    "Ranged",
     "RouterConfig",
     "SoftConfig",
     "StackConfig",
@@ -51,6 +54,7 @@ __all__ = [
     "TttConfig",
     "WhitespaceConfig",
     "check_fixed_capacity",
+    "doc",
     "flatten",
     "from_dict",
     "levels",
@@ -58,7 +62,9 @@ __all__ = [
     "outer_dim",
     "preset_chain",
     "preset_names",
+    "read_layout",
     "read_toml",
     "stacks",
     "to_dict",
+    "write_layout",
 ]

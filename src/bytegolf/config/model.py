@@ -8,40 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from bytegolf.config.fields import Ranged, doc
+from bytegolf.config.stack import StackConfig
 from bytegolf.errors import BytegolfError
-from bytegolf.registry import MIXERS, ROUTERS
-
-
-@dataclass(frozen=True)
-class StackConfig(Ranged):
-    """A stack of blocks at one resolution, of a mixer and an MLP each (S0's block: PR #1104, PR #1191 and the official
-    baseline)."""
-
-    layers: int = doc("number of blocks", least=0)
-    dim: int = doc("model width D", least=1)
-    heads: int = doc("query heads; dim must be a multiple of it, and the head width even", 0, least=0)
-    kv_heads: int = doc("key/value heads (grouped-query attention); heads must be a multiple of it", 0, least=0)
-    mlp_mult: float = doc("hidden width of the MLP, as a multiple of dim", 2.0, above=0)
-    window: int = doc("positions a query sees, itself included (local attention); 0 = all (full causal)", 0, least=0)
-    rope_base: float = doc("base of the rotary frequencies", 10_000.0, above=0)
-    qk_gain: float = doc("initial gain of the RMS-normalised queries, one a head", 1.5)
-    lr_mult: float = doc("learning-rate multiplier of this stage's parameters", 1.0, least=0)
-    kind: str = doc("what mixes positions: attention, or another by `register_mixer`", "attention")
-    options: dict[str, Any] = doc("what a registered kind has of its own", {})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        MIXERS.check(self.kind)
-        if self.kind != "attention":
-            return
-        for key in ("heads", "kv_heads"):
-            if not getattr(self, key):
-                raise BytegolfError(f"{key} is 0, but attention needs some: give 1 or more")
-        if self.dim % self.heads or (self.dim // self.heads) % 2:
-            raise BytegolfError(f"dim {self.dim} does not split into {self.heads} heads of even width: change one")
-        if self.heads % self.kv_heads:
-            raise BytegolfError(f"{self.heads} heads do not share {self.kv_heads} kv_heads evenly: change one")
-
+from bytegolf.registry import ROUTERS
 
 CapacityMode = Literal["exact", "bucketed", "fixed"]
 
@@ -54,6 +23,12 @@ class CosineConfig(Ranged):
     """The learned router (S2), and what it may have beyond S2: each is off by default."""
 
     dim: int = doc("width of the vectors that are compared; 0 = the level's (S2)", 0, least=0)
+    query: Literal["current", "previous"] = doc(
+        "which of two neighbours W_q maps: current = p_t compares W_q x_t with W_k x_{t−1} (S2); previous = it "
+        "compares W_q x_{t−1} with W_k x_t (S4)",
+        "current",
+    )
+    strict: bool = doc("a chunk begins where p is above ½ (S4), not where it is at least that (S2)", False)
     init: Literal["identity", "random", "calibrated"] = doc(
         "the maps at the start; random = the second one is a random rotation; calibrated = the identity, and a "
         "learned offset that gives the target rate on the first training text",
@@ -149,6 +124,16 @@ class RouterConfig(Ranged):
         "the ratio loss; two-sided = S2's, one-sided = a hinge that only counts chunks beyond the target rate",
         "two-sided",
     )
+    ratio_over: Literal["example", "batch"] = doc(
+        "whose rates the ratio loss sees: example = each sequence's, and their losses' mean (S2); batch = the batch's "
+        "(S4)",
+        "example",
+    )
+    smooth_from: Literal["first", "zero"] = doc(
+        "what the smoothing starts from: first = the first chunk as it is (S2); zero = 0, which scales the first chunk "
+        "by 1 − 1e-4 (S4)",
+        "first",
+    )
     start_target: float = doc(
         "N at the start of training, from where it goes to target evenly; 0 = target throughout", 0.0, least=0
     )
@@ -183,6 +168,8 @@ class HNetConfig:
     main: StackConfig | HNetConfig = doc("the network over chunks: a stage, or a further level")
     decoder: StackConfig = doc("blocks after the chunks are expanded again")
     chunk_hash: ChunkHashConfig = doc("embeddings of whole chunks (outermost level only)", ChunkHashConfig())
+    residual_bias: bool = doc("the map from encoder to decoder around the chunks has a bias (S4)", False)
+    residual_fp32: bool = doc("that map, and its sum with the chunks, are taken in fp32 (S4)", False)
 
     def __post_init__(self) -> None:
         if self.encoder.dim != self.decoder.dim:
@@ -292,7 +279,7 @@ class SoftConfig(Ranged):
 
 @dataclass(frozen=True)
 class ModelConfig(Ranged):
-    """A language model: tied embedding, a network, softcapped logits (S0)."""
+    """A language model: embedding, a network, a head. What is not said otherwise is S0's: tied, softcapped logits."""
 
     network: StackConfig | HNetConfig = doc("a stage (flat model) or a level (H-Net)")
     vocab_size: int = doc("size of the alphabet; 260 for byte260", 260, least=5, most=1 << 16)
@@ -301,6 +288,13 @@ class ModelConfig(Ranged):
     reset_at_bos: bool = doc("attention and chunking start afresh at every BOS token", False)
     ngrams: NgramConfig = doc("embeddings of the n-grams that end at a position", NgramConfig())
     soft: SoftConfig = doc("soft chunking between the embedding and the network", SoftConfig())
+    tied: bool = doc("the head is the embedding (S0); false = a matrix of its own (S4)", True)
+    embed_norm: bool = doc("the embedding is RMS-normalised (S0); S4's is not", True)
+    init: Literal["s0", "hnet"] = doc(
+        "weights at the start: s0 = the baseline's; hnet = as published for S4, linear maps N(0, .02) and those at a "
+        "branch's end the smaller the more of them there are",
+        "s0",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -311,6 +305,15 @@ class ModelConfig(Ranged):
                 f"network.router.kind is 'bpe', which cuts bytes, but vocab_size is {self.vocab_size}: take "
                 "data.tokenizer=byte260 and vocab_size=260, or choose another kind"
             )
+
+    @property
+    def bos(self) -> int:
+        """The id that begins a document: 1, but 254 where the alphabet is the 256 bytes (S4)."""
+        return RAW_BYTES_BOS if self.vocab_size == RAW_BYTES else 1
+
+
+RAW_BYTES, RAW_BYTES_BOS = 256, 254
+"""The alphabet of raw bytes, and the one of them that begins a document: UTF-8 never uses it."""
 
 
 def check_fixed_capacity(model: ModelConfig, where: str) -> None:

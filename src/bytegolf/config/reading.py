@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import math
 import os
 import tomllib
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -31,6 +32,8 @@ def from_dict(cls: type[T], raw: Any, where: str = "") -> T:
     """Build the dataclass ``cls`` from plain data; ``where`` is the dotted path that errors name."""
     if not isinstance(raw, dict):
         raise BytegolfError(f"{where or 'the configuration'} must be a table of keys, not {raw!r}")
+    with _named(where):
+        raw = getattr(cls, "complete", dict)(raw)
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]  # T stands for dataclasses
     dotted = f"{where}." if where else ""
@@ -46,9 +49,16 @@ def from_dict(cls: type[T], raw: Any, where: str = "") -> T:
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise BytegolfError(f"configuration key {dotted}{name} is missing: {field.metadata['doc']}")
     check_ranges(cls, values, dotted)
-    try:
+    with _named(where):  # keys that do not go together
         return cls(**values)
-    except BytegolfError as error:  # keys that do not go together
+
+
+@contextlib.contextmanager
+def _named(where: str) -> Iterator[None]:
+    """Put the dotted path ``where`` before the message of an error within."""
+    try:
+        yield
+    except BytegolfError as error:
         raise type(error)(f"{where}: {error}" if where else str(error)) from error
 
 

@@ -45,7 +45,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from bytegolf.model.chunk import EXACT, Chunks
-from bytegolf.model.embed import BOS
 from bytegolf.model.hnet import HNet
 from bytegolf.model.hnet_passes import Pass
 from bytegolf.model.lm import Forward, LanguageModel
@@ -96,7 +95,7 @@ def _sum(*fields: int | None) -> int | None:
 
 
 def _documents(model: LanguageModel, tokens: Int[Tensor, "N L"]) -> Int[Tensor, "N L"] | None:
-    return (tokens == BOS).cumsum(1) if model.config.reset_at_bos else None
+    return (tokens == model.config.bos).cumsum(1) if model.config.reset_at_bos else None
 
 
 @dataclass(frozen=True)
@@ -131,7 +130,7 @@ class Windows(Pass[_Encoded]):
     ) -> None:
         self.level, self.windows, self.encoded, self.stride = level, windows, encoded, stride
         self.documents = _documents(model, windows)
-        self.first = windows == BOS if self.documents is not None else None
+        self.first = windows == model.config.bos if self.documents is not None else None
         self.needed = _needed(level, windows.shape[1], stride)
         self.traces: list[RouterTrace] = []
         self.chunks: Chunks
@@ -167,11 +166,17 @@ class Windows(Pass[_Encoded]):
 
     def expand(self, z: Tensor | None, encoded: _Encoded) -> Tensor:
         assert z is not None, "a window begins with a chunk"
-        fresh = self.chunks.select_values(self.first)[:, self.oldest :] if self.first is not None else None
+        fresh = torch.zeros(self.chunks.starts.shape, dtype=torch.bool, device=z.device)
+        if self.first is not None:
+            fresh = self.chunks.select_values(self.first)
+        fresh[:, 0] = True
+        fresh = fresh[:, self.oldest :]
+        z = self.level.smoothable(z, fresh)
         z = smooth(z, self.chunks.select_values(encoded.p)[:, self.oldest :], fresh)
         rows = torch.arange(len(z), device=z.device).unsqueeze(1)
         needed = encoded.index[:, self.windows.shape[1] - self.needed :]
-        return z[rows, self._chunk_of_needed() - self.oldest] + self.level.residual(encoded.table)[needed]
+        y = z[rows, self._chunk_of_needed() - self.oldest] + self.level.around(encoded.table)[needed]
+        return y.to(encoded.table.dtype)
 
     def decode(self, y: Tensor) -> Tensor:
         documents = self.documents
@@ -256,7 +261,7 @@ def _encode(model: LanguageModel, level: HNet, tokens: Int[Tensor, " S"], length
     table = torch.cat((table, shared[0]))
     if isinstance(level.router, FixedRouter):
         windows = tokens.unfold(0, length, stride)
-        boundary = level.router.mark(windows, (windows == BOS) & model.config.reset_at_bos)
+        boundary = level.router.mark(windows, (windows == model.config.bos) & model.config.reset_at_bos)
         p = boundary.to(p.dtype)
     return _Encoded(table, index, p, boundary, size, stretch)
 
@@ -274,5 +279,5 @@ def encode_and_route(
     """The encoder's output, p and the boundaries of ``tokens``: the first two parts of ``HNet.run``."""
     documents = _documents(model, tokens)
     encoded = level.encoder(model.embed(tokens), documents)
-    p, boundary = level.router(encoded, tokens == BOS if documents is not None else None, tokens)
+    p, boundary = level.router(encoded, tokens == model.config.bos if documents is not None else None, tokens)
     return encoded, p, boundary

@@ -41,7 +41,7 @@ from bytegolf.data.tokenizer import Tokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.evaluate.score import Book, Observer, groups, score_group
 from bytegolf.evaluate.windows import Window, targets_of, windows
-from bytegolf.model.embed import BOS, row_tables
+from bytegolf.model.embed import row_tables
 from bytegolf.model.lm import LanguageModel
 from bytegolf.model.lora import LowRank, adaptable_maps
 
@@ -148,7 +148,7 @@ def score_adapting(
     windows(targets, seq_len, pace.stride)  # raises if they do not fit
     edges = [0, targets]
     if settings.reset == "document":
-        edges = [0, *(np.flatnonzero(stream.slice(1, targets) == BOS) + 1).tolist(), targets]
+        edges = [0, *(np.flatnonzero(stream.slice(1, targets) == model.config.bos) + 1).tolist(), targets]
     waiting = itertools.pairwise(edges)
     total, training = Score(), model.training
     model.eval()

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from bytegolf.config import StackConfig
-from bytegolf.model.layers import Mlp
+from bytegolf.model.layers import build_mlp
 from bytegolf.model.mixers.base import mixer_class
 from bytegolf.model.storage import declare
 from bytegolf.ops.fused_add_rmsnorm import Branch, add_scaled, fused_add_rmsnorm
@@ -64,11 +64,13 @@ class Block(nn.Module):
         super().__init__()
         dim = config.dim
         self.mixer = mixer_class(config)(config)
-        self.mlp = Mlp(config)
+        self.mlp = build_mlp(config)
         self.mixer_scale = nn.Parameter(torch.ones(dim))
-        self.mlp_scale = nn.Parameter(torch.ones(dim))
+        declare(self, "control", "mixer_scale", "resid_mix")
+        if self.mlp is not None:
+            self.mlp_scale = nn.Parameter(torch.ones(dim))
+            declare(self, "control", "mlp_scale")
         self.resid_mix = nn.Parameter(torch.empty(2, dim))
-        declare(self, "control", "mixer_scale", "mlp_scale", "resid_mix")
         nn.init.ones_(self.resid_mix[0])
         nn.init.zeros_(self.resid_mix[1])
 
@@ -87,5 +89,8 @@ class Block(nn.Module):
     def _around(self, x: Stream, x0: Tensor, mix: Callable[[Tensor], Tensor]) -> Stream:
         x, normed = x.read(x0, self.resid_mix)
         mixed = mix(normed)
-        x, normed = x.last(mixed.shape[1]).plus(mixed, self.mixer_scale).read()
+        x = x.last(mixed.shape[1]).plus(mixed, self.mixer_scale)
+        if self.mlp is None:
+            return x
+        x, normed = x.read()
         return x.plus(self.mlp(normed), self.mlp_scale)

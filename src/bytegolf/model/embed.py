@@ -28,7 +28,7 @@ from bytegolf.ops import native
 from bytegolf.ops.rms_norm import NORM_EPS
 
 BOS = 1
-"""Id of the token that starts every document, in every tokenizer here (formats.md)."""
+"""Id of the token that starts a document (formats.md), where ``ModelConfig.bos`` says nothing else."""
 
 NOTHING = -1
 """What stands for the tokens before the first."""
@@ -72,10 +72,10 @@ def row_tables(model: nn.Module) -> list[RowTable]:
 class NgramEmbedding(RowTable):
     """The sum over n of a learned map of ``tables[n][hash(last n ids)]``."""
 
-    def __init__(self, config: NgramConfig, dim: int) -> None:
+    def __init__(self, config: NgramConfig, dim: int, bos: int = BOS) -> None:
         self.lengths = config.longest - 1
         super().__init__(self.lengths << config.bits, config.dim)
-        self.config = config
+        self.config, self.bos = config, bos
         self.proj = Linear(self.lengths * config.dim, dim)
 
     @property
@@ -90,7 +90,7 @@ class NgramEmbedding(RowTable):
         """
         reach = ids.unfold(1, self.context + 1, 1).flip(-1) + 1  # each position's own id, then those before it
         if reset_at_bos:
-            crossed = (reach[..., :-1] == BOS + 1).cumsum(-1) > 0
+            crossed = (reach[..., :-1] == self.bos + 1).cumsum(-1) > 0
             reach = torch.cat((reach[..., :1], reach[..., 1:].masked_fill(crossed, NOTHING + 1)), -1)
         powers = torch.tensor(_ngram_powers(self.config.longest), device=ids.device)
         keys = (reach * powers).cumsum(-1)[..., 1:]  # wraps around, as hashes do
@@ -131,7 +131,7 @@ def embed_step(
         tables = (ngrams.table, ngrams.proj.weight)
         sizes = (ngrams.lengths, ngrams.config.bits, ngrams.config.dim)
     # (why) without the reset no id may count as a BOS: one below NOTHING stands for it, which is nobody's
-    ids = (BASE, MIXER, NOTHING, BOS if reset_at_bos else NOTHING - 1)
+    ids = (BASE, MIXER, NOTHING, ngrams.bos if ngrams is not None and reset_at_bos else NOTHING - 1)
     native.call("embed_step", out, weight, token, history, *tables, *ids, out, weight.shape[1], *sizes, NORM_EPS)
     return out
 

@@ -22,9 +22,12 @@ from bytegolf.model.embed import ChunkHashEmbedding
 from bytegolf.model.hnet_passes import Encoded, Extension, HNetState, Pass, SingleStep, WholeSequences
 from bytegolf.model.layers import Linear
 from bytegolf.model.mixers.base import Rows
+from bytegolf.model.prenorm import PreNormStack
 from bytegolf.model.routers.base import build_router
 from bytegolf.model.stack import Stack
 from bytegolf.model.trace import RouterTrace, StepTrace
+from bytegolf.ops.autograd import wide
+from bytegolf.ops.chunking import P_FLOOR
 
 
 class HNet(nn.Module):
@@ -41,11 +44,11 @@ class HNet(nn.Module):
         """N as the ratio loss wants it now: training moves it"""
         self.guide = config.router.cosine.guide_weight
         """the weight of the guide's loss now: training moves it"""
-        self.encoder = Stack(config.encoder)
+        self.encoder = build_stack(config.encoder)
         self.router = build_router(config.router, dim, vocab_size)
         self.main = build_network(config.main)
-        self.decoder = Stack(config.decoder)
-        self.residual = Linear(dim, dim, zero=True)
+        self.decoder = build_stack(config.decoder)
+        self.residual = Linear(dim, dim, zero=True, bias=config.residual_bias)
         self.chunk_hash = ChunkHashEmbedding(config.chunk_hash, inner) if config.chunk_hash.dim else None
         # a wider main network gets a learned vector beside each chunk's own; coming back it is cut off (S4)
         self.pad = nn.Parameter(torch.zeros(inner - dim)) if inner > dim else None
@@ -64,6 +67,25 @@ class HNet(nn.Module):
         if self.chunk_hash is not None and ended is not None:
             z = z + self.chunk_hash(ended, z.dtype)
         return z
+
+    def around(self, encoded: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
+        """What the encoder hands to the decoder around the chunks; in fp32 at least if the sum with them is (S4)."""
+        return self.residual(encoded.to(self._sum_dtype(encoded.dtype)))
+
+    def _sum_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        return wide(dtype) if self.config.residual_fp32 else dtype
+
+    def smoothable(self, z: Float[Tensor, "B C D"], fresh: Bool[Tensor, "B C"]) -> Float[Tensor, "B C D"]:
+        """The chunks as the smoothing takes them, of which those marked ``fresh`` have nothing before them.
+
+        (why) The smoothing starts from such a chunk as it is: z̄ = z. Where it is to start from 0 instead (S4), z̄ is P·z
+        with P = 1 − P_FLOOR, as p is 1 at the start of a sequence: the same smoothing, of a chunk scaled before.
+        """
+        z = z.to(self._sum_dtype(z.dtype))
+        if self.config.router.smooth_from == "first":
+            return z
+        scale = torch.ones_like(fresh, dtype=z.dtype).masked_fill(fresh, 1 - P_FLOOR)
+        return z * scale.unsqueeze(-1)
 
     def ended(
         self, tokens: Int[Tensor, "B L"] | None, chunks: Chunks, first: Bool[Tensor, "B L"] | None
@@ -103,7 +125,7 @@ class HNet(nn.Module):
             encoder=self.encoder.start(batch, device, dtype, length),
             memory=self.router.start(batch, device, dtype),
             main=self.main.start(batch, device, dtype, limit or expected),
-            smoothed=torch.zeros(batch, dim, device=device, dtype=dtype),
+            smoothed=torch.zeros(batch, dim, device=device, dtype=self._sum_dtype(dtype)),
             decoder=self.decoder.start(batch, device, dtype, length),
             opened=np.zeros(batch, np.int64),
             limit=limit,
@@ -128,4 +150,9 @@ class HNet(nn.Module):
 
 def build_network(config: NetworkConfig, vocab_size: int = 0) -> Stack | HNet:
     """The module that a network's configuration describes; ``vocab_size`` is 0 where it sees no tokens."""
-    return Stack(config) if isinstance(config, StackConfig) else HNet(config, vocab_size)
+    return build_stack(config) if isinstance(config, StackConfig) else HNet(config, vocab_size)
+
+
+def build_stack(config: StackConfig) -> Stack:
+    """The stack of the blocks that its configuration names."""
+    return PreNormStack(config) if config.block == "prenorm" else Stack(config)

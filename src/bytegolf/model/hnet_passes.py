@@ -33,6 +33,7 @@ from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -68,6 +69,12 @@ class Parts(Protocol):
     """a Stack or an HNet"""
     residual: Linear
     decoder: Stack
+
+    def around(self, encoded: Tensor) -> Tensor:
+        """What the decoder gets of the encoder's output around the chunks."""
+
+    def smoothable(self, z: Tensor, fresh: Tensor) -> Tensor:
+        """The chunks as the smoothing takes them."""
 
     def ended(self, tokens: Tensor | None, chunks: Chunks, first: Tensor | None) -> Tensor | None:
         """The hashes that chunk-hash embeddings look up for whole sequences."""
@@ -142,7 +149,8 @@ class WholeSequences(Pass[Tensor]):
         if level.router.learned:  # is held to the target rate
             settings = level.config.router
             measure = ratio_loss if settings.ratio == "two-sided" else hinge_loss
-            loss = settings.loss_weight * measure(self.p, proposed, valid, level.target)
+            over_batch = settings.ratio_over == "batch"
+            loss = settings.loss_weight * measure(self.p, proposed, valid, level.target, over_batch)
         if level.training and level.router.guide is not None and level.guide > 0:
             loss = loss + level.guide * guide_loss(self.p, level.router.guide(self.x, self.first, self.tokens)[1])
         self.chunks = Chunks.of(proposed, level.capacity)
@@ -161,7 +169,12 @@ class WholeSequences(Pass[Tensor]):
 
     def expand(self, z: Tensor | None, encoded: Tensor) -> Tensor:
         assert z is not None, "a sequence begins with a chunk"
-        y = self.chunks.dechunk(z, self.p, self.level.residual(encoded), self.first)
+        fresh = torch.zeros(z.shape[:2], dtype=torch.bool, device=z.device)
+        if self.first is not None:
+            fresh = self.chunks.select_values(self.first)
+        fresh[:, 0] = True
+        z = self.level.smoothable(z, fresh)
+        y = self.chunks.dechunk(z, self.p, self.level.around(encoded), self.first).to(encoded.dtype)
         return scale_gradient(y, self.level.config.router.grad_scale)
 
     def decode(self, y: Tensor) -> Tensor:
@@ -280,13 +293,15 @@ class Extension(Pass[Tensor]):
         smoothed = self.state.smoothed[self.index].unsqueeze(1)
         if z is not None:
             weights = self.chunks.select_values(self.p[self.pick])
-            z = smooth_on(z, weights, smoothed[self.pick, 0], self.first[self.pick])
+            first = self.first[self.pick]
+            z = self.level.smoothable(z, F.pad(first.unsqueeze(1), (0, z.shape[1] - 1)))
+            z = smooth_on(z, weights, smoothed[self.pick, 0], first)
             # column 0: what the sequence came with, which lasts until its first new chunk
             smoothed = smoothed.repeat(1, z.shape[1] + 1, 1)
             smoothed[self.pick, 1:] = z
             smoothed = smoothed[torch.arange(len(self.every), device=z.device).unsqueeze(1), self.running]
             self.state.smoothed[self.index] = smoothed[:, -1]
-        return smoothed + self.level.residual(encoded)
+        return (smoothed + self.level.around(encoded)).to(encoded.dtype)
 
     def decode(self, y: Tensor) -> Tensor:
         return self.level.decoder.extend(y, self.state.decoder, self.rows, self.counts)
@@ -341,9 +356,10 @@ class SingleStep(Pass[Tensor]):
     def expand(self, z: Tensor | None, encoded: Tensor) -> Tensor:
         smoothed = self.state.smoothed[self.here].unsqueeze(1)
         if z is not None:
+            z = self.level.smoothable(z, self.first.unsqueeze(1))
             smoothed = smooth_on(z, self.p, smoothed[:, 0], self.first)
             self.state.smoothed[self.here] = smoothed[:, 0]
-        return smoothed + self.level.residual(encoded)
+        return (smoothed + self.level.around(encoded)).to(encoded.dtype)
 
     def decode(self, y: Tensor) -> Tensor:
         return self.level.decoder.extend(y, self.state.decoder, self.rows, None)

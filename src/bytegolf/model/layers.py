@@ -1,4 +1,4 @@
-"""Linear maps with fp32 master weights, and the MLP.
+"""Linear maps with fp32 master weights, and the MLPs.
 
 Legend: B batch, I inputs, O outputs, D width. Activations are in the compute dtype (bf16 or fp32) of the input.
 """
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from bytegolf.config import StackConfig
 from bytegolf.ops.relu_squared import relu_squared
+from bytegolf.ops.swiglu import swiglu
 
 
 class Cost(NamedTuple):
@@ -35,7 +36,7 @@ class Cost(NamedTuple):
 
 
 class Linear(nn.Module):
-    """y = x·Wᵀ without a bias; W is kept in fp32 and used in the dtype of x.
+    """y = x·Wᵀ, with a bias if asked for; W is kept in fp32 and used in the dtype of x.
 
     ``splits`` names how many rows of W belong to each of several maps that share their input (packed q, k, v): the
     optimiser orthogonalises them one by one, as if they were separate matrices.
@@ -45,17 +46,18 @@ class Linear(nn.Module):
     """see ``training.optim``"""
     __call__: Callable[..., Tensor]  # nn.Module's own returns Any
 
-    def __init__(self, inputs: int, *outputs: int, zero: bool = False) -> None:
+    def __init__(self, inputs: int, *outputs: int, zero: bool = False, bias: bool = False) -> None:
         super().__init__()
         self.splits = outputs
         self.weight = nn.Parameter(torch.empty(sum(outputs), inputs))
+        self.bias = nn.Parameter(torch.zeros(sum(outputs))) if bias else None
         if zero:
             nn.init.zeros_(self.weight)
         else:
             nn.init.uniform_(self.weight, -(inputs**-0.5), inputs**-0.5)
 
     def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
-        return F.linear(x, self.weight.to(x.dtype))
+        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
 
 
 class Mlp(nn.Module):
@@ -63,9 +65,8 @@ class Mlp(nn.Module):
 
     def __init__(self, config: StackConfig) -> None:
         super().__init__()
-        hidden = int(config.mlp_mult * config.dim)
-        self.fc = Linear(config.dim, hidden)
-        self.proj = Linear(hidden, config.dim, zero=True)
+        self.fc = Linear(config.dim, config.hidden)
+        self.proj = Linear(config.hidden, config.dim, zero=True)
 
     def cost(self, length: float) -> Cost:
         """relu² reads and writes the hidden channels."""
@@ -74,3 +75,27 @@ class Mlp(nn.Module):
 
     def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
         return self.proj(relu_squared(self.fc(x)))
+
+
+class SwiGlu(nn.Module):
+    """W₂(silu(g)·v) with [v, g] = W₁x (S4; arXiv 2002.05202)."""
+
+    def __init__(self, config: StackConfig) -> None:
+        super().__init__()
+        self.fc = Linear(config.dim, config.hidden, config.hidden)
+        self.proj = Linear(config.hidden, config.dim, zero=True)
+
+    def cost(self, length: float) -> Cost:
+        """The gate reads two hidden channels and writes one."""
+        hidden = self.proj.weight.shape[1]
+        return Cost(fused=3 * hidden, eager=5 * hidden)
+
+    def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
+        return self.proj(swiglu(self.fc(x)))
+
+
+def build_mlp(config: StackConfig) -> Mlp | SwiGlu | None:
+    """The MLP of a block; None if it has none."""
+    if config.mlp == "none":
+        return None
+    return SwiGlu(config) if config.mlp == "swiglu" else Mlp(config)

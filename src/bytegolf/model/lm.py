@@ -1,4 +1,4 @@
-"""The language model: tied embedding and n-gram embeddings, a flat or hierarchical network, softcapped logits.
+"""The language model: embedding and n-gram embeddings, a flat or hierarchical network, a head, softcapped logits.
 
 Legend: B batch, L positions, V alphabet, D width.
 """
@@ -20,9 +20,11 @@ from torch.overrides import TorchFunctionMode
 
 from bytegolf.config import CapacityMode, ModelConfig, check_fixed_capacity, outer_dim
 from bytegolf.errors import BytegolfError
-from bytegolf.model.embed import BOS, NOTHING, NgramEmbedding, embed_step
+from bytegolf.model.embed import NOTHING, NgramEmbedding, embed_step
 from bytegolf.model.hnet import HNet, build_network
 from bytegolf.model.hnet_passes import HNetState
+from bytegolf.model.init import published_init
+from bytegolf.model.layers import Linear
 from bytegolf.model.mixers.base import Rows, StackState
 from bytegolf.model.routers.base import Material
 from bytegolf.model.routers.losses import policy_loss, surprisal_loss
@@ -76,7 +78,7 @@ class LanguageModel(nn.Module):
     ``precision`` is the dtype of activations and matrix products (parameters stay fp32); set it before use.
     """
 
-    learning_rates: ClassVar = {"embedding.": "embed_lr"}
+    learning_rates: ClassVar = {"embedding.": "embed_lr", "head.": "embed_lr"}
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -88,12 +90,17 @@ class LanguageModel(nn.Module):
         self.embedding = nn.Embedding(config.vocab_size, dim)
         declare(self, "embedding", "embedding.weight")
         nn.init.normal_(self.embedding.weight, std=config.embed_std)
-        self.ngrams = NgramEmbedding(config.ngrams, dim) if config.ngrams.longest > 1 else None
+        self.ngrams = NgramEmbedding(config.ngrams, dim, config.bos) if config.ngrams.longest > 1 else None
         self.network = build_network(config.network, config.vocab_size)
         self.soft = SoftChunker(dim, config.soft) if config.soft.layers else None
         if self.soft and not config.soft.norm:
             outermost = self.network if isinstance(self.network, Stack) else self.network.encoder
             outermost.norms_input = False
+        self.head = None if config.tied else Linear(dim, config.vocab_size)
+        if self.head is not None:
+            declare(self, "embedding", "head.weight")
+        if config.init == "hnet":
+            published_init(self, config)
 
     @property
     def receptive_field(self) -> int | None:
@@ -116,12 +123,17 @@ class LanguageModel(nn.Module):
         x = self.look_up(ids)
         if self.soft is None:
             return x, []
-        found: tuple[Tensor, list[SoftTrace]] = self.soft(x, ids == BOS if self.config.reset_at_bos else None)
+        found: tuple[Tensor, list[SoftTrace]] = self.soft(
+            x, ids == self.config.bos if self.config.reset_at_bos else None
+        )
         return found
 
     def look_up(self, ids: Int[Tensor, "B L"], history: Int[Tensor, "B H"] | None = None) -> Float[Tensor, "B L D"]:
         """The embedding of ``ids`` and of the n-grams that end there; ``history`` comes before (None: nothing does)."""
-        x = normed_embedding(ids, self.embedding.weight, self.precision)
+        if self.config.embed_norm:
+            x = normed_embedding(ids, self.embedding.weight, self.precision)
+        else:
+            x = F.embedding(ids, self.embedding.weight).to(self.precision)
         if self.ngrams is None:
             return x
         if history is None:
@@ -134,6 +146,8 @@ class LanguageModel(nn.Module):
 
     def project(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B V"]:
         """The logits of the network's output, before the softcap."""
+        if self.head is not None:
+            return self.head(x)
         return F.linear(x, self.embedding.weight.to(x.dtype))
 
     def forward(self, ids: Int[Tensor, "B L"]) -> Forward:
@@ -143,7 +157,7 @@ class LanguageModel(nn.Module):
         """
         if not ids.numel():
             raise BytegolfError(f"a batch of {ids.shape[0]} sequences of {ids.shape[1]} tokens is empty: give some")
-        documents = (ids == BOS).cumsum(1) if self.config.reset_at_bos else None
+        documents = (ids == self.config.bos).cumsum(1) if self.config.reset_at_bos else None
         x, soft = self.embed_traced(ids)
         traces: list[RouterTrace] = []
         x = self.network(x, documents, None, traces, ids)
@@ -261,7 +275,7 @@ class LanguageModel(nn.Module):
             return self._extend(ids, state, rows, counts)
         every = np.arange(ids.shape[0]) if rows is None else rows
         there = np.full(len(every), ids.shape[1]) if counts is None else counts
-        starts = (ids == BOS).cpu().numpy()
+        starts = (ids == self.config.bos).cpu().numpy()
         cuts = [0, *(int(at) for at in np.flatnonzero(starts.any(0)) if at), ids.shape[1]]
         pieces = []
         for start, end in itertools.pairwise(cuts):  # a document's first token is the first of a piece
@@ -289,7 +303,7 @@ class LanguageModel(nn.Module):
         return self.cap(self.project(x))
 
     def _look_up_next(self, ids: Tensor, state: ModelState, rows: Rows | None, counts: Rows | None) -> Tensor:
-        if native.one_position(ids, self.embedding.weight, self.precision):
+        if self.config.embed_norm and native.one_position(ids, self.embedding.weight, self.precision):
             history = state.history[0 if rows is None else int(rows[0])]
             settings = (self.embedding.weight, self.ngrams, self.config.reset_at_bos, self.precision)
             return embed_step(int(ids), history, *settings)

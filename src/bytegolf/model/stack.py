@@ -1,5 +1,7 @@
 """A stack of blocks at one resolution, with U-net skips: the flat GPT's body and each part of an H-Net.
 
+``prenorm.PreNormStack`` has S4's blocks in place of S0's.
+
 Legend: B batch, L positions, D width, R rows of an extension, N last positions.
 """
 
@@ -7,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -26,21 +28,29 @@ from bytegolf.ops.rms_norm import rms_norm
 class Stack(nn.Module):
     """RMSNorm, blocks whose first half pushes skips that the second half pops, RMSNorm (S0)."""
 
+    block_class: ClassVar[type[nn.Module]] = Block
+
     def __init__(self, config: StackConfig) -> None:
         super().__init__()
         self.config = config
-        self.mixer = mixer_class(config)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.pushed = config.layers // 2
+        self.blocks = nn.ModuleList(self.block_class(each) for each in config.blocks)
+        # what all blocks of a kind share is worked out once per call, by their class and the first one's configuration
+        self.kinds = {each.kind: (mixer_class(each), each) for each in reversed(config.blocks or [config])}
         self.norms_input = True
         """False behind soft chunking, as published (S1)"""
         self.compiled: Callable[[Tensor, Tensor | None], Tensor] | None = None
         """what ``forward`` runs in place of ``eager``, if anything: ``training.compiling`` puts compiled graphs here"""
         self.recompute = False
         """whether the backward pass computes each block anew, instead of keeping what is within it"""
+        self.pushed = self._add_skips(config)
+
+    def _add_skips(self, config: StackConfig) -> int:
+        """Make what is added up around blocks; how many of the first blocks push."""
+        pushed = config.layers // 2
         # an empty parameter would get no gradient, which data-parallel training takes for a fault
-        self.skip_weights = nn.Parameter(torch.ones(self.pushed, config.dim), requires_grad=self.pushed > 0)
+        self.skip_weights = nn.Parameter(torch.ones(pushed, config.dim), requires_grad=pushed > 0)
         declare(self, "control", "skip_weights")
+        return pushed
 
     @property
     def lr_multipliers(self) -> dict[str, float]:
@@ -48,10 +58,11 @@ class Stack(nn.Module):
         return {"": self.config.lr_mult}
 
     @property
-    def _blocks(self) -> list[Block]:
-        return cast("list[Block]", list(self.blocks))
+    def _blocks(self) -> list[Any]:
+        """Blocks of ``block_class``, each of which knows its own kind of stream."""
+        return list(self.blocks)
 
-    def _through(self, x: Tensor, run: Callable[[int, Stream, Tensor], Stream]) -> Tensor:
+    def _through(self, x: Tensor, run: Callable[[int, Any, Tensor], Any]) -> Tensor:
         """The stage around its blocks; ``run`` takes the stream, and the stage's own input, through one of them.
 
         The first block of the second half takes the last skip pushed.
@@ -88,9 +99,8 @@ class Stack(nn.Module):
         blocks = self._blocks
         if self.recompute and torch.is_grad_enabled():
 
-            def again(index: int, stream: Stream, x0: Tensor) -> Stream:
-                out: Stream = checkpoint(blocks[index], stream, x0, documents, use_reentrant=False)
-                return out
+            def again(index: int, stream: Any, x0: Tensor) -> Any:
+                return checkpoint(blocks[index], stream, x0, documents, use_reentrant=False)
 
             return self._through(x, again)
         return self._through(x, lambda index, stream, x0: blocks[index](stream, x0, documents))
@@ -99,8 +109,11 @@ class Stack(nn.Module):
         """An empty state for ``batch`` sequences, with room for ``length`` positions before it has to grow."""
         expected = length or 0
         states = [block.mixer.start(batch, device, dtype, expected) for block in self._blocks]
-        shared = self.mixer.share(self.config, device, dtype, expected)
-        return StackState(np.zeros(batch, np.int64), states, shared)
+        lengths, parts = np.zeros(batch, np.int64), {}
+        for kind, (mixer, config) in self.kinds.items():
+            own = [state for state, each in zip(states, self.config.blocks, strict=True) if each.kind == kind]
+            parts[kind] = StackState(lengths, own, mixer.share(config, device, dtype, expected))
+        return next(iter(parts.values())) if len(parts) == 1 else StackState(lengths, states, None, parts)
 
     def extend(
         self,
@@ -117,18 +130,31 @@ class Stack(nn.Module):
         """
         assert isinstance(state, StackState)
         length, blocks, states = x.shape[1], self._blocks, state.blocks
-        if self.norms_input:
-            stepped = self.mixer.native_step(blocks, self.skip_weights, x, state, rows)
-            if stepped is not None:
-                return stepped
-        span = self.mixer.span(state, rows, counts, length, x.device)
-        out = self._through(x, lambda index, stream, x0: blocks[index].extend(stream, x0, states[index], span))
+        stepped = self._native_step(x, state, rows)
+        if stepped is not None:
+            return stepped
+        spans = {
+            kind: mixer.span(state.kinds.get(kind, state), rows, counts, length, x.device)
+            for kind, (mixer, _) in self.kinds.items()
+        }
+        each = [spans[config.kind] for config in self.config.blocks]
+        out = self._through(x, lambda index, stream, x0: blocks[index].extend(stream, x0, states[index], each[index]))
         state.lengths[slice(None) if rows is None else rows] += length if counts is None else counts
         return out
+
+    def _native_step(self, x: Tensor, state: StackState, rows: Rows | None) -> Tensor | None:
+        """A kernel's result for one position of one sequence through the whole stack, if there is such a kernel."""
+        if not self.norms_input or len(self.kinds) > 1:
+            return None
+        ((mixer, _),) = self.kinds.values()
+        return mixer.native_step(self._blocks, self.skip_weights, x, state, rows)
 
     def see(self, window: int) -> None:
         """From now on each position sees the last ``window`` ones (0: all), as far as mixers do not forget anyway."""
         self.config = dataclasses.replace(self.config, window=window)
+        self.kinds = {
+            kind: (mixer, dataclasses.replace(one, window=window)) for kind, (mixer, one) in self.kinds.items()
+        }
         for block in self._blocks:
             block.mixer.see(window)
 
@@ -150,12 +176,12 @@ class Stack(nn.Module):
         blocks = self._blocks
         fields = [block.mixer.receptive_field for block in blocks]
 
-        def run(index: int, stream: Stream, x0: Tensor) -> Stream:
+        def run(index: int, stream: Any, x0: Tensor) -> Any:
             length, later = stream.base.shape[1], fields[index + 1 :]
             seen = documents[:, -length:] if documents is not None else None
             needed = length if None in later else keep + sum(field or 0 for field in later)
             if needed >= length:
-                return blocks[index](stream, x0[:, -length:], seen)  # type: ignore[no-any-return]
+                return blocks[index](stream, x0[:, -length:], seen)
             return blocks[index].tail(stream, x0[:, -length:], seen, needed)
 
         return self._through(x, run)[:, -keep:]

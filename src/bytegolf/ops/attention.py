@@ -43,26 +43,42 @@ class AttentionShape:
     """positions a query sees, itself included; 0 = all"""
     base: float
     """of the rotary frequencies"""
+    rotated: int = -1
+    """dimensions of a head that are rotated, its first ones; -1 = all"""
+    normed: bool = True
+    """whether q and k are RMS-normalised"""
+    clockwise: bool = True
+    """the direction of the rotation (S0); S4's is the other one"""
+
+    @property
+    def turned(self) -> int:
+        """How many dimensions are rotated."""
+        return self.width if self.rotated < 0 else self.rotated
+
+    def angles(self, positions: Int[Tensor, " P"]) -> tuple[Float[Tensor, "P half"], Float[Tensor, "P half"]]:
+        """cos and sin at ``positions``, as ``rotary`` takes them: a turn the other way is one by the negative angle."""
+        cos, sin = rotary_angles(positions, self.turned, self.base)
+        return cos, sin if self.clockwise else -sin
 
 
 def attention(
     packed: Float[Tensor, "B L P"],
-    q_gain: Float[Tensor, " H"],
+    q_gain: Float[Tensor, " H"] | None,
     documents: Int[Tensor, "B L"] | None,
     shape: AttentionShape,
 ) -> Float[Tensor, "B L HK"]:
     """Attention from packed queries, keys and values to the merged heads.
 
-    A query's scores carry its head's ``q_gain``·K^−½; none sees a key of another of the ``documents``.
+    A query's scores carry its head's ``q_gain``·K^−½ (None: K^−½); none sees a key of another of the ``documents``.
     """
-    if native.usable(packed):
+    if q_gain is not None and shape.normed and shape.turned == shape.width and native.usable(packed):
         return _native(packed, q_gain, documents, shape)
     return attention_reference(packed, q_gain, documents, shape)
 
 
 def attention_reference(
     packed: Float[Tensor, "B L P"],
-    q_gain: Float[Tensor, " H"],
+    q_gain: Float[Tensor, " H"] | None,
     documents: Int[Tensor, "B L"] | None,
     shape: AttentionShape,
 ) -> Float[Tensor, "B L HK"]:
@@ -80,21 +96,37 @@ def angles(
     length: int, shape: AttentionShape, device: torch.device
 ) -> tuple[Float[Tensor, "L 1 half"], Float[Tensor, "L 1 half"]]:
     """cos and sin for the positions 0 … L − 1, as ``project`` takes them."""
-    cos, sin = rotary_angles(torch.arange(length, device=device), shape.width, shape.base)
+    cos, sin = shape.angles(torch.arange(length, device=device))
     return cos.unsqueeze(-2), sin.unsqueeze(-2)
 
 
 def project(
-    packed: Float[Tensor, "*B P"], q_gain: Float[Tensor, " H"], cos: Tensor, sin: Tensor, shape: AttentionShape
+    packed: Float[Tensor, "*B P"], q_gain: Float[Tensor, " H"] | None, cos: Tensor, sin: Tensor, shape: AttentionShape
 ) -> tuple[Float[Tensor, "*B H K"], Float[Tensor, "*B G K"], Float[Tensor, "*B G K"]]:
-    """q (with gain and the 1/√K of the scores), k and v of the projection; q and k normalised and rotated."""
+    """q (with gain and the 1/√K of the scores), k and v of the projection; q and k normalised and rotated, as far as
+    ``shape`` has them so.
+    """
     packed = torch.unflatten(packed, -1, (-1, shape.width))
     # (why) q and k lie side by side, and norm and rotation treat heads alike: one operation each for both
     both = shape.heads + shape.groups
-    qk = rotary(rms_norm(packed.narrow(-2, 0, both)), cos, sin)
-    gain = (q_gain.to(wide(packed.dtype)) * shape.width**-0.5).to(packed.dtype)
-    q = qk.narrow(-2, 0, shape.heads) * gain.unsqueeze(-1)
+    qk = packed.narrow(-2, 0, both)
+    qk = _rotated(rms_norm(qk) if shape.normed else qk, cos, sin, shape)
+    q = qk.narrow(-2, 0, shape.heads)
+    if q_gain is None:
+        q = q * shape.width**-0.5
+    else:
+        q = q * (q_gain.to(wide(packed.dtype)) * shape.width**-0.5).to(packed.dtype).unsqueeze(-1)
     return q, qk.narrow(-2, shape.heads, shape.groups), packed.narrow(-2, both, shape.groups)
+
+
+def _rotated(qk: Float[Tensor, "*B H K"], cos: Tensor, sin: Tensor, shape: AttentionShape) -> Float[Tensor, "*B H K"]:
+    """The first ``shape.turned`` dimensions of each head rotated by position, the others as they are."""
+    if shape.turned == shape.width:
+        return rotary(qk, cos, sin)
+    if not shape.turned:
+        return qk
+    turned = rotary(qk.narrow(-1, 0, shape.turned), cos, sin)
+    return torch.cat((turned, qk.narrow(-1, shape.turned, shape.width - shape.turned)), -1)
 
 
 def as_bias(seen: Bool[Tensor, "*S"], dtype: torch.dtype = torch.float32) -> Float[Tensor, "*S"]:
@@ -233,8 +265,8 @@ def _in_blocks(
 
 
 @functools.lru_cache(maxsize=16)
-def _table(length: int, width: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    cos, sin = rotary_angles(torch.arange(length), width, base)
+def _table(length: int, shape: AttentionShape, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    cos, sin = shape.angles(torch.arange(length))
     return cos.to(dtype), sin.to(dtype)
 
 
@@ -245,7 +277,7 @@ def _problem(packed: Tensor, gain: Tensor, documents: Tensor | None, shape: Atte
     one; a main stack sees another length in every batch.
     """
     batch, length, _ = packed.shape
-    cos, sin = _table(1 << (length - 1).bit_length(), shape.width, shape.base, gain.dtype)
+    cos, sin = _table(1 << (length - 1).bit_length(), shape, gain.dtype)
     sizes = (batch, length, shape.heads, shape.groups, shape.width, shape.window)
     return [packed, cos, sin, gain, documents, *sizes, NORM_EPS]
 

@@ -149,12 +149,12 @@ def smooth(
     z_blocks = torch.unflatten(F.pad(z, (0, 0, 0, short)), 1, (-1, size))
     take, keep = (torch.unflatten(F.pad(t, (0, short)), 1, (-1, size)) for t in (take, keep))
 
-    inner = _decays(keep) * take.unsqueeze(-2)
+    inner = decays(keep) * take.unsqueeze(-2)
     out = inner.to(z.dtype) @ z_blocks
     if out.shape[1] > 1:
         # z̄ at the end of each block if nothing came before it, then with what came before
         ends = out.select(2, -1)
-        carried = _decays(keep.sum(-1)).to(z.dtype) @ ends
+        carried = decays(keep.sum(-1)).to(z.dtype) @ ends
         before = F.pad(carried.narrow(1, 0, carried.shape[1] - 1), (0, 0, 1, 0))
         out = torch.addcmul(out, keep.cumsum(-1).exp().to(z.dtype).unsqueeze(-1), before.unsqueeze(2))
     return out.flatten(1, 2).narrow(1, 0, chunks)
@@ -172,7 +172,7 @@ def smooth_on(
     return smoothed.narrow(1, 1, z.shape[1])
 
 
-def _decays(keep: Float[Tensor, "*B T"]) -> Float[Tensor, "*B T T"]:
+def decays(keep: Float[Tensor, "*B T"]) -> Float[Tensor, "*B T T"]:
     """exp(Σ_{j<i≤c} keep_i) in row c and column j for j ≤ c, 0 above the diagonal.
 
     Each sum is taken by itself (Mamba-2's "segment sum"). The difference of two cumulative sums would lose in

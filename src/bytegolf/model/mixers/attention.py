@@ -7,6 +7,7 @@ Activations are in the compute dtype (bf16 or fp32) of the input; parameters sta
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from bytegolf.config import StackConfig
-from bytegolf.model.layers import Cost, Linear
+from bytegolf.model.layers import Cost, Linear, Mlp
 from bytegolf.model.mixers import attention_cache
 from bytegolf.model.mixers.attention_cache import Cache, CacheSpan, SharedCache
 from bytegolf.model.mixers.base import Mixer, Rows, StackState
@@ -30,13 +31,32 @@ from bytegolf.ops.attention import (
     local_attention,
     project,
 )
-from bytegolf.ops.rotary import rotary_angles
 from bytegolf.registry import register_mixer
+
+
+def _shape_of(config: StackConfig) -> AttentionShape:
+    return AttentionShape(
+        config.heads,
+        config.kv_heads,
+        config.dim // config.heads,
+        config.window,
+        config.rope_base,
+        config.rotary_dim,
+        config.qk_norm,
+        config.rotary_turn == "clockwise",
+    )
+
+
+def _is_s0(block: Any) -> bool:
+    """Whether the kernel for a single position knows this block: S0's, with all of each head rotated."""
+    mixer = block.mixer
+    return mixer.q_gain is not None and mixer.shape.turned == mixer.width and isinstance(block.mlp, Mlp)
 
 
 @register_mixer("attention")
 class Attention(Mixer[Cache]):
-    """Grouped-query attention with rotary positions, RMS-normalised q and k and a learned gain a head (S0).
+    """Grouped-query attention with rotary positions, RMS-normalised q and k and a learned gain a head (S0); without
+    norm and gain, and with fewer dimensions rotated, where the configuration has it so (S4).
 
     ``window`` 0 sees every earlier position; otherwise the last ``window`` ones, itself included, so that time and
     memory are linear in L.
@@ -46,11 +66,13 @@ class Attention(Mixer[Cache]):
         super().__init__(config)
         self.heads, self.groups = config.heads, config.kv_heads
         self.width = config.dim // config.heads
-        self.window, self.base = config.window, config.rope_base
+        self.window = config.window
         inner = self.groups * self.width
         self.qkv = Linear(config.dim, config.dim, inner, inner)
         self.proj = Linear(config.dim, config.dim, zero=True)
-        self.q_gain = nn.Parameter(torch.full((config.heads,), config.qk_gain))
+        self.q_gain = nn.Parameter(torch.full((config.heads,), config.qk_gain)) if config.qk_norm else None
+        self.shape = _shape_of(config)
+        """what ``ops.attention`` has to know besides parameters"""
 
     @property
     def receptive_field(self) -> int | None:
@@ -58,11 +80,7 @@ class Attention(Mixer[Cache]):
 
     def see(self, window: int) -> None:
         self.window = window
-
-    @property
-    def shape(self) -> AttentionShape:
-        """What ``ops.attention`` has to know besides parameters."""
-        return AttentionShape(self.heads, self.groups, self.width, self.window, self.base)
+        self.shape = dataclasses.replace(self.shape, window=window)
 
     def cost(self, length: float) -> Cost:
         """Scores and weighted sums over what a query sees, on average half of the length, or the window.
@@ -115,10 +133,10 @@ class Attention(Mixer[Cache]):
 
     @classmethod
     def share(cls, config: StackConfig, device: torch.device, dtype: torch.dtype, length: int) -> SharedCache:
-        width, base = config.dim // config.heads, config.rope_base
+        shape = _shape_of(config)
 
         def turn(start: int, end: int) -> tuple[Tensor, Tensor]:
-            cos, sin = rotary_angles(torch.arange(start, end, device=device), width, base)
+            cos, sin = shape.angles(torch.arange(start, end, device=device))
             return cos.to(dtype), sin.to(dtype)
 
         return SharedCache(turn, *turn(0, max(length, 64)), config.window)
@@ -133,6 +151,6 @@ class Attention(Mixer[Cache]):
     def native_step(
         cls, blocks: Sequence[Any], skip_weights: Tensor, x: Tensor, state: StackState, rows: Rows | None
     ) -> Float[Tensor, "1 1 D"] | None:
-        if not native.one_position(x, skip_weights):
+        if not native.one_position(x, skip_weights) or not all(_is_s0(block) for block in blocks):
             return None
         return attention_cache.native_step(blocks, skip_weights, x, state, 0 if rows is None else int(rows[0]))

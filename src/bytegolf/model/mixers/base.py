@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
@@ -53,6 +53,8 @@ class StackState:
     """each mixer's state"""
     shared: Any
     """what all mixers of the stack use (``Mixer.share``)"""
+    kinds: dict[str, StackState] = field(default_factory=dict)
+    """where the stack has several kinds of mixers: each kind's part of this state, with the same ``lengths``"""
 
     def reset(self, rows: Rows) -> None:
         """Forget the sequences ``rows``: a new document starts in them."""

@@ -23,10 +23,12 @@ ODDS_FLOOR = 1e-6
 
 @register_router("cosine")
 class CosineRouter(Router):
-    """p_t = ½(1 − cos(W_q x_t, W_k x_{t−1})), p_0 = 1; a boundary where p_t ≥ ½ (S2; S4 pairs q and k the other way).
+    """p_t = ½(1 − cos(W_q x_t, W_k x_{t−1})), p_0 = 1; a boundary where p_t ≥ ½ (S2).
+
+    With ``query`` = previous, W_q is for x_{t−1} and W_k for x_t, and with ``strict`` p_t must be above ½ (S4).
 
     Both maps start as the identity, so that an untrained router marks where neighbouring vectors point apart. The
-    memory is W_k x of the position before.
+    memory is what the map for the position before made of it.
 
     Departures from S2, each by a field of its own: the maps may lead into fewer dimensions (``dim``; they start as one
     random projection), the log odds of p may be scaled (``sharpness``), shifted by a learned offset (``init`` =
@@ -54,12 +56,22 @@ class CosineRouter(Router):
         self.offset = nn.Parameter(torch.zeros(())) if own.init == "calibrated" else None
 
     def forward(self, x: Vectors, first: Marks | None = None, tokens: Tokens = None) -> tuple[Probabilities, Marks]:
-        p = self._shaped(boundary_probability(self.q_proj(x), self.k_proj(x)))
+        now, before = self._maps
+        p = self._shaped(boundary_probability(now(x), before(x)))
         if first is not None:
             p = torch.where(first, torch.ones_like(p), p)
         if self.training and self.config.cosine.noise > 0:
             return p, self._drawn(p)
-        return p, p >= THRESHOLD
+        return p, self._opens(p)
+
+    @property
+    def _maps(self) -> tuple[Linear, Linear]:
+        """The map for a position, and the one for the position before it."""
+        maps = self.q_proj, self.k_proj
+        return maps if self.config.cosine.query == "current" else (maps[1], maps[0])
+
+    def _opens(self, p: Probabilities) -> Marks:
+        return p > THRESHOLD if self.config.cosine.strict else p >= THRESHOLD
 
     def prepare(self, material: Material) -> None:
         if self.guide is not None:
@@ -94,11 +106,12 @@ class CosineRouter(Router):
     def extend(
         self, x: Vectors, memory: Tensor, first: Bool[Tensor, " B"], tokens: Tokens = None
     ) -> tuple[Probabilities, Marks, Tensor]:
-        if native.one_position(x, self.k_proj.weight):
-            p, keys = boundary_step(x, self.q_proj.weight, self.k_proj.weight, memory)
+        now, before = self._maps
+        if native.one_position(x, before.weight):
+            p, keys = boundary_step(x, now.weight, before.weight, memory)
         else:
-            keys = self.k_proj(x)
-            p = cosine_probability(self.q_proj(x), torch.cat((memory.unsqueeze(1), keys[:, :-1]), 1))
+            keys = before(x)
+            p = cosine_probability(now(x), torch.cat((memory.unsqueeze(1), keys[:, :-1]), 1))
         p = self._shaped(p)
         p[:, 0].masked_fill_(first, 1)
-        return p, p >= THRESHOLD, keys
+        return p, self._opens(p), keys

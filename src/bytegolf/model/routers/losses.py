@@ -60,31 +60,44 @@ def policy_loss(
 
 
 def ratio_loss(
-    p: Float[Tensor, "B L"], boundary: Bool[Tensor, "B L"], valid: Bool[Tensor, "B L"] | None, target: float
+    p: Float[Tensor, "B L"],
+    boundary: Bool[Tensor, "B L"],
+    valid: Bool[Tensor, "B L"] | None,
+    target: float,
+    over_batch: bool = False,
 ) -> Float[Tensor, ""]:
     """Mean over the batch of N/(N−1)·[(N−1)·F·G + (1−F)(1−G)] (S2; arXiv 2507.07955, eq. 10).
 
-    F is the share of boundaries and G the mean probability among the valid positions of an example. At F = G = 1/N
-    the loss is 1, its minimum along F = G.
+    F is the share of boundaries and G the mean probability among the valid positions of an example, or of the whole
+    batch (``over_batch``, S4). At F = G = 1/N the loss is 1, its minimum along F = G.
     """
-    share, mean = _rates(p, boundary, valid)
+    share, mean = _rates(p, boundary, valid, over_batch)
     return (target / (target - 1) * ((target - 1) * share * mean + (1 - share) * (1 - mean))).mean()
 
 
 def hinge_loss(
-    p: Float[Tensor, "B L"], boundary: Bool[Tensor, "B L"], valid: Bool[Tensor, "B L"] | None, target: float
+    p: Float[Tensor, "B L"],
+    boundary: Bool[Tensor, "B L"],
+    valid: Bool[Tensor, "B L"] | None,
+    target: float,
+    over_batch: bool = False,
 ) -> Float[Tensor, ""]:
     """Mean over the batch of max(0, N·F − 1), with the gradient of N·G: only too many chunks cost (after FLEXITOKENS,
     arXiv 2507.12720). Scaled so that at F = G = 1 it pushes as hard as the ratio loss.
     """
-    share, mean = _rates(p, boundary, valid)
+    share, mean = _rates(p, boundary, valid, over_batch)
     return torch.relu(target * (share + mean - mean.detach()) - 1).mean()
 
 
 def _rates(
-    p: Float[Tensor, "B L"], boundary: Bool[Tensor, "B L"], valid: Bool[Tensor, "B L"] | None
-) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
-    """F and G: the share of boundaries, and the mean of p, among the valid positions of each example."""
+    p: Float[Tensor, "B L"], boundary: Bool[Tensor, "B L"], valid: Bool[Tensor, "B L"] | None, over_batch: bool
+) -> tuple[Float[Tensor, " X"], Float[Tensor, " X"]]:
+    """F and G: the share of boundaries, and the mean of p, among the valid positions of each example (X = B), or of
+    all (X = 1).
+    """
+    if over_batch:
+        p, boundary = p.flatten().unsqueeze(0), boundary.flatten().unsqueeze(0)
+        valid = None if valid is None else valid.flatten().unsqueeze(0)
     if valid is None:
         return boundary.to(p.dtype).mean(1), p.mean(1)
     count = valid.sum(1).clamp(min=1)
