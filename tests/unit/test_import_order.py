@@ -14,6 +14,8 @@ LAYERS = (
     "errors",
     "results",
     "files",
+    "network",
+    "hub",
     "bpb",
     "progress",
     "device",

@@ -20,7 +20,8 @@ from typing import IO, TypeVar
 from bytegolf.data.shards import read_shard
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors, make_folder, parse_json, write_json
-from bytegolf.tools.fetch.mirrors import Mirror, Remote, TransientError
+from bytegolf.network import TransientError
+from bytegolf.tools.fetch.mirrors import Mirror, Remote
 
 ATTEMPTS, DELAY, LONGEST_DELAY = 6, 1.0, 60.0
 """Attempts in a row without a byte of progress; the seconds before the second, doubled each time; the most of them."""

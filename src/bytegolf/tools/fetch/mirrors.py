@@ -6,9 +6,6 @@ What may pass by itself (a dropped connection, a busy server) is raised as `Tran
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import ssl
 import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,6 +14,7 @@ from typing import Any
 
 from bytegolf import __version__
 from bytegolf.errors import BytegolfError
+from bytegolf.network import TransientError, required, translated
 
 REPOSITORY, ROOT = "willdepueoai/parameter-golf", "datasets"
 """Where the data of the competition is published: a dataset repository on the hub, and the folder in it."""
@@ -30,9 +28,6 @@ BLOCK_SECONDS = 1800.0
 BLOCK_BYTES = 8 << 20
 """Bytes that one request asks for: the most that a kill can cost for each file that is on its way."""
 
-_CLIENTS = ("aiohttp", "httpx", "httpx2", "huggingface_hub", "fsspec")
-"""Packages whose exceptions stand for failures of the network."""
-
 
 @dataclass(frozen=True)
 class Remote:
@@ -43,14 +38,6 @@ class Remote:
     sha256: str | None = None
     version: str | None = None
     """changes when the file does: an entity tag, a date or a blob's name; None where there is none"""
-
-
-class TransientError(Exception):
-    """Something that may go away by itself; ``wait``: the seconds that the server asked to wait."""
-
-    def __init__(self, said: str, wait: float = 0.0) -> None:
-        super().__init__(said)
-        self.wait = wait
 
 
 @dataclass(frozen=True)
@@ -121,51 +108,6 @@ class Mirror:
         return bytes(data)
 
 
-@contextlib.contextmanager
-def translated(where: str) -> Iterator[None]:
-    """Turn what the clients raise about ``where`` into `TransientError` or a ``BytegolfError``."""
-    try:
-        yield
-    except BytegolfError:
-        raise
-    except Exception as error:
-        names = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
-        if not isinstance(error, OSError) and not names & set(_CLIENTS):
-            raise
-        raise _explained(error, where) from error
-
-
-def _explained(error: Exception, where: str) -> Exception:
-    # fsspec reports whatever goes wrong with an address as FileNotFoundError; the reason is its cause
-    reason = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
-    if isinstance(reason, BytegolfError):
-        return reason
-    said = " ".join(str(reason).split())[:160] or type(reason).__name__
-    response = getattr(reason, "response", None)
-    status = getattr(reason, "status", None) or getattr(response, "status_code", None)
-    headers = getattr(reason, "headers", None) or getattr(response, "headers", None) or {}
-    causes: list[BaseException] = [reason]
-    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
-        causes.append(cause)
-    if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes):
-        return BytegolfError(f"{where}: the certificate is not valid ({said}): choose another mirror")
-    if type(reason).__name__ == "OfflineModeIsEnabled":
-        return BytegolfError(f"{where} cannot be read while HF_HUB_OFFLINE is set: unset it, or give a --mirror")
-    if status in (401, 403) or isinstance(reason, PermissionError):
-        return BytegolfError(f"{where} refuses access ({status or said}): log in (`hf auth login`) or change mirrors")
-    if status in (404, 410) or isinstance(reason, FileNotFoundError | NotADirectoryError):
-        return BytegolfError(f"{where} does not exist ({status or said}): check the mirror, --repo and --root")
-    if type(reason).__name__ in ("NonHttpUrlRedirectClientError", "TooManyRedirects", "InvalidUrlRedirectClientError"):
-        return BytegolfError(f"{where} redirects in a circle, or to nothing safe: choose another mirror")
-    if isinstance(reason, ValueError):
-        return BytegolfError(f"{where} is no valid name ({said}): check --repo and --root")
-    if status is not None and 400 <= status < 500 and status not in (408, 425, 429):
-        return BytegolfError(f"{where} answers {status}: check the address, or choose another mirror")
-    wait = str(headers.get("Retry-After", "")) if status is not None else ""
-    answers = f"answers {status}" if status is not None else f"broke off ({said})"
-    return TransientError(f"{where} {answers}", float(wait) if wait.isdecimal() and len(wait) < 10 else 0.0)
-
-
 def open_hub(repository: str, root: str) -> Mirror:
     """The folder ``root`` of a dataset repository on the hub as it is now; later commits do not mix in.
 
@@ -223,10 +165,4 @@ def _web() -> Any:
 
 
 def _required(module: str, doing: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise BytegolfError(
-            f"{doing} needs {module.partition('.')[0]}: run `pip install 'bytegolf[hub]'`, or give a folder with the "
-            "same layout as --mirror"
-        ) from error
+    return required(module, doing, "give a folder with the same layout as --mirror")

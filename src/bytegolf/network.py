@@ -1,0 +1,80 @@
+"""Failures of the network in words, whichever client met them: what may pass, and what the user can change."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import ssl
+from collections.abc import Iterator
+from typing import Any
+
+from bytegolf.errors import BytegolfError
+
+_CLIENTS = ("aiohttp", "httpx", "httpx2", "huggingface_hub", "fsspec")
+"""Packages whose exceptions stand for failures of the network."""
+
+
+class TransientError(Exception):
+    """Something that may go away by itself; ``wait``: the seconds that the server asked to wait."""
+
+    def __init__(self, said: str, wait: float = 0.0) -> None:
+        super().__init__(said)
+        self.wait = wait
+
+
+@contextlib.contextmanager
+def translated(where: str, names: str = "the mirror, --repo and --root") -> Iterator[None]:
+    """Turn what the clients raise about ``where`` into `TransientError` or a ``BytegolfError``.
+
+    ``names`` is what to check where something is not there.
+    """
+    try:
+        yield
+    except BytegolfError:
+        raise
+    except Exception as error:
+        packages = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
+        if not isinstance(error, OSError) and not packages & set(_CLIENTS):
+            raise
+        raise _explained(error, where, names) from error
+
+
+def _explained(error: Exception, where: str, names: str) -> Exception:
+    # fsspec reports whatever goes wrong with an address as FileNotFoundError; the reason is its cause
+    reason = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
+    if isinstance(reason, BytegolfError):
+        return reason
+    said = " ".join(str(reason).split())[:160] or type(reason).__name__
+    response = getattr(reason, "response", None)
+    status = getattr(reason, "status", None) or getattr(response, "status_code", None)
+    headers = getattr(reason, "headers", None) or getattr(response, "headers", None) or {}
+    causes: list[BaseException] = [reason]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(cause)
+    if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes):
+        return BytegolfError(f"{where}: the certificate is not valid ({said}): choose another mirror")
+    if type(reason).__name__ == "OfflineModeIsEnabled":
+        return BytegolfError(f"{where} cannot be read while HF_HUB_OFFLINE is set: unset it, or give a --mirror")
+    if status in (401, 403) or isinstance(reason, PermissionError):
+        return BytegolfError(f"{where} refuses access ({status or said}): log in (`hf auth login`) or change mirrors")
+    if status in (404, 410) or isinstance(reason, FileNotFoundError | NotADirectoryError):
+        return BytegolfError(f"{where} does not exist ({status or said}): check {names}")
+    if type(reason).__name__ in ("NonHttpUrlRedirectClientError", "TooManyRedirects", "InvalidUrlRedirectClientError"):
+        return BytegolfError(f"{where} redirects in a circle, or to nothing safe: choose another mirror")
+    if isinstance(reason, ValueError):
+        return BytegolfError(f"{where} is no valid name ({said}): check {names}")
+    if status is not None and 400 <= status < 500 and status not in (408, 425, 429):
+        return BytegolfError(f"{where} answers {status}: check the address, or choose another mirror")
+    wait = str(headers.get("Retry-After", "")) if status is not None else ""
+    answers = f"answers {status}" if status is not None else f"broke off ({said})"
+    return TransientError(f"{where} {answers}", float(wait) if wait.isdecimal() and len(wait) < 10 else 0.0)
+
+
+def required(module: str, doing: str, instead: str) -> Any:
+    """An optional module. Raises BytegolfError where it is missing: ``doing`` needs it; ``instead`` is another way."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise BytegolfError(
+            f"{doing} needs {module.partition('.')[0]}: run `pip install 'bytegolf[hub]'`, or {instead}"
+        ) from error
