@@ -54,7 +54,15 @@ def read(path: Path) -> Any:
 def test_a_run_leaves_what_the_readme_lists(any_run: TinyRun) -> None:
     folder = any_run.folder
     names = {path.name for path in folder.iterdir()}
-    always = {"config.toml", "environment.json", "metrics.jsonl", "checkpoints", "artifact.bgolf", "summary.json"}
+    always = {
+        "config.toml",
+        "data.json",
+        "environment.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "artifact.bgolf",
+        "summary.json",
+    }
     subwords = Config.load(folder / "config.toml").data.tokenizer == SUBWORDS
     assert names == always | ({"tokenizer.model"} if subwords else set())
     (checkpoint,) = (folder / "checkpoints").iterdir()

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float32, Int, Integer
 from numpy.typing import NDArray
 
-from bytegolf.artifact.loading import LoadedModel
+from bytegolf.artifact.loading import LoadedModel, data_of
 from bytegolf.bpb import bits_per_byte
 from bytegolf.data.shards import open_split
 from bytegolf.data.tokenizer import ByteTokenizer, Tokenizer
@@ -152,7 +152,7 @@ def text_tokens(
             content = content.decode("utf-8", "ignore").encode() if _cut(content) else content
         yield document(tokenizer, content, str(file))
     if not files:
-        stream = open_split(data or Path(loaded.config.data.path), tokenizer.name, "val", tokenizer.vocab_size)
+        stream = open_split(data_of(loaded, data), tokenizer.name, "val", tokenizer.vocab_size)
         yield stream.slice(0, min(limit or len(stream), len(stream))).astype(np.int64)
 
 

@@ -21,7 +21,7 @@ from bytegolf.analyze.segment import STANDARD_TEXT, Segmentation, segment, title
 from bytegolf.analyze.stability import stability
 from bytegolf.analyze.tables import grids
 from bytegolf.artifact import checkpoint as store
-from bytegolf.artifact.loading import LoadedModel, load_model, with_weights
+from bytegolf.artifact.loading import LoadedModel, data_of, load_model, with_weights
 from bytegolf.artifact.run_folder import RunFolder
 from bytegolf.config import levels
 from bytegolf.data.bpe_boundaries import token_starts
@@ -84,7 +84,7 @@ def analyze(
         raise BytegolfError("--threshold is about the b of soft chunking, which no model here has: leave it out")
     short = [source.resolve().name for source in sources]
     names = short if len(set(short)) == len(short) else [str(source) for source in sources]
-    folder = data or Path(loaded[0].config.data.path)
+    folder = data_of(loaded[0], data)
     reference = _reference_tokenizer(bpe, folder, loaded)
     texts = [file.name for file in files] or [f"the validation split of {folder.name}"]
     readings: list[list[Reading]] = []
@@ -229,7 +229,7 @@ def _history(
 def _weights(source: Path, loaded: LoadedModel, data: Path | None) -> Iterator[tuple[str, int, LoadedModel]]:
     """What to call the weights, their step, and a model with them."""
     config, tokenizer = loaded.config, loaded.tokenizer
-    train = open_split(data or Path(config.data.path), tokenizer.name, "train", tokenizer.vocab_size)
+    train = open_split(data_of(loaded, data), tokenizer.name, "train", tokenizer.vocab_size)
     yield "untrained", 0, with_weights(loaded, initial_model(config, tokenizer, train).state_dict())
     step = 0
     for path in store.checkpoints(RunFolder(source).checkpoints):

@@ -24,7 +24,7 @@ from bytegolf.analyze.reading import Reading, read_text
 from bytegolf.analyze.segment import Segmentation, segment
 from bytegolf.api.evaluation import evaluate
 from bytegolf.api.results import Evaluation
-from bytegolf.artifact.loading import LoadedModel, in_fp32, load_model, with_weights
+from bytegolf.artifact.loading import LoadedModel, data_of, in_fp32, load_model, with_weights
 from bytegolf.artifact.pack import read_artifact, write_artifact
 from bytegolf.bpb import Score
 from bytegolf.config import Config
@@ -180,7 +180,7 @@ class Model:
 
     def evaluate(
         self,
-        data: str | os.PathLike[str],
+        data: str | os.PathLike[str] | None = None,
         mode: ScoringMode | None = None,
         *,
         limit: int = 0,
@@ -190,13 +190,14 @@ class Model:
         """The score over the validation split of the data folder ``data``: what `bytegolf eval` reports.
 
         Args:
-            data: a folder made by `bytegolf prepare`.
+            data: a folder made by `bytegolf prepare`; by default that of the run, wherever one stands.
             mode: how to score (``self.mode(stride=512)``); by default as the configuration says.
             limit: score about this many tokens only, which the result then calls a subset; 0 = all.
             one_pass: read the text once, in long windows that stand for the overlapping ones of ``mode``.
             reporter: is told how far it is.
         """
-        return evaluate(self._loaded, Path(data), mode, limit=limit, one_pass=one_pass, reporter=reporter)
+        folder = data_of(self._loaded, None if data is None else Path(data))
+        return evaluate(self._loaded, folder, mode, limit=limit, one_pass=one_pass, reporter=reporter)
 
     def mode(self, **changes: Any) -> ScoringMode:
         """The mode in which the configuration has this model scored, with other values of some of its fields.

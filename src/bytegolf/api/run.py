@@ -18,7 +18,7 @@ from bytegolf.api.model import Model, load
 from bytegolf.api.results import Summary
 from bytegolf.artifact.checkpoint import Progress
 from bytegolf.artifact.loading import LoadedModel, load_model, with_weights
-from bytegolf.artifact.run_folder import RunFolder
+from bytegolf.artifact.run_folder import RunFolder, data_folder
 from bytegolf.config import Config, levels
 from bytegolf.distributed import SINGLE_PROCESS, DistributedContext, join
 from bytegolf.errors import BytegolfError
@@ -103,14 +103,23 @@ def train(
 
 def train_run(config: Config, out: Path, *, resume: bool = False, quiet: bool = False) -> Run:
     """``train`` for a resolved configuration."""
-    data, run = TrainingData.open(config), RunFolder(out)
+    run = RunFolder(out)
+    if resume:
+        config = _found_from_here(run, config)
+    data = TrainingData.open(config)
     with join(config.train.device) as world, run.held() if world.leads else contextlib.nullcontext():
-        if world.leads:
-            run.prepare(config, data.tokenizer, sys.argv, resume)
-        world.wait()
         reporter = Reporter(quiet=quiet or not world.leads)
+        said = run.check(config, resume) if world.leads else []
+        world.wait()
         trainer = Trainer(config, data, run.path, world, reporter)
-        progress, gptq_seconds = trainer.fit(resume), 0.0
+        if resume:
+            trainer.resume()
+        if world.leads:  # not before: a configuration is written beside a checkpoint that it goes on from
+            run.prepare(config, data.tokenizer, sys.argv)
+            for sentence in said:
+                reporter.say(sentence)
+        world.wait()
+        progress, gptq_seconds = trainer.fit(), 0.0
         if world.leads:
             gptq_seconds = trainer.export(run.artifact).gptq_seconds
             _check_reserve(config, progress.seconds, gptq_seconds, reporter)
@@ -118,6 +127,15 @@ def train_run(config: Config, out: Path, *, resume: bool = False, quiet: bool = 
         # the weights before quantisation are copied once more only where they are to be scored
         state, early = trainer.export_state() if config.eval.unquantised else {}, trainer.stopped_early
         return conclude(run, data, state, progress, gptq_seconds, early, reporter, world)
+
+
+def _found_from_here(run: RunFolder, config: Config) -> Config:
+    """``config`` with the run's data where they are, if it names them as the run does and they are not there."""
+    path = config.data.path
+    if Path(path).is_dir() or not run.config.exists() or run.read_config().data.path != path:
+        return config
+    folder = data_folder(run.path, config)
+    return config.with_({"data.path": str(folder)}) if folder else config
 
 
 def _check_reserve(config: Config, trained: float, spent: float, reporter: Reporter) -> None:

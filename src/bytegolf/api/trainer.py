@@ -79,6 +79,7 @@ class Trainer(loop.Trainer):
         """
         run = RunFolder(Path(folder))
         with run.held():
-            run.prepare(self.config, self.data.tokenizer, sys.argv, resume=False)
+            run.check(self.config, resume=False)
+            run.prepare(self.config, self.data.tokenizer, sys.argv)
             self.export(run.artifact)
         return run.path

@@ -20,13 +20,15 @@ from torch import Tensor
 
 from bytegolf.config import from_dict
 from bytegolf.errors import BytegolfError
-from bytegolf.files import disk_errors, make_folder, parse_json, read_json, read_json_object, write_bytes, write_json
+from bytegolf.files import disk_errors, make_folder, parse_json, read_json_object, write_bytes, write_json
 from bytegolf.model.merging import merged
 
 _NAME = re.compile(r"step_(\d{8,})")
 _PARTS = ("model", "optimizer", "averaged")
 _OPTIONAL = ("averaged",)
 PROGRESS, CHECKSUMS = "progress.json", "checksums.json"
+VALIDATED = "validation_tokens"
+"""In a checkpoint's progress: the size of the sample that its validation_bpb is of."""
 
 T = TypeVar("T")
 
@@ -127,6 +129,16 @@ def checkpoints(folder: Path) -> list[Path]:
 def load(path: Path) -> Checkpoint:
     """Read a checkpoint; a file that is missing, damaged or altered is named in the error."""
     hashes = checksums(path)
+    progress = _told(path, hashes)
+    return Checkpoint(progress, **{part: _tensors(path / f"{part}.safetensors", hashes) for part in _PARTS})
+
+
+def progress_of(path: Path) -> Progress:
+    """Where the run stood at the checkpoint ``path``, without reading its tensors."""
+    return Progress.told(_told(path, checksums(path)), path)
+
+
+def _told(path: Path, hashes: dict[str, str] | None) -> dict[str, Any]:
     try:
         progress = parse_json(_read(path / PROGRESS, hashes))
     except ValueError as error:
@@ -136,7 +148,7 @@ def load(path: Path) -> Checkpoint:
             f"the checkpoint {path} has no step in progress.json, or another than its own: delete it to go on from the "
             "one before"
         )
-    return Checkpoint(progress, **{part: _tensors(path / f"{part}.safetensors", hashes) for part in _PARTS})
+    return progress
 
 
 def checksums(path: Path) -> dict[str, str] | None:
@@ -191,7 +203,11 @@ class Progress:
 
         Raises BytegolfError if it says something else than their types.
         """
-        told = saved.progress
+        return Progress.told(saved.progress, path)
+
+    @staticmethod
+    def told(told: dict[str, Any], path: Path) -> Progress:
+        """The same of what its progress.json says."""
         return described(Progress, {f.name: told[f.name] for f in fields(Progress) if f.name in told}, path)
 
 
@@ -206,10 +222,15 @@ def _tensors(file: Path, hashes: dict[str, str] | None) -> dict[str, Tensor]:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Delete all but the latest ``keep`` checkpoints and the best validated one, and what crashes left behind."""
+    """Delete all but the latest ``keep`` checkpoints and the best validated one, and what crashes left behind.
+
+    The best is among those validated on as many tokens as the latest: others are scored on another sample.
+    """
     found = checkpoints(folder)
     scores = {path: score for path in found if (score := _score(path)) is not None}
-    best = min(scores, key=lambda path: scores[path], default=None)
+    sample = scores[found[-1]][1] if found and found[-1] in scores else None
+    comparable = [path for path, (_, tokens) in scores.items() if sample in (None, tokens)]
+    best = min(comparable, key=lambda path: scores[path][0], default=None)
     for path in found[:-keep]:
         if path != best:
             _discard(path)
@@ -217,10 +238,13 @@ def prune(folder: Path, keep: int) -> None:
         shutil.rmtree(left, ignore_errors=True)
 
 
-def _score(path: Path) -> float | None:
-    """The validation BPB of a checkpoint; None where it has none or cannot be read, which is no reason to stop."""
+def _score(path: Path) -> tuple[float, Any] | None:
+    """The validation BPB of a checkpoint and on how many tokens; None where it has none or cannot be read, which is no
+    reason to stop.
+    """
     try:
-        bpb = read_json(path / PROGRESS, "checkpoint's progress").get("validation_bpb")
-    except (BytegolfError, AttributeError):
+        told = read_json_object(path / PROGRESS, "checkpoint's progress")
+    except BytegolfError:
         return None
-    return float(bpb) if isinstance(bpb, int | float) else None
+    bpb = told.get("validation_bpb")
+    return (float(bpb), told.get(VALIDATED)) if isinstance(bpb, int | float) else None

@@ -19,7 +19,7 @@ from bytegolf.artifact.pack import Summary, write_artifact
 from bytegolf.artifact.plan import plan_of
 from bytegolf.artifact.quantize import QuantizedTensor
 from bytegolf.artifact.results import ExportResult
-from bytegolf.artifact.run_folder import RunFolder
+from bytegolf.artifact.run_folder import RunFolder, data_folder
 from bytegolf.config import Config
 from bytegolf.data.shards import open_split
 from bytegolf.data.tokenizer import SentencePieceTokenizer, Tokenizer, load_tokenizer
@@ -50,6 +50,8 @@ class Latest:
     """the averaged weights, where it has some"""
     progress: Progress
     checkpoint: Path
+    data: Path
+    """the folder of its data, wherever one stands"""
 
 
 def latest(source: Path, overrides: Sequence[str] = ()) -> Latest:
@@ -71,11 +73,12 @@ def latest(source: Path, overrides: Sequence[str] = ()) -> Latest:
     saved = store.load(found[-1])
     state = saved.exported
     build(config, state, str(found[-1]))
+    data = data_folder(run.path, config) or Path(config.data.path)
     if run.tokenizer.exists():
         tokenizer: Tokenizer = SentencePieceTokenizer(run.tokenizer, config.data.tokenizer)
     else:
-        tokenizer = load_tokenizer(config.data.tokenizer, Path(config.data.path))
-    return Latest(run, config, tokenizer, state, Progress.of(saved, found[-1]), found[-1])
+        tokenizer = load_tokenizer(config.data.tokenizer, data)
+    return Latest(run, config, tokenizer, state, Progress.of(saved, found[-1]), found[-1], data)
 
 
 def export(source: Path, out: Path | None = None, overrides: Sequence[str] = ()) -> ExportResult:
@@ -83,7 +86,8 @@ def export(source: Path, out: Path | None = None, overrides: Sequence[str] = ())
     with destination(source, out) as path:
         saved = latest(source, overrides)
         device = choose_device(saved.config.train.device)
-        done = export_weights(path, saved.config, saved.tokenizer, saved.state, saved.progress, device)
+        told = saved.config, saved.tokenizer, saved.state, saved.progress
+        done = export_weights(path, *told, device, saved.data)
     summary, seconds = done.summary, round(done.gptq_seconds, 2)
     return ExportResult(
         path, saved.checkpoint, summary.sha256, summary.parameters, summary.file_bytes, gptq_seconds=seconds
@@ -117,11 +121,15 @@ def export_weights(
     state: dict[str, torch.Tensor],
     progress: Progress,
     device: torch.device,
+    data: Path | None = None,
 ) -> Exported:
-    """Write the artifact of ``state`` to ``path``; the forward passes that GPTQ needs run on ``device``."""
+    """Write the artifact of ``state`` to ``path``.
+
+    The forward passes that GPTQ needs run on ``device``, over training text in ``data`` (by default as configured).
+    """
     now = time.process_time if config.train.clock == "processor" else time.perf_counter
     started = now()
-    stored = solved(config, tokenizer, state, device) if config.export.gptq else state
+    stored = solved(config, tokenizer, state, device, data) if config.export.gptq else state
     spent = now() - started if config.export.gptq else 0.0
     told = info(progress, spent) | ({"gptq_seconds": round(spent, 1)} if config.export.gptq else {})
     return Exported(write_artifact(path, stored, config, tokenizer.identity(), told, coder=config.export.coder), spent)
@@ -134,10 +142,14 @@ def info(progress: Progress, more_seconds: float = 0.0) -> dict[str, Any]:
 
 
 def solved(
-    config: Config, tokenizer: Tokenizer, state: dict[str, torch.Tensor], device: torch.device
+    config: Config,
+    tokenizer: Tokenizer,
+    state: dict[str, torch.Tensor],
+    device: torch.device,
+    data: Path | None = None,
 ) -> dict[str, torch.Tensor | QuantizedTensor]:
     """``state`` with its linear maps quantised by GPTQ, which looks at the run's training split and at nothing else."""
-    train = open_split(Path(config.data.path), tokenizer.name, "train", tokenizer.vocab_size)
+    train = open_split(data or Path(config.data.path), tokenizer.name, "train", tokenizer.vocab_size)
     model = build(config, state, "the run").to(device).eval()
     model.precision = pick_precision(config.train.precision, device)
     plan = plan_of(state, storage_kinds(model), config.export)

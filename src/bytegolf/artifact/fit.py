@@ -114,7 +114,7 @@ class _Fit:
     def __init__(self, source: Path, options: FitOptions, tell: Teller, scratch: Path) -> None:
         self.saved = exporting.latest(source, options.overrides)
         config = self.saved.config
-        self.data, self.tokens = options.data or Path(config.data.path), options.tokens
+        self.data, self.tokens = options.data or self.saved.data, options.tokens
         self.tell, self.scratch = tell, scratch
         self.state = self.saved.state
         device = prepare_device(pick_device(config.train.device))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from bytegolf.artifact.pack import Artifact, read_artifact
-from bytegolf.artifact.run_folder import RunFolder
+from bytegolf.artifact.run_folder import RunFolder, data_folder
 from bytegolf.config import Config, NetworkConfig, StackConfig
 from bytegolf.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, Tokenizer, byte_tokenizer, load_tokenizer
 from bytegolf.device import choose_device, pick_precision
@@ -33,11 +33,28 @@ class LoadedModel:
 def load_model(source: Path, data: Path | None = None, device: str = "auto", precision: str = "auto") -> LoadedModel:
     """Load the model of a run folder or an artifact file, with the chunk capacity that ``eval`` configures.
 
-    A SentencePiece tokenizer is looked for beside the artifact, then in ``data``, and must be the very one that the
-    model was trained with.
+    A SentencePiece tokenizer is looked for beside the artifact, then in ``data`` (by default those that the run was
+    trained on), and must be the very one that the model was trained with.
     """
     path = artifact_path(source)
-    return load_artifact(read_artifact(path), path, data, device, precision)
+    artifact = read_artifact(path)
+    if data is None and artifact.tokenizer.get("kind") != "byte":
+        data = data_folder(path.parent, artifact.config)
+    return load_artifact(artifact, path, data, device, precision)
+
+
+def data_of(loaded: LoadedModel, named: Path | None = None) -> Path:
+    """The folder ``named``, or else that of the data which ``loaded`` was trained on, wherever one stands.
+
+    Raises BytegolfError if they are nowhere to be found, or are not what they were.
+    """
+    found = named or data_folder(loaded.path.parent, loaded.config)
+    if found is None:
+        raise BytegolfError(
+            f"the data that {loaded.path} was trained on are not in {loaded.config.data.path}, seen from here: name "
+            "their folder with --data"
+        )
+    return found
 
 
 def load_artifact(

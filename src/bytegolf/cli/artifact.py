@@ -87,7 +87,7 @@ def export(
             options = fitting.FitOptions(out=out, data=data, overrides=overrides, tokens=tokens, points=points)
             fitted = found = fitting.fit(run, fit, code, options, score=_plainly, tell=reporter)
             opened = opening.load_model(fitted.artifact, data)
-            bpb = scoring.evaluate(opened, data or Path(opened.config.data.path), reporter=reporter).bpb
+            bpb = scoring.evaluate(opened, opening.data_of(opened, data), reporter=reporter).bpb
         if fitted.frontier:
             console.print(picture.table(fitted.frontier, fit))
         if frontier:

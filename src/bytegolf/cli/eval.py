@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter, validators
@@ -143,7 +142,6 @@ def evaluate(
         **({"receptive_field": (receptive_field,)} if receptive_field else {}),
     )
     with Reporter() as reporter:
-        folder = data or Path(loaded.config.data.path)
-        result = loaded.evaluate(folder, mode, limit=limit, one_pass=one_pass, reporter=reporter)
+        result = loaded.evaluate(data, mode, limit=limit, one_pass=one_pass, reporter=reporter)
     show.score(screen(), result)
     finish(json, result)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -38,7 +37,7 @@ def probe(
     opened = opening.load_model(model, data)
     reporter = Reporter()
     with reporter:
-        result = probe_run(opened, data or Path(opened.config.data.path), model, limit, reporter)
+        result = probe_run(opened, opening.data_of(opened, data), model, limit, reporter)
     console = screen()
     for grid in of_probe(result):
         console.print(grid.drawn())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter, validators
@@ -35,7 +34,7 @@ def verify(
     Example: bytegolf verify runs/cpu-demo --thorough
     """
     from bytegolf.api.results import Verification
-    from bytegolf.artifact.loading import load_model
+    from bytegolf.artifact.loading import data_of, load_model
     from bytegolf.evaluate import verification
     from bytegolf.progress import Reporter
 
@@ -43,7 +42,7 @@ def verify(
     console, checks = screen(), []
     effort = verification.THOROUGH if thorough else verification.QUICK
     with Reporter() as reporter:
-        source = data or Path(loaded.config.data.path)
+        source = data_of(loaded, data)
         for check in verification.verify(loaded, source, effort, claim=claim, reporter=reporter):
             checks.append(check)
             console.print(verification.verdict(check), soft_wrap=True)

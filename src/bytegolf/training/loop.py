@@ -183,6 +183,8 @@ class Trainer:
             self._begin()
             with self.interrupt.awaited(), self.reporter:
                 self._loop()
+        elif self._resumed is not None:  # what was validated then may have been another sample
+            self.validate()
         return self.progress
 
     def _loop(self) -> None:
@@ -303,6 +305,7 @@ class Trainer:
         optimizer = self.stepper.optimizer.state()  # in which every rank has a share
         if self.world.leads:
             progress = {**dataclasses.asdict(self.progress), "window": self._steps.state()}
+            progress[store.VALIDATED] = self.config.train.validate_tokens
             if self._validated_step != self.progress.step:
                 progress["validation_bpb"] = None  # an earlier one says nothing about these weights
             averaged = self.stepper.average.state() if self.stepper.average else {}

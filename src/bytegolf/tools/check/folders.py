@@ -14,6 +14,7 @@ from bytegolf.artifact.container import read as read_container
 from bytegolf.artifact.run_folder import RunFolder
 from bytegolf.config import Config
 from bytegolf.data.dataset_writer import SIDECAR
+from bytegolf.data.identity import DataIdentity
 from bytegolf.data.manifest import FETCHING, MANIFEST, UNFINISHED, path_in, read_manifest, unfinished
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors, read_json, read_json_object, sha256
@@ -71,7 +72,8 @@ def _folder(path: Path, above: tuple[Path, ...] = ()) -> Iterator[Verdict]:
 def _run(run: RunFolder) -> Iterator[Verdict]:
     yield plain(run.config, "configuration", Config.load)
     for file, kind, read in (
-        (run.path / "environment.json", "environment", lambda path: read_json_object(path, "environment")),
+        (run.environment, "environment", lambda path: read_json_object(path, "environment")),
+        (run.data, "record of the data", DataIdentity.read),
         (run.path / "metrics.jsonl", "metrics", read_metrics),
         (run.summary, "summary", lambda path: read_json_object(path, "summary")),
     ):

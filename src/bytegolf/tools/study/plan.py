@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -26,9 +24,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bytegolf.config import Config, flatten
-from bytegolf.data.manifest import dataset_entry, dataset_folder, tokenizer_entry
+from bytegolf.data.identity import data_hash, short_hash
+from bytegolf.data.manifest import dataset_entry
 from bytegolf.errors import BytegolfError
-from bytegolf.files import sha256
 from bytegolf.tools.study.definition import BudgetConfig, Study, Variant
 
 _NOT_OF_THE_RESULT = {
@@ -152,7 +150,7 @@ def bytes_per_token(data: Path, tokenizer: str, split: str) -> float:
 def definition_hash(config: Config, budget: BudgetConfig, threads: int, eval_limit: int) -> str:
     """The hash of what a run does, but for its data and its seed."""
     kept = {key: value for key, value in flatten(_unlike_default(config)).items() if key not in _NOT_OF_THE_RESULT}
-    return _hash({"config": kept, "budget": _unlike_default(budget), "threads": threads, "eval_limit": eval_limit})
+    return short_hash({"config": kept, "budget": _unlike_default(budget), "threads": threads, "eval_limit": eval_limit})
 
 
 def _unlike_default(value: Any) -> dict[str, Any]:
@@ -164,19 +162,3 @@ def _unlike_default(value: Any) -> dict[str, Any]:
             continue
         found[field.name] = _unlike_default(item) if dataclasses.is_dataclass(item) else item
     return found
-
-
-def data_hash(folder: Path, tokenizer: str) -> str:
-    """The hash of a data set: its shards, statistics and tokenizer as the manifest has them, or else the shards."""
-    entry = dataset_entry(folder, tokenizer)
-    if entry is not None and entry.sha256:
-        described = tokenizer_entry(folder, tokenizer)
-        model = described.sha256 if described is not None else None
-        return _hash({"shards": entry.sha256, "stats": entry.stats, "tokenizer": model})
-    shards = sorted(dataset_folder(folder, tokenizer).glob("fineweb_*.bin"))
-    return _hash({shard.name: sha256(shard) for shard in shards})
-
-
-def _hash(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:12]

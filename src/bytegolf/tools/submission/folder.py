@@ -63,7 +63,7 @@ def submit(run: Path, out: Path, data: Path | None, by: By, reporter: Reporter |
     folder.read_config()
     opened = opening.load_model(opening.artifact_path(run), data, precision="fp32")  # as the script does
     _check(opened, run)
-    data = data or Path(opened.config.data.path)
+    data = opening.data_of(opened, data)
     open_split(data, opened.tokenizer.name, "val", opened.tokenizer.vocab_size)  # raises if there is none
     tell("scoring the weights before quantisation")
     whole = scoring.evaluate(opening.with_weights(opened, exporting.latest(run).state), data, reporter=reporter)
