@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -277,19 +278,31 @@ def test_a_run_that_ended_unseen_is_collected(here: Path) -> None:
 SBATCH = """#!/bin/sh
 script=$2
 [ "$1" = --parsable ] || exit 9
-[ -e refuse ] && { echo "no such partition" >&2; exit 1; }
+[ -e refuse ] && { echo "no such partition" >&2; cat refuse >&2; exit 1; }
 last=$(sed -n 's/^#SBATCH --array=1-\\([0-9]*\\)%.*/\\1/p' "$script")
 for task in $(seq "$last"); do SLURM_ARRAY_TASK_ID=$task sh "$script"; done
 echo "77;cluster"
 """
 
 
+SQUEUE = """#!/bin/sh
+[ -e mute ] && sleep 9
+[ -e broken ] && { cat broken >&2; exit 1; }
+case "$*" in
+*--name=*) [ -e lost ] && echo 77 ;;
+*"--jobs 77") cat queue 2>/dev/null ;;
+esac
+exit 0
+"""
+
+
 @pytest.fixture
 def slurm(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cluster of one machine, whose sbatch runs an array at once and whose squeue knows what `queue` says."""
+    monkeypatch.setattr("bytegolf.tools.study.slurm.AGAIN", (0.01, 0.01))
     tools = here / "tools"
     tools.mkdir()
-    for name, text in (("sbatch", SBATCH), ("squeue", '#!/bin/sh\n[ "$3" = 77 ] && cat queue 2>/dev/null; exit 0\n')):
+    for name, text in (("sbatch", SBATCH), ("squeue", SQUEUE)):
         (tools / name).write_text(text)
         (tools / name).chmod(stat.S_IRWXU)
     monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
@@ -307,11 +320,11 @@ def test_slurm_runs_an_array(slurm: Path) -> None:
     assert "--gpus-per-task=2\n" in asked
     assert (ran.json["done"], ran.json["failed"]) == (3, 1)
     Path("fail-0.2-2").unlink()
-    Path("queue").write_text("77 is waiting")
+    Path("queue").write_text("77_1\n77_4\n")
     assert "nothing to submit" in good("study", "run", "s.toml", "--launcher", "slurm").out
     assert "Slurm still has 1 run of s.toml" in refused("study", "run", "s.toml")
     Path("queue").unlink()
-    assert "submitted 1 runs" in good("study", "run", "s.toml", "--launcher", "slurm").out
+    assert "submitted 1 run as job 77" in good("study", "run", "s.toml", "--launcher", "slurm").out
     assert scores(good("study", "show", "s.toml", "--json").json) == SCORES  # type: ignore[comparison-overlap]
 
 
@@ -320,6 +333,78 @@ def test_slurm_that_refuses_or_is_not_there(slurm: Path) -> None:
     assert "no such partition" in refused("study", "run", "s.toml", "--launcher", "slurm")
     (slurm / "sbatch").unlink()
     assert "sbatch" in refused("study", "run", "s.toml", "--launcher", "slurm")
+
+
+@pytest.mark.parametrize("answer", ["slurm_load_jobs error: Socket timed out on send/recv operation", "", None])
+def test_slurm_that_does_not_answer_is_not_taken_for_having_lost_a_run(
+    answer: str | None, slurm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("fail-0.2-2").touch()
+    good("study", "run", "s.toml", "--launcher", "slurm")
+    before = started()
+    monkeypatch.setattr("bytegolf.tools.study.slurm.PATIENCE", 0.3)
+    Path("mute" if answer is None else "broken").write_text(answer or "")
+    for options in (["--launcher", "slurm"], []):
+        assert "trained twice" in refused("study", "run", "s.toml", *options)
+    assert started() == before
+    for file in ("mute", "broken"):
+        Path(file).unlink(missing_ok=True)
+    Path("broken").write_text("slurm_load_jobs error: Invalid job id specified")
+    monkeypatch.setattr("bytegolf.tools.study.slurm.PATIENCE", 60.0)
+    assert "submitted 1 run" in good("study", "run", "s.toml", "--launcher", "slurm").out
+
+
+def test_slurm_that_answers_at_the_second_time(slurm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("fail-0.2-2").touch()
+    good("study", "run", "s.toml", "--launcher", "slurm")
+    Path("queue").write_text("77_4\n")
+    Path("broken").write_text("slurm_load_jobs error: Unable to contact slurm controller")
+    monkeypatch.setattr(
+        "bytegolf.tools.study.slurm.time", SimpleNamespace(sleep=lambda seconds: Path("broken").unlink(missing_ok=True))
+    )
+    assert "nothing to submit" in good("study", "run", "s.toml", "--launcher", "slurm").out
+
+
+def test_a_run_whose_submission_was_lost_on_the_way_is_not_submitted_again(slurm: Path) -> None:
+    """sbatch's answer timed out: whether the job is there, its name tells."""
+    Path("refuse").write_text("sbatch: error: Batch job submission failed: Socket timed out on send/recv operation")
+    assert "sbatch refused" in refused("study", "run", "s.toml", "--launcher", "slurm")
+    Path("lost").touch()
+    Path("queue").write_text("77_1\n77_2\n77_3\n77_4\n")
+    assert "submitted 4 runs as job 77" in good("study", "run", "s.toml", "--launcher", "slurm").out
+    assert "nothing to submit" in good("study", "run", "s.toml", "--launcher", "slurm").out
+
+
+def test_more_runs_than_an_array_may_have(slurm: Path) -> None:
+    (slurm / "scontrol").write_text("#!/bin/sh\necho 'MaxArraySize            = 4'\n")
+    (slurm / "scontrol").chmod(stat.S_IRWXU)
+    ran = good("study", "run", "s.toml", "--launcher", "slurm", "--jobs", 2, "--json")
+    assert "submitted 4 runs as jobs 77 and 77" in ran.out
+    assert "--array=1-3%2\n" in Path("runs/s/slurm.sh").read_text()
+    second = Path("runs/s/slurm-2.sh").read_text()
+    assert "--array=1-1%2\n" in second
+    assert "--dependency=afterany:77\n" in second
+    assert sorted(started()) == ["0.1 1", "0.1 2", "0.2 1", "0.2 2"]
+    assert ran.json["done"] == 4
+
+
+def test_a_second_array_that_is_refused(slurm: Path) -> None:
+    (slurm / "scontrol").write_text("#!/bin/sh\necho 'MaxArraySize            = 4'\n")
+    (slurm / "scontrol").chmod(stat.S_IRWXU)
+    (slurm / "sbatch").write_text(SBATCH.replace("refuse ]", "runs/s/slurm-2.sh ]"))
+    said = refused("study", "run", "s.toml", "--launcher", "slurm")
+    assert "no such partition" in said
+    assert "3 runs were submitted before as job 77" in said
+    (slurm / "sbatch").write_text(SBATCH)
+    assert "submitted 1 run as job 77" in good("study", "run", "s.toml", "--launcher", "slurm").out
+
+
+def test_a_run_that_only_slurm_knows_is_not_started_without_it(slurm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("fail-0.2-2").touch()
+    good("study", "run", "s.toml", "--launcher", "slurm")
+    (slurm / "squeue").unlink()
+    assert "squeue" in refused("study", "run", "s.toml")
+    assert good("study", "show", "s.toml", "--json").json["done"] == 3
 
 
 def test_ray_that_is_not_there(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

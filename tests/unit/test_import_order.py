@@ -12,6 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "src" / "bytegolf"
 LAYERS = (
     "errors",
+    "words",
     "results",
     "files",
     "network",

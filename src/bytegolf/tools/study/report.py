@@ -16,11 +16,13 @@ from bytegolf.errors import BytegolfError
 from bytegolf.files import only_one, write_bytes
 from bytegolf.progress import PlainConsole, clock
 from bytegolf.tools.study import run as running
+from bytegolf.tools.study import slurm
 from bytegolf.tools.study.definition import Study, read_study
 from bytegolf.tools.study.picture import draw
 from bytegolf.tools.study.plan import Job, jobs
 from bytegolf.tools.study.results import collect
 from bytegolf.tools.study.table import ComparisonResult, Table, VariantResult, as_csv, cells, markdown, notes, tabulate
+from bytegolf.words import counted
 
 
 @dataclass(frozen=True)
@@ -78,17 +80,18 @@ def run(study: Study, only: Sequence[str], launcher: Literal["local", "slurm", "
     taken = f"another `bytegolf study run` is at work on {study.path}: wait for it, or end it"
     with only_one(study.runs / "lock", taken):
         _, todo = running.missing(study, wanted)
-        queued = [job for job in todo if running.pending(job.folder)]
+        has = slurm.pending(job.folder for job in todo)
+        queued = [job for job in todo if job.folder in has]
         if launcher == "slurm":
             todo = [job for job in todo if job not in queued and not running.busy(job.folder)]
             if not todo:
                 return "nothing to submit: every run has ended, or Slurm has it"
-            number = running.submit(study, todo, at_once)
-            return f"submitted {len(todo)} runs as job {number}; `bytegolf study show {study.path}` collects what ends"
+            said = slurm.submit(study, [(job, running.write_script(study, job)) for job in todo], at_once)
+            return f"{said}; `bytegolf study show {study.path}` collects what ends"
         if queued:
-            count = "1 run" if len(queued) == 1 else f"{len(queued)} runs"
+            runs = counted(len(queued), "run")
             raise BytegolfError(
-                f"Slurm still has {count} of {study.path}, which would be trained twice: wait, or use scancel"
+                f"Slurm still has {runs} of {study.path}, which would be trained twice: wait, or use scancel"
             )
         ray = launcher == "ray"
         start: running.Launcher = running.Ray(study.config.threads, study.config.gpus) if ray else running.Process
