@@ -182,6 +182,17 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
+def json_line(value: Any) -> str:
+    """JSON in one line, whatever a reader takes for the end of one: U+0085, U+2028 and U+2029 are escaped."""
+    return json.dumps(value, ensure_ascii=False).translate({0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"})
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of a text, which end in line feeds alone: JSON holds other separators (U+2028, U+0085) as they are."""
+    lines = text.split("\n")
+    return lines if lines[-1] else lines[:-1]
+
+
 def sha256(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
     with disk_errors(path, "read"), path.open("rb") as file:

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from commands import good
 
 from bytegolf.config import Config, HNetConfig, OptimConfig
 from bytegolf.errors import BytegolfError
@@ -39,6 +40,15 @@ def study(tmp_path: Path, data: Path, body: str = PAIR, control: str = "one", **
     path = tmp_path / "s.toml"
     path.write_text("\n".join([*swap.values(), *lines]) + "\n" + body, encoding="utf-8")
     return read_study(path)
+
+
+def test_variants_are_scored_on_one_text(tmp_path: Path, tiny_data: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text(f"some other text, {name}\n" * 300)
+    good("prepare", tmp_path / "a.txt", tmp_path / "b.txt", "--val", "first:1", "--out", tmp_path / "other")
+    body = f'[variants.one]\n[variants.two]\ndata = "{tmp_path / "other"}"\n'
+    with pytest.raises(BytegolfError, match="different validation texts"):
+        jobs(study(tmp_path, tiny_data, body))
 
 
 def by_name(found: list[Job], seed: int = 1) -> dict[str, Job]:

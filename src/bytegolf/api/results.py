@@ -10,6 +10,22 @@ from dataclasses import dataclass
 from bytegolf.config import TttConfig
 from bytegolf.evaluate.results import BoundaryFigures, Check, Truncation
 
+UNSCORED = 0.01
+"""The share of a split that may be left over while its score counts as the full split's, as in published scores."""
+
+
+def scope(subset: bool, scored_share: float) -> str:
+    """What a score is over: the full validation split, or what there is of it.
+
+    >>> scope(False, 1.0), scope(False, 0.51), scope(True, 0.2)
+    ('the full validation split', '51% of the validation split', 'a SUBSET of the validation split')
+    """
+    if subset:
+        return "a SUBSET of the validation split"
+    if scored_share < 1 - UNSCORED:  # a small split, whose windows leave much of it over
+        return f"{scored_share:.0%} of the validation split"
+    return "the full validation split"
+
 
 @dataclass(frozen=True)
 class Windows:

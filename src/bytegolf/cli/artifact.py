@@ -65,6 +65,7 @@ def export(
     from bytegolf.analyze import frontier as picture
     from bytegolf.analyze import plots
     from bytegolf.api import evaluation as scoring
+    from bytegolf.api.results import scope
     from bytegolf.artifact import export as exporting
     from bytegolf.artifact import fit as fitting
     from bytegolf.artifact import loading as opening
@@ -87,17 +88,19 @@ def export(
             options = fitting.FitOptions(out=out, data=data, overrides=overrides, tokens=tokens, points=points)
             fitted = found = fitting.fit(run, fit, code, options, score=_plainly, tell=reporter)
             opened = opening.load_model(fitted.artifact, data)
-            bpb = scoring.evaluate(opened, opening.data_of(opened, data), reporter=reporter).bpb
+            result = scoring.evaluate(opened, opening.data_of(opened, data), reporter=reporter)
         if fitted.frontier:
             console.print(picture.table(fitted.frontier, fit))
         if frontier:
             picture.draw(fitted.frontier, fit, frontier)
         console.print(f"chosen: {picture.widths(fitted.widths)}, {fitted.coder}", soft_wrap=True)
-        console.print(f"{bpb:.4f} bits per byte over the full validation split", soft_wrap=True)
+        console.print(
+            f"{result.bpb:.4f} bits per byte over {scope(result.subset, result.scored_share)}", soft_wrap=True
+        )
     account = ledger.measure(found.artifact, tensors)
     console.print(ledger.table(account))
     console.print(f"wrote {found.artifact} from {found.checkpoint}", soft_wrap=True)
-    score = {"bpb": bpb} if fit else {}
+    score = {"bpb": result.bpb} if fit else {}
     finish(json, {**to_json(found), **score, **to_json(account)})
 
 

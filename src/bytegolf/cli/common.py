@@ -5,7 +5,6 @@ from __future__ import annotations
 import builtins
 import importlib
 import inspect
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from cyclopts import App, Parameter, validators
 
 from bytegolf.cli.version import version
 from bytegolf.errors import BytegolfError
-from bytegolf.files import disk_errors
+from bytegolf.files import disk_errors, json_line
 from bytegolf.progress import PlainConsole
 from bytegolf.results import describe, to_json
 
@@ -45,7 +44,7 @@ def screen() -> PlainConsole:
 def finish(wanted: bool, result: Any) -> None:
     """End a verb's output with ``result``, a dataclass or plain data, as a line of JSON where that is ``wanted``."""
     if wanted:
-        sys.stdout.write(json.dumps(to_json(result), ensure_ascii=False) + "\n")
+        sys.stdout.write(json_line(to_json(result)) + "\n")
 
 
 _Verb = TypeVar("_Verb", bound=Callable[..., Any])

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bytegolf.analyze.segment import titled
-from bytegolf.api.results import Evaluation, Preset, Presets, Summary
+from bytegolf.api.results import Evaluation, Preset, Presets, Summary, scope
 from bytegolf.api.run import Run
 from bytegolf.artifact.plan import estimated_bytes
 from bytegolf.config import Config, TttConfig, preset_names
@@ -17,19 +17,13 @@ from bytegolf.evaluate.results import BoundaryFigures, Truncation
 from bytegolf.infer.results import Compression
 from bytegolf.model.lm import count_parameters, outline
 
-UNSCORED = 0.01
-"""The share of a split that may be left over while its score counts as the full split's, as in published scores."""
-
 
 def score(console: Console, result: Evaluation) -> None:
     """A score as a table of two columns."""
     table = _facts()
-    scope = "the full validation split"
-    if result.subset:
-        scope = "a SUBSET of the validation split"
-    elif result.scored_share < 1 - UNSCORED:  # a small split, whose windows leave much of it over
-        scope = f"{result.scored_share:.0%} of the validation split (--tail score reads the rest too)"
-    table.add_row("bits per byte", f"{result.bpb:.4f} over {scope}")
+    over = scope(result.subset, result.scored_share)
+    rest = " (--tail score reads the rest too)" if over.endswith("% of the validation split") else ""
+    table.add_row("bits per byte", f"{result.bpb:.4f} over {over}{rest}")
     if result.bpb_original is not None and abs(result.bpb_original - result.bpb) > 5e-5:
         table.add_row("", f"{result.bpb_original:.4f} over the original bytes, before normalisation")
     table.add_row("loss", f"{result.val_loss:.4f} nats per token")

@@ -86,10 +86,16 @@ def list_(
 ) -> None:
     """List the studies of a folder, and how far each is.
 
+    Other TOML files, such as presets, are passed over.
+
     Example: bytegolf study list studies
     """
     from bytegolf.tools.study import report
 
     found = report.overview(folder)
-    screen().print(report.overview_table(found))
+    console = screen()
+    if found.studies:
+        console.print(report.overview_table(found))
+    for file, why in found.unreadable.items():
+        console.print(f"not read: {why if file in why else f'{file}: {why}'}", soft_wrap=True)
     finish(json, found)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bytegolf.errors import BytegolfError
-from bytegolf.files import disk_errors, make_folder, parse_json, write_bytes
+from bytegolf.files import disk_errors, lines_of, make_folder, parse_json, write_bytes
 
 TENSORBOARD = "tensorboard"
 """in a run's folder"""
@@ -114,7 +114,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     with disk_errors(path, "read the metrics"):
         text = path.read_text(encoding="utf-8", errors="replace")
     rows = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(lines_of(text), start=1):
         try:
             row = parse_json(line)
         except ValueError:

@@ -12,7 +12,7 @@ from bytegolf.artifact import container
 from bytegolf.artifact.pack import read_artifact
 from bytegolf.data.shards import read_shard
 from bytegolf.errors import BytegolfError
-from bytegolf.files import disk_errors, sha256
+from bytegolf.files import disk_errors, lines_of, sha256
 from bytegolf.infer import format as compressed
 from bytegolf.tools.check.results import Finding, Verdict
 from bytegolf.tools.study.results import CHECKSUM, row_of
@@ -95,7 +95,7 @@ def checkpoint(path: Path) -> Found:
 def results(path: Path) -> Found:
     """A study's rows, each by its own checksum."""
     with disk_errors(path, "read the results"):
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = lines_of(path.read_text(encoding="utf-8", errors="replace"))
     without = 0
     for number, line in enumerate(lines, start=1):
         if row_of(line, f"{path}, line {number},") is None:

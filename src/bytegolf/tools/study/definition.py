@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from typing import Any, Literal
 
 from bytegolf.config import flatten, from_dict, read_toml
 from bytegolf.config.fields import Ranged, doc
-from bytegolf.errors import BytegolfError
+from bytegolf.errors import BytegolfError, shown
 from bytegolf.files import disk_errors
 
 
@@ -157,6 +158,14 @@ def read_study(path: Path) -> Study:
     return Study(path, config, variants)
 
 
+def is_study(path: Path) -> bool:
+    """Whether a TOML file was meant as a study: it says what only studies say. BytegolfError if it is no TOML."""
+    return bool(_STUDIES_OWN & read_toml(path, "file").keys())
+
+
+_STUDIES_OWN = {"question", "control", "seeds"}
+
+
 def _variants(config: StudyConfig, beside: Path) -> Iterator[Variant]:
     """The named variants at every point of the grid."""
     common = _checked(config.overrides, "overrides")
@@ -212,8 +221,15 @@ def _check_names(config: StudyConfig, names: list[str]) -> None:
     for key, name in wanted:
         if name not in names:
             raise BytegolfError(f"{key} names {name!r}, which is no variant: there are {', '.join(map(repr, names))}")
+    looks: dict[str, str] = {}
     for name in names:
-        if names.count(name) > 1:
-            raise BytegolfError(f"two variants are called {name!r}: give each its own name")
-        if "\n" in name or not name.strip():
+        if set("\n\r") & set(name) or not name.strip():
             raise BytegolfError(f"a variant is called {name!r}: give it a name of one line")
+        if (other := looks.setdefault(_look(name), name)) != name or names.count(name) > 1:
+            alike = f"two variants are called {name!r}" if other == name else f"{other!r} and {name!r} look alike"
+            raise BytegolfError(f"{alike}: give each variant its own name")
+
+
+def _look(name: str) -> str:
+    """What people see of a name: accents however they are encoded, and spaces as one."""
+    return " ".join(shown(unicodedata.normalize("NFKC", name)).split())

@@ -25,9 +25,10 @@ from typing import Any, NamedTuple
 
 from bytegolf.config import Config, flatten
 from bytegolf.data.identity import data_hash, short_hash
-from bytegolf.data.manifest import dataset_entry
+from bytegolf.data.manifest import dataset_entry, validation_bytes
 from bytegolf.errors import BytegolfError
 from bytegolf.tools.study.definition import BudgetConfig, Study, Variant
+from bytegolf.words import counted
 
 _NOT_OF_THE_RESULT = {
     "name",
@@ -103,6 +104,7 @@ def jobs(study: Study, only: Iterable[str] = (), *, without_data: bool = False) 
             bases.append((variant, config, hashes.setdefault(place, "")))
         except BytegolfError as error:
             raise BytegolfError(f"{study.path}, variant {variant.name!r}: {error}") from error
+    _check_one_text(study, [place for place, known in hashes.items() if known])
     found = []
     for seed in study.config.seeds:
         for variant, config, data in bases:
@@ -112,6 +114,17 @@ def jobs(study: Study, only: Iterable[str] = (), *, without_data: bool = False) 
             seeded = _seeded(config, study, variant, seed) if data else config
             found.append(Job(variant, Identity(definition, seed, data), seeded, folder))
     return found
+
+
+def _check_one_text(study: Study, places: Iterable[tuple[Path, str]]) -> None:
+    """Raise if the validation texts in data folders differ in size: their scores must not be compared."""
+    sizes = {folder: size for folder, tokenizer in places if (size := validation_bytes(folder, tokenizer)) is not None}
+    if len(set(sizes.values())) > 1:
+        told = ", ".join(f"{counted(size, 'byte')} in {folder}" for folder, size in sizes.items())
+        raise BytegolfError(
+            f"{study.path}: the variants would be scored on different validation texts ({told}): prepare all data with "
+            "the same validation documents"
+        )
 
 
 def _base(study: Study, variant: Variant) -> Config:

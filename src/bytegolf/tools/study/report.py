@@ -17,7 +17,7 @@ from bytegolf.files import only_one, write_bytes
 from bytegolf.progress import PlainConsole, clock
 from bytegolf.tools.study import run as running
 from bytegolf.tools.study import slurm
-from bytegolf.tools.study.definition import Study, read_study
+from bytegolf.tools.study.definition import Study, is_study, read_study
 from bytegolf.tools.study.picture import draw
 from bytegolf.tools.study.plan import Job, jobs
 from bytegolf.tools.study.results import collect
@@ -69,6 +69,8 @@ class StudyList:
     """The studies of a folder."""
 
     studies: list[StudyEntry]
+    unreadable: dict[str, str]
+    """why a file that was meant as a study is none, by file"""
 
 
 def run(study: Study, only: Sequence[str], launcher: Literal["local", "slurm", "ray"], at_once: int) -> str:
@@ -158,18 +160,27 @@ def _screen_table(table: Table) -> RichTable:
     for name in keep:
         shown.add_column(name, no_wrap=name != "variant", justify="left" if name in ("variant", "") else "right")
     for row, one in zip(cells(table), table.variants, strict=True):
-        shown.add_row(*(row[name].replace("**", "") for name in keep), style="bold" if one.best else None)
+        shown.add_row(*(row[name] for name in keep), style="bold" if one.best else None)
     return shown
 
 
 def overview(folder: Path) -> StudyList:
-    """The studies whose files lie in ``folder``, each with how far it is; an error names a file that is none."""
+    """The studies whose files lie in ``folder``, each with how far it is.
+
+    Other TOML files, such as presets, are passed over; those that were meant as studies and cannot be read are named.
+    """
     if not folder.is_dir():
         raise BytegolfError(f"there is no folder {folder}: name one with study files")
-    found = []
+    found, unreadable = [], {}
     for file in sorted(folder.glob("*.toml")):
-        study = read_study(file)
-        config, counts = study.config, vars(_counts(known(study)))
+        try:
+            if not is_study(file):
+                continue
+            study = read_study(file)
+            config, counts = study.config, vars(_counts(known(study)))
+        except BytegolfError as error:
+            unreadable[str(file)] = str(error)
+            continue
         entry = StudyEntry(
             **counts,
             file=str(file),
@@ -180,9 +191,9 @@ def overview(folder: Path) -> StudyList:
             budget=str(config.budget),
         )
         found.append(entry)
-    if not found:
-        raise BytegolfError(f"{folder} holds no study file (*.toml): name another folder")
-    return StudyList(found)
+    if not found and not unreadable:
+        raise BytegolfError(f"{folder} holds no study file (*.toml with a question and a control): name another folder")
+    return StudyList(found, unreadable)
 
 
 def overview_table(found: StudyList) -> RichTable:
@@ -237,5 +248,5 @@ class Overview:
         for one, text in zip(so_far.variants, cells(so_far), strict=True):
             at_work = sum(job.variant.name == one.variant for job in state.running)
             counts = f"{one.n}/{one.n + one.missing}", str(at_work or ""), str(one.failed or "")
-            table.add_row(one.variant, *counts, text["BPB"].replace("*", ""), text["− control"], text[""])
+            table.add_row(one.variant, *counts, text["BPB"], text["− control"], text[""])
         return table

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bytegolf.errors import BytegolfError, presentable
-from bytegolf.files import disk_errors, make_folder, parse_json, read_json_object
+from bytegolf.files import disk_errors, json_line, lines_of, make_folder, parse_json, read_json_object
 from bytegolf.tools.study.definition import Study
 from bytegolf.tools.study.plan import Identity, Job
 
@@ -54,6 +54,8 @@ class Summary:
     mean_chunk_bytes: float | None
     subset: bool
     fits: bool
+    scored_share: float
+    """of the split's tokens; rows of earlier versions do not say, and count as 1"""
 
     @staticmethod
     def of(summary: Any, where: str) -> Summary:
@@ -77,6 +79,7 @@ class Summary:
             **figures,
             subset=_take(summary, where, "subset", bool),
             fits=_take(summary, where, "fits", bool),
+            scored_share=1.0 if (share := _figure_or_none(summary, where, "scored_share")) is None else share,
         )
 
 
@@ -155,7 +158,7 @@ def read_rows(study: Study) -> list[Row]:
     if not path.exists():
         return []
     with disk_errors(path, "read the results"):
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = lines_of(path.read_text(encoding="utf-8", errors="replace"))
     rows = (row_of(line, f"{path}, line {number},") for number, line in enumerate(lines, start=1))
     return [row for row in rows if row is not None]
 
@@ -186,7 +189,7 @@ def append_row(study: Study, row: Row) -> None:
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
                 file.write(b"\n")
-        file.write((json.dumps({**row.line, CHECKSUM: checksum(row.line)}, ensure_ascii=False) + "\n").encode())
+        file.write((json_line({**row.line, CHECKSUM: checksum(row.line)}) + "\n").encode())
         file.flush()
         os.fsync(file.fileno())
 

@@ -17,14 +17,18 @@ import dataclasses
 import functools
 import io
 import math
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from bytegolf.api.results import scope
+from bytegolf.errors import shown
 from bytegolf.tools.study.definition import Study
 from bytegolf.tools.study.plan import Job
 from bytegolf.tools.study.results import Row, Summary
+from bytegolf.words import counted
 
 FLOAT = "float"
 """The heading of what was scored before quantisation."""
@@ -167,6 +171,8 @@ class Table:
     score: str
     """bpb_original, or bpb where some run does not know the original bytes"""
     subset: bool
+    scored_share: float
+    """of the split's tokens, where it is least"""
     variants: list[VariantResult]
     gaps: dict[str, Difference]
     """to the control, by variant"""
@@ -211,6 +217,7 @@ def tabulate(study: Study, rows: Mapping[Job, Row]) -> Table:
         study=study,
         score="bpb_original" if original else "bpb",
         subset=any(summary.subset for summary in done.values()),
+        scored_share=min((summary.scored_share for summary in done.values()), default=1.0),
         variants=variants,
         gaps=gaps,
         comparisons=[_compared(*pair, scores, floats) for pair in study.pairs()],
@@ -254,7 +261,7 @@ def _result(
 
 
 _AVERAGED = [
-    field.name for field in dataclasses.fields(Summary) if field.name not in ("bpb", "subset", "fits")
+    field.name for field in dataclasses.fields(Summary) if field.name not in ("bpb", "subset", "fits", "scored_share")
 ]  # under the same names in both
 
 
@@ -270,11 +277,10 @@ def cells(table: Table) -> list[dict[str, str]]:
     """The table as text, a row per variant: what people read."""
 
     def row(one: VariantResult) -> dict[str, str]:
-        score = _with("{:.4f}", one.bpb, one.bpb_std)
         return {
             "variant": one.variant,
             "n": f"{one.n}" + (f" ({one.failed} failed)" if one.failed else ""),
-            "BPB": f"**{score}**" if one.best else score,
+            "BPB": _with("{:.4f}", one.bpb, one.bpb_std),
             **({FLOAT: _number(one.bpb_float, ".4f")} if table.has_floats else {}),
             "− control": _with("{:+.4f}", one.difference, one.difference_half_interval),
             "": one.verdict or "",
@@ -304,10 +310,9 @@ def notes(table: Table) -> list[str]:
     """What has to be known to read the table."""
     study, config = table.study, table.study.config
     original = "the original text" if table.score == "bpb_original" else "the tokens' text"
-    scope = "a SUBSET of the validation split" if table.subset else "the full validation split"
-    threads = f"{config.threads} thread{'s' if config.threads > 1 else ''}"
+    over, threads = scope(table.subset, table.scored_share), counted(config.threads, "thread")
     lines = [
-        f"BPB: bits per byte of {original} over {scope}, mean ± standard deviation over seeds; the best in bold. "
+        f"BPB: bits per byte of {original} over {over}, mean ± standard deviation over seeds; the best in bold. "
         f"Budget of each run: {config.budget}, {threads}.",
         f"− control: paired difference to {config.control!r} over the same seeds ± half its 95 % interval "
         f"(Student's t); {SAME} within noise.",
@@ -325,7 +330,8 @@ def notes(table: Table) -> list[str]:
 def markdown(table: Table) -> str:
     """table.md: the question, the variants, comparisons that the file asks for, and notes."""
     config = table.study.config
-    parts = [f"# {config.name}", config.question, _pipes(cells(table))]
+    bold = [one.variant if one.best else "" for one in table.variants]
+    parts = [f"# {_plain(config.name)}", _plain(config.question), _pipes(cells(table), bold)]
     floats = table.has_floats
     if config.compare:
         rows = [
@@ -339,13 +345,22 @@ def markdown(table: Table) -> str:
             for one in table.comparisons[-len(config.compare) :]
         ]
         parts.append(_pipes(rows))
-    return "\n\n".join([*parts, "\n".join(f"- {note}" for note in notes(table))]) + "\n"
+    return "\n\n".join([*parts, "\n".join(f"- {shown(note)}" for note in notes(table))]) + "\n"
 
 
-def _pipes(rows: Sequence[Mapping[str, str]]) -> str:
-    lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
-    lines += ["| " + " | ".join(value.replace("|", "\\|") for value in row.values()) + " |" for row in rows]
-    return "\n".join(lines)
+def _pipes(rows: Sequence[Mapping[str, str]], bold: Sequence[str] = ()) -> str:
+    """A table in Markdown; of a row whose variant is among ``bold``, the score is."""
+    lines = [list(rows[0]), ["---"] * len(rows[0])]
+    for row in rows:
+        best = row["variant"] in bold
+        cells = {key: _plain(value).replace("|", "\\|") for key, value in row.items()}
+        lines.append([f"**{cell}**" if best and key == "BPB" else cell for key, cell in cells.items()])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _plain(text: str) -> str:
+    """``text`` as Markdown that shows it as it is, in one line."""
+    return re.sub(r"([\\`*\[<]|(?<!\w)_|_(?!\w))", r"\\\1", shown(text))
 
 
 def as_csv(table: Table) -> str:

@@ -23,7 +23,7 @@ from bytegolf.artifact.loading import LoadedModel
 from bytegolf.artifact.run_folder import RunFolder
 from bytegolf.data.shards import open_split
 from bytegolf.errors import BytegolfError
-from bytegolf.files import disk_errors, make_folder, write_bytes, write_json
+from bytegolf.files import disk_errors, lines_of, make_folder, write_bytes, write_json
 from bytegolf.progress import Reporter
 from bytegolf.tools.bundle import entry, script
 from bytegolf.tools.bundle.ledger import LIMIT
@@ -146,7 +146,7 @@ def _log(folder: RunFolder) -> str:
                 lines.append(json.dumps({"kind": kind, **json.loads(path.read_text(encoding="utf-8"))}))
     metrics = folder.path / "metrics.jsonl"
     with disk_errors(metrics, "read"):
-        rows = metrics.read_text(encoding="utf-8").splitlines()
+        rows = lines_of(metrics.read_text(encoding="utf-8"))
     return "\n".join([*lines[:1], *rows, *lines[1:]]) + "\n"
 
 
