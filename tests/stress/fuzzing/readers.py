@@ -29,6 +29,7 @@ from bytegolf.data import json_lines
 from bytegolf.data.blocks import documents, of_files
 from bytegolf.data.corpus import expand
 from bytegolf.data.document import Reading
+from bytegolf.data.identity import data_hash
 from bytegolf.data.manifest import data_summary, validation_bytes
 from bytegolf.data.shards import open_split, read_shard
 from bytegolf.data.specs import read_specs
@@ -36,7 +37,7 @@ from bytegolf.data.tokenizer import SentencePieceTokenizer, load_tokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.infer.codec import Codec
 from bytegolf.tools.study.definition import read_study
-from bytegolf.tools.study.plan import bytes_per_token, data_hash
+from bytegolf.tools.study.plan import bytes_per_token
 from bytegolf.tools.study.report import show
 from fuzzing import samples
 from fuzzing.mutations import Chance, alter_bytes, any_value, json_bytes, structured, toml_bytes
