@@ -36,6 +36,7 @@ VERBS = (
     "probe",
     "analyze",
     "sample",
+    "serve",
     "compress",
     "decompress",
     "check",

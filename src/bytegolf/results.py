@@ -72,7 +72,7 @@ def describe(result: type, width: int = 78) -> str:
         if cls not in paths and users[cls] == 1:
             continue  # its only heir tells of it
         above = {field.name for base in shared for field, _ in _fields(base)}
-        entries = [_entry(field, hint, _documentation(cls)) for field, hint in _fields(cls) if field.name not in above]
+        entries = [_entry(field, hint, documentation(cls)) for field, hint in _fields(cls) if field.name not in above]
         names = [*([_title(cls)] if users[cls] > 1 or cls not in paths else []), *paths.get(cls, [])]
         keys = ", ".join([*entries, *(f"the keys of {_title(base)}" for base in shared)])
         said.append(f"{'JSON keys' if cls is result else ', '.join(names)}: {keys}.")
@@ -126,7 +126,7 @@ def _objects(hint: Any, suffix: str = "") -> Iterator[tuple[type, str]]:
         yield from _objects(one, path)
 
 
-def _documentation(cls: type) -> dict[str, str]:
+def documentation(cls: type) -> dict[str, str]:
     """The strings below the fields of a dataclass and of what it inherits from, by the field's name."""
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__):

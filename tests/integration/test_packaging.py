@@ -65,7 +65,7 @@ def test_the_metadata_name_versions_and_extras(packages: tuple[set[str], set[str
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert f"Requires-Python: {project['requires-python']}" in metadata
     extras = set(re.findall(r"^Provides-Extra: (\S+)$", metadata, re.MULTILINE))
-    assert extras == {"bench", "dev", "docs", "fuzz", "hub", "plots", "ray", "tensorboard"}
+    assert extras == {"bench", "dev", "docs", "fuzz", "hub", "plots", "ray", "serve", "tensorboard"}
     assert "License-Expression: MIT" in metadata
 
 

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from commands import SUBWORDS, TinyRun, good, refused, text
 
-from bytegolf.analyze.page import _json, _shorts
+from bytegolf.analyze.packing import packed_shorts
+from bytegolf.analyze.page import _json
 
 HOSTILE = b"</script><script>alert(1)</script><!--<script> &amp; \xff\x00 \xe2\x80\xa8 '\"><img src=x onerror=alert(1)>"
 
@@ -72,7 +73,7 @@ def test_what_the_script_reads() -> None:
     value = {"a</script><!--": "]]>\u2028&"}
     assert not re.search("[<>&\u2028]", _json(value))
     assert json.loads(_json(value)) == value
-    raw = base64.b64decode(_shorts(np.array([0, 1.4, np.nan, 1e9], np.float32)))
+    raw = base64.b64decode(packed_shorts(np.array([0, 1.4, np.nan, 1e9], np.float32)))
     assert np.frombuffer(raw, "<u2").tolist() == [0, 1, 65535, 65534]
 
 

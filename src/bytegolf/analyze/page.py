@@ -13,19 +13,22 @@ import json
 from importlib import resources
 from typing import Any
 
-import numpy as np
 from jinja2 import Environment
-from numpy.typing import NDArray
 
 from bytegolf.analyze import plots
 from bytegolf.analyze.figures import figures
+from bytegolf.analyze.packing import packed_reading
 from bytegolf.analyze.reading import Reading
 from bytegolf.analyze.results import AnalysisResult
 from bytegolf.analyze.segment import Segmentation, visible
 from bytegolf.analyze.tables import grids
 from bytegolf.errors import BytegolfError
 
-_NOTHING = 65535
+POLICY = "default-src 'none'"
+
+
+def live_page() -> dict[str, tuple[str, str]]:
+    return {}
 
 
 def page(
@@ -72,6 +75,10 @@ def page(
     )
 
 
+def _packed(reading: Reading) -> dict[str, Any]:
+    return {"data": base64.b64encode(reading.data).decode(), **packed_reading(reading)}
+
+
 def _asset(name: str) -> str:
     return (resources.files("bytegolf.analyze") / "assets" / name).read_text(encoding="utf-8")
 
@@ -84,26 +91,6 @@ def _json(value: Any) -> str:
     """JSON that ends no script element, whatever it holds."""
     text = json.dumps(value, ensure_ascii=True, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _packed(reading: Reading) -> dict[str, Any]:
-    """Arrays for the script: surprisal in thousandths of a bit, p in ten-thousandths, as little-endian 16 bits."""
-    return {
-        "data": base64.b64encode(reading.data).decode(),
-        "bits": _shorts(reading.bits * 1000),
-        "levels": [
-            {
-                "p": _shorts(level.p * 10000),
-                "boundary": base64.b64encode(level.boundary.astype(np.uint8).tobytes()).decode(),
-            }
-            for level in reading.levels
-        ],
-    }
-
-
-def _shorts(values: NDArray[np.float32]) -> str:
-    whole = np.where(np.isfinite(values), np.clip(np.rint(np.nan_to_num(values)), 0, _NOTHING - 1), _NOTHING)
-    return base64.b64encode(whole.astype("<u2").tobytes()).decode()
 
 
 def _about(analysis: AnalysisResult, size: int) -> str:

@@ -210,13 +210,13 @@ def read(
         # position i predicts token i + 1, so these losses belong one place further on; there is none behind the last
         end = min(last + 1, len(ids))
         nats[first + 1 : end] = losses.ravel()[: end - first - 1]
-        found += [_token_cuts(out, row, threshold) for row in range(len(group))]
+        found += [token_cuts(out, row, threshold) for row in range(len(group))]
         if progress:
             progress(last / len(ids))
-    return _in_bytes(tokenizer, ids, seq_len, nats, found)
+    return in_bytes(tokenizer, ids, seq_len, nats, found)
 
 
-def _in_bytes(
+def in_bytes(
     tokenizer: Tokenizer, ids: NDArray[np.int64], seq_len: int, nats: NDArray[np.float64], found: list[list[LevelCuts]]
 ) -> Reading:
     """From tokens to bytes: the loss ``nats`` of each token, and what the levels did in each window (``token_levels``).
@@ -254,7 +254,7 @@ def _in_bytes(
     )
 
 
-def _token_cuts(out: Forward, row: int, threshold: float) -> list[LevelCuts]:
+def token_cuts(out: Forward, row: int, threshold: float) -> list[LevelCuts]:
     """``token_levels`` of the routers; where there is none, of each layer of soft chunking, as if it were outermost."""
     if out.traces:
         return token_levels(out.traces, row)

@@ -27,7 +27,7 @@ from bytegolf.config import levels
 from bytegolf.data.bpe_boundaries import token_starts
 from bytegolf.data.manifest import MANIFEST, data_summary
 from bytegolf.data.shards import open_split
-from bytegolf.data.tokenizer import SentencePieceTokenizer, load_tokenizer
+from bytegolf.data.tokenizer import SentencePieceTokenizer, Tokenizer, load_tokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.model.lm import count_parameters
 from bytegolf.model.routers.base import THRESHOLD
@@ -85,7 +85,7 @@ def analyze(
     short = [source.resolve().name for source in sources]
     names = short if len(set(short)) == len(short) else [str(source) for source in sources]
     folder = data_of(loaded[0], data)
-    reference = _reference_tokenizer(bpe, folder, loaded)
+    reference = reference_tokenizer(bpe, folder, [one.tokenizer for one in loaded])
     texts = [file.name for file in files] or [f"the validation split of {folder.name}"]
     readings: list[list[Reading]] = []
     models: list[ModelAnalysis] = []
@@ -149,8 +149,11 @@ class _Reader:
         return segment(loaded.model, loaded.tokenizer, STANDARD_TEXT, length, threshold=threshold)
 
 
-def _reference_tokenizer(bpe: str, folder: Path, loaded: Sequence[LoadedModel]) -> SentencePieceTokenizer | None:
-    """The tokenizer with whose token starts boundaries are compared."""
+def reference_tokenizer(bpe: str, folder: Path, own: Sequence[Tokenizer]) -> SentencePieceTokenizer | None:
+    """The tokenizer with whose token starts boundaries are compared.
+
+    It is ``bpe``, a file or a name in the data folder; without it, the folder's first, or one of the models' ``own``.
+    """
     if bpe and Path(bpe).is_file():
         return SentencePieceTokenizer(Path(bpe))
     names = [bpe] if bpe else list(data_summary(folder)) if (folder / MANIFEST).exists() else []
@@ -162,7 +165,7 @@ def _reference_tokenizer(bpe: str, folder: Path, loaded: Sequence[LoadedModel]) 
         raise BytegolfError(
             f"the tokenizer {bpe} is made of bytes, so a token starts at every byte: name a SentencePiece one"
         )
-    return next((one.tokenizer for one in loaded if isinstance(one.tokenizer, SentencePieceTokenizer)), None)
+    return next((one for one in own if isinstance(one, SentencePieceTokenizer)), None)
 
 
 def _note(loaded: Sequence[LoadedModel], reference: SentencePieceTokenizer | None, threshold: float) -> str:

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from bytegolf.analyze.incremental import IncrementalReader, StateCache
 from bytegolf.analyze.reading import Reading, read_text
 from bytegolf.analyze.segment import Segmentation, segment
 from bytegolf.api.evaluation import evaluate
@@ -34,7 +35,7 @@ from bytegolf.evaluate.modes import ScoringMode, watched
 from bytegolf.files import disk_errors, write_bytes
 from bytegolf.infer.codec import Codec
 from bytegolf.infer.files import codec_of
-from bytegolf.infer.sample import as_text, generate
+from bytegolf.infer.sample import Watch, as_text, generate
 from bytegolf.model.lm import Forward, LanguageModel, count_parameters
 from bytegolf.progress import Reporter
 from bytegolf.registry import load_plugins
@@ -212,6 +213,14 @@ class Model:
         """All that the model does with ``text``: bits of each byte, and p and boundaries of each level of chunks."""
         return read_text(self.module, self.tokenizer, _bytes(text), self.config.train.seq_len)
 
+    def reader(self, cache: StateCache | None = None) -> IncrementalReader:
+        """For a text that changes: reads it again and again, and computes only what lies behind the first change.
+
+        What it gives is ``read``'s, up to rounding, with the likeliest next tokens at each position. Readers of several
+        models may share a ``cache``.
+        """
+        return IncrementalReader(self._loaded, cache)
+
     def segment(self, text: Text, level: int | None = None, where: str = "the text") -> Segmentation:
         """The chunks of a level (None: the outermost, 0) with their statistics; ``where`` names the text in errors."""
         return segment(self.module, self.tokenizer, _bytes(text), self.config.train.seq_len, where, level or 0)
@@ -280,16 +289,21 @@ class Model:
         return pieces if stream else "".join(pieces)
 
     def generate_bytes(
-        self, prompts: Sequence[str], seeds: Sequence[int], max_bytes: int, temperature: float, top_p: float
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        max_bytes: int,
+        temperature: float,
+        top_p: float,
+        watch: Watch | None = None,
     ) -> Iterator[tuple[int, bytes]]:
         """Continue several prompts side by side, each with a seed of its own.
 
-        Yields the bytes of each new token, with the place of its prompt.
+        Yields the bytes of each new token, with the place of its prompt. ``watch`` is told of each token before: that
+        place, its id, and the logits (V,) from which it was drawn, before temperature and top-p.
         """
-        writer = self._writer
-        return generate(
-            writer.model, writer.tokenizer, prompts, seeds, size=max_bytes, temperature=temperature, top_p=top_p
-        )
+        writer, options = self._writer, {"size": max_bytes, "temperature": temperature, "top_p": top_p}
+        return generate(writer.model, writer.tokenizer, prompts, seeds, **options, watch=watch)
 
     @functools.cached_property
     def _writer(self) -> LoadedModel:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import codecs
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from bytegolf.model.lm import LanguageModel
 
 BATCH = 32
 """Sequences that are sampled at once, at most."""
+
+Watch = Callable[[int, int, Tensor], None]
+"""Told of a token that was drawn: the place of its prompt, its id, and the model's logits (V,)."""
 
 
 def choose(
@@ -55,11 +58,13 @@ def generate(
     size: int,
     temperature: float = 0.8,
     top_p: float = 0.95,
+    watch: Watch | None = None,
 ) -> Iterator[tuple[int, bytes]]:
     """Continue each of ``prompts``, with the seed of the same place, until ``size`` bytes are out or the text ends.
 
     Yields the bytes of each new token, with the place of its prompt. Special tokens other than the end are never
-    drawn. The same arguments give the same bytes.
+    drawn. The same arguments give the same bytes. ``watch`` is told of each token before its bytes are yielded: the
+    place of its prompt, its id, and the logits (V,) of the model there, before temperature and top-p.
 
     Raises BytegolfError for a temperature below 0, a top_p outside (0, 1], a size below 0, or a prompt that is no
     text.
@@ -79,8 +84,15 @@ def generate(
     return (
         (start + row, piece)
         for start in range(0, len(pairs), BATCH)
-        for row, piece in _generate(model, tokenizer, pairs[start : start + BATCH], size, temperature, top_p)
+        for row, piece in _generate(
+            model, tokenizer, pairs[start : start + BATCH], size, temperature, top_p, watch and _moved(watch, start)
+        )
     )
+
+
+def _moved(watch: Watch, start: int) -> Watch:
+    """``watch`` for a batch whose first sequence is ``start``."""
+    return lambda row, token, logits: watch(start + row, token, logits)
 
 
 @torch.inference_mode()
@@ -91,6 +103,7 @@ def _generate(
     size: int,
     temperature: float,
     top_p: float,
+    watch: Watch | None,
 ) -> Iterator[tuple[int, bytes]]:
     if not size:
         return
@@ -109,10 +122,14 @@ def _generate(
     written = [0] * len(pairs)
     while True:
         logits = logits.cpu()
+        seen = logits.clone() if watch else logits
         logits[:, [tokenizer.PAD, tokenizer.UNK]] = float("-inf")
         draws = torch.cat([torch.rand(1, dtype=torch.float64, generator=generators[row]) for row in rows])
         going, following = [], []
-        for row, token in zip(rows.tolist(), choose(logits, temperature, top_p, draws).tolist(), strict=True):
+        chosen = choose(logits, temperature, top_p, draws).tolist()
+        for at, (row, token) in enumerate(zip(rows.tolist(), chosen, strict=True)):
+            if watch:
+                watch(row, token, seen[at])
             if token in (tokenizer.BOS, tokenizer.EOS):  # the next document begins: this one is over
                 continue
             piece = tokenizer.decode([token], previous[row])[: size - written[row]]

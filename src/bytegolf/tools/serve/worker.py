@@ -1,0 +1,231 @@
+"""One thread that does all work of models, in turns: the event loop never waits, and a short job never waits long.
+
+A job is a generator: each ``next`` does a little work and may give a piece of the answer. The thread lets each job run
+for a slice of time, and then the next one, round and round: who types waits a few slices for whoever generates. Three
+things bound what can pile up: the number of jobs, of each client's jobs, and of pieces that a client has not taken yet;
+a job whose client is slow rests until they are.
+
+A heavy job is one call that takes long (the codec's). It lets the others run from inside, by calling ``breathe``; no
+second heavy job begins meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable, Generator
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from bytegolf.tools.serve.refusals import RefusedError
+
+Result = TypeVar("Result")
+
+SLICE_SECONDS = 0.02
+
+MOST_PIECES = 64
+"""Pieces of an answer that wait for a client."""
+
+
+class ClientLeftError(Exception):
+    """The client has left."""
+
+
+class Job(Generic[Result]):
+    """A job as its client sees it: ``pieces`` as they come, then ``result``; both on the event loop that made it."""
+
+    def __init__(self, worker: Worker, client: str, steps: Generator[Any, None, Result], heavy: bool) -> None:
+        self.steps, self.client, self.heavy = steps, client, heavy
+        self.cancelled = False
+        self.resting = False
+        self._worker = worker
+        self._loop = asyncio.get_running_loop()
+        self._pieces: deque[Any] = deque()
+        self._news = asyncio.Event()
+        self._done: asyncio.Future[Result] = self._loop.create_future()
+        self._done.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may be there to ask
+
+    async def result(self) -> Result:
+        """What the job's generator returned; pieces that were not taken are lost. Raises what the generator raised."""
+        async for _ in self.pieces():
+            pass
+        return await self._done
+
+    async def pieces(self) -> AsyncIterator[Any]:
+        """What the generator yields, but None."""
+        while True:
+            while self._pieces:
+                piece = self._pieces.popleft()
+                if self.resting and self.taken():
+                    self._worker.wake(self)
+                yield piece
+            if self._done.done():
+                return
+            self._news.clear()
+            await self._news.wait()
+
+    def cancel(self) -> None:
+        """The client has left: the job ends at its next step, and its generator is closed."""
+        self.cancelled = True
+        self._worker.wake(self)
+
+    # called by the thread
+
+    def give(self, piece: Any) -> bool:
+        """Hand over a piece; whether there is room for more."""
+        self._pieces.append(piece)
+        self._tell(self._news.set)
+        return len(self._pieces) < MOST_PIECES
+
+    def taken(self) -> bool:
+        """Whether the client has taken most of the pieces by now."""
+        return len(self._pieces) < MOST_PIECES // 2
+
+    def end(self, result: Result | None = None, error: BaseException | None = None) -> None:
+        """No more steps."""
+
+        def settle() -> None:
+            if not self._done.done():
+                self._done.set_exception(error) if error else self._done.set_result(result)  # type: ignore[arg-type]
+            self._news.set()
+
+        self._tell(settle)
+
+    def _tell(self, what: Callable[[], Any]) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(what)
+
+
+class Worker:
+    """The thread, and the jobs that wait for it."""
+
+    def __init__(self, most_jobs: int = 64, most_per_client: int = 8, threads: int = 0) -> None:
+        """``threads``: of torch; 0 is one less than there are cores, which is left to everything else."""
+        self.most_jobs, self.most_per_client = most_jobs, most_per_client
+        self.threads = threads or max(1, torch.get_num_threads() - 1)
+        self._ready: deque[Job[Any]] = deque()
+        self._clients: Counter[str] = Counter()
+        """unfinished jobs of each client"""
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
+        self._current: list[Job[Any]] = []
+        """the job that runs; behind it, one that runs within it"""
+
+    def start(self) -> None:
+        """Let it work."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread at its next step; jobs that are left are cancelled."""
+        with self._changed:
+            self._stopping = True
+            for job in [*self._ready, *self._current]:
+                job.cancelled = True
+            self._changed.notify()
+        if self._thread.is_alive():
+            self._thread.join(timeout=10)
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that are not finished."""
+        return self._clients.total()
+
+    def submit(self, client: str, steps: Generator[Any, None, Result], heavy: bool = False) -> Job[Result]:
+        """Have a job done.
+
+        Raises RefusedError with 429 if ``client`` has too many already, or 503 if all have together.
+        """
+        with self._changed:
+            if self._clients[client] >= self.most_per_client:
+                raise RefusedError(
+                    429,
+                    f"{self.most_per_client} requests of yours are not finished yet: wait for one of them",
+                    code="rate_limit_exceeded",
+                )
+            if self.waiting >= self.most_jobs or self._stopping:
+                raise RefusedError(
+                    503, f"{self.most_jobs} requests are waiting: try again in a moment", code="overloaded"
+                )
+            self._clients[client] += 1
+            job = Job(self, client, steps, heavy)
+            self._ready.append(job)
+            self._changed.notify()
+        return job
+
+    def wake(self, job: Job[Any]) -> None:
+        """Let a resting job go on."""
+        with self._changed:
+            if job.resting:
+                job.resting = False
+                self._ready.append(job)
+                self._changed.notify()
+
+    def breathe(self, piece: Any = None) -> None:
+        """Called inside a heavy job: give each light job that waits a slice. Raises ClientLeftError if the client left.
+
+        ``piece`` goes to the heavy job's client, unless too many wait for it.
+        """
+        mine = self._current[-1]
+        if mine.cancelled:
+            raise ClientLeftError
+        if piece is not None and mine.taken():
+            mine.give(piece)
+        for _ in range(len(self._ready)):
+            job = self._next(light=True)
+            if job is None:
+                return
+            self._advance(job)
+
+    def _run(self) -> None:
+        torch.set_num_threads(self.threads)  # a thread has its own number
+        while True:
+            with self._changed:
+                while not self._ready and not self._stopping:
+                    self._changed.wait()
+                if not self._ready:
+                    return
+            if job := self._next():
+                self._advance(job)
+
+    def _next(self, light: bool = False) -> Job[Any] | None:
+        with self._changed:
+            for at, job in enumerate(self._ready):
+                if not (light and job.heavy):
+                    del self._ready[at]
+                    return job
+        return None
+
+    def _advance(self, job: Job[Any]) -> None:
+        """Give a job its slice."""
+        until = time.monotonic() + SLICE_SECONDS
+        self._current.append(job)
+        try:
+            while not job.cancelled:
+                piece = next(job.steps)
+                room = piece is None or job.give(piece)
+                if not room or time.monotonic() > until:
+                    with self._changed:
+                        if room or job.cancelled or job.taken():
+                            self._ready.append(job)
+                        else:
+                            job.resting = True
+                    return
+            raise ClientLeftError
+        except StopIteration as done:
+            self._end(job, result=done.value)
+        except BaseException as error:
+            self._end(job, error=error)
+        finally:
+            self._current.pop()
+
+    def _end(self, job: Job[Any], result: Any = None, error: BaseException | None = None) -> None:
+        job.steps.close()
+        with self._changed:
+            self._clients[job.client] -= 1
+            if not self._clients[job.client]:
+                del self._clients[job.client]
+        job.end(result, error)
