@@ -302,8 +302,10 @@ class Model:
         Yields the bytes of each new token, with the place of its prompt. ``watch`` is told of each token before: that
         place, its id, and the logits (V,) from which it was drawn, before temperature and top-p.
         """
-        writer, options = self._writer, {"size": max_bytes, "temperature": temperature, "top_p": top_p}
-        return generate(writer.model, writer.tokenizer, prompts, seeds, **options, watch=watch)
+        model, tokenizer = self._writer.model, self._writer.tokenizer
+        return generate(
+            model, tokenizer, prompts, seeds, size=max_bytes, temperature=temperature, top_p=top_p, watch=watch
+        )
 
     @functools.cached_property
     def _writer(self) -> LoadedModel:
