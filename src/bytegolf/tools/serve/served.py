@@ -16,6 +16,7 @@ from bytegolf.analyze.incremental import IncrementalReader, LiveReading, StateCa
 from bytegolf.analyze.report import reference_tokenizer
 from bytegolf.analyze.segment import Segmentation
 from bytegolf.api.model import Model, load
+from bytegolf.artifact.loading import data_of
 from bytegolf.data.tokenizer import ByteTokenizer, SentencePieceTokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.infer import compressors
@@ -158,9 +159,12 @@ class Collection:
         if len(set(names)) < len(names):
             raise BytegolfError("the same model is named twice: a page shows it once")
         loaded = [load(source, data=data) for source in sources]
-        folder = data or Path(loaded[0].config.data.path)
-        reference = reference_tokenizer(bpe, folder, [one.tokenizer for one in loaded])
         served = [Served(name, model, model.reader(shared)) for name, model in zip(names, loaded, strict=True)]
+        try:
+            folder = data_of(served[0].reader.loaded, data)
+        except BytegolfError:  # the data that it was trained on need not be here
+            folder = Path()
+        reference = reference_tokenizer(bpe, folder, [one.tokenizer for one in loaded])
         return Collection({one.name: one for one in served}, reference, limit)
 
     def warm_up(self) -> None:
