@@ -74,7 +74,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore::beartype.roar.BeartypeDecorHintPep585DeprecationWarning")
 
 
-TINY = ("flat", "flat-local", "one-level", "two-level", "tables")
+TINY = ("flat", "flat-local", "one-level", "two-level", "tables", "paper")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -117,15 +117,35 @@ def tiny_network(name: str) -> NetworkConfig:
         chunk_hash = ChunkHashConfig(dim=8, bits=8) if name == "tables" else ChunkHashConfig()
         outer = stage(2, window=8)
         return HNetConfig(outer, RouterConfig(4.0, grad_scale=0.75), stage(3), outer, chunk_hash)
+    if name == "paper":
+        return paper_network()
     assert name == "two-level"
     inner = HNetConfig(stage(1, 48), RouterConfig(2.0), stage(3, 64), stage(1, 48, window=4))
     return HNetConfig(stage(1, window=8), RouterConfig(3.0), inner, stage(1))
+
+
+def paper_network() -> NetworkConfig:
+    """S4 in two stages: blocks of both kinds in one stack, with and without an MLP, and a wider stage within."""
+    from bytegolf.config.public_hnet import from_public
+
+    public = {
+        "arch_layout": ["m1", ["t1M1", ["T1"], "m1"], "m1t1"],
+        "d_model": [32, 48, 64],
+        "d_intermediate": [0, 50, 70],
+        "vocab_size": 256,
+        "ssm_cfg": {"chunk_size": 8, "d_conv": 3, "d_state": 5, "expand": 4},
+        "attn_cfg": {"num_heads": [4, 4, 4], "rotary_emb_dim": [4, 0, 8], "window_size": [7, 3, -1]},
+        "tie_embeddings": False,
+    }
+    return from_public(public).network
 
 
 def tiny_model(name: str, **settings: Any) -> ModelConfig:
     """A model around one of the networks of ``TINY``."""
     from bytegolf.config import ModelConfig, NgramConfig
 
+    if name == "paper":
+        settings = {"tied": False, "embed_norm": False, "softcap": 0.0} | settings
     ngrams = NgramConfig(longest=4, bits=8, dim=8) if name == "tables" else NgramConfig()
     return ModelConfig(tiny_network(name), ngrams=ngrams, **settings)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -15,7 +16,6 @@ from commands import good, refused, stages
 from conftest import scatter
 
 from bytegolf.config import Config, flatten, levels, preset_chain, preset_names, to_dict
-from bytegolf.model.embed import BOS
 from bytegolf.model.lm import LanguageModel, count_parameters, outline
 from bytegolf.ops.attention import DENSE_LENGTH
 
@@ -28,7 +28,12 @@ PARAMETERS = {
     "cpu-soft-sp1024": 1_269_713,
     "cpu-study1": 4_402_212,
     "cpu-study2": 5_781_808,
+    "hnet-100m": 99_765_120,  # S4's shape, as another public checkpoint has it: "about 99.8 M"
+    "hnet-1stage-L": 679_405_312,  # S4, published, as the next three
+    "hnet-1stage-XL": 1_270_833_920,
     "hnet-2stage": 5_414_118,
+    "hnet-2stage-L": 874_315_264,
+    "hnet-2stage-XL": 1_603_492_224,
     "soft-sp1024": 17_059_912 + 263_681,  # S1, published: "about 263 K" on top of S0
     "soft-wide": 17_059_912 + 525_313,
     "study1-byte": 17_455_176,  # S2, published
@@ -59,10 +64,16 @@ def source(name: str) -> str:
 
 
 def shrunken(name: str) -> Config:
-    """The preset with an eighth of its widths and windows: the same heads, groups, layers and levels; small tables."""
+    """The preset with an eighth of its widths and windows: the same heads, groups, layers and levels; small tables, and
+    one block of each part of a layout.
+    """
     changes = []
     for path, stage in stages(Config.load(name)):
         changes += [f"{path}.dim={stage.dim // 8}", f"{path}.window={stage.window // 8}"]
+        if stage.layout:
+            layout = re.sub(r"\d+", "1", stage.layout)
+            changes += [f"{path}.layout={layout}", f"{path}.mlp_hidden={stage.mlp_hidden // 8}"]
+            changes.append(f"{path}.rotary_dim={stage.rotary_dim // 8}")
     if Config.load(name).model.ngrams.longest > 1:
         changes.append("model.ngrams.bits=8")
     return Config.load(name, changes)
@@ -79,9 +90,10 @@ def tiny_model(name: str, precision: torch.dtype = torch.float32) -> LanguageMod
 
 
 def random_ids(name: str, batch: int, length: int) -> torch.Tensor:
-    ids = torch.randint(4, Config.load(name).model.vocab_size, (batch, length))
-    ids[:, 0] = BOS
-    ids[0, length // 2] = BOS
+    model = Config.load(name).model
+    ids = torch.randint(4, model.vocab_size, (batch, length))
+    ids[:, 0] = model.bos
+    ids[0, length // 2] = model.bos
     return ids
 
 
@@ -103,8 +115,8 @@ def test_a_root_is_a_complete_commented_file(name: str) -> None:
     assert raw["name"] == config.name == name
     assert 0 < len(config.about) <= 44, "one line of `bytegolf presets` on 80 columns"
     assert {"model", "train", "data"} <= raw.keys()
-    assert config.train.max_seconds > 0
-    size = 260 if config.data.tokenizer == "byte260" else int(config.data.tokenizer.removeprefix("sp"))
+    assert config.train.max_seconds > 0 or config.train.max_steps > 0
+    size = int(re.sub("byte|sp", "", config.data.tokenizer))
     assert config.model.vocab_size == size
 
 
@@ -216,7 +228,7 @@ def test_later_tokens_change_no_earlier_logit(name: str, length: int) -> None:
             torch.testing.assert_close(model(ids[:, :40]).logits, before[:, :40], rtol=0, atol=1e-9)
         for t in (0, 1, 7, 8, 20, length - 2) if length == 40 else (7, length - 2):
             changed = ids.clone()
-            changed[:, t + 1 :] = torch.randint(1, 260, changed[:, t + 1 :].shape)
+            changed[:, t + 1 :] = torch.randint(1, model.config.vocab_size, changed[:, t + 1 :].shape)
             after = model(changed).logits
             torch.testing.assert_close(after[:, : t + 1], before[:, : t + 1], rtol=0, atol=1e-9)
             assert (after[:, t + 1 :] - before[:, t + 1 :]).abs().max() > 1e-3, "it does read what was changed"

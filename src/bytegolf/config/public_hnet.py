@@ -179,7 +179,7 @@ def _computes(network: NetworkConfig) -> Any:
 
 
 def _layout_of(stack: StackConfig) -> str:
-    return write_layout([(kind, mlp != "none") for kind, mlp in stack.order])
+    return stack.layout or write_layout([(kind, mlp != "none") for kind, mlp in stack.order])
 
 
 def _layouts(raw: Any) -> list[tuple[str, ...]]:

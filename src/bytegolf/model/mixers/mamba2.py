@@ -95,10 +95,11 @@ class Mamba2(Mixer[Mamba2State]):
         nn.init.uniform_(self.conv_bias, -bound, bound)
         nn.init.uniform_(self.dt_bias, math.log(DT_LEAST), math.log(DT_MOST))
         nn.init.uniform_(self.a_log, A_LEAST, A_MOST)
-        with torch.no_grad():
-            self.a_log.log_()
-            step = self.dt_bias.exp()
-            self.dt_bias.copy_(step + torch.log(-torch.expm1(-step)))  # softplus undone
+        if not self.a_log.is_meta:  # arithmetic there would import torch's compiler, for an outline
+            with torch.no_grad():
+                self.a_log.log_()
+                step = self.dt_bias.exp()
+                self.dt_bias.copy_(step + torch.log(-torch.expm1(-step)))  # softplus undone
 
     def cost(self, length: float) -> Cost:
         """The recurrence takes five operations per number of the state; the convolution two per tap."""
