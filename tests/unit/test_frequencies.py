@@ -40,6 +40,13 @@ def test_frequencies_are_positive_sum_exactly_and_are_near(seed: int, symbols: i
     assert (cost < 2 * symbols / TOTAL * np.log2(np.e)).all(), "bits a symbol above the entropy"
 
 
+def test_the_native_softmax_is_torchs() -> None:
+    """fp32 logits, from a given id on; what is hopeless is not quite 0, as its exponential ends at e^−700."""
+    logits = torch.randn(5, 40) * torch.tensor([[0.0], [1.0], [10.0], [100.0], [1000.0]])
+    wanted = torch.softmax(logits[:, 4:].double(), -1).numpy()
+    np.testing.assert_allclose(probabilities(logits, 4), wanted, rtol=4e-15, atol=1e-300)
+
+
 def test_the_coder_uses_exactly_these_frequencies() -> None:
     """The symbol at the first and last quantile of each frequency, read by a coder whose state is the quantile."""
     frequencies = quantised(drawn(1, 1, 256, 3.0))

@@ -4,9 +4,10 @@ A block's bytes are cut into streams of equal length that are coded side by side
 make it smaller, the block is stored as it is. So memory is bounded by a block, and nothing grows by more than the
 headers.
 
-Both sides run one function (``code_streams``), on the same batches in the same order, so that they get the same logits
-bit for bit: a forward pass over many tokens, or another number of sequences at once, would add up in another order. All
-that differs is where a token comes from, the text or the coder.
+Both sides run one function (``code_streams``) and must get the same logits bit for bit. ``native_step.ExactModel``
+gives these however tokens are grouped, so what is known, a text to encode, goes through it many positions at a time. A
+model that it does not know goes through ``LanguageModel.step`` on both sides, on the same batches in the same order: a
+forward pass over many tokens, or another number of sequences at once, would add up in another order.
 
 The context is that of ``bytegolf eval``: windows of ``window`` tokens, each with a state of its own. Without ``stride``
 a window begins with the token that the one before it ended with, and nothing else of the past. With ``stride`` it first
@@ -17,20 +18,20 @@ Legend: S streams, R of them that are still going, A symbols of the alphabet, L 
 
 from __future__ import annotations
 
-import math
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int, UInt16
+from jaxtyping import Bool, Float, Int, UInt16
 from torch import Tensor
 
 from bytegolf.data.tokenizer import ByteTokenizer, byte_tokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.infer.format import BLOCK, Block, End, Header, Readable, Writable, damaged, read_part, read_up_to
 from bytegolf.infer.frequencies import Coder, Decoder, Encoder, Mixture, probabilities
+from bytegolf.infer.native_step import ExactModel, Stepper, stepper
 from bytegolf.infer.numerics import MOST_THREADS, Numerics
 from bytegolf.model.lm import LanguageModel
 
@@ -39,6 +40,9 @@ STATE_BYTES = 512_000_000
 
 MOST_STREAMS = 256
 """Of them side by side a CPU's matrix products are no longer starved, and more would only take memory."""
+
+AHEAD = 64
+"""Positions of a known text that go through the model at once."""
 
 
 @dataclass(frozen=True)
@@ -89,23 +93,42 @@ def code_streams(
     ``lengths`` are the streams' tokens, the first included (1 to L each). The alphabet is the ids from ``first_id`` on.
     ``progress`` is called with the number of tokens coded since the last call.
     """
-    mixture = Mixture(len(tokens))
+    mixture, runner = Mixture(len(tokens)), stepper(model)
+    ahead = AHEAD if isinstance(coder, Encoder) and isinstance(runner, ExactModel) else 1
     for start, first, end in mode.windows(int(lengths.max()) - 1):
         live = np.flatnonzero(lengths > first)
-        state = model.start(len(live), mode.window)
-        logits = model.extend(_ids(model, tokens[live, start:first]), state)[:, -1]
-        for at in range(first, end):
+        following = _following(model, runner, tokens, live, (start, first, end), mode.window, ahead)
+        for at, logits in zip(range(first, end), following, strict=True):
             going = lengths[live] > at
             rows = live[going]
-            p = probabilities(logits[:, first_id:])[going]
+            p = probabilities(logits, first_id)[going]
             symbols = coder.code(mixture.frequencies(p, rows), tokens[rows, at].astype(np.int64) - first_id)
             mixture.learn(p[np.arange(len(rows)), symbols], p.shape[1], rows)
             tokens[rows, at] = symbols + first_id
             if progress:
                 progress(len(rows))
-            if at + 1 < end:
-                # a stream that is over stays in the batch until the window ends, with the same token on both sides
-                logits = model.step(_ids(model, np.where(going, tokens[live, at], np.uint16(0))), state)
+
+
+def _following(
+    model: LanguageModel,
+    runner: Stepper,
+    tokens: UInt16[np.ndarray, "S L"],
+    live: Int[np.ndarray, " R"],
+    span: tuple[int, int, int],
+    window: int,
+    ahead: int,
+) -> Iterator[Float[Tensor, "R V"]]:
+    """The logits of each target of a window (``span``: its first token, its first target, the one behind its last).
+
+    A target's tokens are read once its logits are asked for: up to ``ahead`` of them at a time. A stream that is over
+    stays until the window ends, with the zeros behind it on both sides.
+    """
+    start, first, end = span
+    state = runner.start(len(live), window)
+    yield runner.extend(_ids(model, tokens[live, start:first]), state)[:, -1]
+    for at in range(first, end - 1, ahead):
+        found = runner.extend(_ids(model, tokens[live, at : min(at + ahead, end - 1)]), state)
+        yield from found.unbind(1)
 
 
 def _ids(model: LanguageModel, tokens: UInt16[np.ndarray, "*S"]) -> Tensor:
@@ -310,9 +333,8 @@ def seam_bits(
 
 
 def _bits(model: LanguageModel, past: UInt16[np.ndarray, " P"], text: UInt16[np.ndarray, " N"]) -> float:
-    """The bits of ``text`` behind ``past`` in one forward pass, over the alphabet of bytes."""
-    offset = _bytewise(model).OFFSET
-    ids = torch.from_numpy(np.concatenate((past, text)).astype(np.int64)).unsqueeze(0)
-    logits = model.cap(model(ids[:, :-1].to(model.embedding.weight.device)).logits)[0, len(past) - 1 :]
-    found = torch.log_softmax(logits[:, offset:].double(), -1).cpu()
-    return -float(found.gather(1, ids[0, len(past) :, None] - offset).sum()) / math.log(2)
+    """The bits of ``text`` behind ``past``, over the alphabet of bytes."""
+    ids, runner, offset = np.concatenate((past, text)), stepper(model), _bytewise(model).OFFSET
+    found = runner.extend(_ids(model, ids[None, :-1]), runner.start(1, len(ids) - 1))[0, len(past) - 1 :]
+    p = probabilities(found, offset)[np.arange(len(text)), text.astype(np.int64) - offset]
+    return -float(np.log2(np.maximum(p, np.finfo(np.float64).tiny)).sum())

@@ -8,7 +8,7 @@ distribution, and shifts its trust to whichever of them foretold the last symbol
 Warmuth, "Tracking the best expert", 1998). A stream of noise then costs 8 bits a byte, and text 0.0004 bits a byte more
 than under the model alone.
 
-Legend: R streams, A symbols of the alphabet.
+Legend: R streams, V ids of the model, A symbols of the alphabet.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from bytegolf.ops import native
 
 PRECISION = 24
 """log₂ of ``TOTAL``, which constriction's categorical models have."""
@@ -56,9 +58,14 @@ class Mixture:
         self.uniform[rows] = SHARE + (1 - 2 * SHARE) * posterior
 
 
-def probabilities(logits: Float[Tensor, "R A"]) -> Float[np.ndarray, "R A"]:
-    """The softmax, in float64."""
-    return torch.softmax(logits.double(), -1).cpu().numpy()
+def probabilities(logits: Float[Tensor, "R V"], first: int = 0) -> Float[np.ndarray, "R A"]:
+    """The softmax over the ids from ``first`` on, in float64."""
+    if logits.dtype == torch.float32 and native.usable(logits):
+        # (why) no library's exponential, whose last bit may change; and torch would start threads for 256 numbers
+        p = np.empty((len(logits), logits.shape[1] - first))
+        native.call("exact_softmax", logits, logits.contiguous(), *logits.shape, first, torch.from_numpy(p))
+        return p
+    return torch.softmax(logits[:, first:].double(), -1).cpu().numpy()
 
 
 def quantised(p: Float[np.ndarray, "R A"]) -> Int[np.ndarray, "R A"]:

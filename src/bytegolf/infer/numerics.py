@@ -19,6 +19,7 @@ import torch
 from bytegolf import __version__
 from bytegolf.errors import BytegolfError
 from bytegolf.infer.frequencies import probabilities, quantised
+from bytegolf.infer.native_step import stepper
 from bytegolf.model.lm import LanguageModel
 from bytegolf.ops import native
 
@@ -84,8 +85,9 @@ def _place() -> str:
 def probe(model: LanguageModel, streams: int) -> bytes:
     """A hash of the frequencies that ``model`` gives after some fixed tokens in each of ``streams``."""
     ids = np.random.Generator(np.random.PCG64(0)).integers(0, model.config.vocab_size, (PROBE_STEPS, streams))
-    state = model.start(streams, PROBE_STEPS * 8)
+    runner = stepper(model)
+    state = runner.start(streams, PROBE_STEPS * 8)
     digest = hashlib.sha256()
     for column in torch.from_numpy(ids).to(model.embedding.weight.device):
-        digest.update(quantised(probabilities(model.step(column, state))).astype("<i4").tobytes())
+        digest.update(quantised(probabilities(runner.step(column, state))).astype("<i4").tobytes())
     return digest.digest()[:PROBE_BYTES]

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from bytegolf.data.tokenizer import Tokenizer
 from bytegolf.errors import BytegolfError
+from bytegolf.infer.native_step import stepper
 from bytegolf.model.lm import LanguageModel
 
 BATCH = 32
@@ -113,8 +114,9 @@ def _generate(
     counts = np.array([len(tokens) for tokens in begun])
     longest = int(counts.max())
     padded = torch.tensor([tokens + [tokenizer.PAD] * (longest - len(tokens)) for tokens in begun], device=device)
-    state = model.start(len(pairs), longest + size)
-    logits = model.extend(padded, state, counts=None if (counts == longest).all() else counts)
+    runner = stepper(model)
+    state = runner.start(len(pairs), longest + size)
+    logits = runner.extend(padded, state, counts=None if (counts == longest).all() else counts)
     logits = logits[torch.arange(len(pairs)), torch.from_numpy(counts - 1)]
 
     rows = np.arange(len(pairs))
@@ -142,7 +144,7 @@ def _generate(
         if not going:
             return
         rows = np.array(going)
-        logits = model.step(torch.tensor(following, device=device), state, rows if len(rows) < len(pairs) else None)
+        logits = runner.step(torch.tensor(following, device=device), state, rows if len(rows) < len(pairs) else None)
 
 
 def as_text(pieces: Iterable[bytes]) -> Iterator[str]:

@@ -40,6 +40,12 @@ _DTYPES = {torch.bfloat16: 0, torch.float32: 1, torch.float64: 2}
 _FLAGS = ["-std=c++17", "-O3", "-march=native", "-fPIC"]
 _FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math"]
 
+EXACT = "exact_"
+"""How the sources for stepping are named whose results must not depend on what a compiler makes of a loop
+(``exact_lanes.h``)."""
+
+_EXACT_FLAGS = ["-fno-associative-math", "-ffp-contract=off"]
+
 _enabled = os.environ.get("BYTEGOLF_NATIVE", "1") != "0"
 
 
@@ -170,7 +176,9 @@ def _built() -> ctypes.CDLL:
     if not compiler:
         raise NativeUnavailableError(NO_COMPILER)
     sources = _sources()
-    key = hashlib.sha256(repr((sorted(sources.items()), _FLAGS, _identity(compiler))).encode()).hexdigest()[:16]
+    key = hashlib.sha256(
+        repr((sorted(sources.items()), _FLAGS, _EXACT_FLAGS, _identity(compiler))).encode()
+    ).hexdigest()[:16]
     folder = cache_folder() / "native"
     try:
         path = next(filter(_intact, folder.glob(f"kernels-{key}-*.so")), None)
@@ -213,11 +221,16 @@ def _compile(compiler: list[str], sources: dict[str, bytes], folder: Path, key: 
         for source, text in sources.items():
             (work / source).write_bytes(text)
         units = [str(work / source) for source in sorted(sources) if source.endswith(".cpp")]
-        begin = _command(compiler, [*_FLAGS, *_openmp()])
+
+        def build(unit: str) -> None:
+            exact = _EXACT_FLAGS if Path(unit).name.startswith(EXACT) else []
+            _run([*_command(compiler, [*_FLAGS, *exact, *_openmp()]), "-c", unit, "-o", f"{unit}.o"])
+
         with ThreadPool(min(len(units), os.cpu_count() or 1)) as pool:
-            pool.map(lambda unit: _run([*begin, "-c", unit, "-o", f"{unit}.o"]), units)
+            pool.map(build, units)
         built = work / "kernels.so"
         objects = [f"{unit}.o" for unit in units]
+        begin = _command(compiler, [*_FLAGS, *_openmp()])
         _run([*begin, "-shared", *objects, "-o", str(built), *map(str, _torch_openmp())])
         path = folder / f"kernels-{key}-{_digest(built.read_bytes())}.so"
         built.replace(path)  # atomic: another process may be building the same

@@ -20,9 +20,13 @@ def rotary_angles(
 ) -> tuple[Float[Tensor, "*P half"], Float[Tensor, "*P half"]]:
     """cos and sin of position × base^(−2i/width), fp32, for i below half the head width."""
     # (why) fp32 whatever the activations are: bf16 has 8 bits, so the positions 1000 and 1001 would be one and the same
-    exponents = torch.arange(0, width, 2, device=positions.device, dtype=torch.float32) / width
-    angles = positions.unsqueeze(-1).float() * base**-exponents
+    angles = positions.unsqueeze(-1).float() * rotary_frequencies(width, base, positions.device)
     return angles.cos(), angles.sin()
+
+
+def rotary_frequencies(width: int, base: float, device: torch.device | None = None) -> Float[Tensor, " half"]:
+    """ω_i = base^(−2i/width), fp32, for i below half the head width."""
+    return base ** -(torch.arange(0, width, 2, device=device, dtype=torch.float32) / width)
 
 
 def rotary(

@@ -187,6 +187,8 @@ NAME = "train_gpt.py"
 ROOT = Target("bytegolf.tools.bundle.entry", "main")
 _CONFIG = b'\nCONFIG = ""\n'
 _KERNELS = Target("bytegolf.ops.native", "_sources")
+_STEPPING = "exact_"
+"""``native.EXACT``; that module imports torch, and this one need not."""
 
 
 def script(config: Config) -> str:
@@ -295,9 +297,13 @@ def _sources(folder: Traversable, name: str) -> Iterator[tuple[str, bytes]]:
 
 
 def _with_kernels(module: bytes) -> bytes:
-    """``model.native`` with the kernels' texts in it, in place of the function that reads their files."""
+    """``model.native`` with the kernels' texts in it, in place of the function that reads their files.
+
+    Without those that only step: a submission trains and scores.
+    """
     folder = resources.files("bytegolf.ops") / "kernels"
-    files = sorted((entry for entry in folder.iterdir() if entry.is_file()), key=lambda entry: entry.name)
+    wanted = (entry for entry in folder.iterdir() if entry.is_file() and not entry.name.startswith(_STEPPING))
+    files = sorted(wanted, key=lambda entry: entry.name)
     # lines that are comments would count as code
     served = ((entry.name, re.sub(r"(?m)^ *//.*\n", "", entry.read_text(encoding="utf-8"))) for entry in files)
     texts = "".join(f"    {name!r}: {_literal(text)},\n" for name, text in served)
