@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -18,7 +19,7 @@ from typing import Any, cast
 import pytest
 import torch
 from commands import small
-from tiny_run import HERE, losses, make_trainer, rows, tiny_config
+from tiny_run import HERE, OPTIM, losses, make_trainer, rows, tiny_config
 from torch import Tensor
 
 from bytegolf.api import run as training
@@ -36,6 +37,7 @@ from bytegolf.ops import native
 from bytegolf.results import to_json
 from bytegolf.training import muon
 from bytegolf.training.loop import Trainer
+from bytegolf.training.sharding import own
 
 NETWORKS = ("flat", "two-level")
 STEPS = 4
@@ -45,6 +47,14 @@ def trainer_of(network: str, folder: Path, run: str, world: DistributedContext, 
     """A trainer of four micro-batches a step on one rank, two on each of two, one on each of four."""
     settings: dict[str, Any] = {"micro_batch": 1, "ema_decay": 0.5, "grad_clip": 1.0, "decay_fraction": 0.0}
     return make_trainer(tiny_config(network, max_steps=steps, **settings), folder / "data", folder / run, world)
+
+
+def sharded_trainer(folder: Path, run: str, world: DistributedContext, steps: int = STEPS) -> Trainer:
+    """The same with AdamW, and with each rank's share of every tensor where there are several."""
+    optim = dataclasses.replace(OPTIM, algorithm="adamw", adamw_lr=0.01)
+    settings: dict[str, Any] = {"micro_batch": 1, "ema_decay": 0.5, "grad_clip": 1.0, "decay_fraction": 0.0}
+    config = tiny_config("two-level", optim, parallel="fsdp", max_steps=steps, **settings)
+    return make_trainer(config, folder / "data", folder / run, world)
 
 
 def normalize(matrices: Tensor, steps: int) -> Tensor:
@@ -89,6 +99,20 @@ def work(folder: Path) -> None:
             muon.orthogonalize = whole
             if world.size == 2:
                 trainer_of(network, folder, network, world, steps=2).fit()
+        sharded = sharded_trainer(folder, f"sharded-{world.size}", world)
+        sharded.fit()
+        held = sum(own(parameter).numel() for parameter in sharded.model.parameters())
+        moments = sum(own(state["exp_avg"]).numel() for state in sharded.optimizer.adam.state.values())
+        told = {"held": held, "moments": moments, "all": sum(p.numel() for p in sharded.model.parameters())}
+        (folder / f"sharded-{world.rank}-of-{world.size}.json").write_text(json.dumps(told))
+        exported = sharded.export(folder / f"sharded-{world.size}.bgolf")
+        assert (exported is not None) == world.leads
+        if world.size == 2:
+            sharded_trainer(folder, "sharded", world, steps=2).fit()
+            with pytest.raises(BytegolfError, match=r"optim\.algorithm=adamw"):
+                make_trainer(tiny_config("flat", parallel="fsdp"), folder / "data", folder / "refused", world)
+        else:
+            sharded_trainer(folder, "sharded-again", world, steps=2).fit()
         if world.rank == world.size - 1:
             if world.size == 2:
                 raise BytegolfError("this rank has had enough")
@@ -314,6 +338,37 @@ def test_a_rank_that_fails_or_is_killed_ends_the_others_with_a_sentence(pair: Cr
         assert found.seconds < 30
         for rank, said in enumerate(found.output[:-1]):
             assert f"process {rank} of {size} lost the connection to another one" in said
+
+
+def test_shards_train_as_whole_tensors_do(pair: Crew, four: Crew) -> None:
+    """Losses, weights, their average and moments; each rank holds its share (of tiny tensors a little more)."""
+    alone = sharded_trainer(pair.folder, "sharded-alone", HERE)
+    alone.fit()
+    one = rows(pair.folder / "sharded-alone")
+    for found in (pair, four):
+        size = len(found.codes)
+        for told in found.reports("sharded"):
+            assert told["held"] < 1.5 * told["all"] / size
+            assert told["moments"] == told["held"]
+        run = pair.folder / f"sharded-{size}"
+        for a, b in zip(one, rows(run), strict=True):
+            assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+            assert a["rates"] == pytest.approx(b["rates"], rel=1e-5)
+        saved = store.load(store.checkpoints(run / "checkpoints")[-1])
+        assert saved.progress["validation_bpb"] == pytest.approx(alone.progress.validation_bpb, rel=1e-5)
+        assert alone.stepper.average
+        assert apart(saved.model, alone.model.state_dict()) < 1e-4
+        assert apart(saved.averaged, alone.stepper.average.state()) < 1e-4
+        assert apart(saved.optimizer, alone.optimizer.state()) < 1e-3
+        assert load_model(pair.folder / f"sharded-{size}.bgolf", device="cpu").config == alone.config
+
+
+def test_a_sharded_run_goes_on_in_another_number_of_processes(pair: Crew, four: Crew) -> None:
+    """What two began, one ends; what four began, one ends."""
+    sharded_trainer(pair.folder, "sharded-whole", HERE).fit()
+    for run in ("sharded", "sharded-again"):
+        sharded_trainer(pair.folder, run, HERE).fit(resume=True)
+        assert losses(pair.folder / run) == pytest.approx(losses(pair.folder / "sharded-whole"), rel=1e-4)
 
 
 def test_one_process_needs_no_group(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,8 +120,8 @@ def train_run(config: Config, out: Path, *, resume: bool = False, quiet: bool = 
                 reporter.say(sentence)
         world.wait()
         progress, gptq_seconds = trainer.fit(), 0.0
-        if world.leads:
-            gptq_seconds = trainer.export(run.artifact).gptq_seconds
+        if exported := trainer.export(run.artifact):
+            gptq_seconds = exported.gptq_seconds
             _check_reserve(config, progress.seconds, gptq_seconds, reporter)
         world.wait()
         # the weights before quantisation are copied once more only where they are to be scored

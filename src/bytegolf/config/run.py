@@ -65,6 +65,11 @@ class TrainConfig(Ranged):
     compile: Literal["auto", "on", "off"] = doc(
         "torch.compile for stacks of constant length, a minute or so before the first step; auto = on GPUs", "auto"
     )
+    parallel: Literal["ddp", "fsdp"] = doc(
+        "of several processes (torchrun): ddp = each has the whole model; fsdp = each has its share of every tensor, "
+        "for models that do not fit, with optim.algorithm = adamw",
+        "ddp",
+    )
     recompute: bool = doc(
         "keep no activations within a block for the backward pass, which computes them again: slower, far less memory",
         False,

@@ -23,7 +23,7 @@ from bytegolf.artifact import checkpoint as store
 from bytegolf.artifact.checkpoint import Progress
 from bytegolf.artifact.export import Exported, export_weights
 from bytegolf.config import Config, levels
-from bytegolf.distributed import DistributedContext
+from bytegolf.distributed import SINGLE_PROCESS, DistributedContext
 from bytegolf.errors import BytegolfError
 from bytegolf.evaluate.score import score
 from bytegolf.model.merging import merged
@@ -32,6 +32,7 @@ from bytegolf.training.metrics import MetricAccumulator, MetricsLogger
 from bytegolf.training.optim import Optimizer
 from bytegolf.training.schedule import Clock, learning_rate, remaining, training_budget
 from bytegolf.training.setup import TrainingData, model_to_train
+from bytegolf.training.sharding import own, released, whole
 from bytegolf.training.step import Batch, Objective, StepFigures, Stepper, StepResult
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
@@ -82,7 +83,7 @@ class Trainer:
         self.config, self.data, self.folder = config, data, folder
         self.world, self.reporter = world, reporter
         self.clock = Clock(config.train.clock, world.device)
-        self.model = model_to_train(config, data, world.device, reporter)
+        self.model = model_to_train(config, data, world, reporter)
         self.stepper = Stepper(config, self.model, data.train, data.tokenizer, world, reporter)
         self.logger = MetricsLogger(config, self.model, folder, reporter)
         self.progress = Progress()
@@ -264,7 +265,10 @@ class Trainer:
         settings = self.config.train
         if not settings.validate_tokens:
             return None
-        with self.stepper.averaged(), self.model.capacity(self.config.eval.capacity, self.config.eval.capacity_divisor):
+        # with shards every rank has to take part in every forward pass, so each scores all of it
+        world = SINGLE_PROCESS if self.stepper.sharded else self.world
+        capacity = self.model.capacity(self.config.eval.capacity, self.config.eval.capacity_divisor)
+        with self.stepper.averaged(), capacity, released(self.model):
             sample = score(
                 self.model,
                 self.data.validation,
@@ -272,7 +276,7 @@ class Trainer:
                 settings.seq_len,
                 batch=self.config.eval.batch,
                 limit=settings.validate_tokens,
-                world=self.world,
+                world=world,
             )
         self._advance(validation_bpb=sample.bpb)
         self._validated_step = self.progress.step
@@ -282,15 +286,30 @@ class Trainer:
     # ------------------------------------------------------------------------------------------ keeping
 
     def export_state(self) -> dict[str, Tensor]:
-        """The weights to ship, on the CPU: averaged ones where averaging is on, and with adapters merged into them."""
-        with self.stepper.averaged():
-            weights = self.stepper.weights()
-            return merged({name: tensor.detach().cpu().clone() for name, tensor in weights.items()})
+        """The weights to ship, on the CPU: averaged ones where averaging is on, and with adapters merged into them.
 
-    def export(self, path: Path) -> Exported:
-        """Write the artifact alone."""
-        tokenizer, device = self.data.tokenizer, self.world.device
-        return export_weights(path, self.config, tokenizer, self.export_state(), self.progress, device)
+        Where weights are spread over the ranks, every rank has to ask, and only the leader gets them.
+        """
+        with self.stepper.averaged():
+            return merged({name: tensor.clone() for name, tensor in self._whole(self.stepper.weights()).items()})
+
+    def _whole(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors, whole and on the CPU; of shards only for the leader, whom all ranks have to help."""
+        if not self.stepper.sharded:
+            return {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+        found = {}
+        for name, tensor in tensors.items():  # one by one: all of them may not fit on the device
+            complete = whole(tensor.detach())
+            if self.world.leads:
+                found[name] = complete.cpu()
+        return found
+
+    def export(self, path: Path) -> Exported | None:
+        """Write the artifact alone: the leader does, with the help of the other ranks where weights are shards."""
+        state = self.export_state() if self.world.leads or self.stepper.sharded else {}
+        if not self.world.leads:
+            return None
+        return export_weights(path, self.config, self.data.tokenizer, state, self.progress, self.world.device)
 
     def checkpoint(self) -> None:
         """Write a checkpoint of all that a resumed run needs; older ones go as configured. Every rank has to ask.
@@ -299,17 +318,20 @@ class Trainer:
         """
         folder = self._checkpoints()
         self._settle()
-        norms = torch._foreach_norm([weight for weight in self.model.parameters() if weight.numel()])
-        if not bool(torch.stack(list(norms)).isfinite().all()):
+        parts = [own(weight.detach()) for weight in self.model.parameters()]
+        norms = torch._foreach_norm([part for part in parts if part.numel()])
+        broken = not bool(torch.stack(list(norms)).isfinite().all())
+        if self.world.total(float(broken))[0]:  # any rank's share
             self._broken(f"the weights are not finite after step {self.progress.step}")
-        optimizer = self.stepper.optimizer.state()  # in which every rank has a share
+        optimizer = self._whole(self.stepper.optimizer.state())  # in which every rank has a share
+        weights = self._whole(self.stepper.weights())
+        averaged = self._whole(self.stepper.average.state()) if self.stepper.average else {}
         if self.world.leads:
             progress = {**dataclasses.asdict(self.progress), "window": self._steps.state()}
             progress[store.VALIDATED] = self.config.train.validate_tokens
             if self._validated_step != self.progress.step:
                 progress["validation_bpb"] = None  # an earlier one says nothing about these weights
-            averaged = self.stepper.average.state() if self.stepper.average else {}
-            store.save(folder, store.Checkpoint(progress, self.stepper.weights(), optimizer, averaged))
+            store.save(folder, store.Checkpoint(progress, weights, optimizer, averaged))
             store.prune(folder, self.config.train.keep_checkpoints)
         self.world.wait()
 

@@ -37,6 +37,7 @@ from bytegolf.model.lm import LanguageModel
 from bytegolf.model.storage import storage_kinds
 from bytegolf.ops.sparse_rmsprop import update_rows
 from bytegolf.training.muon import Muon
+from bytegolf.training.sharding import placed
 
 MUON, TABLES, ROUTER, DEFAULT, ADAMW = "muon_lr", "ngram_lr", "router_lr", "scalar_lr", "adamw_lr"
 ADAM = ("embed_lr", DEFAULT, ROUTER, ADAMW, "adapter_lr")
@@ -248,6 +249,6 @@ class Optimizer:
         if stepped:
             for name, parameter in self._adam.items():
                 self.adam.state[parameter] = {
-                    key: tensors[f"{key}.{name}"].clone().to(parameter.device)
-                    for key in ("step", "exp_avg", "exp_avg_sq")
+                    "step": tensors[f"step.{name}"].clone().to(parameter.device),
+                    **{key: placed(tensors[f"{key}.{name}"].clone(), parameter) for key in ("exp_avg", "exp_avg_sq")},
                 }

@@ -13,12 +13,14 @@ from bytegolf.config import Config
 from bytegolf.data.shards import TokenStream, open_split
 from bytegolf.data.tokenizer import Tokenizer, load_tokenizer
 from bytegolf.device import has_bf16, pick_precision
+from bytegolf.distributed import DistributedContext
 from bytegolf.errors import BytegolfError
 from bytegolf.model.lm import LanguageModel
 from bytegolf.model.routers.base import Material
 from bytegolf.model.stack import Stack
 from bytegolf.ops import native
 from bytegolf.progress import Teller
+from bytegolf.training.sharding import shard, shards
 
 ROUTER_TOKENS = 1 << 22
 """How much of the training split a router that is made from it may see."""
@@ -58,11 +60,17 @@ class TrainingData:
         return TrainingData(tokenizer, train, validation)
 
 
-def model_to_train(config: Config, data: TrainingData, device: torch.device, reporter: Teller) -> LanguageModel:
-    """The initial model on ``device``, in the precision that is to be computed in; what is slow there is told."""
+def model_to_train(config: Config, data: TrainingData, world: DistributedContext, reporter: Teller) -> LanguageModel:
+    """The initial model on this rank's device, or the rank's shard of it, in the precision that is to be computed in.
+
+    What is slow there is told.
+    """
+    device = world.device
     if device.type == "cpu" and (reason := native.why_not()):  # builds the kernels, if need be
         reporter.warn(reason)
-    model = initial_model(config, data.tokenizer, data.train).to(device)
+    model = initial_model(config, data.tokenizer, data.train)
+    # sharding moves part by part, as the whole model may not fit on the device
+    model = shard(model, config, world) if shards(config, world) else model.to(device)
     for module in model.modules():
         if isinstance(module, Stack):
             module.recompute = config.train.recompute

@@ -32,6 +32,7 @@ from bytegolf.training.compiling import compile_stacks
 from bytegolf.training.memory import at_a_time
 from bytegolf.training.optim import Optimizer
 from bytegolf.training.schedule import chunk_target, guide_weight, quantises, remaining, training_budget
+from bytegolf.training.sharding import placed, shards
 from bytegolf.training.weights import QuantizedTraining, WeightAverage
 
 Objective = Callable[[Forward, Tensor], Tensor]
@@ -110,13 +111,16 @@ class Stepper:
         self.loader = Loader(
             train, settings.seq_len, settings.batch_tokens, settings.seed, config.data.order, world.rank, world.size
         )
-        self.compiled = compile_stacks(model, settings.compile, world.device, reporter.warn)
+        self.sharded = shards(config, world)
+        """whether this rank has only its share of each tensor"""
+        compiling = "off" if self.sharded else settings.compile  # a graph would skip the gathering of weights
+        self.compiled = compile_stacks(model, compiling, world.device, reporter.warn)
         self.at_a_time = at_a_time(config, model, world.size, device_memory(world.device))
         """sequences of this rank in one forward pass"""
         rank = settings.adapters
         self.adapted = Adapted(model, adaptable_maps(model), rank, settings.seed) if rank else None
         """the model with the adapters that are trained in place of its weights"""
-        self._parallel = world.wrap(self.adapted or model)
+        self._parallel = model if self.sharded else world.wrap(self.adapted or model)
         if world.size == 1:  # several ranks reduce dense gradients: nccl knows no others
             for table in row_tables(model):
                 table.sparse_gradients = True
@@ -226,12 +230,17 @@ class Stepper:
             torch.cuda.synchronize()
 
     def weights(self) -> dict[str, Tensor]:
-        """The model's weights by name, not copied, and the adapters beside them if they are what is trained."""
+        """The model's weights by name, not copied (shards, where they are spread over the ranks), and the adapters
+        beside them if they are what is trained.
+        """
         return {**self.model.state_dict(), **(self.adapted.state() if self.adapted else {})}
 
     def load_weights(self, weights: dict[str, Tensor]) -> None:
         """Take over what ``weights`` gave. Raises RuntimeError if it does not fit."""
         own = {name: tensor for name, tensor in weights.items() if not name.startswith(PREFIX)}
+        if self.sharded:
+            like = self.model.state_dict()
+            own = {name: placed(tensor, like[name]) if name in like else tensor for name, tensor in own.items()}
         self.model.load_state_dict(own)
         if self.adapted or len(own) < len(weights):
             if not self.adapted:

@@ -24,6 +24,7 @@ from bytegolf.artifact.quantize import fake_quantize
 from bytegolf.config import ExportConfig
 from bytegolf.errors import BytegolfError
 from bytegolf.model.storage import storage_kinds
+from bytegolf.training.sharding import placed
 
 
 @contextlib.contextmanager
@@ -36,7 +37,9 @@ def _exchanged(weights: list[Tensor], others: Iterable[Tensor]) -> Iterator[None
     try:
         yield
     finally:
-        torch._foreach_copy_(weights, own)
+        with torch.no_grad():  # one by one: shards (DTensor) know no copying of lists
+            for weight, before in zip(weights, own, strict=True):
+                weight.copy_(before)
 
 
 class WeightAverage:
@@ -78,7 +81,7 @@ class WeightAverage:
                 "the checkpoint's averaged weights have no valid number of updates: delete the checkpoint"
             )
         for name, average in zip(self._names, self._average, strict=True):
-            average.copy_(tensors[name])
+            average.copy_(placed(tensors[name], average))
         self.updates = int(updates)
 
 

@@ -101,12 +101,12 @@ def train(data: Path, out: Path, seed: int | None = None, device: str = "auto") 
         make_folder(out)
         trainer = Trainer(config, text, out, world, Lines())
         progress = trainer.fit()
-        if not world.leads:
+        path = out / ARTIFACT
+        exported = trainer.export(path)
+        if exported is None:  # on ranks that do not lead
             return None
         if isinstance(text.tokenizer, SentencePieceTokenizer):
             write_bytes(out / "tokenizer.model", text.tokenizer.path.read_bytes())
-        path = out / ARTIFACT
-        exported = trainer.export(path)
         seconds = round(progress.seconds + exported.gptq_seconds, 2)
         return Trained(str(path), progress.step, seconds, progress.bytes)
 

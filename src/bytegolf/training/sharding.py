@@ -1,0 +1,97 @@
+"""Fully sharded training (FSDP2, `torch.distributed.fsdp.fully_shard`): each rank keeps 1/R of every tensor.
+
+Weights are gathered for as long as they are computed with, and gradients are summed by shards: so weights, gradients
+and moments of a model that does not fit on one device lie on R of them. What is sharded by itself are mixers and MLPs,
+which have nearly all weights of a large model; the rest (embedding, norms, scales, routers) is gathered once a forward
+pass. A block as a whole would be the usual unit, but its last branch is added within the next block
+(``block.Stream``), when its scale would be gone again.
+
+Legend: R ranks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from bytegolf.config import Config
+from bytegolf.distributed import DistributedContext
+from bytegolf.errors import BytegolfError
+from bytegolf.model.block import Block
+from bytegolf.model.embed import row_tables
+from bytegolf.model.lm import LanguageModel
+
+
+def shards(config: Config, world: DistributedContext) -> bool:
+    """Whether the model's tensors are spread over the ranks."""
+    return config.train.parallel == "fsdp" and world.size > 1
+
+
+def shard(model: LanguageModel, config: Config, world: DistributedContext) -> LanguageModel:
+    """Spread ``model``, which is the same on every rank, over the ranks' devices, and give it back.
+
+    Raises BytegolfError for what is not trained in shards: Muon needs whole matrices, tables sparse gradients.
+    """
+    if config.optim.algorithm != "adamw":
+        raise BytegolfError(
+            "train.parallel = fsdp spreads each matrix over the processes, and Muon needs it whole: set "
+            "optim.algorithm=adamw, or train.parallel=ddp"
+        )
+    if row_tables(model):
+        raise BytegolfError(
+            "train.parallel = fsdp does not shard tables of n-grams or chunks: set model.ngrams.longest=0 and "
+            "chunk_hash.dim=0, or train.parallel=ddp"
+        )
+    if config.train.adapters or config.train.qat_from:
+        raise BytegolfError(
+            "train.parallel = fsdp trains neither adapters nor with quantised weights: set train.parallel=ddp, or "
+            "train.adapters=0 and train.qat_from=0"
+        )
+    from torch.distributed.device_mesh import init_device_mesh  # these take a while, and most runs have no shards
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(world.device.type, (world.size,))
+    for block in [module for module in model.modules() if isinstance(module, Block)]:
+        for part in (block.mixer, block.mlp):
+            if any(True for _ in part.parameters()):
+                fully_shard(part, mesh=mesh, reshard_after_forward=True)
+    # the rest stays gathered until the backward pass is over: a scale is used again behind its block
+    fully_shard(model, mesh=mesh, reshard_after_forward=False)
+    return model
+
+
+@contextlib.contextmanager
+def released(model: nn.Module) -> Iterator[None]:
+    """Behind the context, in which no backward pass follows on a forward pass, tensors are shards again."""
+    yield
+    reshard: Any = getattr(model, "reshard", None)  # a sharded model has it
+    if reshard is not None:
+        reshard()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor that may be a shard (a DTensor); every rank has to ask."""
+    gather: Any = getattr(tensor, "full_tensor", None)
+    found: Tensor = gather() if gather else tensor
+    return found
+
+
+def own(tensor: Tensor) -> Tensor:
+    """This rank's part of a tensor that may be a shard."""
+    local: Any = getattr(tensor, "to_local", None)
+    found: Tensor = local() if local else tensor
+    return found
+
+
+def placed(tensor: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, the same on every rank, on the device of ``like`` and spread as that is; a shard as it is."""
+    mesh: Any = getattr(like, "device_mesh", None)
+    if mesh is None or hasattr(tensor, "device_mesh"):
+        return tensor.to(like.device)
+    from torch.distributed.tensor import distribute_tensor
+
+    found: Tensor = distribute_tensor(tensor.to(like.device), mesh, like.placements)  # type: ignore[attr-defined]
+    return found
