@@ -56,7 +56,7 @@ def shard(model: LanguageModel, config: Config, world: DistributedContext) -> La
     mesh = init_device_mesh(world.device.type, (world.size,))
     for block in [module for module in model.modules() if isinstance(module, Block)]:
         for part in (block.mixer, block.mlp):
-            if any(True for _ in part.parameters()):
+            if part is not None and any(True for _ in part.parameters()):
                 fully_shard(part, mesh=mesh, reshard_after_forward=True)
     # the rest stays gathered until the backward pass is over: a scale is used again behind its block
     fully_shard(model, mesh=mesh, reshard_after_forward=False)
