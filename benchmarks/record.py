@@ -96,6 +96,22 @@ def weights(run: Path) -> str:
     )
 
 
+def standard_chunks(run: Path, data: Path) -> list[list[int] | None]:
+    """Where the untrained and the trained model begin chunks in the standard text; None for a flat model."""
+    from bytegolf.analyze.segment import STANDARD_TEXT, segment
+    from bytegolf.artifact.loading import load_model, with_weights
+    from bytegolf.config import levels
+    from bytegolf.training.setup import TrainingData, initial_model
+
+    loaded = load_model(run, data)
+    config, tokenizer = loaded.config, loaded.tokenizer
+    if not levels(config.model.network):
+        return [None, None]
+    text = TrainingData.open(config.with_({"data.path": str(data)}))
+    untrained = with_weights(loaded, initial_model(config, tokenizer, text.train).state_dict())
+    return [segment(one.model, tokenizer, STANDARD_TEXT, config.train.seq_len).offsets() for one in (untrained, loaded)]
+
+
 def losses(run: Path) -> list[float]:
     """The training loss of every step."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -110,7 +126,7 @@ def record(name: str, data: Path, folder: Path, changes: list[str], steps: int, 
     trained = verb("train", name, "--data", data, "--out", run, *changes, *budget, *sample)
     found: dict[str, Any] = {"losses": losses(run), "weights": weights(run), "score": trained["bpb"]}
     found["quantised sample"] = [trained["validation_bpb_unquantised_sample"], trained["validation_bpb_sample"]]
-    found["chunks before and after"] = [trained["chunks_before"], trained["chunks_after"]]
+    found["chunks before and after"] = standard_chunks(run, data)
     found["boundaries"] = digest(trained["boundaries"])
     few = ("--data", data, "--limit", limit)
     config = verb("presets", name, *changes)["config"]

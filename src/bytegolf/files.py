@@ -9,7 +9,10 @@ import hashlib
 import io
 import json
 import os
+import select
 import socket
+import stat
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -50,6 +53,13 @@ def disk_errors(path: Path, doing: str = "write") -> Iterator[None]:
         if "\0" not in str(path) and not isinstance(error, UnicodeEncodeError):
             raise
         raise BytegolfError(f"cannot {doing} {path}: no file can have such a name") from error
+
+
+def folder_name(name: str, key: str) -> str:
+    """``name`` if a folder can be called so; BytegolfError, which says that ``key`` has it, if it leads elsewhere."""
+    if not name or name.startswith(".") or not name.isprintable() or set("/\\") & set(name):
+        raise BytegolfError(f"{key} is {name!r}: it becomes a folder's name, so use letters, digits and '-'")
+    return name
 
 
 def make_folder(path: Path) -> Path:
@@ -155,6 +165,35 @@ def read_file(path: Path, what: str) -> bytes:
     if len(data) > MOST_BYTES:
         raise BytegolfError(f"the {what} {path} has more than {MOST_BYTES:,} bytes: name another file")
     return data
+
+
+STDIN = Path("-")
+"""As a file's name, it stands for stdin."""
+
+
+def read_input(path: Path) -> bytes:
+    """The contents of a file that a user named, or of stdin for ``-``."""
+    if path == STDIN:
+        return sys.stdin.buffer.read()
+    with disk_errors(path, "read"):
+        return path.read_bytes()
+
+
+def piped_input() -> bytes:
+    """What stdin brings where it is a pipe or a file; nothing at a terminal, from a device, or where it is closed.
+
+    Where nothing comes for a second, stderr tells that it is waited for.
+    """
+    try:
+        handle = sys.stdin.fileno()
+        kind = os.fstat(handle).st_mode
+    except (OSError, ValueError, AttributeError):  # closed, or not a file at all, as in a notebook
+        return b""
+    if not (stat.S_ISFIFO(kind) or stat.S_ISREG(kind) or stat.S_ISSOCK(kind)):
+        return b""
+    if os.name != "nt" and not select.select([handle], [], [], 1.0)[0]:
+        sys.stderr.write("reading the text from stdin\n")
+    return sys.stdin.buffer.read()
 
 
 def read_json(path: Path, what: str) -> Any:

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from commands import SUBWORDS, TinyRun, good, refused, small
@@ -115,12 +116,15 @@ def test_ten_steps_beat_an_untrained_model_and_fit(any_run: TinyRun) -> None:
     assert summary["stopped_early"] is False
 
 
-def test_the_two_standard_sentences_before_and_after(tiny_run: TinyRun, flat_run: TinyRun) -> None:
+def test_a_sentence_of_the_validation_split_before_and_after(tiny_run: TinyRun, flat_run: TinyRun) -> None:
     summary = tiny_run.ran.json
     for key in ("chunks_before", "chunks_after"):
         assert summary[key][0] == 0
         assert summary[key] == sorted(set(summary[key]))
-        assert summary[key][-1] < 118
+        assert summary[key][-1] < len(summary["chunks_of"].encode())
+    (shard,) = tiny_run.data.glob("datasets/*byte260/fineweb_val_*.bin")
+    text = bytes(id - 4 for id in np.fromfile(shard, "<u2", offset=1024)[:400].tolist() if id >= 4)
+    assert text.startswith(summary["chunks_of"].encode())
     assert summary["chunks_before"] != summary["chunks_after"]
     assert good("segment", tiny_run.folder, "--json").json["boundaries"] == summary["chunks_after"]
     assert flat_run.ran.json["chunks_before"] is None

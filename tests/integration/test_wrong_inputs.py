@@ -154,7 +154,7 @@ def _other_tokenizer(folder: Path) -> bytes:
         (["sample", "nowhere", "--bytes"], "--bytes"),
         (["sample", "nowhere", "--seed", "-1"], "--seed"),
         (["presets", "more"], "'more'"),
-        (["trian"], 'Did you mean "train"?'),
+        (["trian"], "did you mean train?"),
         (["--nonsense"], "--nonsense"),
         (["prepare"], "--out"),
     ],

@@ -34,7 +34,7 @@ def live_page() -> dict[str, tuple[str, str]]:
 def page(
     analysis: AnalysisResult, readings: list[list[Reading]], standard: list[tuple[str, Segmentation]], show: int
 ) -> str:
-    """The page of an analysis; ``readings[m][t]`` is what model m made of text t, and ``standard`` the standard text in
+    """The page of an analysis; ``readings[m][t]`` is what model m made of text t, and ``standard`` its beginning in
     chunks, side by side, each with a title.
 
     The first ``show`` bytes of the texts, in equal parts, are there to be looked at; tables and curves are of all of

@@ -29,7 +29,7 @@ from bytegolf.evaluate.boundaries import (
     token_levels,
 )
 from bytegolf.evaluate.score import windows_at_once
-from bytegolf.files import disk_errors
+from bytegolf.files import STDIN, read_input
 from bytegolf.model.lm import Forward, LanguageModel
 from bytegolf.model.routers.base import THRESHOLD
 from bytegolf.model.trace import RouterTrace, SoftTrace
@@ -139,19 +139,36 @@ def document(tokenizer: Tokenizer, data: bytes, where: str) -> NDArray[np.int64]
     return np.concatenate(([tokenizer.BOS], ids)).astype(np.int64)
 
 
+@dataclass(frozen=True)
+class NamedText:
+    """A text that a user named: a file, or stdin."""
+
+    path: Path
+    content: bytes
+
+    @staticmethod
+    def read(path: Path) -> NamedText:
+        """A file, or stdin for ``-``. Raises BytegolfError for what cannot be read."""
+        return NamedText(path, read_input(path))
+
+    @property
+    def where(self) -> str:
+        """What to call it in errors."""
+        return "stdin" if self.path == STDIN else str(self.path)
+
+
 def text_tokens(
-    loaded: LoadedModel, data: Path | None, files: Sequence[Path], limit: int
+    loaded: LoadedModel, data: Path | None, texts: Sequence[NamedText], limit: int
 ) -> Iterator[NDArray[np.int64]]:
     """The tokens of each text, a BOS first."""
     tokenizer = loaded.tokenizer
-    for file in files:
-        with disk_errors(file, "read"):
-            content = file.read_bytes()
+    for text in texts:
+        content = text.content
         content = content[:limit] if limit else content
         if limit and not isinstance(tokenizer, ByteTokenizer):  # the cut may have gone through a character
             content = content.decode("utf-8", "ignore").encode() if _cut(content) else content
-        yield document(tokenizer, content, str(file))
-    if not files:
+        yield document(tokenizer, content, text.where)
+    if not texts:
         stream = open_split(data_of(loaded, data), tokenizer.name, "val", tokenizer.vocab_size)
         yield stream.slice(0, min(limit or len(stream), len(stream))).astype(np.int64)
 

@@ -13,22 +13,24 @@ from jaxtyping import Int64
 from rich.console import Console
 
 from bytegolf.analyze import soft
+from bytegolf.analyze.excerpt import excerpt, excerpt_of
 from bytegolf.analyze.metrics import describe, mean
 from bytegolf.analyze.parts import by_script, by_text
-from bytegolf.analyze.reading import Reading, document, join, read, text_tokens
+from bytegolf.analyze.reading import NamedText, Reading, document, join, read, text_tokens
 from bytegolf.analyze.results import AnalysisResult, ModelAnalysis, Moment, TextInfo
 from bytegolf.analyze.segment import STANDARD_TEXT, Segmentation, segment, titled
 from bytegolf.analyze.stability import stability
 from bytegolf.analyze.tables import grids
 from bytegolf.artifact import checkpoint as store
 from bytegolf.artifact.loading import LoadedModel, data_of, load_model, with_weights
-from bytegolf.artifact.run_folder import RunFolder
+from bytegolf.artifact.run_folder import RunFolder, data_folder
 from bytegolf.config import levels
 from bytegolf.data.bpe_boundaries import token_starts
 from bytegolf.data.manifest import MANIFEST, data_summary
 from bytegolf.data.shards import open_split
 from bytegolf.data.tokenizer import SentencePieceTokenizer, Tokenizer, load_tokenizer
 from bytegolf.errors import BytegolfError
+from bytegolf.files import STDIN
 from bytegolf.model.lm import count_parameters
 from bytegolf.model.routers.base import THRESHOLD
 from bytegolf.progress import Reporter
@@ -48,10 +50,10 @@ class Analysis:
     readings: list[list[Reading]]
     """[model][text]"""
     standard: list[tuple[str, Segmentation]]
-    """the standard text, a title for each segmentation"""
+    """the beginning of the first text, a title for each segmentation"""
 
     def show(self, console: Console) -> None:
-        """The tables, then the standard text in chunks."""
+        """The tables, then the beginning of the first text in chunks."""
         for grid in grids(self.result.models):
             if not grid.wide:
                 console.print(grid.drawn())
@@ -63,7 +65,7 @@ class Analysis:
 def analyze(
     sources: Sequence[Path],
     data: Path | None,
-    files: Sequence[Path],
+    texts: Sequence[NamedText],
     *,
     limit: int = 0,
     bpe: str = "",
@@ -72,7 +74,7 @@ def analyze(
     threshold: float = THRESHOLD,
     reporter: Reporter,
 ) -> Analysis:
-    """Read ``files``, or else the validation split, with the models of ``sources``.
+    """Read ``texts``, or else the validation split, with the models of ``sources``.
 
     ``limit`` > 0: that many tokens of a split, or bytes of a file. ``bpe``: the SentencePiece tokenizer to compare
     boundaries with, a file or a name in the data folder; "" takes the folder's first one, if any. ``history`` adds a
@@ -82,23 +84,24 @@ def analyze(
     loaded = [load_model(source, data) for source in sources]
     if threshold != THRESHOLD and not any(one.model.soft for one in loaded):
         raise BytegolfError("--threshold is about the b of soft chunking, which no model here has: leave it out")
-    short = [source.resolve().name for source in sources]
-    names = short if len(set(short)) == len(short) else [str(source) for source in sources]
-    folder = data_of(loaded[0], data)
+    names = called(sources)
+    folder = data or data_folder(loaded[0].path.parent, loaded[0].config) if texts else data_of(loaded[0], data)
     reference = reference_tokenizer(bpe, folder, [one.tokenizer for one in loaded])
-    texts = [file.name for file in files] or [f"the validation split of {folder.name}"]
+    titles = called([text.path for text in texts]) or [f"the validation split of {folder.name if folder else ''}"]
     readings: list[list[Reading]] = []
     models: list[ModelAnalysis] = []
     standard: list[tuple[str, Segmentation]] = []
+    beginning = b""
     for source, name, one in zip(sources, names, loaded, strict=True):
         reader = _Reader(name, threshold, reporter)
-        tokens = list(text_tokens(one, data, files, limit))
-        found = [reader.read(one, ids, f"reading {text}") for ids, text in zip(tokens, texts, strict=True)]
+        tokens = list(text_tokens(one, data, texts, limit))
+        found = [reader.read(one, ids, f"reading {text}") for ids, text in zip(tokens, titles, strict=True)]
         readings.append(found)
         whole = join(found)
+        beginning = beginning or excerpt_of(one.tokenizer, tokens[0])
         depth = len(whole.levels)
         starts = np.concatenate([token_starts(reference, each.data) for each in found]) if reference and depth else None
-        moments, pictures = None, [(name, reader.standard(one))] if depth else []
+        moments, pictures = None, [(name, reader.beginning(one, beginning))] if depth else []
         if history:
             moments, pictures = _history(source, one, data, found[0], reader)
         standard += pictures
@@ -111,7 +114,7 @@ def analyze(
                 params=count_parameters(one.model),
                 bpb=whole.bpb,
                 bytes=len(whole.data),
-                texts=[by_text(each, outermost, text) for text, each in zip(texts, found, strict=True)],
+                texts=[by_text(each, outermost, title) for title, each in zip(titles, found, strict=True)],
                 scripts=by_script(whole, outermost),
                 chunking=_chunking(one),
                 levels=[describe(whole, level, starts) for level in range(depth)],
@@ -120,9 +123,15 @@ def analyze(
                 stability=stability(source, one, tokens, name, reporter) if stable else None,
             )
         )
-    read_texts = [TextInfo(text, len(each.data)) for text, each in zip(texts, readings[0], strict=True)]
+    read_texts = [TextInfo(text, len(each.data)) for text, each in zip(titles, readings[0], strict=True)]
     note = _note(loaded, reference, threshold)
     return Analysis(AnalysisResult(read_texts, reference.name if reference else None, note, models), readings, standard)
+
+
+def called(paths: Sequence[Path]) -> list[str]:
+    """The names of files or folders; the whole paths, as they were given, of those whose name others have as well."""
+    names = [path.resolve().name if path != STDIN else "stdin" for path in paths]
+    return [str(path) if names.count(name) > 1 else name for path, name in zip(paths, names, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -143,24 +152,27 @@ class _Reader:
         length = loaded.config.train.seq_len
         return read(loaded.model, loaded.tokenizer, ids, length, show, threshold=self.threshold)
 
-    def standard(self, loaded: LoadedModel) -> Segmentation:
-        """The standard text in chunks."""
+    def beginning(self, loaded: LoadedModel, text: bytes) -> Segmentation:
+        """A text's beginning in chunks."""
         length, threshold = loaded.config.train.seq_len, self.threshold
-        return segment(loaded.model, loaded.tokenizer, STANDARD_TEXT, length, threshold=threshold)
+        return segment(loaded.model, loaded.tokenizer, excerpt(text) or STANDARD_TEXT, length, threshold=threshold)
 
 
-def reference_tokenizer(bpe: str, folder: Path, own: Sequence[Tokenizer]) -> SentencePieceTokenizer | None:
+def reference_tokenizer(bpe: str, folder: Path | None, own: Sequence[Tokenizer]) -> SentencePieceTokenizer | None:
     """The tokenizer with whose token starts boundaries are compared.
 
     It is ``bpe``, a file or a name in the data folder; without it, the folder's first, or one of the models' ``own``.
     """
     if bpe and Path(bpe).is_file():
         return SentencePieceTokenizer(Path(bpe))
-    names = [bpe] if bpe else list(data_summary(folder)) if (folder / MANIFEST).exists() else []
-    for name in names:
-        found = load_tokenizer(name, folder)
-        if isinstance(found, SentencePieceTokenizer):
-            return found
+    if folder is not None:
+        names = [bpe] if bpe else list(data_summary(folder)) if (folder / MANIFEST).exists() else []
+        for name in names:
+            found = load_tokenizer(name, folder)
+            if isinstance(found, SentencePieceTokenizer):
+                return found
+    elif bpe:
+        raise BytegolfError(f"{bpe} is no file, and there is no data folder to look for it in: name one with --data")
     if bpe:
         raise BytegolfError(
             f"the tokenizer {bpe} is made of bytes, so a token starts at every byte: name a SentencePiece one"
@@ -196,7 +208,7 @@ def _history(
     source: Path, loaded: LoadedModel, data: Path | None, reading: Reading, reader: _Reader
 ) -> tuple[list[Moment], list[tuple[str, Segmentation]]]:
     """How a run's chunks came about: its untrained weights, made again from its seed, its checkpoints and its artifact
-    read the same text. With it the standard text in the chunks of the first and of the last.
+    read the same text. With it its beginning in the chunks of the first and of the last.
     """
     if not source.is_dir():
         raise BytegolfError(
@@ -210,7 +222,7 @@ def _history(
     for what, step, one in _weights(source, loaded, data):
         found = reader.read(one, ids, what)
         first, level = found.levels[0], describe(found, 0)
-        standard = reader.standard(one)
+        standard = reader.beginning(one, text)
         pictures.append((f"{reader.name}, {what}", standard))
         moments.append(
             Moment(

@@ -215,7 +215,7 @@ class Moment:
     b: float | None
     """mean of the first soft layer; null behind a router"""
     chunks: list[int]
-    """byte offsets of chunk starts in the standard text"""
+    """byte offsets of chunk starts in the beginning of the first text"""
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,22 @@ bytes it is made of: ``\\xNN``.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.text import Text
 
+from bytegolf.analyze.excerpt import excerpt_of
 from bytegolf.analyze.reading import read_text
+from bytegolf.data.shards import open_split
 from bytegolf.data.tokenizer import Tokenizer
+from bytegolf.errors import BytegolfError
 from bytegolf.evaluate.boundaries import BoundaryStats
 from bytegolf.model.lm import LanguageModel
 from bytegolf.model.routers.base import THRESHOLD
@@ -61,6 +66,14 @@ class Segmentation:
             window = np.frombuffer(self.data, np.uint8)
             stats.add(window, self.boundaries, candidates=self.candidates, whole=True)
         return stats
+
+
+def example(tokenizer: Tokenizer, data: Path | None) -> bytes:
+    """A text to cut where none is given: the beginning of the validation split in ``data``, else ``STANDARD_TEXT``."""
+    if data is not None:
+        with contextlib.suppress(BytegolfError):  # not there, or not of this tokenizer
+            return excerpt_of(tokenizer, open_split(data, tokenizer.name, "val", tokenizer.vocab_size)) or STANDARD_TEXT
+    return STANDARD_TEXT
 
 
 def segment(

@@ -27,6 +27,7 @@ from bytegolf.api.evaluation import evaluate
 from bytegolf.api.results import Evaluation
 from bytegolf.artifact.loading import LoadedModel, data_of, in_fp32, load_model, with_weights
 from bytegolf.artifact.pack import read_artifact, write_artifact
+from bytegolf.artifact.run_folder import data_folder
 from bytegolf.bpb import Score
 from bytegolf.config import Config
 from bytegolf.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, Tokenizer
@@ -130,6 +131,11 @@ class Model:
     def path(self) -> Path:
         """The artifact's file."""
         return self._loaded.path
+
+    @property
+    def data(self) -> Path | None:
+        """The folder of the data that it was trained on, wherever one stands; None if they are not to be found."""
+        return data_folder(self.path.parent, self.config)
 
     @property
     def sha256(self) -> str:

@@ -110,8 +110,10 @@ class Summary(Evaluation):
     validation_bpb_sample: float | None
     """of the artifact, on the same tokens"""
     stopped_early: bool
+    chunks_of: str | None
+    """the beginning of the validation split; null for a flat model"""
     chunks_before: list[int] | None
-    """byte offsets of chunks in two standard sentences, untrained; null for a flat model"""
+    """byte offsets of chunks in it, untrained"""
     chunks_after: list[int] | None
     """the same, trained"""
     artifact: str

@@ -1,4 +1,4 @@
-"""The whole job of a run: train, export, score the file as reloaded from disk, segment two standard sentences."""
+"""The whole job of a run: train, export, score the file as reloaded from disk, show the chunks of a sentence."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from bytegolf.analyze.excerpt import excerpt_of
 from bytegolf.analyze.segment import STANDARD_TEXT, Segmentation, segment
 from bytegolf.api.evaluation import evaluate
 from bytegolf.api.model import Model, load
@@ -23,7 +24,7 @@ from bytegolf.config import Config, levels
 from bytegolf.distributed import SINGLE_PROCESS, DistributedContext, join
 from bytegolf.errors import BytegolfError
 from bytegolf.evaluate.modes import ScoringMode
-from bytegolf.files import write_json
+from bytegolf.files import folder_name, write_json
 from bytegolf.progress import Reporter
 from bytegolf.registry import load_plugins
 from bytegolf.results import to_json
@@ -34,14 +35,14 @@ from bytegolf.training.setup import TrainingData, initial_model, resolve_init
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A training run: its folder, what it came to, and what its router made of two standard sentences."""
+    """A training run: its folder, what it came to, and what its router made of a sentence of the validation split."""
 
     path: Path
     """the run's folder"""
     summary: Summary | None
     """what is in its summary.json; None on ranks of a distributed run that do not lead"""
     before: Segmentation | None = None
-    """the standard text as the untrained model cuts it; None for a flat model"""
+    """the beginning of the validation split as the untrained model cuts it; None for a flat model"""
     after: Segmentation | None = None
     """the same text as the trained model cuts it"""
 
@@ -70,7 +71,7 @@ def train(
     resume: bool = False,
     quiet: bool = False,
 ) -> Run:
-    """Train a model, export it, score the file as reloaded from disk, and segment two standard sentences.
+    """Train a model, export it, score the file as reloaded from disk, cut the beginning of the validation split.
 
     Args:
         config: a preset's name (``cpu-demo``), a TOML file, or a ``Config``.
@@ -98,7 +99,8 @@ def train(
         changes.append({"data.path": path})
     settings = config.with_(*changes) if isinstance(config, Config) else Config.load(os.fspath(config), changes)
     settings = resolve_init(settings, changes)
-    return train_run(settings, Path(out) if out else Path("runs") / settings.name, resume=resume, quiet=quiet)
+    place = Path(out) if out else Path("runs") / folder_name(settings.name, "name")
+    return train_run(settings, place, resume=resume, quiet=quiet)
 
 
 def train_run(config: Config, out: Path, *, resume: bool = False, quiet: bool = False) -> Run:
@@ -158,7 +160,7 @@ def conclude(
     reporter: Reporter,
     world: DistributedContext = SINGLE_PROCESS,
 ) -> Run:
-    """Score the artifact as it lies on the disk, segment the standard text, write summary.json.
+    """Score the artifact as it lies on the disk, segment the beginning of the validation split, write summary.json.
 
     ``data`` is what it was trained on; ``state`` is what the artifact was made of (needed with ``eval.unquantised``).
     The processes of ``world`` share the scores, except those of test-time training; the rest is the leader's, and the
@@ -187,10 +189,11 @@ def conclude(
         return Run(run.path, None)
     before = after = None
     if levels(opened.config.model.network):
-        after = _standard(opened)
+        text = excerpt_of(opened.tokenizer, data.validation) or STANDARD_TEXT
+        after = _cut(opened, text)
         untrained = initial_model(opened.config, opened.tokenizer, data.train)
         untrained.set_capacity(opened.config.eval.capacity, opened.config.eval.capacity_divisor)
-        before = _standard(dataclasses.replace(opened, model=untrained.eval()))
+        before = _cut(dataclasses.replace(opened, model=untrained.eval()), text)
     summary = Summary(
         **{field.name: getattr(result, field.name) for field in dataclasses.fields(result)},
         name=config.name,
@@ -205,6 +208,7 @@ def conclude(
         validation_bpb_unquantised_sample=progress.validation_bpb,
         validation_bpb_sample=sample,
         stopped_early=stopped_early,
+        chunks_of=after.data.decode("utf-8", "backslashreplace") if after else None,
         chunks_before=before.offsets() if before else None,
         chunks_after=after.offsets() if after else None,
         artifact=str(run.artifact),
@@ -213,5 +217,5 @@ def conclude(
     return Run(run.path, summary, before, after)
 
 
-def _standard(opened: LoadedModel) -> Segmentation:
-    return segment(opened.model, opened.tokenizer, STANDARD_TEXT, opened.config.train.seq_len)
+def _cut(opened: LoadedModel, text: bytes) -> Segmentation:
+    return segment(opened.model, opened.tokenizer, text, opened.config.train.seq_len)

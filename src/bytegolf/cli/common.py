@@ -15,7 +15,7 @@ from cyclopts import App, Parameter, validators
 
 from bytegolf.cli.version import version
 from bytegolf.errors import BytegolfError
-from bytegolf.files import disk_errors, json_line
+from bytegolf.files import STDIN, json_line, piped_input, read_input
 from bytegolf.progress import PlainConsole
 from bytegolf.results import describe, to_json
 
@@ -75,13 +75,15 @@ def explain_json(verb: Callable[..., Any]) -> str:
     return "\n\n".join(paragraphs)
 
 
-def text_of(text: str | None, file: Path | None, default: builtins.bytes) -> tuple[builtins.bytes, str]:
-    """The text to work on and what to call it in errors."""
+def text_of(text: str | None, file: Path | None) -> tuple[builtins.bytes | None, str]:
+    """The text to work on, None if there is none, and what to call it in errors.
+
+    It is given as an argument, in a file (``-``: stdin), or else comes from stdin, where that is a pipe or a file.
+    """
     if text is not None and file is not None:
         raise BytegolfError("both a text and --file are given: leave one out")
-    if file is None:
-        return default if text is None else text.encode("utf-8", errors="surrogateescape"), "the text"
-    if str(file) == "-":
-        return sys.stdin.buffer.read(), "stdin"
-    with disk_errors(file, "read"):
-        return file.read_bytes(), str(file)
+    if text is not None:
+        return text.encode("utf-8", errors="surrogateescape"), "the text"
+    if file is not None:
+        return read_input(file), "stdin" if file == STDIN else str(file)
+    return piped_input() or None, "stdin"

@@ -20,7 +20,9 @@ from bytegolf.errors import BytegolfError
 @answers("bytegolf.api.results:SegmentResult")
 def segment(
     model: Model,
-    text: Annotated[str | None, Parameter(help="The text; without it and --file, two standard sentences.")] = None,
+    text: Annotated[
+        str | None, Parameter(help="The text; without it, what stdin brings, or the beginning of the validation split.")
+    ] = None,
     /,
     *,
     file: Annotated[
@@ -41,8 +43,11 @@ def segment(
     from bytegolf.api.model import load
     from bytegolf.api.results import SegmentResult
 
-    content, where = text_of(text, file, segments.STANDARD_TEXT)
-    found = load(model, data=data).segment(content, level, where)
+    content, where = text_of(text, file)
+    loaded = load(model, data=data)
+    if content is None:
+        content = segments.example(loaded.tokenizer, data or loaded.data)
+    found = loaded.segment(content, level, where)
     segments.show(screen(), found)
     stats = found.stats().figures()
     pieces = [piece.decode("utf-8", errors="backslashreplace") for piece in found.chunks()]
@@ -56,7 +61,11 @@ def analyze(
     *models: Annotated[Path, Parameter(help="Runs' folders or artifact files, to be set side by side.")],
     data: Data = None,
     file: Annotated[
-        tuple[Path, ...], Parameter(help="Read this text instead of the validation split; may be repeated.")
+        tuple[Path, ...],
+        Parameter(
+            help="Read this text (- = stdin) instead of the validation split; may be repeated.",
+            allow_leading_hyphen=True,
+        ),
     ] = (),
     limit: Annotated[
         int, Parameter(help="Read this many tokens of the split, or bytes of each file; 0 = all.", validator=COUNT)
@@ -84,6 +93,8 @@ def analyze(
 ) -> None:
     """Say where models begin chunks, and what that has to do with words.
 
+    Reads the validation split, or else --file, or what a pipe brings to stdin.
+
     Boundaries against whitespace, the token starts of a SentencePiece tokenizer
     and surprisal, each beside what chance would give; words cut inside; chunk
     lengths; a row for each file and each writing system. Of soft chunking, how
@@ -98,19 +109,23 @@ def analyze(
     from bytegolf.analyze import report as analysis
     from bytegolf.analyze.figures import figures, save_png
     from bytegolf.analyze.page import page
-    from bytegolf.files import write_bytes
+    from bytegolf.analyze.reading import NamedText
+    from bytegolf.files import STDIN, piped_input, write_bytes
     from bytegolf.progress import Reporter
 
     if not models:
         raise BytegolfError("name a model to analyse: a run's folder or an artifact file")
     if plots:
         plotting.check()
+    texts = [NamedText.read(path) for path in file]
+    if not file and data is None and (content := piped_input()):
+        texts = [NamedText(STDIN, content)]
     reporter = Reporter()
     with reporter:
         found = analysis.analyze(
             models,
             data,
-            file,
+            texts,
             limit=limit,
             bpe=bpe,
             history=history,

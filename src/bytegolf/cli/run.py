@@ -16,11 +16,12 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from cyclopts import CycloptsError, MissingArgumentError, UnusedCliTokensError
+from cyclopts import CycloptsError
 
 from bytegolf.cli import artifact, audit, check, data, eval, files, look, plan, probe, study, submit, train, verify
 from bytegolf.cli import serve as serving
 from bytegolf.cli.common import app, explain_json, screen
+from bytegolf.cli.usage import usage
 from bytegolf.errors import BytegolfError
 from bytegolf.registry import load_plugins
 
@@ -38,7 +39,7 @@ def run() -> NoReturn:
         app(_without_plugins(sys.argv[1:]), console=screen(), exit_on_error=False, print_error=False)
         sys.stdout.flush()
     except CycloptsError as error:
-        _fail(_usage(error))
+        _fail(usage(error))
     except BytegolfError as error:
         _fail(str(error))
     except _Stopped as stopped:
@@ -142,18 +143,6 @@ _OUT_OF_MEMORY = ("can't allocate memory", "out of memory")
 def _fail(sentence: str) -> NoReturn:
     sys.stderr.write(f"bytegolf: {' '.join(sentence.split())}\n")
     sys.exit(2)
-
-
-def _usage(error: CycloptsError) -> str:
-    """A wrong command line in one sentence."""
-    if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
-        said = f"unexpected argument {error.unused_tokens[0]!r}"
-    elif isinstance(error, MissingArgumentError) and error.argument is not None:
-        said = f"{error.argument.name} is missing"
-    else:
-        said = str(error).strip().splitlines()[0].rstrip(".")
-    verb = next((token for token in sys.argv[1:] if token in app), None)
-    return f"{said} (see `bytegolf {f'{verb} ' if verb else ''}--help`)"
 
 
 def _without_stdout() -> None:

@@ -125,7 +125,7 @@ def _cell(value: Any) -> str:
 
 
 def outcome(console: Console, result: Run, summary: Summary) -> None:
-    """The end of `train`: the score of the reloaded artifact, and the standard text before and after."""
+    """The end of `train`: the score of the reloaded artifact, and a sentence's chunks before and after."""
     console.print()
     console.print(
         f"{summary.name}: {summary.steps:,} steps, {summary.train_bytes:,} bytes in "

@@ -31,7 +31,7 @@ from typing import Any, Literal
 from bytegolf.config import flatten, from_dict, read_toml
 from bytegolf.config.fields import Ranged, doc
 from bytegolf.errors import BytegolfError, shown
-from bytegolf.files import disk_errors
+from bytegolf.files import disk_errors, folder_name
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,7 @@ class StudyConfig(Ranged):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.name or any(mark in self.name for mark in "/\\\n") or self.name.startswith("."):
-            raise BytegolfError(f"name is {self.name!r}: it becomes a folder's name, so use letters, digits and '-'")
+        folder_name(self.name, "name")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise BytegolfError(f"seeds is {list(self.seeds)}: give one or more, none of them twice")
         for number, seed in enumerate(self.seeds):
