@@ -53,7 +53,7 @@ def sharded_trainer(folder: Path, run: str, world: DistributedContext, steps: in
     """The same with AdamW, and with each rank's share of every tensor where there are several."""
     optim = dataclasses.replace(OPTIM, algorithm="adamw", adamw_lr=0.01)
     settings: dict[str, Any] = {"micro_batch": 1, "ema_decay": 0.5, "grad_clip": 1.0, "decay_fraction": 0.0}
-    config = tiny_config("two-level", optim, parallel="fsdp", max_steps=steps, **settings)
+    config = tiny_config("paper", optim, parallel="fsdp", recompute=True, max_steps=steps, **settings)
     return make_trainer(config, folder / "data", folder / run, world)
 
 

@@ -4,7 +4,7 @@ Weights are gathered for as long as they are computed with, and gradients are su
 and moments of a model that does not fit on one device lie on R of them. What is sharded by itself are mixers and MLPs,
 which have nearly all weights of a large model; the rest (embedding, norms, scales, routers) is gathered once a forward
 pass. A block as a whole would be the usual unit, but its last branch is added within the next block
-(``block.Stream``), when its scale would be gone again.
+(``block.Stream``, ``prenorm.Residual``), when its scale would be gone again.
 
 Legend: R ranks.
 """
@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from bytegolf.config import Config
 from bytegolf.distributed import DistributedContext
 from bytegolf.errors import BytegolfError
-from bytegolf.model.block import Block
 from bytegolf.model.embed import row_tables
 from bytegolf.model.lm import LanguageModel
+from bytegolf.model.stack import Stack
 
 
 def shards(config: Config, world: DistributedContext) -> bool:
@@ -54,9 +54,10 @@ def shard(model: LanguageModel, config: Config, world: DistributedContext) -> La
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(world.device.type, (world.size,))
-    for block in [module for module in model.modules() if isinstance(module, Block)]:
+    stacks = [module for module in model.modules() if isinstance(module, Stack)]
+    for block in (block for stack in stacks for block in stack.blocks):
         for part in (block.mixer, block.mlp):
-            if part is not None and any(True for _ in part.parameters()):
+            if isinstance(part, nn.Module) and any(True for _ in part.parameters()):
                 fully_shard(part, mesh=mesh, reshard_after_forward=True)
     # the rest stays gathered until the backward pass is over: a scale is used again behind its block
     fully_shard(model, mesh=mesh, reshard_after_forward=False)
