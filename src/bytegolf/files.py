@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import select
 import socket
 import stat
@@ -32,6 +33,14 @@ _DISK_WORDS = {
     errno.ENOENT: "no such file or folder",
     errno.EFBIG: "the file system takes no file of that size: choose another folder",
 }
+_READ_WORDS = {
+    errno.EACCES: "permission denied: ask its owner for the right to read it, or leave it out",
+    errno.EPERM: "permission denied: ask its owner for the right to read it, or leave it out",
+    errno.ENOTDIR: "a part of that path is a file, not a folder: check the path",
+    errno.ELOOP: "it is a link to itself: check the path",
+    errno.ENAMETOOLONG: "the name is too long: check the path",
+}
+"""Where nothing is written, "choose another folder" would send people the wrong way."""
 
 
 def cache_folder() -> Path:
@@ -47,7 +56,8 @@ def disk_errors(path: Path, doing: str = "write") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        why = _DISK_WORDS.get(error.errno or 0, error.strerror or str(error))
+        words = _DISK_WORDS | _READ_WORDS if doing.startswith(("read", "look", "follow")) else _DISK_WORDS
+        why = words.get(error.errno or 0, error.strerror or str(error))
         raise BytegolfError(f"cannot {doing} {path}: {why}") from error
     except ValueError as error:
         if "\0" not in str(path) and not isinstance(error, UnicodeEncodeError):
@@ -222,12 +232,27 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def json_line(value: Any) -> str:
-    """JSON in one line, whatever a reader takes for the end of one: U+0085, U+2028 and U+2029 are escaped."""
-    return json.dumps(value, ensure_ascii=False).translate({0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"})
+    r"""``value`` as JSON in one line, wherever the reader thinks a line ends (``str.splitlines``: at U+2028, too).
+
+    >>> json_line({"a": "x\u2028y"})
+    '{"a": "x\\u2028y"}'
+    """
+    text = json.dumps(value, ensure_ascii=False)
+    return text if text.isprintable() else _BREAKS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+_BREAKS = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+"""Line ends for somebody, DEL and other controls, and the lone surrogates that a file's name may have."""
 
 
 def lines_of(text: str) -> list[str]:
-    """The lines of a text, which end in line feeds alone: JSON holds other separators (U+2028, U+0085) as they are."""
+    r"""The lines of a text file of lines, as JSON lines are: only ``\n`` ends one, as in ``jq`` and ``wc``.
+
+    ``str.splitlines`` also cuts at U+2028, U+0085 and others, which JSON strings may hold as they are.
+
+    >>> lines_of('{"a": "x\u2028y"}\r\n{}\n')
+    ['{"a": "x\u2028y"}\r', '{}']
+    """
     lines = text.split("\n")
     return lines if lines[-1] else lines[:-1]
 

@@ -158,6 +158,10 @@ class ProgressBar:
         """A line of its own, above the bar."""
         self._console.print(sentence)
 
+    def warn(self, sentence: str) -> None:
+        """The same for what may be a mistake."""
+        self._console.print(Text(f"warning: {shown(sentence)}", style="bold yellow"))
+
     @contextlib.contextmanager
     def task(self, name: str, total: int | None) -> Iterator[Callable[[int], None]]:
         """A context in which the task ``name`` of ``total`` bytes (None: unknown) runs; call what it gives with the

@@ -19,11 +19,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bytegolf.data import blocks, corpus
-from bytegolf.data.corpus import expand, total_bytes
+from bytegolf.data.corpus import total_bytes
 from bytegolf.data.document import Advance, Document, Reading
 from bytegolf.errors import BytegolfError
+from bytegolf.folders import Tally
 
 TEXTS = ["One.\n", "zwei — drei", "四 五\n\nseis", '\t\\ "seven" 🙂']
+
+
+def expand(sources: list[str], tally: Tally | None = None) -> list[str]:
+    return corpus.expand(sources, tally or Tally())
 
 
 def documents(files: list[str], reading: Reading, advance: Advance = lambda count: None) -> Iterator[Document]:
@@ -277,7 +282,8 @@ def test_continuation_bytes_without_end(tmp_path: Path) -> None:
         (b"[" * 100_000, "is not JSON"),
         (b'["text"]', "has no text under 'text'"),
         (b'{"txt": "a"}', "has no text under 'text'"),
-        (b'{"text": null}', "has no text under 'text'"),
+        (b'{"text": ["a"]}', "has no text under 'text', but a list: name the right field with --field"),
+        (b'{"text": {"a": "b"}}', "but an object of a: name one of these, FIELD.a for instance, with --field"),
         (b'{"text": "caf\xe9"}', "is not UTF-8 (at its byte 13)"),
         (b'{"text": "\\ud800"}', "half a surrogate pair"),
     ],
@@ -349,9 +355,9 @@ def test_parquet_that_is_not_utf8_or_not_text(tmp_path: Path) -> None:
     path = tmp_path / "d.parquet"
     wrong = pa.Array.from_buffers(pa.string(), 1, pa.array([b"caf\xe9"], pa.binary()).buffers())
     pq.write_table(pa.table({"text": wrong}), path)
-    assert "is not UTF-8 behind row 0" in refused(path)
-    pq.write_table(pa.table({"text": ["a", None]}), path)
-    assert f"{path}, row 2 has no text" in refused(path)
+    assert "row 1 is not UTF-8 (at its byte 3)" in refused(path)
+    pq.write_table(pa.table({"text": [["a"]]}), path)
+    assert "has no text in column 'text', but list<" in refused(path)
 
 
 def test_sources_that_are_not_there(tmp_path: Path) -> None:

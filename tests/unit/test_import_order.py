@@ -15,6 +15,7 @@ LAYERS = (
     "words",
     "results",
     "files",
+    "folders",
     "network",
     "hub",
     "bpb",

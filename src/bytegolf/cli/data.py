@@ -85,9 +85,9 @@ def prepare(
     *sources: Annotated[
         str,
         Parameter(
-            help="Text files, folders, .jsonl[.gz|.zst], .parquet; - or -.jsonl for stdin; corpus:chinese, "
-            "corpus:code, corpus:dna or corpus:encyclopedia; shards:FOLDER, token shards to decode; none = the default "
-            "corpus.",
+            help="Text files and .jsonl, each also as .gz, .xz, .bz2 or .zst; .parquet; folders of these; - or -.jsonl "
+            "for stdin; corpus:chinese, corpus:code, corpus:dna or corpus:encyclopedia; shards:FOLDER, token shards to "
+            "decode; none = the default corpus.",
             allow_leading_hyphen=True,
         ),
     ],
@@ -98,15 +98,17 @@ def prepare(
     val: Annotated[
         str | None,
         Parameter(
-            help="Validation split: first:K, hash:FRACTION, group:FRACTION or groups:A,B; by default hash:0.05, and "
-            "a named corpus' own."
+            help="Validation split: first:K, hash:FRACTION, group:FRACTION or groups:A,B (a comma in a name: \\,); by "
+            "default hash:0.05, and a named corpus' own."
         ),
     ] = None,
     cut: Annotated[
         int,
         Parameter(help="Cut plain texts into documents of about so many bytes; 0 = a file is one.", validator=COUNT),
     ] = 0,
-    field: Annotated[str, Parameter(help="Field or column that holds the text.")] = "text",
+    field: Annotated[
+        str, Parameter(help="Field or column that holds the text; meta.text is one inside of another.")
+    ] = "text",
     group_field: Annotated[str | None, Parameter(help="Field or column that holds the group.")] = None,
     workers: Annotated[int, Parameter(help="Processes that encode; 0 = one a core.", validator=COUNT)] = 0,
     ray: Annotated[bool, Parameter(help="Encode on a Ray cluster that sees the sources under these paths.")] = False,
@@ -123,6 +125,7 @@ def prepare(
     from bytegolf.data.prepare import prepare as run
     from bytegolf.data.results import Prepared
     from bytegolf.files import clear_leftovers, only_one
+    from bytegolf.folders import LeftOut, in_words
 
     busy = f"another `bytegolf prepare` or `fetch` is at work in {out}: wait for it, or choose another --out"
     with only_one(out / LOCK, busy):
@@ -148,4 +151,15 @@ def prepare(
             f"{stats['docs_train']:,} + {stats['docs_val']:,} documents in {out}",
             soft_wrap=True,
         )
-    finish(json, Prepared(str(out), manifest["split"], summary))
+    for entry in manifest["tokenizers"]:
+        asked = (entry.get("spec") or {}).get("vocab_size", entry.get("vocab_size"))
+        if asked != entry.get("vocab_size"):
+            console.print(
+                f"{entry['name']}: the tokenizer has {entry['vocab_size']:,} ids and not {asked:,}: the text gave no "
+                f"more; set model.vocab_size={entry['vocab_size']} to train with it",
+                soft_wrap=True,
+            )
+    left_out = [LeftOut(**one) for one in manifest["left_out"]]
+    if left_out:
+        console.print(in_words(left_out), soft_wrap=True)
+    finish(json, Prepared(str(out), manifest["split"], summary, left_out))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from bytegolf.data import corpus
+from bytegolf.data.corpus import Remark
 from bytegolf.data.document import Advance, Document, Reading
 from bytegolf.data.json_lines import block_records, records
 from bytegolf.errors import BytegolfError
@@ -34,7 +35,7 @@ class Block(Protocol):
         """How many bytes of the sources it is, for the progress bar."""
 
     def documents(self) -> Iterator[Document]:
-        """Blank ones perhaps among them. Raises BytegolfError, with file and line, for what is no text."""
+        """Those without text among them. Raises BytegolfError, with file and line, for what is no text."""
 
 
 @dataclass(frozen=True)
@@ -93,15 +94,15 @@ class LineRange:
             raise
 
 
-def of_files(files: Sequence[str], reading: Reading) -> Iterator[Block]:
-    """The blocks of ``files`` (from ``corpus.expand``), in order."""
+def of_files(files: Sequence[str], reading: Reading, remark: Remark = lambda said: None) -> Iterator[Block]:
+    """The blocks of ``files`` (from ``corpus.expand``), in order; ``remark`` is told what is odd in one."""
     for file in files:
         if corpus.is_plain_lines(file):
             yield from _ranges(file, reading)
         elif corpus.is_lines(file):
             yield from _raw(file, reading)
         else:
-            yield from of_documents(functools.partial(corpus.documents, file, reading))
+            yield from of_documents(functools.partial(corpus.documents, file, reading, remark=remark))
 
 
 def documents(blocks: Iterator[Block], advance: Advance) -> Iterator[Document]:
@@ -113,7 +114,7 @@ def documents(blocks: Iterator[Block], advance: Advance) -> Iterator[Document]:
 
 
 def of_documents(documents: Callable[[Advance], Iterator[Document]]) -> Iterator[Texts]:
-    """The blocks of documents that are read here, without blank ones; ``documents`` is told whom to tell."""
+    """The blocks of documents that are read here; ``documents`` is told whom to tell."""
     read = 0
 
     def advance(count: int) -> None:
@@ -122,7 +123,7 @@ def of_documents(documents: Callable[[Advance], Iterator[Document]]) -> Iterator
 
     texts: list[Document] = []
     held = told = 0
-    for document in filter(Document.has_text, documents(advance)):
+    for document in documents(advance):
         texts.append(document)
         held += len(document.data)
         if held >= BLOCK_BYTES:
@@ -133,6 +134,7 @@ def of_documents(documents: Callable[[Advance], Iterator[Document]]) -> Iterator
 
 def _ranges(file: str, reading: Reading) -> Iterator[LineRange]:
     path = Path(file)
+    corpus.check_start(file)
     with disk_errors(path, "read"), path.open("rb") as raw:
         size = path.stat().st_size
         start = 0

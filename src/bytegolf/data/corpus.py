@@ -1,41 +1,50 @@
-"""Files of documents, read a line, a batch of rows or a piece at a time: text, JSON lines (plain, gzip, zstd), Parquet
-and stdin. Whatever the size, memory holds little more than one document.
+"""Files of documents, read a line, a batch of rows or a piece at a time: text and JSON lines (plain, gzip, xz, bzip2 or
+zstd), Parquet and stdin. Whatever the size, memory holds little more than one document.
 """
 
 from __future__ import annotations
 
 import contextlib
-import gzip
 import io
+import os
+import re
 import sys
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
-import zstandard
-
+from bytegolf.data import json_lines, parquet
+from bytegolf.data.compression import HEAD_BYTES, DamagedError, check_head, split_ending, unpacked
 from bytegolf.data.document import MIN_CUT, Advance, Document, Reading
-from bytegolf.data.json_lines import record
 from bytegolf.errors import BytegolfError
-from bytegolf.files import disk_errors
+from bytegolf.files import MOST_BYTES, disk_errors
+from bytegolf.folders import Tally, check_file, in_words, walk
 
 PIECE_BYTES = 8 << 20
 """A plain text longer than this is cut into several documents: SentencePiece needs fifty bytes of memory for each byte
 of the document that it encodes."""
 
-TEXT_SUFFIXES = (".txt", ".md", ".text", ".rst", ".tex", ".html", ".csv", ".tsv", ".py")
-LINES_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".ndjson")
-PARQUET_SUFFIXES = (".parquet",)
+TEXT_ENDINGS = (".txt", ".md", ".text", ".rst", ".tex", ".html", ".csv", ".tsv", ".py")
+LINES_ENDINGS = (".jsonl", ".ndjson")
+JSON_ENDING, PARQUET_ENDING = ".json", ".parquet"
+"""JSON in folders is mostly something else (settings, notebooks); a file that is named itself is read."""
 STDIN_TEXT, STDIN_LINES = "-", "-.jsonl"
 
+Remark = Callable[[str], None]
+"""Told, in a sentence, what is odd and no error."""
 
-def expand(sources: Sequence[str]) -> list[str]:
+_LIKE_JSON = re.compile(rb'\s*(\{\s*"|\[\s*\{)')
+
+
+def expand(sources: Sequence[str], tally: Tally) -> list[str]:
     """The files behind ``sources``: folders become their readable files, recursively and sorted.
 
-    What is hidden in a folder (``.git``, ``.venv``) is left out. A file named by itself is read whatever its ending is.
+    What is left out of folders is counted in ``tally``: files of other endings, what is hidden (``.git``, ``.venv``),
+    pipes, devices, links that lead nowhere or to what is read anyway. A file named by itself is read whatever its
+    ending is.
 
-    Raises BytegolfError for a source that is not there, or a folder with nothing to read in it.
+    Raises:
+        BytegolfError: a source is not there or no file, a folder holds nothing to read, or something may not be read.
     """
     files: list[str] = []
     for source in sources:
@@ -45,104 +54,131 @@ def expand(sources: Sequence[str]) -> list[str]:
             continue
         with disk_errors(path, "read"):
             if path.is_dir():
-                files.extend(_in_folder(path))
+                files.extend(_in_folder(path, tally))
             elif path.exists():
+                check_file(path, "name files of text, and - for stdin", pipes=True)
                 files.append(source)
             else:
                 raise BytegolfError(f"there is no file or folder {source}: check the path")
+    for file in files:
+        if file not in (STDIN_TEXT, STDIN_LINES) and not os.access(file, os.R_OK):
+            with disk_errors(Path(file), "read"), Path(file).open("rb"):
+                pass
     return files
 
 
-def _in_folder(folder: Path) -> list[str]:
-    known = TEXT_SUFFIXES + LINES_SUFFIXES + PARQUET_SUFFIXES
-    found = [
-        str(file)
-        for file in folder.rglob("*")
-        if file.name.lower().endswith(known)
-        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
-        and file.is_file()
-    ]
+def _in_folder(folder: Path, tally: Tally) -> list[str]:
+    inside = Tally()
+    found = sorted(str(file) for _, files in walk(folder, inside, _is_read) for file in files)
+    tally.include(inside.all())
     if not found:
-        raise BytegolfError(f"the folder {folder} holds no file to read ({', '.join(known)}): name files")
-    return sorted(found)
+        known = ", ".join((*TEXT_ENDINGS, *LINES_ENDINGS, PARQUET_ENDING))
+        said = in_words(inside.all())
+        raise BytegolfError(
+            f"the folder {folder} holds no file to read ({known}{f'; {said}' if said else ''}): name files"
+        )
+    return found
+
+
+def _is_read(path: Path) -> bool:
+    """Whether a file in a folder is read, by its ending."""
+    name, form = split_ending(path.name)
+    return name.endswith(TEXT_ENDINGS + LINES_ENDINGS) or (form is None and name.endswith(PARQUET_ENDING))
 
 
 def total_bytes(files: Sequence[str]) -> int | None:
     """The size of ``files`` on disk; None where stdin or a pipe is among them, which come once and without a size."""
     if any(file in (STDIN_TEXT, STDIN_LINES) or not Path(file).is_file() for file in files):
         return None
-    return sum(Path(file).stat().st_size for file in files)
+    total = 0
+    for file in files:
+        with disk_errors(Path(file), "read"):
+            total += Path(file).stat().st_size
+    return total
 
 
 def is_plain_lines(file: str) -> bool:
     """Whether it is a file of JSON lines that can be read from anywhere: not compressed, no pipe."""
-    return file.lower().endswith((".jsonl", ".ndjson")) and Path(file).is_file()
+    return file.lower().endswith(LINES_ENDINGS) and Path(file).is_file()
 
 
 def is_lines(file: str) -> bool:
     """Whether it holds JSON lines, in whatever form."""
-    return file == STDIN_LINES or file.lower().endswith(LINES_SUFFIXES)
+    return file == STDIN_LINES or split_ending(file)[0].endswith(LINES_ENDINGS)
 
 
 @contextlib.contextmanager
 def open_lines(file: str) -> Iterator[tuple[Iterator[bytes], Callable[[], int]]]:
-    """JSON lines as they come, decompressed, and how far they are read in the file."""
-    if file == STDIN_LINES:
-        yield _lines(cast("io.BufferedIOBase", sys.stdin.buffer), "stdin"), lambda: 0
+    """JSON lines as they come, unpacked, and how far they are read in the file."""
+    with _opened(file) as (stream, name, position):
+        yield _lines(stream, name), position or (lambda: 0)
+
+
+@contextlib.contextmanager
+def _opened(file: str) -> Iterator[tuple[io.BufferedIOBase, str, Callable[[], int] | None]]:
+    """What a file or stdin holds, unpacked; what to call it in errors; and how far it is read, where that is known.
+
+    Raises BytegolfError for the first bytes of anything that cannot be text.
+    """
+    if file in (STDIN_TEXT, STDIN_LINES):
+        stdin = cast("io.BufferedIOBase", sys.stdin.buffer)
+        check_head(_head(stdin), "stdin")
+        yield stdin, "stdin", None
         return
     with disk_errors(Path(file), "read"), Path(file).open("rb") as raw:
-        yield _lines(_decompressed(raw, file.lower()), file), raw.tell if raw.seekable() else lambda: 0
+        stream = unpacked(raw, file)
+        try:
+            check_head(_head(stream), file)
+        except DamagedError as error:
+            raise _damaged(file, "line 0" if is_lines(file) else "byte 0", error) from error
+        yield stream, file, raw.tell if raw.seekable() else None
 
 
-def documents(file: str, reading: Reading, advance: Advance) -> Iterator[Document]:
-    """The documents of a plain text or a Parquet file; BytegolfError where it is not UTF-8 or lacks a field."""
-    if file == STDIN_TEXT:
-        yield from _texts(cast("io.BufferedIOBase", sys.stdin.buffer), "stdin", reading.cut, advance)
-    elif file.lower().endswith(PARQUET_SUFFIXES):
-        yield from _rows(Path(file), reading, advance)
-    else:
-        with disk_errors(Path(file), "read"), Path(file).open("rb") as raw:
-            yield from _texts(raw, file, reading.cut, advance)
+def _head(stream: io.BufferedIOBase) -> bytes:
+    """The first bytes of a stream, which stay in it; none where that cannot be (a stdin that somebody has replaced)."""
+    return stream.peek(HEAD_BYTES)[:HEAD_BYTES] if hasattr(stream, "peek") else b""
 
 
-def _decompressed(raw: io.BufferedReader, file: str) -> io.BufferedIOBase:
-    if file.endswith(".gz"):
-        return gzip.GzipFile(fileobj=raw, mode="rb")
-    if file.endswith(".zst"):
-        return io.BufferedReader(_Frames(raw), 1 << 20)
-    return raw
+def _damaged(file: str, where: str, error: Exception) -> BytegolfError:
+    return BytegolfError(f"{file} breaks off or is damaged behind {where} of its text ({error}): get it again")
 
 
-class _Frames(io.RawIOBase):
-    """The text of zstd frames that follow one another.
+def check_start(file: str) -> None:
+    """Raise if plain JSON lines begin with the first bytes of something else."""
+    with _opened(file):
+        pass
 
-    Unlike zstandard's own reader it raises EOFError for a frame that breaks off, which must not pass for the end.
+
+def documents(file: str, reading: Reading, advance: Advance, remark: Remark = lambda said: None) -> Iterator[Document]:
+    """The documents of a plain text, a ``.json`` or a Parquet file.
+
+    Raises BytegolfError where it is not UTF-8, lacks a field, breaks off or is of no kind of text.
     """
+    if file.lower().endswith(PARQUET_ENDING):
+        yield from parquet.documents(Path(file), reading, advance)
+        return
+    with _opened(file) as (stream, name, position):
+        if split_ending(file)[0].endswith(JSON_ENDING):
+            yield from _json(stream, name, reading)
+            advance(position() if position else 0)
+        else:
+            yield from _texts(stream, name, reading.cut, advance, remark, position)
 
-    def __init__(self, raw: io.BufferedReader) -> None:
-        self._raw = raw
-        self._decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)  # also what `zstd --long=31` wrote
-        self._frame: Any = None
-        self._input = self._output = b""
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._output:
-            block = self._input or self._raw.read(1 << 14)
-            if not block and self._frame is not None:
-                raise EOFError("the last zstd frame is not complete")
-            if not block:
-                return 0
-            if self._frame is None:
-                self._frame = self._decompressor.decompressobj()
-            self._output, self._input = self._frame.decompress(block), b""
-            if self._frame.eof:
-                self._input, self._frame = self._frame.unused_data, None
-        count = min(len(buffer), len(self._output))
-        buffer[:count], self._output = self._output[:count], self._output[count:]
-        return count
+def _json(stream: io.BufferedIOBase, file: str, reading: Reading) -> Iterator[Document]:
+    """An array of objects, which is read as a whole, or an object a line, as some call ``.json`` as well."""
+    if _head(stream).lstrip()[:1] != b"[":
+        yield from json_lines.records(_lines(stream, file), file, reading)
+        return
+    try:
+        data = stream.read(MOST_BYTES + 1)
+    except DamagedError as error:
+        raise _damaged(file, "the beginning", error) from error
+    if len(data) > MOST_BYTES:
+        raise BytegolfError(
+            f"{file} is an array of more than {MOST_BYTES:,} bytes: make JSON lines of it, as `jq -c '.[]'` does"
+        )
+    yield from json_lines.array(data, file, reading)
 
 
 def _lines(stream: io.BufferedIOBase, file: str) -> Iterator[bytes]:
@@ -151,54 +187,42 @@ def _lines(stream: io.BufferedIOBase, file: str) -> Iterator[bytes]:
         for line in stream:
             number += 1
             yield line
-    except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
-        raise BytegolfError(f"{file} breaks off or is damaged behind line {number} ({error}): get it again") from error
+    except DamagedError as error:
+        raise _damaged(file, f"line {number}", error) from error
 
 
-def _rows(path: Path, reading: Reading, advance: Advance) -> Iterator[Document]:
-    import pyarrow
-    import pyarrow.parquet
+def _texts(
+    stream: io.BufferedIOBase,
+    file: str,
+    cut: int,
+    advance: Advance,
+    remark: Remark = lambda said: None,
+    position: Callable[[], int] | None = None,
+) -> Iterator[Document]:
+    """A plain text as documents: one, or pieces of ``cut`` or PIECE_BYTES bytes at the latest paragraph or line end.
 
-    done = 0
-    try:
-        size = path.stat().st_size
-        with pyarrow.parquet.ParquetFile(path) as file:
-            options = {"--field": reading.field, "--group-field": reading.group_field}
-            wanted = {column: option for option, column in options.items() if column is not None}
-            for column, option in wanted.items():
-                if column not in file.schema_arrow.names:
-                    known = ", ".join(file.schema_arrow.names)
-                    raise BytegolfError(f"{path} has no column {column!r} (it has {known}): name it with {option}")
-            rows, told = max(1, file.metadata.num_rows), 0
-            for batch in file.iter_batches(batch_size=256, columns=list(wanted)):
-                for offset, row in enumerate(batch.to_pylist()):
-                    yield record(row, f"{path}, row {done + offset + 1}", path.name, reading)
-                done += batch.num_rows
-                advance(size * done // rows - told)
-                told = size * done // rows
-    except UnicodeDecodeError as error:
-        raise BytegolfError(f"{path} is not UTF-8 behind row {done}: convert it, or leave it out") from error
-    except (pyarrow.ArrowException, OSError) as error:
-        raise BytegolfError(
-            f"{path} is no readable Parquet file ({' '.join(str(error).split())[:120]}): get it again"
-        ) from error
-
-
-def _texts(stream: io.BufferedIOBase, file: str, cut: int, advance: Advance) -> Iterator[Document]:
-    """A plain text as documents: one, or pieces of ``cut`` or PIECE_BYTES bytes at the latest paragraph or line end."""
+    ``position``: how far its file is read, if that is not how much text came.
+    """
     size = min(cut or PIECE_BYTES, PIECE_BYTES)
     group = Path(file).name
-    rest, start = b"", 0  # start: where the rest begins in the file
-    while block := stream.read(max(1 << 20, size)):
-        advance(len(block))
-        rest += block
-        begin = 0
-        while len(rest) - begin > size:
-            end = _cut_at(rest, begin, size)
-            yield Document(_utf8(rest[begin:end], file, start + begin), group)
-            begin = end
-        rest, start = rest[begin:], start + begin
-    if rest:
+    rest, start, told = b"", 0, 0  # start: where the rest begins in the text
+    try:
+        while block := stream.read(max(1 << 20, size)):
+            at = position() if position else told + len(block)
+            advance(at - told)
+            told = at
+            if not start and not rest and _LIKE_JSON.match(block):
+                remark(f"{file} begins like JSON and is read as plain text: JSON lines end in .jsonl (stdin: -.jsonl)")
+            rest += block
+            begin = 0
+            while len(rest) - begin > size:
+                end = _cut_at(rest, begin, size)
+                yield Document(_utf8(rest[begin:end], file, start + begin), group)
+                begin = end
+            rest, start = rest[begin:], start + begin
+    except DamagedError as error:
+        raise _damaged(file, f"byte {start + len(rest)}", error) from error
+    if rest or not start:  # an empty file is a document without text
         yield Document(_utf8(rest, file, start), group)
 
 

@@ -23,9 +23,11 @@ class Document(NamedTuple):
 
     data: bytes
     """valid UTF-8"""
-    group: str
+    group: str | None
     """what it belongs to (an author, a book, a site), for splits that keep groups together; its file's name, without
-    the folders, if nothing says otherwise"""
+    the folders, if nothing says otherwise; None where the field that says it is null"""
+    null: str = ""
+    """where a row was whose text is null, which makes a document without text; else "" """
 
     @property
     def text(self) -> str:

@@ -32,6 +32,7 @@ from bytegolf.data.blocks import BLOCK_BYTES, Block
 from bytegolf.data.split import Split
 from bytegolf.data.tokenizer import Tokenizer
 from bytegolf.errors import BytegolfError
+from bytegolf.folders import LeftOut, Tally
 
 DIGEST_BYTES = hashlib.sha256().digest_size
 
@@ -68,6 +69,8 @@ class Encoded:
     """how many documents at the front are for validation; None where their numbers decide"""
     groups: frozenset[str]
     """which of the groups that the split names were met"""
+    left_out: list[LeftOut]
+    """documents without text"""
     original_bytes: NDArray[np.int64]
     """(documents,): bytes of each text"""
     tokens: list[Tokens]
@@ -83,7 +86,15 @@ class Encoder:
 
     def __call__(self, block: Block) -> Encoded:
         """Encode ``block``: the same bytes wherever this runs."""
-        documents = [document for document in block.documents() if document.has_text()]
+        documents, left_out = [], Tally()
+        for document in block.documents():
+            if document.has_text():
+                documents.append(document)
+            elif document.null:
+                left_out.add("null text", document.null)
+            else:
+                example = "a row whose group is null" if document.group is None else document.group
+                left_out.add("blank", example, size=len(document.data))
         texts = [document.data for document in documents]
         held_out = None
         digests = b"".join(hashlib.sha256(text).digest() for text in texts)
@@ -95,7 +106,8 @@ class Encoder:
             block.size,
             digests,
             held_out,
-            self.split.groups & {document.group for document in documents},
+            frozenset(group for document in documents if (group := document.group) in self.split.groups),
+            left_out.all(),
             np.array([len(text) for text in texts], dtype=np.int64),
             [_tokens(tokenizer, texts) for tokenizer in self.tokenizers],
         )

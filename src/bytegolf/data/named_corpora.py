@@ -24,6 +24,7 @@ from xml.etree import ElementTree
 from bytegolf.data import registries
 from bytegolf.data.document import Document
 from bytegolf.errors import BytegolfError
+from bytegolf.folders import Tally, walk
 
 PREFIX = "corpus:"
 
@@ -115,7 +116,8 @@ def reviews(path: Path) -> Iterator[Document]:
 
 def standard_library(path: Path) -> Iterator[Document]:
     """Python's own modules, without their tests; a document's group is its top-level package."""
-    for file in sorted(path.rglob("*.py"), key=lambda file: file.relative_to(path).as_posix()):
+    found = [file for _, files in walk(path, Tally(), lambda file: file.suffix == ".py") for file in files]
+    for file in sorted(found, key=lambda file: file.relative_to(path).as_posix()):
         inside = PurePosixPath(file.relative_to(path).as_posix())
         left_out = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"} & set(inside.parts)
         if left_out or inside.name.startswith("_sysconfigdata"):  # the latter says where this Python was built

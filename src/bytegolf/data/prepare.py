@@ -45,6 +45,7 @@ from bytegolf.data.tokenizer import Tokenizer, TokenizerKind
 from bytegolf.data.train_tokenizer import make_tokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors, make_folder, read_json, write_json
+from bytegolf.folders import LeftOut, Tally, in_words
 from bytegolf.progress import ProgressBar
 
 CHECKPOINT = "prepare.progress.json"
@@ -91,10 +92,12 @@ def prepare(
     """
     named = [sources] if isinstance(sources, str | os.PathLike) else sources
     names, folder = [os.fspath(source) for source in named], Path(out)
+    bar = ProgressBar(quiet)
     specs = parse_tokenizers(tokenizers.split(",") if isinstance(tokenizers, str) else tokenizers)
     rule = Split.parse(val) if val else None
     shards = from_shards.named(names)
-    source = from_shards.open_shards(shards) if shards else open_source(names, Reading(text_field, group_field, cut))
+    reading = Reading(text_field, group_field, cut)
+    source = from_shards.open_shards(shards) if shards else open_source(names, reading, bar.warn)
     split = rule or Split.parse(source.validation)
     for spec in specs:
         if source.once and spec.kind != "byte" and spec.reuse_model_path is None:
@@ -107,7 +110,8 @@ def prepare(
     if not workers:
         alone = source.size is not None and source.size <= min(SINGLE_PROCESS[spec.kind] for spec in specs)
         workers = 1 if alone else cores()
-    bar = ProgressBar(quiet)
+        if source.left_out and not alone:  # what comes of it is told at the end, and that may be hours away
+            bar.say(in_words(source.left_out))
     made = []
     for spec in specs:
         tokenizer = make_tokenizer(spec, folder, source, split, checkpoint.models.get(spec.suffix), bar)
@@ -130,7 +134,7 @@ def prepare(
             check()
         for writer in writers:
             writer.close()
-        manifest = _write_manifest(folder, source, split, kept, writers, checkpoint.digest)
+        manifest = _write_manifest(folder, source, split, kept, writers, checkpoint)
         for writer in writers:
             writer.keep = False
     for name in (UNFINISHED, CHECKPOINT):
@@ -182,6 +186,7 @@ def _write(
             chain = hashlib.sha256(chain + block.digests[start : start + DIGEST_BYTES]).digest()
         checkpoint.digest = chain.hex()
         checkpoint.groups = sorted({*checkpoint.groups, *block.groups})
+        checkpoint.left_out = Tally([*checkpoint.left_out, *block.left_out]).all()
         checkpoint.blocks += 1
         advance(block.size)
         if out is not None and time.monotonic() - saved >= CHECKPOINT_SECONDS:
@@ -194,7 +199,10 @@ def _check(source: Source, split: Split, writer: DatasetWriter, checkpoint: Chec
     """Raise unless the documents are as many as they should be, on both sides."""
     training, validation = writer.documents
     if not training + validation:
-        raise BytegolfError("the sources hold no text at all: give documents with text in them")
+        said = in_words([*source.left_out, *checkpoint.left_out])
+        raise BytegolfError(
+            f"the sources hold no text at all{f' ({said})' if said else ''}: give documents with text in them"
+        )
     if source.count not in (None, training + validation):
         raise BytegolfError(
             f"{source.files[0]} holds {training + validation} documents with text, but its sidecar says "
@@ -248,7 +256,7 @@ def _begin(out: Path, source: Source, split: Split, specs: list[TokenizerSpec]) 
 
 
 def _write_manifest(
-    out: Path, source: Source, split: Split, kept: dict[str, Any], made: Sequence[DatasetWriter], digest: str
+    out: Path, source: Source, split: Split, kept: dict[str, Any], made: Sequence[DatasetWriter], done: Checkpoint
 ) -> dict[str, Any]:
     """Write the manifest of ``out``, and return it; raise if what stays there came from other documents."""
     training, validation = made[0].documents
@@ -256,7 +264,7 @@ def _write_manifest(
     counts = {"docs_val": validation, "docs_total": training + validation}
     stats = [entry.get("stats") or {} for entry in datasets]
     same = all(one.get(key, count) == count for one in stats for key, count in counts.items())
-    if stats and not (same and kept.get(DIGEST, digest) == digest):
+    if stats and not (same and kept.get(DIGEST, done.digest) == done.digest):
         raise BytegolfError(f"the documents are not those that {out} was made from: choose another --out")
     manifest = {
         **kept,
@@ -264,7 +272,8 @@ def _write_manifest(
         "corpus": source.description,
         "split": str(split),
         "docs_total": training + validation,
-        DIGEST: digest,
+        DIGEST: done.digest,
+        "left_out": [dataclasses.asdict(one) for one in Tally([*source.left_out, *done.left_out]).all()],
         "datasets": datasets + [dataclasses.asdict(writer.dataset_entry()) for writer in made],
         "tokenizers": tokenizers + [writer.tokenizer_entry().to_json() for writer in made],
     }
@@ -280,7 +289,7 @@ def _job_of(source: Source, split: Split, specs: Sequence[TokenizerSpec], shard_
     """All that the files of an export depend on: a checkpoint is for the same job only."""
     status = {file: Path(file).stat() for file in source.files if Path(file).is_file()}
     return {
-        "version": 1,
+        "version": 2,
         "corpus": source.description,
         "files": [[file, its.st_size, its.st_mtime_ns] for file, its in status.items()],
         "split": str(split),
@@ -303,6 +312,8 @@ class Checkpoint:
     """the hash of their documents (`manifest.DIGEST`)"""
     groups: list[str] = dataclasses.field(default_factory=list)
     """which of the groups that the split names were met"""
+    left_out: list[LeftOut] = dataclasses.field(default_factory=list)
+    """their documents without text"""
     writers: list[WriterState] = dataclasses.field(default_factory=list)
     """one per tokenizer"""
 
@@ -316,7 +327,9 @@ class Checkpoint:
         with contextlib.suppress(BytegolfError, TypeError, KeyError):
             if (out / CHECKPOINT).exists():
                 value = read_json(out / CHECKPOINT, "checkpoint")
-                found = Checkpoint(**{**value, "writers": [WriterState(**one) for one in value["writers"]]})
+                writers = [WriterState(**one) for one in value["writers"]]
+                left_out = [LeftOut(**one) for one in value["left_out"]]
+                found = Checkpoint(**{**value, "writers": writers, "left_out": left_out})
                 if found.job == json.loads(json.dumps(job)):
                     return found
         return Checkpoint(job)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from bytegolf.folders import LeftOut
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -16,6 +18,8 @@ class Prepared:
     datasets: dict[str, dict[str, Any]]
     """by tokenizer: tokenizer, vocab_size, docs_total, docs_train, docs_val, and likewise files_, tokens_, bytes_ and
     original_bytes_, the last two for train and val"""
+    left_out: list[LeftOut]
+    """what the sources hold and was not read"""
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,12 @@ from typing import Any
 
 from bytegolf.data import blocks, corpus, named_corpora
 from bytegolf.data.blocks import Block
+from bytegolf.data.corpus import Remark
 from bytegolf.data.document import Advance, Document, Reading
 from bytegolf.data.split import DEFAULT
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors, read_json
+from bytegolf.folders import LeftOut, Tally
 
 DOCUMENTS_ENDING, SIDECAR_ENDING = ".jsonl", ".source_manifest.json"
 """Of published documents, and of what was published about them, beside them."""
@@ -47,28 +49,38 @@ class Source:
     """the hash that all documents must have, ``manifest.DIGEST``"""
     sizes: tuple[int | None, int | None] = (None, None)
     """how many bytes of text the training and the validation documents must be"""
+    left_out: Sequence[LeftOut] = ()
+    """what is in its folders and not read"""
 
     def documents(self, advance: Advance) -> Iterator[Document]:
         """One by one; ``advance`` is told how far they are read."""
         return blocks.documents(self.blocks(), advance)
 
 
-def open_source(sources: Sequence[str], reading: Reading) -> Source:
+def open_source(sources: Sequence[str], reading: Reading, remark: Remark = lambda said: None) -> Source:
     """The documents of ``sources``, of a named corpus (``corpus:NAME``), or of the default one where there are none.
 
     Beside ``docs.jsonl``, as it was published, may lie ``docs.source_manifest.json`` with its hash and the number of
-    its first documents that are for validation.
+    its first documents that are for validation. ``remark`` is told, once, if a text looks like something else.
     """
     if not sources:
         return _named(named_corpora.DEFAULT)
     if (name := named_corpora.named(sources)) is not None:
         return _named(named_corpora.find(name))
-    files = corpus.expand(sources)
+    tally, told = Tally(), False
+
+    def remark_once(said: str) -> None:
+        nonlocal told
+        if not told:  # a folder may hold thousands of them
+            remark(said)
+        told = True
+
+    files = corpus.expand(sources, tally)
     size = corpus.total_bytes(files)
     about = {"sources": list(sources), "files": len(files), "bytes": size, **dataclasses.asdict(reading)}
     sidecar = _sidecar(files)
     return Source(
-        lambda: blocks.of_files(files, reading),
+        lambda: blocks.of_files(files, reading, remark_once),
         size,
         {**about, **sidecar},
         f"first:{sidecar['docs_val']}" if "docs_val" in sidecar else DEFAULT,
@@ -76,6 +88,7 @@ def open_source(sources: Sequence[str], reading: Reading) -> Source:
         size is None,
         sidecar.get("docs_sha256"),
         sidecar.get("num_docs"),
+        left_out=tally.all(),
     )
 
 

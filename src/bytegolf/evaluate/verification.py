@@ -26,6 +26,7 @@ from bytegolf.evaluate import checks
 from bytegolf.evaluate.checks import Counting
 from bytegolf.evaluate.modes import MemoryStream, ScoringMode
 from bytegolf.evaluate.results import Check
+from bytegolf.files import lines_of
 from bytegolf.infer.codec import Mode, code_streams
 from bytegolf.infer.frequencies import TOTAL, Coder, Decoder, Encoder
 from bytegolf.progress import Reporter
@@ -181,7 +182,7 @@ def _recomputed(opened: LoadedModel, data: Path, total: Score, limit: int) -> Ch
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=name)
     if done.returncode:
         return Check("recomputed", False, f"`eval` of the artifact fails: {done.stderr.strip()[-300:]}")
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = json.loads(lines_of(done.stdout)[-1])
     same = abs(found["bpb"] - total.bpb) <= SAME_BPB and found["tokens"] == total.tokens
     return Check(
         "recomputed",

@@ -127,7 +127,7 @@ class Runner:
         finally:
             self._watch.on = False
         try:
-            found = json.loads(said.getvalue().splitlines()[-1])
+            found = json.loads(said.getvalue().rstrip("\n").split("\n")[-1])
             table = np.load(losses, allow_pickle=False).astype(np.float64)
             if not isinstance(found, dict) or table.ndim != 2 or table.shape[1] != 2:
                 raise ValueError

@@ -111,7 +111,7 @@ def run_script(path: Path, *arguments: str) -> dict[str, Any]:
     if ran.returncode:
         said = ran.stderr.strip().splitlines() or ["no words"]
         raise BytegolfError(f"the submission's script fails with {' '.join(arguments)}: {said[-1][:300]}")
-    found = json.loads(ran.stdout.splitlines()[-1])
+    found = json.loads(lines_of(ran.stdout)[-1])
     assert isinstance(found, dict)
     return found
 

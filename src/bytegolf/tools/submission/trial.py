@@ -22,6 +22,7 @@ from jaxtyping import Float
 
 from bytegolf.data.shards import TokenStream
 from bytegolf.data.tokenizer import Tokenizer
+from bytegolf.files import lines_of
 from bytegolf.tools.submission import experiments
 from bytegolf.tools.submission.verdict import Finding
 
@@ -69,7 +70,7 @@ def trial(
         (home / "job.json").write_text(json.dumps(job))
         ended = _run(home / "job.json", scratch, script.absolute().parent, limits.seconds)
         results = home / "results.jsonl"
-        notes = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+        notes = [json.loads(line) for line in lines_of(results.read_text())] if results.exists() else []
         losses = np.load(job["losses"]) if Path(str(job["losses"])).exists() else None  # type: ignore[arg-type]
     yield from _judged(notes, ended)
     yield from _counted(notes, losses, stream, tokenizer, claim)
