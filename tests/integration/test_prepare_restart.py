@@ -18,13 +18,14 @@ from corpora import TEXTS, files_of, lines, made_up
 from independent_shards import independent_write
 from numpy.typing import NDArray
 
-from bytegolf.data import blocks, json_lines
+from bytegolf.data import blocks, json_lines, rows
 from bytegolf.data import prepare as module
 from bytegolf.data.blocks import Texts
 from bytegolf.data.document import Document
 from bytegolf.data.encoding import Encoder, encode_all
 from bytegolf.data.manifest import MANIFEST, UNFINISHED, data_summary, read_manifest
 from bytegolf.data.prepare import prepare
+from bytegolf.data.prepare_checkpoint import CHECKPOINT
 from bytegolf.data.split import Split
 from bytegolf.data.tokenizer import ByteTokenizer
 from bytegolf.errors import BytegolfError
@@ -37,7 +38,7 @@ from bytegolf.data.dataset_writer import DatasetWriter
 
 def main():
     source, out, specs, where, workers = sys.argv[1:]
-    blocks.BLOCK_BYTES = prepare.BLOCK_BYTES = 2000
+    blocks.BLOCK_BYTES = 2000
     prepare.CHECKPOINT_SECONDS = 0.0
 
     def kill(*ignored, **also):
@@ -89,7 +90,6 @@ def expected(source: str, specs: str, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 2000)
-    monkeypatch.setattr(module, "BLOCK_BYTES", 2000)
 
 
 def killed(source: str, out: Path, specs: str, where: str, workers: int = 1) -> list[int]:
@@ -103,7 +103,7 @@ def killed(source: str, out: Path, specs: str, where: str, workers: int = 1) -> 
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     """How many documents have been read since."""
-    read, whole = 0, json_lines.record
+    read, whole = 0, rows.record
 
     def record(*arguments: Any) -> Document:
         nonlocal read
@@ -184,7 +184,7 @@ def test_a_checkpoint_of_something_else_is_not_used(
         with pytest.raises(ZeroDivisionError):
             prepare([copy], out, "byte260", "first:9", shard_tokens=1000, quiet=True)
     folder = out / "datasets" / "fineweb10B_byte260"
-    assert json.loads((out / module.CHECKPOINT).read_text())["blocks"] > 3
+    assert json.loads((out / CHECKPOINT).read_text())["blocks"] > 3
     how: dict[str, Any] = {"tokenizers": "byte260", "val": "first:9", "shard_tokens": 1000}
     if change == "text":
         lines(tmp_path / "docs.jsonl", [text.upper() for text in TEXTS])
@@ -199,7 +199,7 @@ def test_a_checkpoint_of_something_else_is_not_used(
     elif change == "finished":
         (folder / "fineweb_train_000001.bin").unlink()
     else:
-        (out / module.CHECKPOINT).write_text('{"job": ')
+        (out / CHECKPOINT).write_text('{"job": ')
     prepare([copy], out, **how, quiet=True)
     prepare([copy], tmp_path / "again", **how, quiet=True)
     assert files_of(out) == files_of(tmp_path / "again")

@@ -15,21 +15,21 @@ import contextlib
 import dataclasses
 import hashlib
 import itertools
-import json
 import os
+import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from bytegolf.data import from_shards
-from bytegolf.data.blocks import BLOCK_BYTES
-from bytegolf.data.dataset_writer import DatasetWriter, WriterState
+from bytegolf.data.dataset_writer import DatasetWriter
 from bytegolf.data.document import Advance, Reading
 from bytegolf.data.encoding import DIGEST_BYTES, Encoded, Encoder, cores, encode_all, encode_all_on_ray
 from bytegolf.data.manifest import (
     DATASET_PREFIX,
     DIGEST,
+    LOCK,
     MANIFEST,
     UNFINISHED,
     mark_unfinished,
@@ -37,6 +37,7 @@ from bytegolf.data.manifest import (
     tokenizer_of,
     unfinished,
 )
+from bytegolf.data.prepare_checkpoint import CHECKPOINT, Checkpoint, job_of
 from bytegolf.data.shards import SHARD_TOKENS
 from bytegolf.data.sources import Source, checked, open_source
 from bytegolf.data.specs import TokenizerSpec, parse_tokenizers
@@ -44,12 +45,9 @@ from bytegolf.data.split import Split
 from bytegolf.data.tokenizer import Tokenizer, TokenizerKind
 from bytegolf.data.train_tokenizer import make_tokenizer
 from bytegolf.errors import BytegolfError
-from bytegolf.files import disk_errors, make_folder, read_json, write_json
-from bytegolf.folders import LeftOut, Tally, in_words
+from bytegolf.files import disk_errors, make_folder, write_json
+from bytegolf.folders import Tally, in_words
 from bytegolf.progress import ProgressBar
-
-CHECKPOINT = "prepare.progress.json"
-"""How far a `prepare` is: what a killed one leaves, and the same command run again goes on from."""
 
 CHECKPOINT_SECONDS = 2.0
 """What a kill can cost, besides the training of a tokenizer."""
@@ -104,8 +102,40 @@ def prepare(
             raise BytegolfError(
                 f"training {spec.suffix} reads the documents twice, but stdin and pipes come once: save them to a file"
             )
+    with _empty_again(folder):
+        return _export(folder, source, split, specs, shard_tokens, workers, ray, bar)
+
+
+@contextlib.contextmanager
+def _empty_again(folder: Path) -> Iterator[None]:
+    """If the work in a folder that was empty fails before a shard or model is whole, leave nothing in it."""
+    fresh = not folder.is_dir() or not {path.name for path in folder.iterdir()} - {LOCK}
+    try:
+        yield
+    except BaseException:
+        kept = (CHECKPOINT, "datasets/*/*.bin", "tokenizers/*.model")
+        if fresh and not any(found for name in kept for found in folder.glob(name)):
+            for name in ("datasets", "tokenizers"):
+                shutil.rmtree(folder / name, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                (folder / UNFINISHED).unlink(missing_ok=True)
+                folder.rmdir()
+        raise
+
+
+def _export(
+    folder: Path,
+    source: Source,
+    split: Split,
+    specs: list[TokenizerSpec],
+    shard_tokens: int,
+    workers: int,
+    ray: bool,
+    bar: ProgressBar,
+) -> dict[str, Any]:
+    """Make tokenizers, shards and manifest, or go on where an earlier process was stopped; the manifest."""
     kept = _begin(folder, source, split, specs)
-    job = _job_of(source, split, specs, shard_tokens)
+    job = job_of(source, split, specs, shard_tokens)
     checkpoint = Checkpoint(job) if source.once else Checkpoint.load(folder, job)
     if not workers:
         alone = source.size is not None and source.size <= min(SINGLE_PROCESS[spec.kind] for spec in specs)
@@ -280,56 +310,3 @@ def _write_manifest(
     manifest.pop("documents_sha256", None)  # what earlier versions wrote instead
     write_json(out / MANIFEST, manifest)
     return manifest
-
-
-# ---------------------------------------------------------------------------------------------- checkpoints
-
-
-def _job_of(source: Source, split: Split, specs: Sequence[TokenizerSpec], shard_tokens: int) -> dict[str, Any]:
-    """All that the files of an export depend on: a checkpoint is for the same job only."""
-    status = {file: Path(file).stat() for file in source.files if Path(file).is_file()}
-    return {
-        "version": 2,
-        "corpus": source.description,
-        "files": [[file, its.st_size, its.st_mtime_ns] for file, its in status.items()],
-        "split": str(split),
-        "tokenizers": [spec.to_json() for spec in specs],
-        "shard_tokens": shard_tokens,
-        "block_bytes": BLOCK_BYTES,
-    }
-
-
-@dataclasses.dataclass
-class Checkpoint:
-    """What is finished of a job."""
-
-    job: dict[str, Any]
-    models: dict[str, str] = dataclasses.field(default_factory=dict)
-    """the hashes of the SentencePiece models that are trained, by the suffix of their data sets"""
-    blocks: int = 0
-    """how many blocks are written"""
-    digest: str = bytes(32).hex()
-    """the hash of their documents (`manifest.DIGEST`)"""
-    groups: list[str] = dataclasses.field(default_factory=list)
-    """which of the groups that the split names were met"""
-    left_out: list[LeftOut] = dataclasses.field(default_factory=list)
-    """their documents without text"""
-    writers: list[WriterState] = dataclasses.field(default_factory=list)
-    """one per tokenizer"""
-
-    def save(self, out: Path) -> None:
-        """Write it to the folder ``out``."""
-        write_json(out / CHECKPOINT, dataclasses.asdict(self))
-
-    @staticmethod
-    def load(out: Path, job: dict[str, Any]) -> Checkpoint:
-        """What ``out`` holds of ``job``; nothing finished where it holds none of it, or what cannot be read."""
-        with contextlib.suppress(BytegolfError, TypeError, KeyError):
-            if (out / CHECKPOINT).exists():
-                value = read_json(out / CHECKPOINT, "checkpoint")
-                writers = [WriterState(**one) for one in value["writers"]]
-                left_out = [LeftOut(**one) for one in value["left_out"]]
-                found = Checkpoint(**{**value, "writers": writers, "left_out": left_out})
-                if found.job == json.loads(json.dumps(job)):
-                    return found
-        return Checkpoint(job)
