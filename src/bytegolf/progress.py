@@ -8,8 +8,9 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.live import Live
+from rich.segment import Segment
 from rich.text import Text
 
 from bytegolf.errors import shown
@@ -30,6 +31,15 @@ class PlainConsole(Console):
     def render_str(self, text: str, **settings: Any) -> Text:
         """A string as rich prints it."""
         return super().render_str(shown(text), **settings)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        """What rich prints; ``Text``, in tables for instance, is made of any characters, and loses the same ones."""
+        for segment in super().render(renderable, options):
+            if segment.control or segment.text.isprintable():
+                yield segment
+            else:
+                lines = map(shown, segment.text.split("\n"))
+                yield Segment("\n".join(lines), segment.style)
 
     def on_broken_pipe(self) -> None:
         """Leave it to the command line, which takes it for success; rich would exit with 1."""
@@ -160,7 +170,7 @@ class ProgressBar:
 
     def warn(self, sentence: str) -> None:
         """The same for what may be a mistake."""
-        self._console.print(Text(f"warning: {shown(sentence)}", style="bold yellow"))
+        self._console.print(Text(f"warning: {sentence}", style="bold yellow"))
 
     @contextlib.contextmanager
     def task(self, name: str, total: int | None) -> Iterator[Callable[[int], None]]:

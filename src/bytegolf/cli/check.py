@@ -33,22 +33,26 @@ def check(
     Example: bytegolf check runs/cpu-demo data/default
     """
     from rich.table import Table
-    from rich.text import Text
 
     from bytegolf.errors import BytegolfError
+    from bytegolf.folders import Tally, in_words
     from bytegolf.tools.check.folders import check as verdicts_on
     from bytegolf.tools.check.results import CheckResult
 
     if not paths:
         raise BytegolfError("name what is to be checked: a run, a data folder, an artifact, …")
-    result = CheckResult.of([verdict for path in paths for verdict in verdicts_on(path)])
+    tally = Tally()
+    verdicts = [verdict for path in paths for verdict in verdicts_on(path, tally)]
+    result = CheckResult.of(verdicts, tally.all())
     table = Table(box=None, pad_edge=False)
     for name in ("finding", "kind", "path", "evidence"):
         table.add_column(name, no_wrap=name in ("finding", "kind"), overflow="fold")
     for verdict in result.verdicts:
-        table.add_row(*(Text(str(cell)) for cell in (verdict.finding, verdict.kind, verdict.path, verdict.evidence)))
+        table.add_row(*(str(cell) for cell in (verdict.finding, verdict.kind, verdict.path, verdict.evidence)))
     console = screen()
     console.print(table)
+    if result.left_out:
+        console.print(in_words(result.left_out), soft_wrap=True)
     console.print(f"{result.checked} checked, {result.damaged} damaged")
     finish(json, result)
     if result.damaged:

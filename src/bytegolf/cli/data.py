@@ -143,14 +143,9 @@ def prepare(
         )
         summary = data_summary(out)
     console = screen()
-    for name, stats in summary.items():
-        if "docs_train" not in stats:  # fetched, and not all of it
-            continue
-        console.print(
-            f"{name}: {stats['tokens_train']:,} training and {stats['tokens_val']:,} validation tokens from "
-            f"{stats['docs_train']:,} + {stats['docs_val']:,} documents in {out}",
-            soft_wrap=True,
-        )
+    left_out = [LeftOut(**one) for one in manifest["left_out"]]
+    if left_out:
+        console.print(in_words(left_out), soft_wrap=True)
     for entry in manifest["tokenizers"]:
         asked = (entry.get("spec") or {}).get("vocab_size", entry.get("vocab_size"))
         if asked != entry.get("vocab_size"):
@@ -159,7 +154,12 @@ def prepare(
                 f"more; set model.vocab_size={entry['vocab_size']} to train with it",
                 soft_wrap=True,
             )
-    left_out = [LeftOut(**one) for one in manifest["left_out"]]
-    if left_out:
-        console.print(in_words(left_out), soft_wrap=True)
+    for name, stats in summary.items():
+        if "docs_train" not in stats:  # fetched, and not all of it
+            continue
+        console.print(
+            f"{name}: {stats['tokens_train']:,} training and {stats['tokens_val']:,} validation tokens from "
+            f"{stats['docs_train']:,} + {stats['docs_val']:,} documents in {out}",
+            soft_wrap=True,
+        )
     finish(json, Prepared(str(out), manifest["split"], summary, left_out))

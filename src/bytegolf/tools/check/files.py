@@ -13,6 +13,7 @@ from bytegolf.artifact.pack import read_artifact
 from bytegolf.data.shards import read_shard
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors, lines_of, sha256
+from bytegolf.folders import check_file
 from bytegolf.infer import format as compressed
 from bytegolf.tools.check.results import Finding, Verdict
 from bytegolf.tools.study.results import CHECKSUM, row_of
@@ -34,6 +35,8 @@ def judged(kind: str) -> Callable[[Look[P]], Callable[Concatenate[Path, P], Verd
         @functools.wraps(look)
         def judge(path: Path, /, *args: P.args, **options: P.kwargs) -> Verdict:
             try:
+                if path.exists():  # what is missing is each reader's to say
+                    check_file(path, "put back what bytegolf wrote")
                 return Verdict(path, kind, *look(path, *args, **options))
             except BytegolfError as error:
                 return Verdict(path, kind, "damaged", str(error))
@@ -123,6 +126,7 @@ def plain(path: Path, kind: str, read: Callable[[Path], Any]) -> Verdict:
 
 def any_file(path: Path) -> Verdict | None:
     """The verdict on a file by how it begins, or by its name; None if it is nothing that bytegolf writes."""
+    check_file(path, "name files")
     with disk_errors(path, "read"), path.open("rb") as file:
         start = file.read(len(container.MAGIC))
     for magic, look in ((container.MAGIC, artifact), (compressed.MAGIC, compressed_file)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from bytegolf.data.identity import DataIdentity
 from bytegolf.data.manifest import FETCHING, MANIFEST, UNFINISHED, path_in, read_manifest, unfinished
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors, read_json, read_json_object, sha256
+from bytegolf.folders import Tally, ending_of, in_words, walk
 from bytegolf.tools.bundle import entry, script
 from bytegolf.tools.check.files import Found, any_file, artifact, checkpoint, hashed, judged, plain, shard
 from bytegolf.tools.check.results import Verdict
@@ -28,42 +29,53 @@ _FETCHED = "run the same `bytegolf fetch --verify` again"
 _PREPARED = "run the same `bytegolf prepare` again"
 
 
-def check(path: Path) -> list[Verdict]:
-    """The verdicts on whatever ``path`` is; a BytegolfError if there is nothing in it that bytegolf wrote."""
-    if not path.exists():
+def check(path: Path, tally: Tally | None = None) -> list[Verdict]:
+    """The verdicts on whatever ``path`` is; what was passed over in folders is counted in ``tally``.
+
+    Raises:
+        BytegolfError: there is nothing in it that bytegolf wrote, or it may not be read.
+    """
+    with disk_errors(path, "read"):
+        there, is_folder = path.exists(), path.is_dir()
+    if not there:
         raise BytegolfError(f"there is no file or folder {path}: name what is to be checked")
-    found = list(_folder(path)) if path.is_dir() else [one for one in [any_file(path)] if one]
+    inside = Tally()
+    found = list(_folder(path, inside)) if is_folder else [one for one in [any_file(path)] if one]
+    if tally is not None:
+        tally.include(inside.all())
     if not found:
+        said = in_words(inside.all())
         raise BytegolfError(
-            f"{path} is nothing that bytegolf wrote: name a run, a data folder, a checkpoint, a shard, an artifact, a "
-            "compressed file, a study's results or a submission"
+            f"{path} is nothing that bytegolf wrote{f' ({said})' if said else ''}: name a run, a data folder, a "
+            "checkpoint, a shard, an artifact, a compressed file, a study's results or a submission"
         )
     return found
 
 
-def _folder(path: Path, above: tuple[Path, ...] = ()) -> Iterator[Verdict]:
-    """The verdicts on a folder that lies in the folders ``above``, all by their real paths."""
-    with disk_errors(path, "read"):
-        here = path.resolve()
-    if here in above:  # a link leads back up: without this, the walk would go round for ever
-        return
-    run = RunFolder(path)
+def _folder(path: Path, tally: Tally) -> Iterator[Verdict]:
+    """The verdicts on all that lies in a folder, however deep; each real folder once."""
+    for folder, files in walk(path, tally, whole=lambda inner: _reader(inner) is not None):
+        reader = _reader(folder)
+        if reader is not None:
+            yield from reader(folder)
+        for file in files:
+            if (verdict := any_file(file)) is not None:
+                yield verdict
+            else:
+                tally.add("ending", str(file), ending_of(file.name))
+
+
+def _reader(path: Path) -> Callable[[Path], Iterable[Verdict]] | None:
+    """What reads a folder of a known kind as a whole; None for any other folder."""
     if store.is_name(path.name):
-        yield checkpoint(path)
-    elif (path / submission.CLAIMS).exists():
-        yield from _submission(path)
-    elif run.config.exists():
-        yield from _run(run)
-    elif (path / MANIFEST).exists() or unfinished(path) or unfinished(path, FETCHING):
-        yield from _data(path)
-    else:
-        with disk_errors(path, "read"):
-            inside = sorted(child for child in path.iterdir() if not child.name.startswith("."))
-        for child in inside:
-            if child.is_dir():
-                yield from _folder(child, (*above, here))
-            elif child.is_file() and (found := any_file(child)):
-                yield found
+        return lambda folder: [checkpoint(folder)]
+    if (path / submission.CLAIMS).exists():
+        return _submission
+    if RunFolder(path).config.exists():
+        return lambda folder: _run(RunFolder(folder))
+    if (path / MANIFEST).exists() or unfinished(path) or unfinished(path, FETCHING):
+        return _data
+    return None
 
 
 # ---------------------------------------------------------------------------------------------- runs

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from bytegolf.folders import LeftOut
+
 Finding = Literal["whole", "no checksum", "unfinished", "damaged"]
 """``no checksum``: by its structure alone it could be whole, and nothing was recorded to tell for sure."""
 
@@ -29,8 +31,10 @@ class CheckResult:
     """how many are"""
     checked: int
     verdicts: list[Verdict]
+    left_out: list[LeftOut]
+    """what lies in the folders and is nothing that bytegolf wrote, or no file"""
 
     @staticmethod
-    def of(verdicts: list[Verdict]) -> CheckResult:
+    def of(verdicts: list[Verdict], left_out: list[LeftOut]) -> CheckResult:
         """The result that ``verdicts`` make."""
-        return CheckResult(sum(one.finding == "damaged" for one in verdicts), len(verdicts), verdicts)
+        return CheckResult(sum(one.finding == "damaged" for one in verdicts), len(verdicts), verdicts, left_out)
