@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import ssl
-from collections.abc import Iterator
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from bytegolf.errors import BytegolfError
@@ -70,11 +73,39 @@ def _explained(error: Exception, where: str, names: str) -> Exception:
     return TransientError(f"{where} {answers}", float(wait) if wait.isdecimal() and len(wait) < 10 else 0.0)
 
 
+def check_proxy(address: str, keys: Sequence[str] = (), more: Sequence[str] = ()) -> None:
+    """Raise if the environment names a proxy for ``address`` that cannot be used: trying again would change nothing.
+
+    ``keys``: other proxies that count, as in ``all_proxy``; ``more``: schemes that are understood besides http(s).
+    """
+    parts = urllib.parse.urlsplit(address)
+    if urllib.request.proxy_bypass(parts.hostname or ""):
+        return
+    proxies = urllib.request.getproxies()
+    key = next((key for key in (parts.scheme, *keys) if key in proxies), None)
+    scheme = proxies[key].partition("://")[0] if key and "://" in proxies[key] else None  # it may hold a password
+    if key is not None and scheme not in ("http", "https", *more):
+        kind = f"a {scheme}:// proxy" if scheme else "a proxy without http:// in front"
+        raise BytegolfError(f"{key}_proxy names {kind}, which cannot be used: set it to an http:// one, or unset it")
+
+
+def _check_hub_proxy() -> None:
+    """The same for the hub, whose client can use a SOCKS proxy where the package for it is installed."""
+    constants = importlib.import_module("huggingface_hub.constants")
+    if constants.HF_HUB_OFFLINE:
+        return
+    has_socks = importlib.util.find_spec("socksio") is not None
+    check_proxy(constants.ENDPOINT, ("all",), ("socks5", "socks5h") if has_socks else ())
+
+
 def required(module: str, doing: str, instead: str) -> Any:
-    """An optional module. Raises BytegolfError where it is missing: ``doing`` needs it; ``instead`` is another way."""
+    """An optional module, ready for use. Raises BytegolfError where it is missing: ``doing`` needs it; ``instead`` is another way."""
     try:
-        return importlib.import_module(module)
+        found = importlib.import_module(module)
     except ImportError as error:
         raise BytegolfError(
             f"{doing} needs {module.partition('.')[0]}: run `pip install 'bytegolf[hub]'`, or {instead}"
         ) from error
+    if module == "huggingface_hub":
+        _check_hub_proxy()
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 import types
+import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -479,9 +481,47 @@ def test_an_answer_of_a_wrong_length_is_refused(server: Server, tmp_path: Path, 
 def test_a_server_that_says_no_length(server: Server, tmp_path: Path) -> None:
     server.lengths = server.ranges = False
     said: list[str] = []
-    run(server.address, tmp_path / "data", tell=said.append)
+    result = run(server.address, tmp_path / "data", tell=said.append)
     assert any("8 files of unknown size" in one for one in said)
+    files = list(json.loads((tmp_path / "data" / RECORD).read_text())["files"])
     assert as_published(server.root, tmp_path / "data", [*TRAIN, VAL, MODEL])
+    assert result.bytes_fetched == sum((server.root / path).stat().st_size for path in files), "what came"
+    assert run(server.address, tmp_path / "data").bytes_fetched == 0
+    assert "nothing to fetch" in good("fetch", *_subwords(server.address, tmp_path / "data")).out
+
+
+def _subwords(mirror: Path | str, out: Path) -> list[object]:
+    return ["--variant", SUBWORDS, "--mirror", mirror, "--out", out]
+
+
+@pytest.mark.parametrize("name", ["my data", "a%20b", "a+b", "caf\u00e9", "a#b", "-x"])
+def test_names_in_addresses(server: Server, tmp_path: Path, name: str) -> None:
+    """A folder of any name, as it is and quoted; on a web server, and by file:// and as a path."""
+    quoted = urllib.parse.quote(name)
+    shutil.copytree(server.root, server.root / name)
+    places = [server.root / name, f"file://{server.root}/{quoted}", f"file://localhost{server.root}/{quoted}"]
+    web = [f"{server.address}/{quoted}"]
+    if quoted != name and not set(name) & set("%#"):  # those must be quoted, as anywhere
+        web += [f"{server.address}/{name}"]
+        places += [f"file://{server.root}/{name}"]
+    for number, place in enumerate([*places, *web]):
+        assert run(str(place), tmp_path / str(number), train_shards=1).files_fetched == 4
+
+
+@pytest.mark.parametrize("proxy", ["socks5://me:secret@127.0.0.1:1", "ftp://127.0.0.1:1", "127.0.0.1:1"])
+@pytest.mark.parametrize("mirror", ["http://example.org/x", None])
+def test_a_proxy_that_cannot_be_used_is_said_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, proxy: str, mirror: str | None
+) -> None:
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, proxy)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)  # no socksio
+    monkeypatch.setattr(download, "ATTEMPTS", 0)  # trying again would fail
+    if mirror is None:
+        pytest.importorskip("huggingface_hub")
+    with pytest.raises(BytegolfError, match=r"https?_proxy names a .*proxy.*: set it") as caught:
+        fetching.run(tmp_path / "data", [SUBWORDS], mirror=mirror, quiet=True)
+    assert "secret" not in str(caught.value)
 
 
 def test_a_server_that_says_nothing_and_nobody_there(
@@ -512,6 +552,8 @@ def test_a_manifest_that_is_too_long(server: Server, tmp_path: Path, monkeypatch
         ("http://example.org:port/", "is no address"),
         ("http://", "without password"),
         ("nowhere", "there is no folder nowhere"),
+        ("file:///no%20where", "there is no folder /no where"),
+        ("http://example.org/a\nb", "no line breaks"),
     ],
 )
 def test_addresses_that_are_none(tmp_path: Path, mirror: str, said: str) -> None:

@@ -35,7 +35,7 @@ class FetchResult:
     bytes_resumed: int
     """what earlier attempts had left of the files to fetch"""
     bytes_fetched: int
-    """files of unknown size are not counted"""
+    """that came; of a dry run: that would come, files of unknown size not counted"""
     replaced: list[str]
     """paths of files that were there but not what is published"""
     exported: list[str]

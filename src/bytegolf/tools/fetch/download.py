@@ -92,13 +92,14 @@ class Part:
 
     Attributes:
         received: bytes, all of them checked or received by this object.
+        came: bytes that came over the network since, also those that had to be dropped.
     """
 
     def __init__(self, target: Path, remote: Remote, advance: Advance = lambda count: None) -> None:
         """Take over what an earlier process received of this file, if it still is that; ``advance``: of reading it."""
         self.target, self.remote = target, remote
         self.path = part_path(target)
-        self.received = 0
+        self.received = self.came = 0
         self._note = target.with_name(f".{target.name}.part.json")
         self._hash = hashlib.sha256()
         self._file: IO[bytes] | None = None
@@ -143,6 +144,7 @@ class Part:
             self._file.flush()  # a crash may still lose it, which its hash will tell
         self._hash.update(data)
         self.received += len(data)
+        self.came += len(data)
         write_json(self._note, {"of": self._of(), "received": self.received, "sha256": self.sha256})
         return self.received - before
 

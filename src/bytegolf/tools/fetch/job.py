@@ -96,7 +96,7 @@ def run(
         files_fetched=len(planned.parts),
         bytes_present=planned.present_bytes,
         bytes_resumed=planned.resumed_bytes,
-        bytes_fetched=planned.to_fetch,
+        bytes_fetched=planned.to_fetch if dry_run else sum(part.came for _, part in planned.parts),
         replaced=planned.replaced,
         exported=to_make,
         dry_run=dry_run,
@@ -251,7 +251,8 @@ def _fetch_files(
     make_folder(out)
     mark_unfinished(out, [*(one.name for one in offer.published), *unfinished(out, FETCHING)], FETCHING)
     lock = threading.Lock()
-    with bar.task("fetching", planned.to_fetch) as tell:
+    known = all(wanted.remote.size is not None for wanted, _ in planned.parts)
+    with bar.task("fetching", planned.to_fetch if known else None) as tell:
 
         def advance(count: int) -> None:
             with lock:

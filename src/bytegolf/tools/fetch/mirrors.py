@@ -7,6 +7,7 @@ What may pass by itself (a dropped connection, a busy server) is raised as `Tran
 from __future__ import annotations
 
 import urllib.parse
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 from bytegolf import __version__
 from bytegolf.errors import BytegolfError
-from bytegolf.network import TransientError, required, translated
+from bytegolf.network import TransientError, check_proxy, required, translated
 
 REPOSITORY, ROOT = "willdepueoai/parameter-golf", "datasets"
 """Where the data of the competition is published: a dataset repository on the hub, and the folder in it."""
@@ -130,17 +131,31 @@ def open_mirror(where: str, root: str) -> Mirror:
     except ValueError as error:
         raise BytegolfError(f"--mirror {where} is no address ({error}): correct it") from error
     if parts.scheme in ("http", "https"):
+        if not where.isprintable():  # what parses it would drop them, and look elsewhere
+            raise BytegolfError(f"--mirror {where}: an address has no line breaks or control characters: correct it")
+        check_proxy(where)
         if parts.username or parts.password or parts.query or parts.fragment or not parts.hostname:
             raise BytegolfError(f"--mirror {parts.scheme}://{parts.hostname}: give an address without password and '?'")
         address = "/".join(part for part in (where.rstrip("/"), root.strip("/")) if part)
         return Mirror(address, _web(), address)
     if parts.scheme and "://" in where and parts.scheme != "file":
         raise BytegolfError(f"--mirror {where}: give an http or https address, or a folder")
-    folder = Path(where.removeprefix("file://")).expanduser() / root
+    folder = _folder(where) / root
     if not folder.is_dir():
-        raise BytegolfError(f"--mirror {where}: there is no folder {folder}: give the one that holds manifest.json")
+        raise BytegolfError(
+            f"--mirror {where}: there is no folder {folder}: give the one that holds manifest.json, or an address that "
+            "begins with http:// or https://"
+        )
     local = _required("fsspec.implementations.local", "fetching").LocalFileSystem(skip_instance_cache=True)
     return Mirror(str(folder.resolve()), local, str(folder.resolve()))
+
+
+def _folder(where: str) -> Path:
+    """A folder by its path or by an address, in which %20 is a space."""
+    if not where.startswith("file://"):
+        return Path(where).expanduser()
+    path = where.removeprefix("file://").removeprefix("localhost")
+    return Path(path if Path(path).is_dir() else urllib.request.url2pathname(path))
 
 
 def _web() -> Any:
