@@ -145,9 +145,9 @@ def check_head(head: bytes, file: str) -> None:
             pass
     for one in FORMATS:
         if one.begins.match(head):
-            raise BytegolfError(
-                f"{file} is {one.name} by its first bytes, not text: end its name in {one.ending}, or unpack it"
-            )
+            unpack = f"`{one.name} -d`"
+            remedy = f"pipe it through {unpack}" if file == "stdin" else f"end its name in {one.ending}, or run {unpack}"
+            raise BytegolfError(f"{file} is {one.name} by its first bytes, not text: {remedy}")
     for begins, what, remedy in _OTHERS:
         if begins.match(head):
             raise BytegolfError(f"{file} is {what} by its first bytes, not text: {remedy}")
