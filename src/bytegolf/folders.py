@@ -16,6 +16,7 @@ from typing import Literal
 
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors
+from bytegolf.words import counted
 
 Why = Literal[
     "ending", "hidden", "dead link", "known link", "link above", "pipe", "socket", "device", "null text", "blank"
@@ -58,11 +59,12 @@ class LeftOut:
 
     def words(self) -> str:
         """``3 files ending in .pdf (books/a.pdf)``."""
-        noun = _WORDS[self.why][self.count != 1]
+        said = counted(self.count, *_WORDS[self.why])
         if self.why == "ending":
-            noun += f" ending in {self.ending}" if self.ending else " without an ending"
-        size = f" of {self.bytes:,} bytes" if self.bytes else ""
-        return f"{self.count:,} {noun}{size} ({'for instance ' if self.count > 1 else ''}{self.example})"
+            said += f" ending in {self.ending}" if self.ending else " without an ending"
+        if self.bytes:
+            said += f" of {counted(self.bytes, 'byte')}"
+        return f"{said} ({'for instance ' if self.count > 1 else ''}{self.example})"
 
 
 class Tally:

@@ -99,7 +99,7 @@ def _check_hub_proxy() -> None:
 
 
 def required(module: str, doing: str, instead: str) -> Any:
-    """An optional module, ready for use. Raises BytegolfError where it is missing: ``doing`` needs it; ``instead`` is another way."""
+    """An optional module, which ``doing`` needs. Raises BytegolfError where it is missing; ``instead``: another way."""
     try:
         found = importlib.import_module(module)
     except ImportError as error:

@@ -146,7 +146,9 @@ def check_head(head: bytes, file: str) -> None:
     for one in FORMATS:
         if one.begins.match(head):
             unpack = f"`{one.name} -d`"
-            remedy = f"pipe it through {unpack}" if file == "stdin" else f"end its name in {one.ending}, or run {unpack}"
+            remedy = (
+                f"pipe it through {unpack}" if file == "stdin" else f"end its name in {one.ending}, or run {unpack}"
+            )
             raise BytegolfError(f"{file} is {one.name} by its first bytes, not text: {remedy}")
     for begins, what, remedy in _OTHERS:
         if begins.match(head):
