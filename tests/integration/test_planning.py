@@ -76,7 +76,7 @@ def test_flops_are_those_of_the_products_that_a_model_runs(network: StackConfig 
 @pytest.mark.parametrize("changes", [[], ["optim.router_lr=0.01"]], ids=["", "router_lr"])
 def test_what_is_counted_is_what_the_model_has(source: str | Path, changes: list[str]) -> None:
     """Every matrix that Muon moves, every table; with the embedding and the vectors these are all parameters."""
-    config = Config.load(source, changes)
+    config = Config.load(source, ["optim.algorithm=muon", *changes])
     model = outline(config.model)
     of_routers = {
         id(one.weight) for name, one in model.named_modules() if ".router." in name and isinstance(one, Linear)
@@ -219,6 +219,23 @@ def test_activations_grow_with_what_there_is() -> None:
     small = activation_bytes(byte, [0.1])
     assert small < activation_bytes(byte, [0.2])
     assert small < activation_bytes(subword, [0.1]), "more logits"
+
+
+def test_adamw_shards_adapters_and_recomputation_are_counted() -> None:
+    """Of hnet-2stage-L: 874 M parameters in fp32; AdamW has two moments each; 8 ranks share them."""
+    config = Config.load("hnet-2stage-L", ["train.recompute=false"])
+    model, rates = outline(config.model), [1 / 3, 1 / 3]
+    plain = memory_use(config, model, 1, 8, rates)
+    size = 4 * sum(parameter.numel() for parameter in model.parameters())
+    assert (plain.weights, plain.gradients, plain.optimiser) == (size, size, 2 * size)
+    shards = memory_use(config.with_("train.parallel=fsdp"), model, 1, 8, rates)
+    assert (shards.weights, shards.gradients, shards.optimiser) == (size / 8, size / 8, size / 4)
+    again = memory_use(config.with_("train.recompute=true"), model, 1, 8, rates)
+    assert again.activations < plain.activations / 2
+    adapted = memory_use(config.with_("train.adapters=8"), model, 1, 8, rates)
+    assert adapted.weights == size
+    assert adapted.gradients < size / 50
+    assert adapted.optimiser == 2 * adapted.gradients
 
 
 def test_a_lexicon_and_a_narrow_router_are_work_and_memory() -> None:

@@ -18,6 +18,7 @@ from bytegolf.model.embed import row_tables
 from bytegolf.model.hnet import HNet
 from bytegolf.model.layers import Linear
 from bytegolf.model.lm import LanguageModel
+from bytegolf.model.lora import adaptable_maps
 from bytegolf.model.stack import Stack
 
 BF16, FP32, INT64 = 2, 4, 8
@@ -49,37 +50,51 @@ def linear_maps(module: nn.Module) -> Iterator[Linear]:
 def memory_use(config: Config, model: LanguageModel, sequences: int, ranks: int, rates: list[float]) -> MemoryUse:
     """What training ``model`` (or its outline) with ``sequences`` per forward pass takes on each of R ``ranks``.
 
-    fp32 weights and gradients, Muon's momenta (1/R of them), Adam's two moments of the embedding, RMSprop's one of the
-    tables. What is neither embedding nor table counts as Muon's. ``rates``: chunks per position at each level.
+    fp32 weights and gradients, Muon's momenta (1/R of them), Adam's two moments of the embedding (under AdamW of all),
+    RMSprop's one of the tables. What is neither embedding nor table counts as Muon's. Adapters have gradients and
+    moments in place of the weights; of shards (fsdp) a rank has 1/R. ``rates``: chunks per position at each level.
     """
+    train = config.train
     parameters = sum(parameter.numel() for parameter in model.parameters())
     adam = model.embedding.weight.numel()
     rows = sum(each.table.numel() for each in row_tables(model))
-    copies = 1 if config.train.ema_decay else 0
-    activations = sequences * config.train.seq_len * activation_bytes(model, rates)
-    moments = FP32 * ((parameters - adam - rows) / ranks + 2 * adam + rows)
-    return MemoryUse(FP32 * parameters * (1 + copies), FP32 * parameters, moments, activations)
+    share = ranks if train.parallel == "fsdp" else 1
+    trained, moments = parameters / share, (parameters - adam - rows) / ranks + 2 * adam + rows
+    if train.adapters:
+        trained = train.adapters * sum(sum(each.weight.shape) for each in adaptable_maps(model).values())
+        moments = 2 * trained
+    elif config.optim.algorithm == "adamw":
+        moments = (2 * (parameters - rows) + rows) / share
+    copies = trained if train.ema_decay else 0.0
+    activations = sequences * train.seq_len * activation_bytes(model, rates, train.recompute)
+    return MemoryUse(FP32 * (parameters / share + copies), FP32 * trained, FP32 * moments, activations)
 
 
-def activation_bytes(model: LanguageModel, rates: list[float]) -> float:
-    """Bytes per position that the backward pass needs. Logits are there in bf16 and, with their gradient, in fp32."""
+def activation_bytes(model: LanguageModel, rates: list[float], recompute: bool = False) -> float:
+    """Bytes per position that the backward pass needs. Logits are there in bf16 and, with their gradient, in fp32.
+
+    With ``recompute``, what a block needs within is there for one block of a stack at a time.
+    """
     vocabulary, dim = model.embedding.weight.shape
     ends = vocabulary * (BF16 + 2 * FP32) + 4 * dim * BF16
     ngrams = model.ngrams.proj.weight.shape[1] * (BF16 + FP32) if model.ngrams else 0
     soft = 4 * dim * BF16 * len(model.soft.layers) if model.soft else 0
-    return ends + ngrams + soft + _kept(model.network, rates)
+    return ends + ngrams + soft + _kept(model.network, rates, recompute)
 
 
-def _kept(network: Stack | HNet, rates: list[float]) -> float:
+def _kept(network: Stack | HNet, rates: list[float], recompute: bool) -> float:
     """Bytes per position of this network's own resolution."""
     if isinstance(network, Stack):
-        return BF16 * sum(_kept_channels(block) for block in network.blocks)
+        blocks = [_kept_channels(block) for block in network.blocks]
+        if recompute:  # the stream and its last branch before each block, and all of one block
+            return BF16 * (3 * network.config.dim * len(blocks) + max(blocks, default=0))
+        return BF16 * sum(blocks)
     level, dim, table = network, network.config.encoder.dim, network.config.chunk_hash.dim
     # to chunk: what the router compares, streams before and behind the chunking, a position's key of a chunk hash
     compared = sum(each.weight.shape[0] for each in linear_maps(level.router))
-    outer = _kept(level.encoder, []) + _kept(level.decoder, [])
+    outer = _kept(level.encoder, [], recompute) + _kept(level.decoder, [], recompute)
     outer += (10 * dim + compared) * BF16 + (INT64 if table else 0)
-    within = _kept(level.main, rates[1:]) + 6 * dim * FP32 + table * (BF16 + FP32)
+    within = _kept(level.main, rates[1:], recompute) + 6 * dim * FP32 + table * (BF16 + FP32)
     return outer + rates[0] * within
 
 

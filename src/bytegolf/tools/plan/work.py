@@ -11,6 +11,7 @@ Legend: n positions, D width, C chunks of a sequence, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -226,5 +227,9 @@ def _optimiser(config: Config, model: LanguageModel, ranks: int) -> Iterator[Op]
     tables = [each.table.shape for each in row_tables(model)]
     looked_up = sum(min(rows, config.train.batch_tokens) * width for rows, width in tables)
     size = FP32 * (6 * weights / ranks + 3 * weights) + FP32 * 7 * model.embedding.weight.numel() + FP32 * 5 * looked_up
+    if config.optim.algorithm == "adamw":  # reads weight, gradient and two moments of each, and writes three of them
+        whole = sum(parameter.numel() for parameter in model.parameters()) - sum(math.prod(shape) for shape in tables)
+        share = ranks if config.train.parallel == "fsdp" else 1
+        size = FP32 * 7 * whole / share + FP32 * 5 * looked_up
     yield Op("optimiser", "matmul", flops, 0.0, 17 * len(set(found)))
     yield Op("optimiser", "memory", 0.0, size, 2 * len(found) + 20)
