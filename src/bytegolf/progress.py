@@ -11,9 +11,11 @@ from typing import Any, Protocol, runtime_checkable
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.live import Live
 from rich.segment import Segment
+from rich.table import Table
 from rich.text import Text
 
 from bytegolf.errors import shown
+from bytegolf.narrow import fitted
 
 
 class PlainConsole(Console):
@@ -40,6 +42,10 @@ class PlainConsole(Console):
             else:
                 lines = map(shown, segment.text.split("\n"))
                 yield Segment("\n".join(lines), segment.style)
+
+    def print(self, *objects: Any, **settings: Any) -> None:
+        """Print as rich does; a table that has no room becomes paragraphs (``narrow``)."""
+        super().print(*(fitted(self, each) if isinstance(each, Table) else each for each in objects), **settings)
 
     def on_broken_pipe(self) -> None:
         """Leave it to the command line, which takes it for success; rich would exit with 1."""

@@ -342,7 +342,7 @@ def test_an_alphabet_that_the_terminal_lacks() -> None:
 
 def test_what_is_no_fault_of_the_user_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     """A bug must not look like bad input."""
-    monkeypatch.setattr("bytegolf.cli.show.presets", lambda: 1 / 0)
+    monkeypatch.setattr("bytegolf.cli.preset_list.presets", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         cli("presets")
 
@@ -351,5 +351,5 @@ def test_running_out_of_memory_is_a_sentence(monkeypatch: pytest.MonkeyPatch) ->
     def fail() -> None:
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you ...")
 
-    monkeypatch.setattr("bytegolf.cli.show.presets", fail)
+    monkeypatch.setattr("bytegolf.cli.preset_list.presets", fail)
     assert "out of memory" in refused("presets")

@@ -15,6 +15,7 @@ import torch
 from commands import good, refused, stages
 from conftest import scatter
 
+from bytegolf.cli.preset_list import SIZES, presets, shape, sizes
 from bytegolf.config import Config, flatten, levels, preset_chain, preset_names, to_dict
 from bytegolf.model.lm import LanguageModel, count_parameters, outline
 from bytegolf.ops.attention import DENSE_LENGTH
@@ -259,12 +260,46 @@ def test_the_verb_prints_all_settings_of_one(tmp_path: Path) -> None:
     assert "did you mean cpu-demo?" in refused("presets", "cpu-dem")
 
 
+def test_the_written_sizes_are_those_of_the_models() -> None:
+    """After a change of a preset: `python docs/make_sizes.py`."""
+    written = json.loads((resources.files("bytegolf") / "presets" / SIZES).read_text(encoding="utf-8"))
+    for name in preset_names():
+        config = Config.load(name)
+        assert written.get(shape(config)) == list(sizes(config)), f"{name}: run `python docs/make_sizes.py`"
+    assert len(written) == len({shape(Config.load(name)) for name in preset_names()})
+
+
+def test_a_preset_that_has_changed_is_counted_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {one.name: one.params for one in presets().presets}
+    monkeypatch.setattr("bytegolf.cli.preset_list.shape", lambda config: "other")
+    monkeypatch.setattr("bytegolf.cli.preset_list.preset_names", lambda: ["cpu-demo"])
+    assert [one.params for one in presets().presets] == [before["cpu-demo"]]
+
+
+@pytest.mark.parametrize("verb", ["presets", "study list .", "check data", "--help", "train --help", "--version"])
+def test_verbs_that_need_no_model_import_no_torch(verb: str, tiny_data: Path, tmp_path: Path) -> None:
+    """It takes two seconds, which an answer of a line must not."""
+    (tmp_path / "data").symlink_to(tiny_data)
+    (tmp_path / "s.toml").write_text(
+        'name="s"\nquestion="?"\npreset="cpu-demo"\ncontrol="a"\nseeds=[1]\ndata="data"\nbudget={steps=1}\n[variants.a]\n'
+    )
+    code = (
+        f"import sys; sys.argv = ['bytegolf', *{verb.split()!r}]\nfrom bytegolf.cli import main\n"
+        "try: main()\nexcept SystemExit as end: sys.exit(end.code or ('torch' in sys.modules and 9))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_an_outline_is_quick_and_has_the_models_own_shapes() -> None:
     """Torch's compiler is two seconds of imports, which building a model without storage must not ask for."""
     config = Config.load("hnet-2stage").model
     shapes = {name: tensor.shape for name, tensor in LanguageModel(config).state_dict().items()}
     assert shapes == {name: tensor.shape for name, tensor in outline(config).state_dict().items()}
     assert all(parameter.is_meta for parameter in outline(config).parameters())
-    code = "import sys; from bytegolf.cli import show; show.presets(); print('torch._dynamo' in sys.modules)"
+    code = (
+        "import sys; from bytegolf.cli.preset_list import sizes; from bytegolf.config import Config\n"
+        "sizes(Config.load('cpu-demo')); print('torch._dynamo' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

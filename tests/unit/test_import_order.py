@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parents[2] / "src" / "bytegolf"
 LAYERS = (
     "errors",
     "words",
+    "narrow",
     "results",
     "files",
     "folders",

@@ -9,13 +9,11 @@ from rich.console import Console
 from rich.table import Table
 
 from bytegolf.analyze.segment import titled
-from bytegolf.api.results import Evaluation, Preset, Presets, Summary, scope
+from bytegolf.api.results import Evaluation, Summary, scope
 from bytegolf.api.run import Run
-from bytegolf.artifact.plan import estimated_bytes
-from bytegolf.config import Config, TttConfig, preset_names
+from bytegolf.config import TttConfig
 from bytegolf.evaluate.results import BoundaryFigures, Truncation
 from bytegolf.infer.results import Compression
-from bytegolf.model.lm import count_parameters, outline
 
 
 def score(console: Console, result: Evaluation) -> None:
@@ -153,30 +151,6 @@ def _quantisation_line(summary: Summary) -> str:
             cost = round(after - before, 4) + 0.0  # no -0.0000
             return f"quantisation: {before:.4f} → {after:.4f} bits per byte {where} ({cost:+.4f}){spent}"
     return "quantisation: what it cost was not measured (train.validate_tokens = 0)"
-
-
-def presets() -> Presets:
-    """Each preset with its parameters, and its artifact's size before compression as an estimate."""
-    found = []
-    for name in preset_names():
-        config = Config.load(name)
-        model = outline(config.model)
-        size = estimated_bytes(model, config.export)
-        found.append(Preset(name, config.about, config.data.tokenizer, count_parameters(model), size))
-    return Presets(found)
-
-
-def preset_table(found: Presets) -> Table:
-    """The presets, a line each whatever the width."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column("preset", no_wrap=True, min_width=max(len(one.name) for one in found.presets))
-    table.add_column("params", no_wrap=True, min_width=len("00.00 M"), justify="right")
-    table.add_column("artifact", no_wrap=True, min_width=len("≈00.0 MB"), justify="right")
-    table.add_column("what", no_wrap=True, overflow="ellipsis")
-    for one in found.presets:
-        size = f"≈{one.artifact_estimate_bytes / 1e6:.1f} MB"
-        table.add_row(one.name, f"{one.params / 1e6:.2f} M", size, one.about)
-    return table
 
 
 def _facts() -> Table:

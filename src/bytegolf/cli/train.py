@@ -71,8 +71,8 @@ def presets(
         sys.stdout.write(config.to_toml())
         finish(json, {"config": to_dict(config)})
         return
-    from bytegolf.cli import show
+    from bytegolf.cli import preset_list
 
-    found = show.presets()
-    screen().print(show.preset_table(found))
+    found = preset_list.presets()
+    screen().print(preset_list.preset_table(found))
     finish(json, found)

@@ -1,4 +1,7 @@
-"""One thing at a time: is this file, or this checkpoint, what was written?"""
+"""One thing at a time: is this file, or this checkpoint, what was written?
+
+What needs torch is imported where it is needed: shards, results and manifests are checked without.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
-from bytegolf.artifact import checkpoint as store
 from bytegolf.artifact import container
-from bytegolf.artifact.pack import read_artifact
 from bytegolf.data.shards import read_shard
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors, lines_of, sha256
 from bytegolf.folders import check_file
-from bytegolf.infer import format as compressed
 from bytegolf.tools.check.results import Finding, Verdict
 from bytegolf.tools.study.results import CHECKSUM, row_of
 
 RESULTS = "results.jsonl"
-_SUFFIXES = {container.MAGIC: ".bgolf", compressed.MAGIC: ".bgz"}
+ARTIFACT, COMPRESSED = ".bgolf", ".bgz"
 """By which a file is known whose first bytes are damaged."""
 
 Found = tuple[Finding, str]
@@ -49,6 +49,8 @@ def judged(kind: str) -> Callable[[Look[P]], Callable[Concatenate[Path, P], Verd
 @judged("artifact")
 def artifact(path: Path) -> Found:
     """An artifact, by the hash at its end, and every tensor in it."""
+    from bytegolf.artifact.pack import read_artifact
+
     found = read_artifact(path)
     return "whole", f"its hash matches; {len(found.state)} tensors, SHA-256 {found.sha256[:16]}…"
 
@@ -56,6 +58,8 @@ def artifact(path: Path) -> Found:
 @judged("compressed file")
 def compressed_file(path: Path) -> Found:
     """What `compress` wrote, by the checksums of its parts; the model that it needs is not asked."""
+    from bytegolf.infer import format as compressed
+
     with disk_errors(path, "read"), path.open("rb") as file:
         header = compressed.Header.read(file, str(path))
         size = blocks = 0
@@ -85,6 +89,8 @@ def hashed(path: Path, known: str, remedy: str, more: str = "") -> Found:
 @judged("checkpoint")
 def checkpoint(path: Path) -> Found:
     """A checkpoint's folder: every file against its checksums, and each can be read."""
+    from bytegolf.artifact import checkpoint as store
+
     saved = store.load(path)
     count = len(saved.model) + len(saved.optimizer) + len(saved.averaged)
     if (hashes := store.checksums(path)) is None:
@@ -129,9 +135,14 @@ def any_file(path: Path) -> Verdict | None:
     check_file(path, "name files")
     with disk_errors(path, "read"), path.open("rb") as file:
         start = file.read(len(container.MAGIC))
-    for magic, look in ((container.MAGIC, artifact), (compressed.MAGIC, compressed_file)):
-        if start == magic or path.suffix == _SUFFIXES[magic]:
-            return look(path)
+    if start == container.MAGIC or path.suffix == ARTIFACT:
+        return artifact(path)
     if path.suffix == ".bin":
         return shard(path)
-    return results(path) if path.name == RESULTS else None
+    if path.name == RESULTS:
+        return results(path)
+    if not start.startswith(b"BGOLF") and path.suffix != COMPRESSED:
+        return None
+    from bytegolf.infer import format as compressed
+
+    return compressed_file(path) if start == compressed.MAGIC or path.suffix == COMPRESSED else None
