@@ -235,12 +235,13 @@ def test_later_tokens_change_no_earlier_logit(name: str, length: int) -> None:
             assert (after[:, t + 1 :] - before[:, t + 1 :]).abs().max() > 1e-3, "it does read what was changed"
 
 
-def test_the_verb_lists_each_on_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_verb_lists_each_on_a_line_where_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(good("presets").out.splitlines()) == 1 + len(PARAMETERS)
     for columns in ("80", "60"):
         monkeypatch.setenv("COLUMNS", columns)
         lines = good("presets").out.splitlines()
-        assert len(lines) == 1 + len(PARAMETERS)
         assert all(len(line) <= int(columns) for line in lines)
+        assert sum(line.startswith(tuple(PARAMETERS)) for line in lines) == len(PARAMETERS)
     rows = good("presets", "--json").json["presets"]
     assert {row["name"]: row["params"] for row in rows} == PARAMETERS
     for row in rows:
