@@ -286,9 +286,9 @@ def test_sliding_windows_share_their_work_with_every_kind(kind: str, reset: bool
     with torch.no_grad(), shapes_unchecked():
         out = model(windows[:, :-1])
         wanted = model.losses(out, windows[:, 1:])[:, -8:]
-        found, traces = last_losses(model, tokens, 96, 8)
+        found, shared = last_losses(model, tokens, 96, 8)
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
-    assert torch.equal(traces[0].boundary, out.traces[0].boundary)
+    assert torch.equal(shared.traces[0].boundary, out.traces[0].boundary)
 
 
 @every_kind

@@ -72,11 +72,11 @@ def test_the_losses_are_those_of_full_windows(name: str, reset: bool, length: in
     with torch.no_grad():
         out = model(windows[:, :-1])
         wanted = model.losses(out, windows[:, 1:])[:, -stride:]
-    found, traces = last_losses(model, tokens, length, stride)
+    found, shared = last_losses(model, tokens, length, stride)
     # rotary angles are fp32 whatever the precision, and a shared position is turned by others than a window's
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
-    assert len(traces) == len(out.traces)
-    for mine, theirs in zip(traces, out.traces, strict=True):
+    assert len(shared.traces) == len(out.traces)
+    for mine, theirs in zip(shared.traces, out.traces, strict=True):
         assert torch.equal(mine.boundary, theirs.boundary)
         assert torch.equal(mine.truncated(), theirs.truncated())
         torch.testing.assert_close(mine.p, theirs.p, rtol=0, atol=1e-5)
@@ -123,10 +123,10 @@ def test_a_local_main_network_runs_once(
         out = model(windows[:, :-1])
         wanted = model.losses(out, windows[:, 1:])[:, -stride:]
     counted = by_window(monkeypatch)
-    found, traces = last_losses(model, tokens, 300, stride)
+    found, shared = last_losses(model, tokens, 300, stride)
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
     assert counted == [1, *alone], "the stretch as one window, and those that it does not hold"
-    assert torch.equal(traces[0].boundary, out.traces[0].boundary)
+    assert torch.equal(shared.traces[0].boundary, out.traces[0].boundary)
 
 
 def by_window(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -217,6 +217,6 @@ def network_of(network: Stack | HNet) -> NetworkConfig:
 
 def test_no_stride_takes_more_windows_than_fit(make_model: ModelMaker) -> None:
     tokens = torch.tensor(np.array(random_tokens(64 + 1)))
-    losses, traces = last_losses(make_model("one-level"), tokens, 64, 63)
+    losses, out = last_losses(make_model("one-level"), tokens, 64, 63)
     assert losses.shape == (1, 63)
-    assert traces[0].boundary.shape == (1, 64)
+    assert out.traces[0].boundary.shape == (1, 64)

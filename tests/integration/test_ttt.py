@@ -54,27 +54,21 @@ def static(model: LanguageModel) -> LanguageModel:
 
 
 @pytest.fixture
-def booked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., NDArray[np.float64]]:
+def booked(tmp_path: Path) -> Callable[..., NDArray[np.float64]]:
     """``booked(model, tokens, settings, ...)``: the loss of each target, in the order of the stream."""
-    inner = bpb._losses
     found: dict[int, float] = {}
 
-    def losses(model: LanguageModel, group: list[Window], *rest: Any) -> tuple[NDArray[np.float64], Any]:
-        assert torch.is_inference_mode_enabled() is False
-        result, traces = inner(model, group, *rest)
-        for window, row in zip(group, result, strict=True):
-            first = window.start + window.length - window.scored + 1
-            for place, loss in enumerate(row[: window.scored - window.blank]):
-                assert first + place not in found, "scored twice"
-                found[first + place] = float(loss)
-        return result, traces
-
-    monkeypatch.setattr(bpb, "_losses", losses)
+    def book(window: Window, nats: NDArray[np.float64], sizes: NDArray[np.int64]) -> None:
+        first = window.start + window.length - window.scored + 1
+        for place, loss in enumerate(nats):
+            assert first + place not in found, "scored twice"
+            found[first + place] = float(loss)
 
     def run(model: LanguageModel, tokens: list[int], settings: TttConfig, **options: Any) -> NDArray[np.float64]:
         found.clear()
         with shapes_unchecked():
-            result = score_adapting(model, stream_of(tmp_path, tokens), BYTES, SEQ_LEN, settings, **options)
+            stream = stream_of(tmp_path, tokens)
+            result = score_adapting(model, stream, BYTES, SEQ_LEN, settings, book=book, **options)
         assert sorted(found) == list(range(1, len(tokens)))
         assert result.tokens == len(tokens) - 1
         assert result.bytes == sum(token >= 4 for token in tokens[1:])
@@ -136,7 +130,7 @@ def test_training_before_the_score_would_be_seen(
     """The planted fault: each chunk is learned from first, and scored then."""
     model, settings = static(make_model("tables")), SETTINGS[mode]
     assert moved(booked, model, settings, (40,)) == 0
-    inner, made = bpb.score_group, ttt.adapter_for
+    inner, made = bpb.read_group, ttt.adapter_for
     learner: list[ttt.TestTimeAdapter] = []
 
     class Peeking:
@@ -150,13 +144,13 @@ def test_training_before_the_score_would_be_seen(
         def __exit__(self, *error: Any) -> None:
             self.context.__exit__(*error)
 
-    def peek(model: LanguageModel, tokenizer: Any, group: list[Window], tokens: NDArray[np.int64], *rest: Any) -> Any:
+    def peek(model: LanguageModel, group: list[Window], tokens: NDArray[np.int64], *rest: Any) -> Any:
         ids = torch.from_numpy(tokens)
         learner[0].step(ids[:, :-1], ids[:, 1:], torch.ones(ids[:, 1:].shape, dtype=torch.bool))
-        return inner(model, tokenizer, group, tokens, *rest)
+        return inner(model, group, tokens, *rest)
 
     monkeypatch.setattr(ttt, "adapter_for", Peeking)
-    monkeypatch.setattr(ttt, "score_group", peek)
+    monkeypatch.setattr(ttt, "read_group", peek)
     assert moved(booked, model, settings, (40,)) > 1e-4
 
 

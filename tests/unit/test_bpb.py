@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,11 +17,9 @@ from bytegolf.bpb import Score, bits_per_byte
 from bytegolf.data.specs import parse_tokenizer
 from bytegolf.data.train_tokenizer import train_sentencepiece
 from bytegolf.errors import BytegolfError
-from bytegolf.evaluate import score as bpb
 from bytegolf.evaluate.score import score
 from bytegolf.evaluate.windows import Window, windows
 from bytegolf.model.lm import Forward, LanguageModel
-from bytegolf.model.trace import RouterTrace
 
 
 def uniform(model: LanguageModel) -> LanguageModel:
@@ -88,20 +85,16 @@ def by_the_window(model: LanguageModel, tokens: list[int], plan: list[Window]) -
 @pytest.mark.parametrize("stride", [0, 1, 5, 16])
 @pytest.mark.parametrize("share", [False, True])
 def test_each_target_has_the_loss_of_its_own_window(
-    network: str, stride: int, share: bool, make_model: ModelMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    network: str, stride: int, share: bool, make_model: ModelMaker, tmp_path: Path
 ) -> None:
     model = make_model(network)
     tokens = random_tokens(16 * 3 + 8)
     nats: list[float] = []
-    inner = bpb._losses
 
-    def losses(*arguments: Any) -> tuple[NDArray[np.float64], list[RouterTrace]]:
-        found, traces = inner(*arguments)
-        nats.extend(found.ravel().tolist())
-        return found, traces
+    def book(window: Window, found: NDArray[np.float64], sizes: NDArray[np.int64]) -> None:
+        nats.extend(found.tolist())
 
-    monkeypatch.setattr(bpb, "_losses", losses)
-    result = score(model, stream_of(tmp_path, tokens), BYTES, 16, stride=stride, batch=3, share=share)
+    result = score(model, stream_of(tmp_path, tokens), BYTES, 16, stride=stride, batch=3, share=share, book=book)
     expected = by_the_window(model, tokens, list(windows(len(tokens) - 1, 16, stride)))
     assert result.tokens == len(expected) == len(tokens) - 1
     assert nats == pytest.approx(expected, rel=1e-4, abs=1e-5)

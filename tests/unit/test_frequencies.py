@@ -9,17 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bytegolf.infer.frequencies import (
-    SHARE,
-    TOTAL,
-    Decoder,
-    Encoder,
-    Mixture,
-    _weights,
-    bits,
-    probabilities,
-    quantised,
-)
+from bytegolf.infer.frequencies import SHARE, Decoder, Encoder, Mixture, _weights, bits, probabilities
+from bytegolf.mixing.frequencies import TOTAL, quantised
 
 
 def drawn(seed: int, rows: int, symbols: int, spread: float) -> np.ndarray:

@@ -27,6 +27,7 @@ LAYERS = (
     "config",
     "data",
     "ops",
+    "mixing",
     "model",
     "artifact",
     "infer",

@@ -45,7 +45,7 @@ def evaluate(
     ``subset`` then says. With ``one_pass`` long windows stand for those of ``mode`` (``evaluate.one_pass``).
 
     The processes of ``world`` share the windows, and all of them get the result that one alone would have had.
-    Test-time training reads in order: each of them would do everything.
+    Test-time training and mixing read in order: each of them does everything.
 
     Raises BytegolfError for a mode that does not fit model or text.
     """
@@ -82,7 +82,7 @@ def evaluate(
             world=world,
         )
         seconds = time.perf_counter() - started
-        if not mode.adapts:
+        if not mode.in_order:
             stats = sum(world.collect([stats]), BoundaryStats())
             counted, truncation = world.collect([truncation]), TruncationStats(model)
             for each in counted:
@@ -116,6 +116,7 @@ def evaluate(
         boundaries=stats.figures() if stats.windows else None,
         capacity=truncation.figures(),
         ttt=mode.ttt if mode.adapts else None,
+        mix=mode.mix if mode.mix.on else None,
     )
 
 
@@ -124,7 +125,7 @@ def _teller(
 ) -> Callable[[Score], None]:
     """What is told after each batch: the share that is done, the pace, the time left, and the score so far."""
     targets = targets_of(tokens, mode.seq_len, limit)
-    pace = Pace(targets if mode.adapts else -(-targets // world.size))
+    pace = Pace(targets if mode.in_order else -(-targets // world.size))
 
     def show(total: Score) -> None:
         pace.done = total.tokens

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bytegolf.config import TttConfig
+from bytegolf.config import MixConfig, TttConfig
 from bytegolf.evaluate.results import BoundaryFigures, Check, Truncation
 
 UNSCORED = 0.01
@@ -86,6 +86,8 @@ class Evaluation:
     """per level of chunking: the room for chunks, and what it truncated"""
     ttt: TttConfig | None
     """the settings of test-time training; null without"""
+    mix: MixConfig | None
+    """the settings of mixing; null without"""
 
 
 @dataclass(frozen=True)

@@ -163,11 +163,11 @@ def conclude(
     """Score the artifact as it lies on the disk, segment the beginning of the validation split, write summary.json.
 
     ``data`` is what it was trained on; ``state`` is what the artifact was made of (needed with ``eval.unquantised``).
-    The processes of ``world`` share the scores, except those of test-time training; the rest is the leader's, and the
-    others get a ``Run`` without a summary.
+    The processes of ``world`` share the scores, except those of test-time training and mixing; the rest is the
+    leader's, and the others get a ``Run`` without a summary.
     """
     settings = run.read_config()
-    if settings.eval.ttt.mode != "off":
+    if ScoringMode.configured(settings).in_order:
         if not world.leads:
             return Run(run.path, None)
         world = SINGLE_PROCESS

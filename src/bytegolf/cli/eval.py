@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from cyclopts import Parameter, validators
 
 from bytegolf.cli.common import COUNT, Data, Json, Model, answers, app, finish, screen
-from bytegolf.config import TttConfig
+from bytegolf.config import ContextName, MixConfig, SelectorName, TttConfig, from_dict, to_dict
 from bytegolf.errors import BytegolfError
 
 
@@ -62,6 +62,54 @@ class TestTime:
         return dataclasses.replace(configured, mode=mode, **given)
 
 
+@Parameter(name="*")
+@dataclass
+class Mixed:
+    """The options of mixing; what is left out is as configured."""
+
+    mix: Annotated[bool | None, Parameter(help="Mix the model's distribution of each byte with those of contexts.")] = (
+        None
+    )
+    mix_reset: Annotated[
+        Literal["document", "never"] | None, Parameter(help="Forget contexts at each document, or carry on.")
+    ] = None
+    mix_megabytes: Annotated[int | None, Parameter(help="Memory for contexts.", validator=validators.Number(gte=1))] = (
+        None
+    )
+    mix_without: Annotated[
+        list[str] | None, Parameter(help="Contexts and selectors to leave out.", consume_multiple=True, negative=())
+    ] = None
+    mix_also: Annotated[
+        list[str] | None, Parameter(help="Contexts and selectors to add.", consume_multiple=True, negative=())
+    ] = None
+
+    def over(self, configured: MixConfig) -> MixConfig:
+        """The configuration with what was given on the command line; raises BytegolfError for unknown names, and for
+        options without mixing.
+        """
+        on = configured.on if self.mix is None else self.mix
+        others = {name: value for name, value in vars(self).items() if name != "mix" and value is not None}
+        if others and not on:
+            raise BytegolfError(
+                f"--{next(iter(others)).replace('_', '-')} means nothing without mixing: give --mix too"
+            )
+        without, also = set(self.mix_without or ()), list(self.mix_also or ())
+        known = {"contexts": get_args(ContextName), "selectors": get_args(SelectorName)}
+        for name in (*without, *also):
+            if not any(name in names for names in known.values()):
+                choice = "; ".join(f"{what}: {', '.join(names)}" for what, names in known.items())
+                raise BytegolfError(f"mixing knows no context or selector {name!r} ({choice})")
+        raw = to_dict(configured) | {"on": on}
+        for what, names in known.items():
+            kept = [name for name in raw[what] if name not in without]
+            raw[what] = kept + [name for name in also if name in names and name not in kept]
+        raw |= {name.removeprefix("mix_"): value for name, value in others.items() if name in _NUMBERS}
+        return from_dict(MixConfig, raw, "eval.mix")
+
+
+_NUMBERS = ("mix_reset", "mix_megabytes")
+
+
 @app.command(name="eval", sort_key=20)
 @answers("bytegolf.api.results:Evaluation")
 def evaluate(
@@ -99,6 +147,7 @@ def evaluate(
         Parameter(help="Tokens that fill no window: auto drops them unless windows overlap, as published."),
     ] = "auto",
     test_time: TestTime | None = None,
+    mixed: Mixed | None = None,
     precision: Annotated[Literal["auto", "bf16", "fp32"], Parameter(help="Compute dtype.")] = "auto",
     device: Annotated[str, Parameter(help="auto, cpu, cuda or mps.")] = "auto",
     json: Json = False,
@@ -120,10 +169,15 @@ def evaluate(
     from no token before; every token is scored once, and each document read from
     its beginning unless --ttt-reset never.
 
+    With --mix the model's distribution of each byte is mixed, bit by bit, with
+    those of contexts of the text so far: what learns does so from scored bytes
+    only, and every distribution sums to 1. It goes together with all the others.
+
     Example: bytegolf eval runs/cpu-demo --stride 512
     Example: bytegolf eval runs/cpu-demo --stride 64 --one-pass
     Example: bytegolf eval runs/cpu-demo --length 16384 --stride 14336 --receptive-field 171
     Example: bytegolf eval runs/cpu-demo --ttt sgd
+    Example: bytegolf eval runs/cpu-demo --mix
     """
     from bytegolf.api.model import load
     from bytegolf.cli import show
@@ -136,6 +190,7 @@ def evaluate(
     mode = loaded.mode(
         **{name: value for name, value in changes.items() if value is not None},
         ttt=(test_time or TestTime()).over(loaded.config.eval.ttt),
+        mix=(mixed or Mixed()).over(loaded.config.eval.mix),
         tail=tail,
         **({"seq_len": length} if length else {}),
         **({"batch": batch} if batch else {}),

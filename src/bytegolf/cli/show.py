@@ -11,7 +11,7 @@ from rich.table import Table
 from bytegolf.analyze.segment import titled
 from bytegolf.api.results import Evaluation, Summary, scope
 from bytegolf.api.run import Run
-from bytegolf.config import TttConfig
+from bytegolf.config import MixConfig, TttConfig
 from bytegolf.evaluate.results import BoundaryFigures, Truncation
 from bytegolf.infer.results import Compression
 
@@ -37,6 +37,8 @@ def score(console: Console, result: Evaluation) -> None:
         table.add_row("", f"in one pass that stands for {windows}; attention sees {seen} positions")
     if result.ttt:
         table.add_row("learned", _learned(result.ttt, result.seq_len))
+    if result.mix:
+        table.add_row("mixed", _mixed(result.mix))
     table.add_row("speed", f"{result.bytes_per_second:,} bytes/s, {result.seconds:.1f} s")
     table.add_row("parameters", f"{result.params:,}")
     verdict = "fits" if result.fits else "TOO LARGE"
@@ -58,6 +60,12 @@ def _learned(ttt: TttConfig, seq_len: int) -> str:
         how = f"SGD, rate {ttt.sgd_lr:g}"
     reset = "afresh in each document" if ttt.reset == "document" else "carried on"
     return f"{how}, from each {size} after their score, {reset}"
+
+
+def _mixed(mix: MixConfig) -> str:
+    """What mixing did, in words."""
+    reset = "afresh in each document" if mix.reset == "document" else "carried on"
+    return f"with {len(mix.contexts)} contexts of what was scored before, {reset}"
 
 
 def _chunk_rows(chunks: BoundaryFigures | None) -> Iterator[tuple[str, str]]:

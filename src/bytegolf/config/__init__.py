@@ -28,7 +28,18 @@ from bytegolf.config.model import (
     stacks,
 )
 from bytegolf.config.reading import flatten, from_dict, options_of, preset_chain, preset_names, read_toml, to_dict
-from bytegolf.config.run import Config, DataConfig, EvalConfig, ExportConfig, OptimConfig, TrainConfig, TttConfig
+from bytegolf.config.run import (
+    Config,
+    ContextName,
+    DataConfig,
+    EvalConfig,
+    ExportConfig,
+    MixConfig,
+    OptimConfig,
+    SelectorName,
+    TrainConfig,
+    TttConfig,
+)
 from bytegolf.config.stack import StackConfig
 
 __all__ = [
@@ -36,18 +47,21 @@ __all__ = [
     "CapacityMode",
     "ChunkHashConfig",
     "Config",
+    "ContextName",
     "CosineConfig",
     "DataConfig",
     "EntropyConfig",
     "EvalConfig",
     "ExportConfig",
     "HNetConfig",
+    "MixConfig",
     "ModelConfig",
     "NetworkConfig",
     "NgramConfig",
     "OptimConfig",
     "Ranged",
     "RouterConfig",
+    "SelectorName",
     "SoftConfig",
     "StackConfig",
     "TrainConfig",

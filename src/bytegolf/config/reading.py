@@ -30,6 +30,8 @@ DEPTH = 8
 
 def from_dict(cls: type[T], raw: Any, where: str = "") -> T:
     """Build the dataclass ``cls`` from plain data; ``where`` is the dotted path that errors name."""
+    if isinstance(raw, bool) and "on" in cls.__dict__:  # `eval.mix = true` for `[eval.mix]` with `on = true`
+        raw = {"on": raw}
     if not isinstance(raw, dict):
         raise BytegolfError(f"{where or 'the configuration'} must be a table of keys, not {raw!r}")
     with _named(where):
@@ -199,7 +201,7 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> None:
         if isinstance(value, dict) and isinstance(below.get(key), dict):
             _merge(below[key], value)
         else:
-            below[key] = value
+            _put(below, key, value)
 
 
 def _tables(name: str) -> dict[str, Any]:
@@ -244,7 +246,18 @@ def _set(raw: dict[str, Any], path: str, value: Any) -> None:
     """Set one dotted key of nested tables."""
     *tables, key = path.split(".")
     for table in tables:
+        if isinstance(raw.get(table), bool):  # a section that is switched on or off by its name
+            raw[table] = {"on": raw[table]}
         raw = raw.setdefault(table, {})
         if not isinstance(raw, dict):
             raise BytegolfError(f"{path}: {table} is a value, not a section, so it holds no key {key}")
-    raw[key] = value
+    _put(raw, key, value)
+
+
+def _put(table: dict[str, Any], key: str, value: Any) -> None:
+    """Set one key; true or false for a section that can be on or off leaves its other keys."""
+    old = table.get(key)
+    if isinstance(value, bool) and isinstance(old, dict) and "on" in old:
+        old["on"] = value
+    else:
+        table[key] = value

@@ -202,6 +202,43 @@ class TttConfig(Ranged):
     ngram_lr: float = doc("the same on the n-gram tables, whose rows few tokens touch; 0 = they stay", 0.3, least=0)
 
 
+ContextName = Literal[
+    "o0", "o1", "o2", "o3", "o4", "o5", "o6", "o7", "o8", "o12", "o16", "o24",
+    "word", "words", "word-skip", "chunk", "chunks", "chunk-skip", "skip1-2", "skip1-3", "skip2-2", "high", "skip3",
+]  # fmt: skip
+SelectorName = Literal["bits", "last", "before", "match", "known", "unsure", "chunk"]
+
+
+@dataclass(frozen=True)
+class MixConfig(Ranged):
+    """Mixing: the model's distribution of each byte and those of adaptive context models, combined bit by bit; what
+    learns does so from scored bytes only (mixing/__init__.py). ``eval.mix = true`` switches it on.
+    """
+
+    on: bool = doc("mix the model's distributions with those of contexts of the scored text", False)
+    reset: Literal["document", "never"] = doc(
+        "document = each one starts with empty tables; never = carried on", "never"
+    )
+    megabytes: int = doc("memory for contexts, a power of 2 or the one below", 64, least=1, most=1 << 14)
+    contexts: tuple[ContextName, ...] = doc(
+        "what is looked up: the last n bytes (o0 … o24); word = the letters so far, words = with the word before, "
+        "word-skip = the word before and the last byte; chunk, chunks, chunk-skip = the same with the model's chunks; "
+        "skip1-2 = 2 bytes behind the last one, …; high = the upper halves of 5 bytes",
+        ("o1", "o2", "o3", "o4", "o5", "o6", "o8", "o12", "o16", "word", "words"),
+    )
+    selectors: tuple[SelectorName, ...] = doc(
+        "what chooses weights, a set of them each: the bits so far, the last byte, the one before, the match and the "
+        "model's confidence, how many contexts are known, how unsure the model is, the place in the chunk",
+        ("bits", "last", "before", "match", "known"),
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for what, names, most in (("contexts", self.contexts, 32), ("selectors", self.selectors, 8)):
+            if not 0 < len(set(names)) == len(names) <= most:
+                raise BytegolfError(f"{what} of mixing are {', '.join(names)}: give 1 to {most}, each once")
+
+
 @dataclass(frozen=True)
 class EvalConfig(Ranged):
     """How the final score is taken."""
@@ -214,6 +251,7 @@ class EvalConfig(Ranged):
     )
     capacity_divisor: float = doc("router.capacity_divisor then, 1 or more; 0 = as trained", 0.0, least=0)
     ttt: TttConfig = doc("test-time training", TttConfig())
+    mix: MixConfig = doc("mixing with context models", MixConfig())
     unquantised: bool = doc("`train` scores the weights before quantisation as well, which doubles its time", False)
 
     def __post_init__(self) -> None:

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bytegolf.bpb import Score
-from bytegolf.config import CapacityMode, TttConfig
+from bytegolf.config import CapacityMode, MixConfig, TttConfig
 from bytegolf.data.shards import TokenStream
 from bytegolf.data.tokenizer import Tokenizer
 from bytegolf.errors import BytegolfError
@@ -44,6 +44,9 @@ LEARNING: tuple[Literal["lora", "sgd"], ...] = ("lora", "sgd")
 
 ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.5}
 """How far a logit may move where shapes depend on the text, by the compute dtype."""
+
+MIXED_NORMALISED = 1e-9
+"""The same of a mixed distribution: products of integers, in fp64."""
 
 NORMALISED = 1e-4
 """How far the sum of all probabilities may lie from 1: a softmax in fp32 is within 1e-5."""
@@ -62,9 +65,9 @@ class Trial:
     """whether shapes do not depend on the text, so that equality is bit for bit"""
 
 
-def trials(model: LanguageModel, seq_len: int, stride: int = 0) -> list[Trial]:
+def trials(model: LanguageModel, seq_len: int, stride: int = 0, mix: MixConfig | None = None) -> list[Trial]:
     """Every mode in which ``model`` can be scored: without overlap and with (``stride`` tokens per window, or a quarter
-    of one), in each capacity that it can have, and with test-time training.
+    of one), in each capacity that it can have, with test-time training, and mixed as ``mix`` says (None: never).
     """
     overlap = stride if 0 < stride < seq_len else max(1, seq_len // 4)
     plain, sliding = ScoringMode(seq_len, batch=1), ScoringMode(seq_len, overlap, batch=1)
@@ -80,6 +83,13 @@ def trials(model: LanguageModel, seq_len: int, stride: int = 0) -> list[Trial]:
         )
         for kind in LEARNING
     ]
+    if mix:
+        mixed = [
+            ("mixed", plain),
+            (f"mixed, stride {overlap}", sliding),
+            (f"mixed, {adapting[-1].name}", adapting[-1].mode),
+        ]
+        adapting += [Trial(name, dataclasses.replace(all_chunks(mode), mix=mix)) for name, mode in mixed]
     if not model.levels():
         return [*(Trial(name, mode) for name, mode in named), *adapting]
     found = [Trial(f"{name}, room for all chunks", all_chunks(mode)) for name, mode in named]
@@ -170,6 +180,20 @@ def normalisation(
         "normalised",
         worst <= NORMALISED,
         f"Σp over all {model.config.vocab_size} tokens at {len(at)} places is 1 ± {worst:.1g}",
+    )
+
+
+def mixed_normalisation(
+    model: LanguageModel, tokenizer: Tokenizer, tokens: Int[np.ndarray, " N"], mode: ScoringMode
+) -> Check:
+    """Every mixed distribution of a window must sum to 1, and give each token something."""
+    found = mode.target_logits(model, tokens[: mode.seq_len + 1], tokenizer).exp()
+    worst = float((found.sum(1) - 1).abs().max())
+    return Check(
+        "normalised, mixed",
+        worst <= MIXED_NORMALISED and float(found.min()) > 0,
+        f"Σp over all {found.shape[1]} tokens at {len(found):,} places is 1 ± {worst:.1g}, none below "
+        f"{float(found.min()):.1g}",
     )
 
 

@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bytegolf.bpb import Score
-from bytegolf.config import CapacityMode, Config, TttConfig
+from bytegolf.config import CapacityMode, Config, MixConfig, TttConfig
 from bytegolf.data.shards import TokenStream
 from bytegolf.data.tokenizer import Tokenizer
 from bytegolf.distributed import SINGLE_PROCESS, DistributedContext
 from bytegolf.errors import BytegolfError
+from bytegolf.evaluate.mixing import Mixing, Watch
 from bytegolf.evaluate.one_pass import OnePass, one_pass, with_receptive_field
 from bytegolf.evaluate.score import Book, Observer, score
 from bytegolf.evaluate.ttt import score_adapting
@@ -57,6 +58,8 @@ class ScoringMode:
     """of a fixed capacity; 0: as the model is set"""
     ttt: TttConfig = TttConfig()
     """test-time training"""
+    mix: MixConfig = MixConfig()
+    """mixing with context models"""
     receptive_field: tuple[int, ...] = ()
     """positions that attention to everything sees, per network from the outermost inwards; empty: everything"""
     batch: int = 0
@@ -68,7 +71,9 @@ class ScoringMode:
     def configured(config: Config) -> ScoringMode:
         """The mode in which ``config`` has its artifact scored. Its capacity is the model's since it was loaded."""
         settings = config.eval
-        return ScoringMode(config.train.seq_len, settings.stride, ttt=settings.ttt, batch=settings.batch)
+        return ScoringMode(
+            config.train.seq_len, settings.stride, ttt=settings.ttt, mix=settings.mix, batch=settings.batch
+        )
 
     def in_one_pass(self, model: LanguageModel, stream: TokenStream, limit: int = 0) -> tuple[ScoringMode, OnePass]:
         """Long windows that stand for this mode's overlapping ones (``one_pass``), and how they were found.
@@ -85,6 +90,11 @@ class ScoringMode:
     def adapts(self) -> bool:
         """Whether the model learns at test time."""
         return self.ttt.mode != "off"
+
+    @property
+    def in_order(self) -> bool:
+        """Whether what is learned from a target counts for those behind it, so that processes cannot share the text."""
+        return self.adapts or self.mix.on
 
     @property
     def drops_tail(self) -> bool:
@@ -104,11 +114,13 @@ class ScoringMode:
         book: Book | None = None,
         progress: Callable[[Score], None] | None = None,
         world: DistributedContext = SINGLE_PROCESS,
+        watch: Watch | None = None,
     ) -> Score:
         """The score of ``stream``; ``limit``, ``book`` and ``progress`` are those of ``evaluate.score.score``.
 
         ``observer`` makes an observer per document in test-time training, and one for all otherwise. The processes of
-        ``world`` share the windows, except in test-time training, which reads in order.
+        ``world`` share the windows, except in test-time training and mixing, which read in order. ``watch`` is
+        shown the mixed distributions, which takes many times as long.
 
         Raises BytegolfError if the mode asks for what the model or the text does not have.
         """
@@ -121,6 +133,10 @@ class ScoringMode:
                 raise BytegolfError(
                     "a capacity divisor belongs to a fixed capacity, which no level has: choose fixed too"
                 )
+
+            def mixing(rows: int) -> Mixing:
+                return Mixing(self.mix, tokenizer, len(stream), model.config.softcap, rows, watch)
+
             if self.adapts:
                 return score_adapting(
                     model,
@@ -133,6 +149,7 @@ class ScoringMode:
                     observer=observer,
                     book=book,
                     progress=progress,
+                    mixing=mixing if self.mix.on else None,
                 )
             return score(
                 model,
@@ -147,15 +164,22 @@ class ScoringMode:
                 book=book,
                 progress=progress,
                 world=world,
+                mixing=mixing(1) if self.mix.on else None,
             )
 
     def target_logits(
         self, model: LanguageModel, tokens: Int[np.ndarray, " N"], tokenizer: Tokenizer
     ) -> Float[Tensor, "T V"]:
-        """The softcapped logits of each target of ``tokens``, whose windows must come out even: what its losses use."""
+        """What stands for the distribution of each target of ``tokens``, whose windows must come out even: the
+        softcapped logits that its loss is made of, or the logarithms of its mixed probabilities.
+        """
         seen: list[Tensor] = []
+        stream = MemoryStream(tokens)
+        if self.mix.on:
+            self.score(model, stream, tokenizer, watch=lambda found: seen.append(torch.from_numpy(np.log(found))))
+            return torch.cat(seen)
         with watched(model, lambda out: seen.append(model.cap(out.logits).flatten(0, 1).cpu())):
-            self.score(model, MemoryStream(tokens), tokenizer)
+            self.score(model, stream, tokenizer)
         return torch.cat(seen)
 
     def fitting(self, most: int, windows: int = 3) -> int:

@@ -9,11 +9,14 @@ Legend: B windows of a batch, L tokens of a window.
 from __future__ import annotations
 
 import itertools
-import math
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Float64, Int
 from numpy.typing import NDArray
 
 from bytegolf.bpb import Score
@@ -22,10 +25,14 @@ from bytegolf.data.shards import TokenStream
 from bytegolf.data.tokenizer import Tokenizer
 from bytegolf.distributed import SINGLE_PROCESS, DistributedContext
 from bytegolf.errors import BytegolfError
+from bytegolf.evaluate.mixing import Mixing
 from bytegolf.evaluate.sliding import last_losses
 from bytegolf.evaluate.windows import Window, targets_of, windows
-from bytegolf.model.lm import LanguageModel
+from bytegolf.model.lm import Forward, LanguageModel
 from bytegolf.model.trace import RouterTrace
+
+AHEAD = 2
+"""Batches that the model may be ahead of mixing."""
 
 Observer = Callable[[Window, NDArray[np.int64], list[RouterTrace], int], None]
 """Called with a window, its tokens (L + 1,), what the routers did in its batch, and the window's row there."""
@@ -49,6 +56,7 @@ def score(
     book: Book | None = None,
     progress: Callable[[Score], None] | None = None,
     world: DistributedContext = SINGLE_PROCESS,
+    mixing: Mixing | None = None,
 ) -> Score:
     """Score ``stream`` with ``model`` in windows of ``seq_len`` tokens; each target counts exactly once.
 
@@ -60,6 +68,9 @@ def score(
     pass of each window, up to rounding. ``share`` False makes those passes, as the reference that this is tested
     against.
 
+    With ``mixing`` the targets cost what it says. It works on a thread of its own while the model reads on, since what
+    the model says depends on nothing that mixing learns. It reads in order, so each process of ``world`` does it all.
+
     The processes of ``world`` share the work: each does every so many-th batch, and the batches' scores are put
     together again, by turns. Every process then has the sum that one alone would have had, to the bit.
 
@@ -69,17 +80,34 @@ def score(
         raise BytegolfError(f"cannot score {limit} tokens in batches of {batch}: give a batch and a limit of 0 or more")
     plan = windows(targets_of(len(stream), seq_len, limit), seq_len, stride, drop_tail)
     batch = batch or windows_at_once(model, seq_len)
+    if mixing:
+        world = SINGLE_PROCESS
     scores: list[Score] = []
     total = Score()
     training = model.training
     model.eval()
+
+    def take(found: Score) -> None:
+        nonlocal total
+        scores.append(found)
+        total += found
+        if progress:
+            progress(total)
+
     try:
-        for chunk in itertools.islice(groups(plan, batch), world.rank, None, world.size):
-            tokens = np.stack([stream.slice(w.start, w.start + w.length + 1) for w in chunk]).astype(np.int64)
-            scores.append(score_group(model, tokenizer, chunk, tokens, share, observe, book))
-            total += scores[-1]
-            if progress:
-                progress(total)
+        with ThreadPoolExecutor(1) as thread:
+            waiting: deque[Future[Score]] = deque()
+            for chunk in itertools.islice(groups(plan, batch), world.rank, None, world.size):
+                tokens = np.stack([stream.slice(w.start, w.start + w.length + 1) for w in chunk]).astype(np.int64)
+                read = read_group(model, chunk, tokens, share)
+                if mixing is None:
+                    take(score_group(tokenizer, read, observe, book))
+                    continue
+                if len(waiting) == AHEAD:
+                    take(waiting.popleft().result())
+                waiting.append(thread.submit(score_group, tokenizer, read, observe, book, mixing))
+            while waiting:
+                take(waiting.popleft().result())
     finally:
         model.train(training)
     return sum(world.collect(scores), Score())
@@ -99,54 +127,65 @@ def groups(plan: Iterator[Window], batch: int) -> Iterator[list[Window]]:
         yield group
 
 
+@dataclass(frozen=True)
+class ReadGroup:
+    """What a model made of windows that go together (see ``groups``)."""
+
+    group: list[Window]
+    tokens: Int[np.ndarray, "B x"]
+    """(B, L + 1)"""
+    losses: Float64[np.ndarray, "B n"]
+    """of the scored targets"""
+    out: Forward
+    """what they were made of"""
+
+
 def score_group(
-    model: LanguageModel,
     tokenizer: Tokenizer,
-    group: list[Window],
-    tokens: NDArray[np.int64],
-    share: bool = True,
+    read: ReadGroup,
     observe: Observer | None = None,
     book: Book | None = None,
+    mixing: Mixing | None = None,
+    row: int = 0,
 ) -> Score:
-    """The score of windows that go together (see ``groups``), whose ``tokens`` are (B, L + 1).
+    """The score of windows that were read; with ``mixing``, as the text of its ``row``.
 
     Raises BytegolfError if a loss is not finite.
     """
-    losses, traces = _losses(model, group, tokens, share)
-    total = Score()
-    for row, window in enumerate(group):
-        counted = window.scored - window.blank
-        nats = float(losses[row, :counted].sum())
-        if not math.isfinite(nats):
+    total, group, losses = Score(), read.group, read.losses
+    counts = np.array([window.scored - window.blank for window in group])
+    for at, count in zip(range(len(group)), counts.tolist(), strict=True):
+        if not np.isfinite(losses[at, :count]).all():
             raise BytegolfError(
-                f"the loss is not finite in the window at token {window.start}: the weights are broken, or were moved "
-                "at test time by too high a learning rate"
+                f"the loss is not finite in the window at token {group[at].start}: the weights are broken, or were "
+                "moved at test time by too high a learning rate"
             )
-        scored = tokens[row, window.length - window.scored :][: counted + 1]
+    if mixing:
+        losses = mixing.nats(read.out, read.tokens[:, -group[0].scored :], counts, row)
+    for at, (window, counted) in enumerate(zip(group, counts.tolist(), strict=True)):
+        scored = read.tokens[at, window.length - window.scored :][: counted + 1]
         size = tokenizer.byte_counts(scored[1:], scored[:-1])
-        total += Score(nats, counted, int(size.sum()))
+        total += Score(float(losses[at, :counted].sum()), counted, int(size.sum()))
         if observe:
-            observe(window, tokens[row], traces, row)
+            observe(window, read.tokens[at], read.out.traces, at)
         if book:
-            book(window, losses[row, :counted], size)
+            book(window, losses[at, :counted], size)
     return total
 
 
 @torch.inference_mode()
-def _losses(
-    model: LanguageModel, group: list[Window], tokens: NDArray[np.int64], share: bool
-) -> tuple[NDArray[np.float64], list[RouterTrace]]:
-    """The losses of the scored targets, (B, scored) in float64, and what the routers did."""
+def read_group(model: LanguageModel, group: list[Window], tokens: NDArray[np.int64], share: bool = True) -> ReadGroup:
+    """Windows that go together, whose ``tokens`` are (B, L + 1), read by ``model``."""
     device = model.embedding.weight.device
     length, scored = group[0].length, group[0].scored
     if share and scored < length:
         stretch = np.concatenate((tokens[0], tokens[1:, -scored:].ravel()))
-        losses, traces = last_losses(model, torch.from_numpy(stretch).to(device), length, scored)
+        losses, out = last_losses(model, torch.from_numpy(stretch).to(device), length, scored)
     else:
         ids = torch.from_numpy(tokens).to(device)
         out = model(ids[:, :-1])
-        losses, traces = model.losses(out, ids[:, 1:])[:, length - scored :], out.traces
-    return losses.double().cpu().numpy(), traces
+        losses = model.losses(out, ids[:, 1:])[:, length - scored :]
+    return ReadGroup(group, tokens, losses.double().cpu().numpy(), out)
 
 
 def windows_at_once(model: LanguageModel, seq_len: int) -> int:

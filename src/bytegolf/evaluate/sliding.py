@@ -60,8 +60,8 @@ FORGOTTEN = 24
 @torch.inference_mode()
 def last_losses(
     model: LanguageModel, tokens: Int[Tensor, " X"], length: int, stride: int
-) -> tuple[Float[Tensor, "N n"], list[RouterTrace]]:
-    """The losses of the last ``stride`` (n) targets of each window of ``length`` tokens, and what the routers did.
+) -> tuple[Float[Tensor, "N n"], Forward]:
+    """The losses of the last ``stride`` (n) targets of each window of ``length`` tokens, and what they were made of.
 
     ``tokens`` (X = S + 1) are those of N = (S − length)/stride + 1 windows, each ``stride`` behind the one before it,
     and the last one's last target.
@@ -73,7 +73,8 @@ def last_losses(
     else:
         hidden, traces = _flat(model, network, inputs, length, stride), []
     targets = tokens[length - stride + 1 :].view(-1, stride)
-    return model.losses(Forward(model.project(hidden), traces), targets), traces
+    out = Forward(model.project(hidden), traces)
+    return model.losses(out, targets), out
 
 
 def _flat(

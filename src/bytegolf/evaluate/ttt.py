@@ -39,7 +39,8 @@ from bytegolf.config import TttConfig
 from bytegolf.data.shards import TokenStream
 from bytegolf.data.tokenizer import Tokenizer
 from bytegolf.errors import BytegolfError
-from bytegolf.evaluate.score import Book, Observer, groups, score_group
+from bytegolf.evaluate.mixing import Mixing
+from bytegolf.evaluate.score import Book, Observer, groups, read_group, score_group
 from bytegolf.evaluate.windows import Window, targets_of, windows
 from bytegolf.model.embed import row_tables
 from bytegolf.model.lm import LanguageModel
@@ -135,11 +136,13 @@ def score_adapting(
     observer: Callable[[], Observer] | None = None,
     book: Book | None = None,
     progress: Callable[[Score], None] | None = None,
+    mixing: Callable[[int], Mixing] | None = None,
 ) -> Score:
     """Score every target of ``stream`` once with ``model``, which learns as ``settings`` say and is itself again after.
 
     ``stride``, ``limit`` and ``share`` are those of ``bpb.score``. ``observer`` makes an observer for each document,
-    whose windows come in order.
+    whose windows come in order. ``mixing`` makes what mixes the scores of so many texts at a time: a chunk is mixed
+    before the model learns from it.
 
     Raises BytegolfError if the stream is shorter than a window, a chunk than the stride, or the loss is not finite.
     """
@@ -155,6 +158,7 @@ def score_adapting(
     try:
         with adapter_for(model, settings, len(edges) - 1) as adapter:
             rows = [_Text() for _ in range(adapter.rows)]
+            mixed = mixing(adapter.rows) if mixing else None
             while True:
                 for index, text in enumerate(rows):
                     if not text.chunks and (span := next(waiting, None)):
@@ -168,7 +172,8 @@ def score_adapting(
                     with adapter.only(index):
                         for part in groups(iter(group), max(1, len(group))):
                             tokens = np.stack([text.tokens(stream, one.start, seq_len + 1) for one in part])
-                            total += score_group(model, tokenizer, part, tokens, share, text.observe, book)
+                            read_part = read_group(model, part, tokens, share)
+                            total += score_group(tokenizer, read_part, text.observe, book, mixed, index)
                 if progress:
                     progress(total)
                 # nothing is learned from a chunk behind which nothing comes any more

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shutil
@@ -14,25 +15,35 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int, UInt8, UInt32
 from rich.text import Text
 
 from bytegolf.artifact.loading import LoadedModel
 from bytegolf.bpb import Score
+from bytegolf.config import MixConfig
 from bytegolf.data.manifest import validation_bytes
 from bytegolf.data.shards import TokenStream, open_split
+from bytegolf.data.tokenizer import ByteTokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.evaluate import checks
 from bytegolf.evaluate.checks import Counting
-from bytegolf.evaluate.modes import MemoryStream, ScoringMode
+from bytegolf.evaluate.mixing import opens
+from bytegolf.evaluate.modes import MemoryStream, ScoringMode, watched
 from bytegolf.evaluate.results import Check
 from bytegolf.files import lines_of
 from bytegolf.infer.codec import Mode, code_streams
-from bytegolf.infer.frequencies import TOTAL, Coder, Decoder, Encoder
+from bytegolf.infer.frequencies import Coder, Decoder, Encoder
+from bytegolf.infer.mixed_coding import code_bytes
+from bytegolf.mixing.frequencies import TOTAL, frequencies_of
+from bytegolf.mixing.mixer import Mixer
+from bytegolf.model.lm import Forward
 from bytegolf.progress import Reporter
 
 CODED_MORE = 0.005
 """How much longer than claimed the code of a sample may be."""
+
+LAST_WORDS = 64
+"""Bits that a range coder may need at its end."""
 
 SAME_BPB = 1e-4
 """How far two scores of one artifact on the same tokens may differ."""
@@ -88,20 +99,29 @@ def verify(
         )
     tell = reporter.progress if reporter else (lambda text: None)
     sample = stream.slice(0, min(len(stream), 4 * seq_len + 1)).astype(np.int64)
-    for trial in checks.trials(model, seq_len, stride):
+    mixed = opened.config.eval.mix
+    if isinstance(tokenizer, ByteTokenizer) and not mixed.on:
+        mixed = dataclasses.replace(mixed, on=True, megabytes=1)  # what is tried does not depend on the room
+    for trial in checks.trials(model, seq_len, stride, mixed if mixed.on else None):
         tell(f"changing the future: {trial.name}")
         # learning makes a try many times as long: there the borders of windows must do
-        yield checks.causality(model, tokenizer, sample, trial, 0 if trial.mode.adapts else effort.cuts)
+        yield checks.causality(model, tokenizer, sample, trial, 0 if trial.mode.in_order else effort.cuts)
     yield checks.normalisation(model, tokenizer, sample, ScoringMode(seq_len, batch=1), effort.places)
+
+    if mixed.on:
+        yield checks.mixed_normalisation(model, tokenizer, sample, ScoringMode(seq_len, batch=1, mix=mixed))
 
     tell("scoring")
     limit = 0 if claim is not None else effort.limit(seq_len, stride)
     counting = Counting(stream, tokenizer)
-    mode = ScoringMode(seq_len, stride, batch=opened.config.eval.batch)
+    mode = ScoringMode(seq_len, stride, mix=opened.config.eval.mix, batch=opened.config.eval.batch)
     total = mode.score(model, stream, tokenizer, limit=limit, observer=lambda: counting.observe)
     yield counting.check(total, validation_bytes(data, tokenizer.name))
     tell("coding a sample")
     yield from _coded(opened, stream, effort.streams)
+    if mixed.on:
+        tell("coding it mixed")
+        yield _coded_mixed(opened, sample, mixed)
     if fresh:
         tell("scoring in a process of its own")
         yield _recomputed(opened, data, total, limit)
@@ -165,6 +185,50 @@ def _coded(opened: LoadedModel, stream: TokenStream, most: int) -> Iterator[Chec
     )
     same = bool((decoded == tokens).all())
     yield Check("decoded", same, "every token came back" if same else "the decoded tokens are not those coded")
+
+
+def _coded_mixed(opened: LoadedModel, tokens: Int[np.ndarray, " N"], mix: MixConfig) -> Check:
+    """Code some text with mixed probabilities, bit by bit, and decode it again, from nothing but the code and what the
+    model said of each byte (which ``_coded`` decodes); it must take what its mixed score claims.
+    """
+    model, tokenizer = opened.model, opened.tokenizer
+    assert isinstance(tokenizer, ByteTokenizer)
+    scoring, offset = ScoringMode(opened.config.train.seq_len, batch=1, mix=mix), tokenizer.OFFSET
+    seen: list[tuple[UInt32[np.ndarray, "n V"], Bool[np.ndarray, " n"]]] = []
+    size = scoring.fitting(len(tokens), windows=3)
+
+    def see(out: Forward) -> None:
+        seen.append((frequencies_of(out.logits[0], model.config.softcap), opens(out, out.logits.shape[1])[0]))
+
+    with watched(model, see):
+        claimed = scoring.score(model, MemoryStream(tokens[:size]), tokenizer).nats / math.log(2)
+    frequencies, opened_chunk = (np.concatenate(parts) for parts in zip(*seen, strict=True))
+    wanted = np.arange(size - 1)[tokens[1:size] >= offset]
+    special = np.delete(np.arange(size - 1), wanted)
+    free = -np.log2(frequencies[special, tokens[1 + special]] / TOTAL).sum()
+    free -= np.log2(1 - frequencies[wanted, :offset].sum(1) / TOTAL).sum()
+
+    def code(coder: Coder, data: UInt8[np.ndarray, " n"]) -> UInt8[np.ndarray, " n"]:
+        mixer, found = Mixer(mix, length=size), data.copy()
+        for number, at in enumerate(range(size - 1)):
+            mixer.begin(frequencies[at : at + 1, None, offset:], opened_chunk[at : at + 1])
+            if number in places:
+                found[places[number]] = code_bytes(mixer, coder, data[places[number], None])[0]
+        return found
+
+    places = {int(at): place for place, at in enumerate(wanted)}
+    data, encoder = (tokens[1 + wanted] - offset).astype(np.uint8), Encoder()
+    code(encoder, data)
+    payload = encoder.payload()
+    same = bool((code(Decoder(payload), np.zeros_like(data)) == data).all())
+    bits = 8 * len(payload) + free
+    more = bits / claimed - 1
+    evidence = f"{size - 1:,} tokens take {bits:,.0f} bits, {more:+.3%} of the {claimed:,.0f} of their mixed score"
+    return Check(
+        "coded size, mixed",
+        same and bits <= (1 + CODED_MORE) * claimed + LAST_WORDS,
+        evidence + ("" if same else "; other bytes came back"),
+    )
 
 
 def _recomputed(opened: LoadedModel, data: Path, total: Score, limit: int) -> Check:

@@ -23,13 +23,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from bytegolf.mixing.frequencies import PRECISION, quantised
 from bytegolf.ops import native
-
-PRECISION = 24
-"""log₂ of ``TOTAL``, which constriction's categorical models have."""
-
-TOTAL = 1 << PRECISION
-"""What the frequencies of one distribution sum to."""
 
 SHARE = 2.0**-12
 """How much trust moves to the other of model and uniform with each symbol: changing sides costs 12 bits, and
@@ -66,20 +61,6 @@ def probabilities(logits: Float[Tensor, "R V"], first: int = 0) -> Float[np.ndar
         native.call("exact_softmax", logits, logits.contiguous(), *logits.shape, first, torch.from_numpy(p))
         return p
     return torch.softmax(logits[:, first:].double(), -1).cpu().numpy()
-
-
-def quantised(p: Float[np.ndarray, "R A"]) -> Int[np.ndarray, "R A"]:
-    """Integer frequencies near ``TOTAL``·p, each at least 1, that sum to ``TOTAL``.
-
-    All are rounded down, and the likeliest symbol, to which it matters least, gets what is left.
-
-    >>> quantised(np.array([[0.5, 0.5, 0.0]])).tolist()
-    [[8388608, 8388607, 1]]
-    """
-    rows, symbols = p.shape
-    found: Int[np.ndarray, "R A"] = (p * (TOTAL - symbols)).astype(np.int64) + 1
-    found[np.arange(rows), p.argmax(1)] += TOTAL - found.sum(1)
-    return found
 
 
 def bits(frequencies: Int[np.ndarray, " R"]) -> Float[np.ndarray, " R"]:

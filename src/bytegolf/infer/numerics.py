@@ -18,8 +18,9 @@ import torch
 
 from bytegolf import __version__
 from bytegolf.errors import BytegolfError
-from bytegolf.infer.frequencies import probabilities, quantised
+from bytegolf.infer.frequencies import probabilities
 from bytegolf.infer.native_step import stepper
+from bytegolf.mixing.frequencies import quantised
 from bytegolf.model.lm import LanguageModel
 from bytegolf.ops import native
 

@@ -19,6 +19,8 @@ def readme(opened: LoadedModel, claims: dict[str, Any], found: dict[str, Any], v
     way += f", each scored on its last {config.eval.stride}" if config.eval.stride else " without overlap"
     if config.eval.ttt.mode != "off":
         way += f"; test-time training ({config.eval.ttt.mode}) on what has been scored, and on nothing else"
+    if config.eval.mix.on:
+        way += "; mixed with context models, which learn from what has been scored, and from nothing else"
     dropped = found["tokens_dropped"]
     tail = f" ({dropped:,} behind them fill no window)" if dropped else ""
     model, code, total = (claims[f"bytes_{kind}"] for kind in ("model_int8_zlib", "code", "total"))

@@ -1,0 +1,416 @@
+"""Context mixing in plain Python and NumPy: what ``ops/kernels/exact_mixing.cpp`` computes, to the last bit.
+
+It is for tests, and for machines without a compiler (some kilobytes a second). Integers are Python's, cut to 64 bits
+where hashes need it; what the kernel does in fp32 is done in fp32 here, in the same order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bytegolf.mixing import tables
+from bytegolf.mixing.state import APM_CELLS, HISTORY, MOST_SETS, State
+
+MASK = (1 << 64) - 1
+GOLDEN, SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9
+F = np.float32
+FAR = F(11.99)
+
+
+def mixed(h: int) -> int:
+    """A hash of a hash, 64 bits."""
+    h &= MASK
+    h = ((h ^ h >> 31) * GOLDEN) & MASK
+    return ((h ^ h >> 29) * SECOND) & MASK
+
+
+def second(hash_: int, node: int) -> int:
+    """The hash of a byte's second half, whose first node is 16 … 31."""
+    return mixed(hash_ + node)
+
+
+def context(h: dict[str, int], kind: int) -> int:
+    """The hash of a context by its number in ``state.CONTEXTS``, before it is mixed."""
+    last8 = h["last8"]
+    if kind <= 8:
+        return last8 & ((1 << 8 * kind) - 1)
+    by_kind = {
+        12: last8 * GOLDEN + (h["before8"] & 0xFFFFFFFF),
+        16: last8 * GOLDEN + h["before8"],
+        24: (last8 * GOLDEN + h["before8"]) * GOLDEN + h["before16"],
+        32: h["word"],
+        33: h["word"] * GOLDEN + h["word_before"],
+        34: h["word_before"] * GOLDEN + (last8 & 0xFF),
+        40: h["chunk"],
+        41: h["chunk"] * GOLDEN + h["chunk_before"],
+        42: h["chunk_before"] * GOLDEN + h["chunk_bytes"],
+        48: last8 >> 8 & 0xFFFF,
+        49: last8 >> 8 & 0xFFFFFF,
+        50: last8 >> 16 & 0xFFFF,
+        51: last8 & 0xF0F0F0F0F0,
+        52: last8 >> 24 & 0xFF,
+    }
+    return by_kind[kind] & MASK
+
+
+def letter(byte: int) -> int:
+    """A letter in lower case, or a byte of a character that is not ASCII; 0 for anything else."""
+    c = byte + 32 if 65 <= byte <= 90 else byte
+    return c if 97 <= c <= 122 or c >= 128 else 0
+
+
+def length_class(size: int) -> int:
+    """A match's length as one of 32 classes."""
+    for limit, start, base, step in ((16, 0, 0, 1), (32, 16, 16, 4), (64, 32, 20, 8), (512, 64, 24, 64)):
+        if size < limit:
+            return base + (size - start) // step
+    return 31
+
+
+def rough_length(size: int) -> int:
+    """The same as one of 8."""
+    return sum(size >= limit for limit in (1, 8, 12, 16, 20, 24, 32))
+
+
+def confidence(x: np.float32) -> int:
+    """How far a logit is from 0, as one of 8 classes."""
+    return int(sum(abs(x) >= limit for limit in (0.5, 1, 2, 3, 4, 5, 7)))
+
+
+def clip(x: np.float32, most: np.float32 = FAR) -> np.float32:
+    """``x`` between −most and most."""
+    return -most if x < -most else most if x > most else x
+
+
+def squash(x: np.float32) -> np.float32:
+    """1/(1 + e^−x) by linear interpolation."""
+    at = (x + F(12)) * F(64)
+    i = int(at)
+    table = tables.squash()
+    return table[i] + (table[i + 1] - table[i]) * (at - F(i))  # type: ignore[no-any-return]  # an fp32
+
+
+def log(value: int) -> np.float32:
+    """ln of an integer above 0."""
+    high = value.bit_length() - 1
+    return tables.log_mantissa()[(value << 31 - high) >> 19 & 4095] + F(high) * F(0.6931472)  # type: ignore[no-any-return]
+
+
+def dot(x: NDArray[np.float32], w: NDArray[np.float32]) -> np.float32:
+    """Σ x·w in 8 lanes, which are then added up in pairs."""
+    lanes = np.zeros(8, np.float32)
+    for products in (x * w).reshape(-1, 8):
+        lanes = lanes + products
+    a = [F(lane) for lane in lanes]
+    return ((a[0] + a[4]) + (a[2] + a[6])) + ((a[1] + a[5]) + (a[3] + a[7]))
+
+
+@dataclass
+class _Frame:
+    """What the predictions of a byte are made of, and what they were: of each bit, or of each half."""
+
+    hashes: list[int] = field(default_factory=list)
+    trees: list[list[int]] = field(default_factory=list)
+    buckets: list[list[int | None]] = field(default_factory=lambda: [[], []])
+    x: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    sets: list[list[int]] = field(default_factory=lambda: [[]] * 8)
+    out: list[list[np.float32]] = field(default_factory=lambda: [[]] * 8)
+    p: list[np.float32] = field(default_factory=lambda: [F(0)] * 8)
+    corrected: list[np.float32] = field(default_factory=lambda: [F(0)] * 8)
+    final_set: list[int] = field(default_factory=lambda: [0] * 8)
+    cells: list[list[tuple[int, int]]] = field(default_factory=lambda: [[]] * 8)
+    history: dict[str, int] = field(default_factory=dict)
+    order2: int = 0
+    expected: int = -1
+    unsure: int = 0
+
+
+class Reference:
+    """The engine of ``mixer.Mixer`` in plain Python."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._frames = [_Frame() for _ in range(state.streams)]
+
+    # ------------------------------------------------------------------------------------------------ buckets
+
+    def _head(self, hash_: int) -> int:
+        return hash_ & 0xFFFF | int(self._state.counts[0]) << 16
+
+    def _find(self, hash_: int) -> int | None:
+        place = hash_ >> 64 - self._state.bits
+        for one in (place, place ^ 1):
+            if self._state.table[one, 0] == self._head(hash_):
+                return one
+        return None
+
+    def _claim(self, hash_: int) -> int:
+        found = self._find(hash_)
+        if found is not None:
+            return found
+        table, now = self._state.table, int(self._state.counts[0])
+        one = hash_ >> 64 - self._state.bits
+        other = one ^ 1
+        stale, other_stale = (int(table[each, 0]) >> 16 != now for each in (one, other))
+        fewer = int(table[one, 1]) & 15 <= int(table[other, 1]) & 15
+        taken = one if stale or (not other_stale and fewer) else other
+        table[taken] = 0
+        table[taken, 0] = self._head(hash_)
+        return taken
+
+    # ------------------------------------------------------------------------------------------------ history
+
+    def _history(self, row: int) -> dict[str, int]:
+        numbers = self._state.history[row].tolist()
+        unsigned = dict(zip(HISTORY, (number & MASK for number in numbers), strict=False))
+        return unsigned | {"pending": numbers[HISTORY.index("pending")]}
+
+    def _expected(self, h: dict[str, int]) -> int:
+        if not h["match_bytes"]:
+            return -1
+        return int(self._state.text[divmod(h["match_at"], self._state.ring)])
+
+    def _advance(self, row: int, opens: bool) -> None:
+        state, h = self._state, self._history(row)
+        byte = h["pending"]
+        if byte < 0:
+            return
+        h["pending"] = -1
+        h["before16"] = (h["before16"] << 8 | h["before8"] >> 56) & MASK
+        h["before8"] = (h["before8"] << 8 | h["last8"] >> 56) & MASK
+        h["last8"] = (h["last8"] << 8 | byte) & MASK
+        if c := letter(byte):
+            h["word"] = mixed(h["word"] + c + 1)
+        elif h["word"]:
+            h["word_before"], h["word"] = h["word"], 0
+        if opens:
+            h["chunk_before"], h["chunk"], h["chunk_bytes"] = h["chunk"], 0, 0
+        h["chunk"] = mixed(h["chunk"] + byte + 1)
+        h["chunk_bytes"] += 1
+        mask = state.ring - 1
+        if self._expected(h) == byte:
+            stream, after = h["match_at"] // state.ring, (h["match_at"] + 1) & mask
+            h["match_at"] = stream * state.ring + after
+            over = stream != row and after == int(state.history[stream, HISTORY.index("length")]) & mask
+            h["match_bytes"] = 0 if over else h["match_bytes"] + 1
+        else:
+            h["match_bytes"] = 0
+        state.text[row, h["length"] & mask] = byte
+        h["length"] += 1
+        if h["length"] >= state.shortest:
+            self._match(row, h)
+        signed = [value - (1 << 64) if value > MASK >> 1 else value for value in h.values()]
+        state.history[row, : len(signed)] = signed
+
+    def _match(self, row: int, h: dict[str, int]) -> None:
+        state, mask = self._state, self._state.ring - 1
+        place = mixed(h["last8"] << 64 - 8 * state.shortest) >> 64 - state.position_bits
+        latest = int(state.positions[place])
+        if not h["match_bytes"] and latest:
+            stream, at = divmod(latest - 1, state.ring)
+            read = h["length"] if stream == row else int(state.history[stream, HISTORY.index("length")])
+            most, same = min(32, h["length"], 32 if read > state.ring else at), 0
+            theirs, own = state.text[stream], state.text[row]
+            while same < most and theirs[at - 1 - same & mask] == own[h["length"] - 1 - same & mask]:
+                same += 1
+            if same >= state.shortest:
+                h["match_bytes"], h["match_at"] = same, latest - 1
+        state.positions[place] = row * state.ring + (h["length"] & mask) + 1
+
+    # ------------------------------------------------------------------------------------------------ the engine
+
+    def begin(self, rows: NDArray[np.int64], frequencies: NDArray[np.uint32], opens: NDArray[np.bool_]) -> None:
+        for i, row in enumerate(rows.tolist()):
+            self._advance(row, bool(opens[i]))
+            frame, state = self._frames[row], self._state
+            h = frame.history = self._history(row)
+            frame.hashes = [
+                mixed(context(h, kind) + (c + 1) * 0xD6E8FEB86659FD93) for c, kind in enumerate(state.contexts)
+            ]
+            frame.order2 = mixed(h["last8"] & 0xFFFF) >> 32
+            frame.expected = self._expected(h)
+            frame.x = np.zeros((8, state.inputs), np.float32)
+            frame.trees = []
+            for leaves in frequencies[i].tolist():
+                tree = [0] * 256 + leaves
+                for node in range(255, 0, -1):
+                    tree[node] = tree[2 * node] + tree[2 * node + 1]
+                frame.trees.append(tree)
+            if frame.trees:
+                tree = frame.trees[0]
+                frame.unsure = min(15, int((log(tree[1]) - log(max(tree[256:]))) * F(5.770780)))
+
+    def predict(self, rows: NDArray[np.int64], nodes: NDArray[np.int64]) -> NDArray[np.int32]:
+        found = [
+            self._predict(self._frames[row], node) for row, node in zip(rows.tolist(), nodes.tolist(), strict=True)
+        ]
+        return np.array(found, np.int32)
+
+    def nodes(self, rows: NDArray[np.int64]) -> NDArray[np.int32]:
+        out = np.zeros((len(rows), 256), np.int32)
+        # each second half by itself: buckets are looked for at its first node
+        order = [
+            *range(1, 16),
+            *(high << deep | low for high in range(16, 32) for deep in range(4) for low in range(1 << deep)),
+        ]
+        for i, row in enumerate(rows.tolist()):
+            for node in order:
+                out[i, node] = self._predict(self._frames[row], node)
+        return out
+
+    def learn(self, rows: NDArray[np.int64], data: NDArray[np.uint8]) -> None:
+        pairs = list(zip(rows.tolist(), data.tolist(), strict=True))
+        for row, byte in pairs:
+            self._walk(self._frames[row], byte)
+        for row, byte in pairs:
+            self._learn(self._frames[row], byte)
+            self._state.history[row, HISTORY.index("pending")] = byte
+
+    def run(
+        self, row: int, frequencies: NDArray[np.uint32], opens: NDArray[np.bool_], data: NDArray[np.uint8]
+    ) -> NDArray[np.uint16]:
+        out, rows = np.empty((len(data), 8), np.uint16), np.array([row])
+        for t, byte in enumerate(data.tolist()):
+            self.begin(rows, frequencies[t : t + 1], opens[t : t + 1])
+            out[t] = self._walk(self._frames[row], byte)
+            self._learn(self._frames[row], byte)
+            self._state.history[row, HISTORY.index("pending")] = byte
+        return out
+
+    def _walk(self, frame: _Frame, byte: int) -> list[int]:
+        ones = [self._predict(frame, (byte | 256) >> 8 - k) for k in range(8)]
+        return [p if byte >> 7 - k & 1 else 65536 - p for k, p in enumerate(ones)]
+
+    # ------------------------------------------------------------------------------------------------ prediction
+
+    def _select(self, frame: _Frame, kind: int, k: int, node: int, hits: int, bit: int, sure: int) -> int:
+        h = frame.history
+        size = rough_length(h["match_bytes"])
+        known = min(hits, 15)
+        match kind:
+            case 0:
+                return node
+            case 1:
+                return h["last8"] & 255
+            case 2:
+                return h["last8"] >> 8 & 255
+            case 3:
+                return (((0 if bit < 0 else size) + 8 * (bit == 1)) * 8 + sure) * 8 + k
+            case 4:
+                return (k * 16 + known) * 8 + size
+            case 5:
+                return (k * 16 + frame.unsure) * 16 + known
+            case _:
+                return (min(h["chunk_bytes"], 15) * 8 + k) * 16 + frame.unsure
+
+    def _predict(self, frame: _Frame, node: int) -> int:
+        state, h = self._state, frame.history
+        k = node.bit_length() - 1
+        half = k // 4
+        own = node & (1 << k - 4) - 1 | 1 << k - 4 if half else node
+        if k in (0, 4):
+            frame.buckets[half] = [self._find(second(each, node) if half else each) for each in frame.hashes]
+        x = frame.x[k]
+        x[:] = 0
+        hits = correction = 0
+        for c, bucket in enumerate(frame.buckets[half]):
+            if bucket is None:
+                continue
+            hits += 1
+            slot = int(state.table[bucket, own])
+            if slot & 15:
+                x[c] = tables.stretch()[int(state.maps[c, slot & 15, slot >> 10 & 63]) >> 20]
+                correction += (slot >> 16 ^ 0x8000) - 0x8000
+        at, bit = len(frame.hashes), -1
+        corrected = x[at] = clip(F(correction) * F(2**-12))
+        if frame.expected >= 0 and (frame.expected | 256) >> 8 - k == node:
+            bit = frame.expected >> 7 - k & 1
+            sign = F(1 if bit else -1)
+            size = h["match_bytes"]
+            x[at + 1] = sign * tables.stretch()[int(state.match_maps[length_class(size)]) >> 20]
+            x[at + 2] = sign * (F(min(size, 32)) * F(0.0625))
+        x[at + 3] = F(0.3)
+        for e, tree in enumerate(frame.trees):
+            x[at + 4 + e] = clip(log(tree[2 * node + 1]) - log(tree[2 * node]))
+        expert = x[at + 4] if frame.trees else F(0)
+        sure = confidence(expert) if frame.trees else rough_length(h["match_bytes"])
+        frame.corrected[k] = squash(clip(expert + corrected))
+        return self._combine(frame, k, node, hits, bit, sure)
+
+    def _combine(self, frame: _Frame, k: int, node: int, hits: int, bit: int, sure: int) -> int:
+        state = self._state
+        frame.final_set[k] = k * 8 + sure
+        frame.sets[k], frame.out[k], total = [], [], F(0)
+        for s, (kind, offset) in enumerate(zip(state.selectors, state.set_offsets, strict=True)):
+            chosen = offset + self._select(frame, kind, k, node, hits, bit, sure)
+            out = clip(dot(frame.x[k], state.weights[chosen]))
+            frame.sets[k].append(chosen)
+            frame.out[k].append(out)
+            total = total + out * state.final_weights[frame.final_set[k], s]
+        total = clip(total)
+        p = frame.p[k] = squash(total)
+        z = (clip(total, F(7.99)) + F(8)) * F(2)
+        j = int(z)
+        share = z - F(j)
+        last = frame.history["last8"] & 255
+        rows = (node | last << 8, 65536 + (((frame.order2 + node & 0xFFFFFFFF) * 0x9E3779B1 & 0xFFFFFFFF) >> 16))
+        refined = []
+        for line in (state.apm[row] for row in rows):
+            refined.append((F(line[j]) * (F(1) - share) + F(line[j + 1]) * share) * F(2**-16))
+        frame.cells[k] = [(row, j + int(share > F(0.5))) for row in rows]
+        numbers = state.numbers
+        return min(65535, max(1, int((p * numbers[5] + (refined[0] + refined[1]) * numbers[6]) * F(65536))))
+
+    # ------------------------------------------------------------------------------------------------ learning
+
+    def _learn_map(self, maps: NDArray[np.uint32], at: int | tuple[int, int, int], bit: bool | int) -> None:
+        value = int(maps[at])
+        count, p = value & 1023, value >> 10
+        p += ((4194303 if bit else 0) - p) * int(self._state.map_rate[count]) >> 16
+        maps[at] = p << 10 | min(count + 1, 1023)
+
+    def _learn(self, frame: _Frame, byte: int) -> None:
+        state, numbers = self._state, self._state.numbers
+        rate = numbers[1] + numbers[0] / (F(1) + F(state.counts[1]) * numbers[2])
+        node = 1
+        for k in range(8):
+            bit = byte >> 7 - k & 1
+            final = state.final_weights[frame.final_set[k]]
+            whole = (F(bit) - frame.p[k]) * numbers[3]
+            for s, (chosen, out) in enumerate(zip(frame.sets[k], frame.out[k], strict=True)):
+                final[s] = final[s] + whole * out
+                state.weights[chosen] += frame.x[k] * ((F(bit) - squash(out)) * rate)
+            for cell in frame.cells[k]:
+                value = int(state.apm[cell])
+                state.apm[cell] = value + ((65535 if bit else 0) - value >> 6)
+            if frame.expected >= 0 and (frame.expected | 256) >> 8 - k == node:
+                at = length_class(frame.history["match_bytes"])
+                self._learn_map(state.match_maps, at, frame.expected >> 7 - k & 1 == bit)
+            node = 2 * node + bit
+        for c, first in enumerate(frame.hashes):
+            for half in (0, 1):
+                self._learn_bucket(frame, c, second(first, 16 | byte >> 4) if half else first, half, byte)
+        state.counts[1] += 1
+
+    def _learn_bucket(self, frame: _Frame, c: int, hash_: int, half: int, byte: int) -> None:
+        state = self._state
+        bucket, own = state.table[self._claim(hash_)], 1
+        for k in range(4):
+            bit = byte >> 7 - 4 * half - k & 1
+            slot = int(bucket[own])
+            seen, w = slot & 15, (slot >> 16 ^ 0x8000) - 0x8000
+            p = slot >> 4 & 4095 if seen else 2048
+            if seen:
+                self._learn_map(state.maps, (c, seen, p >> 6), bit)
+            p += ((4095 if bit else 0) - p) * int(state.slot_rate[seen]) >> 16
+            seen = min(seen + 1, 15)
+            w += int(np.rint((F(bit) - frame.corrected[4 * half + k]) * state.boost[seen]))
+            bucket[own] = (min(32767, max(-32768, w)) & 0xFFFF) << 16 | p << 4 | seen
+            own = 2 * own + bit
+
+
+assert APM_CELLS == 33
+assert MOST_SETS == 8

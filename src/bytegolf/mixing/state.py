@@ -1,0 +1,168 @@
+"""What mixing remembers: counters, weights, the text so far. Plain arrays, on which the kernel and the reference work.
+
+Legend: S streams, C contexts, E experts, N inputs of a mixer, M selectors (weight sets chosen at a time).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bytegolf.config import MixConfig
+from bytegolf.errors import BytegolfError
+from bytegolf.mixing import tables
+
+CONTEXTS = {
+    **{f"o{n}": n for n in (0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24)},
+    **{"word": 32, "words": 33, "word-skip": 34, "chunk": 40, "chunks": 41, "chunk-skip": 42},
+    **{"skip1-2": 48, "skip1-3": 49, "skip2-2": 50, "high": 51, "skip3": 52},
+}
+"""The kinds of contexts by their names in a configuration; the kernel has the same numbers."""
+
+SELECTORS = {
+    "bits": (0, 256),
+    "last": (1, 256),
+    "before": (2, 256),
+    "match": (3, 16 * 8 * 8),
+    "known": (4, 8 * 16 * 8),
+    "unsure": (5, 8 * 16 * 16),
+    "chunk": (6, 16 * 8 * 16),
+}
+"""The number of each selector, and among how many sets of weights it chooses."""
+
+MOST_SETS, MOST_EXPERTS = 8, 3
+"""Of one mixer, as the kernel has them."""
+
+SLOTS = 16
+"""32-bit slots of a bucket: one to know it by, and one for each of the 15 nodes of half a byte."""
+
+APM_CELLS, APM_ROWS = 33, 2 * 65536
+SHORTEST_MATCH = 5
+"""Bytes that must be equal before what followed them is expected again."""
+
+HISTORY = (
+    "last8", "before8", "before16", "word", "word_before", "chunk", "chunk_before",
+    "chunk_bytes", "match_at", "match_bytes", "length", "pending",
+)  # fmt: skip
+"""The numbers per stream, of which there is room for 16: the last 8 bytes, the 8 before, the 8 before those; hashes of
+words and chunks; the bytes of the chunk so far; where the match goes on and how long it is; bytes read; the byte that
+was learned last and is not in the history yet (−1: none)."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """How fast things are learned; set on the first third of the default validation split (docs/mixing.md)."""
+
+    first: float = 0.02
+    """of the mixers' weights: ``first`` at the beginning …"""
+    last: float = 0.003
+    """… ``last`` in the end …"""
+    decay: float = 0.0002
+    """… and in between last + first/(1 + decay · bytes)"""
+    final: float = 0.0002
+    """of the weights that combine the mixers"""
+    correction: float = 0.05
+    """of the corrections, times 1 + ``young`` / visits"""
+    young: float = 5.0
+    slot: float = 1.6
+    """a slot's rate is 1/(visits + slot)"""
+    refined: float = 0.12
+    """the share of each refined probability (APM) in the result beside a model; twice that without one"""
+    context_weight: float = 0.04
+    """what a context's input weighs at first, where there is a model …"""
+    context_weight_alone: float = 0.2
+    """… and where there is none"""
+    expert_weight: float = 0.9
+    """what the experts weigh at first, together"""
+    other_weight: float = 0.3
+    """what the correction weighs at first, and ⅔ of it the match"""
+
+
+class State:
+    """The arrays of one mixer for ``streams`` streams, which share counters and weights, and have a history each.
+
+    Memory is taken when it is touched, so a small text costs little whatever ``settings.megabytes`` says.
+
+    Raises BytegolfError for more streams than positions can be told apart of.
+    """
+
+    def __init__(self, settings: MixConfig, streams: int = 1, experts: int = 1, length: int = 1 << 24) -> None:
+        """``length``: how many bytes back a match can lie, of those of one stream; a power of 2 or the one above."""
+        if not 0 <= experts <= MOST_EXPERTS:
+            raise BytegolfError(f"{experts} experts: mixing takes up to {MOST_EXPERTS}")
+        rates = self.rates = Rates()
+        self.settings, self.streams, self.experts = settings, streams, experts
+        self.ring = 1 << max(6, min(24, (length - 1).bit_length()))
+        if streams * self.ring >= 1 << 32:
+            raise BytegolfError(f"{streams} streams of {self.ring} bytes cannot be mixed together: take fewer")
+        self.bits = (settings.megabytes << 20).bit_length() - 7  # log₂ of the buckets, 64 bytes each
+        self.position_bits = min(20, max(12, (streams * self.ring).bit_length() - 1))
+        self.shortest = SHORTEST_MATCH
+        self.contexts = [CONTEXTS[name] for name in settings.contexts]
+        self.selectors = [SELECTORS[name][0] for name in settings.selectors]
+        sizes = [SELECTORS[name][1] for name in settings.selectors]
+        self.set_offsets = [sum(sizes[:i]) for i in range(len(sizes))]
+        used = len(self.contexts) + 4 + experts
+        self.inputs = -(-used // 8) * 8
+        """N: context inputs, correction, match (2), 1, experts; then zeros up to a multiple of 8"""
+        self.table: NDArray[np.uint32] = aligned((1 << self.bits, SLOTS), np.uint32)
+        """a bucket's first slot: its hash's last 16 bits, above them the generation; each other one: visits (4 bits,
+        up to 15), the probability of a 1 (12), the correction in units of 2⁻¹² (16, signed)"""
+        self.maps = aligned((len(self.contexts), 16, 64), np.uint32)
+        """what a slot's visits and probability stand for: a probability of 22 bits above a count of 10"""
+        self.match_maps = aligned((32,), np.uint32)
+        """how often the expected bit comes, by the match's length"""
+        self.weights = aligned((sum(sizes), self.inputs), np.float32)
+        self.final_weights = aligned((64, MOST_SETS), np.float32)
+        self.apm = aligned((APM_ROWS, APM_CELLS), np.uint16)
+        """refined probabilities, by the mixers' (33 supporting points over −8 … 8) and a context"""
+        self.positions = aligned((1 << self.position_bits,), np.uint32)
+        """where the last bytes, by their hash, came last: stream · ring + place, plus 1"""
+        self.text = aligned((streams, self.ring), np.uint8)
+        self.history = aligned((streams, 16), np.int64)
+        self.counts = np.array([0, 0], np.int64)
+        """the table's generation, and the bytes learned"""
+        visits = np.arange(16, dtype=np.float64)
+        self.slot_rate = np.array([int(65536 / (n + rates.slot)) for n in range(16)], np.int32)
+        self.map_rate = np.array([int(65536 / (n + 1.5)) for n in range(1024)], np.int32)
+        self.boost = (4096 * rates.correction * (1 + rates.young / np.maximum(visits, 1))).astype(np.float32)
+        share = rates.refined if experts else 2 * rates.refined
+        self.numbers = np.array(
+            [rates.first, rates.last, rates.decay, rates.final, 0, 1 - 2 * share, share], np.float32
+        )
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything, as if new; the table by a new generation, which makes all of its buckets stale."""
+        self.counts[:] = (self.counts[0] + 1) % (1 << 16), 0
+        if self.counts[0] == 0:  # generations begin anew: here old ones could be taken for new
+            self.table[:] = 0
+            self.counts[0] = 1
+        middles = (np.arange(64) + 0.5) / 64
+        self.maps[:] = (middles * 4194303).astype(np.uint32) << 10
+        lengths = 1 - 1 / (np.arange(32) + 2.5)
+        self.match_maps[:] = (lengths * 4194303).astype(np.uint32) << 10
+        rates, count, experts = self.rates, len(self.contexts), self.experts
+        first = np.zeros(self.inputs)
+        first[:count] = rates.context_weight if experts else rates.context_weight_alone
+        first[count : count + 4] = rates.other_weight, rates.other_weight * 2 / 3, rates.other_weight * 2 / 3, 0
+        first[count + 4 : count + 4 + experts] = rates.expert_weight / max(1, experts)
+        self.weights[:] = first
+        self.final_weights[:] = 1 / len(self.selectors)
+        points = tables.squash()[np.arange(-8 * 64, 8 * 64 + 1, 32) + tables.FAR * tables.PER_UNIT]
+        self.apm[:] = np.minimum(points * 65536, 65535).astype(np.uint16)
+        self.positions[:] = 0
+        self.history[:] = 0
+        self.history[:, HISTORY.index("pending")] = -1
+
+
+def aligned(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    """Zeros whose first element lies at a multiple of 64 bytes, as vectors and whole buckets want it."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    room = np.zeros(size + 64, np.uint8)
+    start = -room.ctypes.data % 64
+    found: NDArray[Any] = room[start : start + size].view(dtype).reshape(shape)
+    return found

@@ -1,0 +1,170 @@
+"""Mixed scores in every mode: what the model's alone would be but for mixing, causal, normalised, reset as told."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import ModelMaker, shapes_unchecked
+from numpy.typing import NDArray
+from streams import BYTES, stream_of
+
+from bytegolf.bpb import Score
+from bytegolf.config import MixConfig, TttConfig
+from bytegolf.data.tokenizer import RawByteTokenizer, Tokenizer
+from bytegolf.errors import BytegolfError
+from bytegolf.evaluate import checks
+from bytegolf.evaluate.mixing import Mixing
+from bytegolf.evaluate.modes import MemoryStream, ScoringMode
+from bytegolf.evaluate.windows import Window
+from bytegolf.model.lm import LanguageModel
+
+MIX = MixConfig(on=True, megabytes=1, contexts=("o1", "o2", "o4", "word", "chunk"))
+SEQ_LEN = 32
+PLAIN = ScoringMode(SEQ_LEN, mix=MIX, tail="score")
+MODES = {
+    "plain": PLAIN,
+    "batches of 2": dataclasses.replace(PLAIN, batch=2),
+    "sliding": dataclasses.replace(PLAIN, stride=8),
+    "sgd": dataclasses.replace(PLAIN, ttt=TttConfig("sgd", chunk=16)),
+    "lora, 3 documents at once": dataclasses.replace(PLAIN, ttt=TttConfig("lora", rank=2, documents=3)),
+    "each document afresh": dataclasses.replace(PLAIN, mix=dataclasses.replace(MIX, reset="document")),
+}
+every_mode = pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
+
+
+def text(documents: int = 4, size: int = 50) -> list[int]:
+    """Documents of a few words, each behind a BOS, and a BOS at the end."""
+    chance = np.random.default_rng(3)
+    words = [b"mix ", b"the ", b"models ", b"of bytes. "]
+    found: list[int] = []
+    for _ in range(documents):
+        data = b"".join(words[i] for i in chance.integers(0, 4, size))[:size]
+        found += [BYTES.BOS, *(byte + BYTES.OFFSET for byte in data)]
+    return [*found, BYTES.BOS]
+
+
+def costs(
+    mode: ScoringMode, model: LanguageModel, tokens: list[int], tokenizer: Tokenizer = BYTES
+) -> NDArray[np.float64]:
+    """The nats of each target, in the order of the text; their sum is the score's, and each comes once."""
+    found: dict[int, float] = {}
+
+    def book(window: Window, nats: NDArray[np.float64], sizes: NDArray[np.int64]) -> None:
+        first = window.start + window.length - window.scored
+        for place, loss in enumerate(nats):
+            assert first + place not in found, "scored twice"
+            found[first + place] = float(loss)
+
+    with shapes_unchecked():
+        total = mode.score(model, MemoryStream(np.array(tokens)), tokenizer, book=book)
+    assert sorted(found) == list(range(total.tokens))
+    assert total.nats == pytest.approx(math.fsum(found.values()), rel=1e-12)
+    return np.array([found[place] for place in sorted(found)])
+
+
+@every_mode
+def test_each_target_costs_what_its_whole_distribution_says(mode: ScoringMode, make_model: ModelMaker) -> None:
+    """``run`` of the kernel against all 256 probabilities, byte by byte; so special tokens and chunks count alike."""
+    model, tokens = make_model("one-level"), text()
+    seen: list[NDArray[np.float64]] = []
+    with shapes_unchecked():
+        mode.score(model, MemoryStream(np.array(tokens)), BYTES, watch=seen.append)
+    p = np.concatenate(seen)
+    assert p.shape == (len(tokens) - 1, BYTES.vocab_size)
+    assert np.abs(p.sum(1) - 1).max() < 1e-12
+    found = costs(mode, model, tokens)
+    if mode.ttt.documents == 1:  # else documents take turns
+        np.testing.assert_allclose(-np.log(p[np.arange(len(p)), tokens[1:]]), found, rtol=0, atol=1e-9)
+    again = costs(dataclasses.replace(mode, mix=MixConfig()), model, tokens)
+    assert found[100:].mean() < again[100:].mean() - 1, "an untrained model, and words that come again"
+
+
+@every_mode
+def test_no_cost_depends_on_the_future(mode: ScoringMode, make_model: ModelMaker) -> None:
+    model, tokens = make_model("one-level"), text()
+    if not mode.adapts:
+        mode = dataclasses.replace(mode, batch=1, capacity="fixed", capacity_divisor=1)
+    if mode.ttt.documents > 1:
+        pytest.skip("which documents go side by side depends on where they end")
+    before = costs(mode, model, tokens)
+    for at in (40, 90):
+        other = tokens[: at + 1] + [4 + (token * 7 + 1) % 256 for token in tokens[at + 1 :]]
+        after = costs(mode, model, other)
+        if mode.adapts:
+            np.testing.assert_allclose(after[:at], before[:at], rtol=0, atol=1e-5)
+        else:
+            assert np.array_equal(after[:at], before[:at])
+
+
+def test_each_document_afresh_costs_as_much_as_alone(make_model: ModelMaker) -> None:
+    """A second document that is the first again costs the same, and much less where what was learned is kept."""
+    model = make_model("one-level")
+    tokens = text(1, SEQ_LEN - 1)[:-1] * 3 + [BYTES.BOS]  # documents as long as windows
+    afresh = costs(MODES["each document afresh"], model, tokens)
+    assert np.array_equal(afresh[: SEQ_LEN - 1], afresh[SEQ_LEN : 2 * SEQ_LEN - 1])
+    kept = costs(PLAIN, model, tokens)
+    assert kept[2 * SEQ_LEN : -1].sum() < 0.6 * afresh[2 * SEQ_LEN : -1].sum()
+
+
+def test_it_is_no_matter_how_many_windows_are_read_at_a_time(make_model: ModelMaker) -> None:
+    model, tokens = make_model("one-level").double(), text()
+    model.precision = torch.float64
+    one, two = (costs(MODES[name], model, tokens) for name in ("plain", "batches of 2"))
+    np.testing.assert_allclose(one, two, rtol=0, atol=1e-3)
+
+
+def test_checks_find_a_mixer_that_looks_ahead(make_model: ModelMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokens = make_model("one-level"), np.array(text())
+    (trial,) = (one for one in checks.trials(model, SEQ_LEN, mix=MIX) if one.name == "mixed")
+    with shapes_unchecked():
+        assert checks.causality(model, BYTES, tokens, trial, 2).passed
+        assert checks.mixed_normalisation(model, BYTES, tokens, trial.mode).passed
+        inner = Mixing._watched
+
+        def ahead(self: Mixing, mixer: Any, rows: Any, frequencies: Any, data: NDArray[np.uint8], opens: Any) -> None:
+            mixer.learn(data[-1:], rows)
+            inner(self, mixer, rows, frequencies, data, opens)
+
+        monkeypatch.setattr(Mixing, "_watched", ahead)
+        assert not checks.causality(model, BYTES, tokens, trial, 2).passed
+
+
+def test_raw_bytes_have_no_special_tokens(make_model: ModelMaker) -> None:
+    tokenizer = RawByteTokenizer()
+    model = make_model("flat", seed=1)
+    tokens = [tokenizer.BOS, *b"ab ab ab ab ab ab " * 4, tokenizer.BOS, *b"ab ab ab "]
+    small = dataclasses.replace(model.config, vocab_size=256)
+    torch.manual_seed(0)
+    assert costs(PLAIN, LanguageModel(small).eval(), tokens, tokenizer)[40:60].mean() < 1
+
+
+def test_a_model_of_subwords_is_refused(make_model: ModelMaker) -> None:
+    class Pieces(Tokenizer):
+        name, kind, vocab_size, sha256 = "sp1024", "sentencepiece", 1024, ""
+        encode = decode = byte_counts = None  # type: ignore[assignment]
+
+    with pytest.raises(BytegolfError, match="sp1024"):
+        PLAIN.score(make_model("flat"), MemoryStream(np.array(text())), Pieces())  # type: ignore[abstract]
+
+
+def test_a_broken_model_is_still_refused(make_model: ModelMaker, tmp_path: Path) -> None:
+    model = make_model("flat")
+    torch.nn.init.constant_(model.embedding.weight, math.nan)
+    with pytest.raises(BytegolfError, match="not finite"):
+        PLAIN.score(model, stream_of(tmp_path, text()), BYTES)
+
+
+def test_progress_and_limits_are_those_of_any_score(make_model: ModelMaker) -> None:
+    told: list[Score] = []
+    stream = MemoryStream(np.array(text()))
+    mode = dataclasses.replace(PLAIN, batch=1)
+    total = mode.score(make_model("flat"), stream, BYTES, limit=100, progress=told.append)
+    assert total.tokens == 100
+    assert told[-1] == total
+    assert [one.tokens for one in told] == [32, 64, 96, 100]

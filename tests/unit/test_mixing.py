@@ -1,0 +1,244 @@
+"""Mixing: the kernel against plain NumPy; distributions that sum to 1 and are what bytes cost; no look ahead."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from bytegolf.config import Config, MixConfig
+from bytegolf.errors import BytegolfError
+from bytegolf.infer.frequencies import Decoder, Encoder
+from bytegolf.infer.mixed_coding import code_bytes
+from bytegolf.mixing import tables
+from bytegolf.mixing.frequencies import TOTAL, frequencies_of, quantised
+from bytegolf.mixing.mixer import Kernel, Mixer
+from bytegolf.mixing.reference import Reference
+from bytegolf.mixing.state import CONTEXTS, SELECTORS, State
+from bytegolf.ops import native
+
+needs_kernel = pytest.mark.skipif(native.why_not() is not None, reason="no native kernels here")
+EVERYTHING = MixConfig(
+    megabytes=1,
+    contexts=tuple(name for name in CONTEXTS if name not in ("o7", "skip2-2")),  # type: ignore[arg-type]
+    selectors=tuple(SELECTORS),  # type: ignore[arg-type]
+)
+SMALL = MixConfig(megabytes=1, contexts=("o1", "o2", "o4", "word"))
+ARRAYS = ["table", "maps", "match_maps", "weights", "final_weights", "apm", "positions", "text", "history", "counts"]
+
+
+def words(size: int, seed: int = 0) -> NDArray[np.uint8]:
+    """Text of few words, which come again."""
+    chance = np.random.default_rng(seed)
+    vocabulary = [b"the ", b"Mixer ", b"of ", b"contexts, ", "größer ".encode(), b"and\n", b"learns ", b"\x00\xff"]
+    found = b"".join(vocabulary[i] for i in chance.integers(0, len(vocabulary), size))
+    return np.frombuffer(found[:size], np.uint8)
+
+
+def distributions(size: int, experts: int = 1, seed: int = 0) -> NDArray[np.uint32]:
+    chance = np.random.default_rng(seed)
+    p = np.exp(chance.normal(0, 2, (size * experts, 256)))
+    return quantised(p / p.sum(1, keepdims=True)).astype(np.uint32).reshape(size, experts, 256)
+
+
+def openings(size: int) -> NDArray[np.bool_]:
+    return np.random.default_rng(1).random(size) < 0.2
+
+
+@needs_kernel
+@pytest.mark.parametrize("experts", [0, 1, 2])
+def test_the_kernel_is_the_reference_bit_for_bit(experts: int) -> None:
+    data, given, opens = words(160), distributions(160, experts), openings(160)
+    kernel, plain = (State(EVERYTHING, 1, experts, length=64) for _ in range(2))
+    found = Kernel(kernel).run(0, given, opens, data)
+    assert (found == Reference(plain).run(0, given, opens, data)).all()
+    assert found.min() >= 1
+    for name in ARRAYS:
+        assert np.array_equal(getattr(kernel, name), getattr(plain, name)), name
+
+
+@needs_kernel
+def test_streams_at_a_time_are_the_reference_too() -> None:
+    states = [State(SMALL, 3, 1, length=32) for _ in range(2)]
+    engines = [Kernel(states[0]), Reference(states[1])]
+    texts, given, chance = words(3 * 40).reshape(3, 40), distributions(3 * 40), np.random.default_rng(2)
+    for at in range(40):
+        rows = np.flatnonzero(chance.random(3) < 0.8)
+        for engine in engines:
+            engine.begin(rows, given[at * 3 + rows], openings(3)[rows])
+        if at % 13 == 0:
+            assert np.array_equal(engines[0].nodes(rows), engines[1].nodes(rows))
+        for engine in engines:
+            engine.learn(rows, texts[rows, at])
+    for name in ARRAYS:
+        assert np.array_equal(getattr(states[0], name), getattr(states[1], name)), name
+
+
+@pytest.mark.parametrize("experts", [0, 1])
+def test_a_byte_costs_what_its_distribution_said(experts: int) -> None:
+    """``run`` in one go, and byte by byte with all 256 probabilities before each."""
+    data, given, opens = words(120), distributions(120, experts), openings(120)
+    costs = Mixer(SMALL, experts=experts).run(data, given, opens)
+    single = Mixer(SMALL, experts=experts)
+    for at, byte in enumerate(data):
+        single.begin(given[at : at + 1], opens[at : at + 1])
+        if at % 10 == 9:
+            (p,) = single.distribution()
+            assert p.min() > 0
+            assert abs(p.sum() - 1) < 1e-12
+            assert abs(-math.log(p[byte]) - costs[at]) < 1e-9
+        single.learn(data[at : at + 1])
+
+
+def test_probabilities_of_all_bytes_sum_to_one_as_integers() -> None:
+    """Each node shares out its own mass exactly: the products over the 256 paths sum to 2¹²⁸."""
+    data = words(60)
+    mixer = Mixer(SMALL)
+    mixer.run(data, distributions(60))
+    mixer.begin(distributions(1))
+    ones = mixer._engine.nodes(np.array([0]))[0].tolist()
+    masses = {1: 1}
+    for node in range(1, 256):
+        masses[2 * node] = masses[node] * (tables.SHARES - ones[node])
+        masses[2 * node + 1] = masses[node] * ones[node]
+    assert sum(masses[256 + byte] for byte in range(256)) == 1 << 128
+
+
+def test_no_byte_depends_on_those_behind_it() -> None:
+    data, given, opens = words(200), distributions(200), openings(200)
+    before = Mixer(SMALL).run(data, given, opens)
+    for at in (0, 57, 130):
+        other, others, flags = data.copy(), given.copy(), opens.copy()
+        other[at + 1 :] = other[at + 1 :] ^ 0x15
+        others[at + 1 :] = distributions(199 - at, seed=5)
+        flags[at + 1 :] ^= True
+        after = Mixer(SMALL).run(other, others, flags)
+        assert np.array_equal(after[: at + 1], before[: at + 1])
+        assert not np.array_equal(after[at + 1 :], before[at + 1 :])
+
+
+def test_a_text_in_parts_costs_the_same() -> None:
+    data, given, opens = words(150), distributions(150), openings(150)
+    whole, parts = Mixer(SMALL).run(data, given, opens), Mixer(SMALL)
+    cuts = [0, 1, 40, 41, 150]
+    found = [parts.run(data[a:b], given[a:b], opens[a:b]) for a, b in itertools.pairwise(cuts)]
+    assert np.array_equal(np.concatenate(found), whole)
+
+
+def test_reset_is_a_new_beginning() -> None:
+    data, given = words(150), distributions(150)
+    mixer = Mixer(SMALL)
+    fresh = mixer.run(data, given)
+    assert mixer.run(data, given).sum() < 0.8 * fresh.sum(), "what was seen before helps"
+    mixer.reset()
+    assert np.array_equal(mixer.run(data, given), fresh)
+
+
+def test_a_generation_that_comes_again_finds_nothing() -> None:
+    """Generations have 16 bits: the table is cleared where they begin anew."""
+    data, given = words(60), distributions(60)
+    mixer = Mixer(SMALL)
+    fresh = mixer.run(data, given)
+    mixer.state.counts[0] = (1 << 16) - 1
+    mixer.reset()
+    assert mixer.state.counts[0] == 1
+    assert np.array_equal(mixer.run(data, given), fresh)
+
+
+def test_repetition_is_learned_and_a_bad_expert_is_overruled() -> None:
+    data = np.tile(words(60), 5)
+    costs = Mixer(SMALL, experts=0).run(data, distributions(len(data), 0)) / math.log(2)
+    assert costs[:60].mean() > 3
+    assert costs[-60:].mean() < 0.3
+    misled = Mixer(SMALL).run(data, distributions(len(data))) / math.log(2)
+    assert misled[-60:].mean() < 1
+
+
+def test_a_good_expert_is_trusted_from_the_first_byte() -> None:
+    data = words(200)
+    p = np.full((200, 256), 0.1 / 255)
+    p[np.arange(200), data] = 0.9
+    given = quantised(p).astype(np.uint32)[:, None]
+    costs = Mixer(SMALL).run(data, given) / math.log(2)
+    assert costs[:20].mean() < 1.0
+    assert costs[-50:].mean() < -math.log2(0.9)
+
+
+def test_streams_learn_from_each_other() -> None:
+    data, given = words(120), distributions(120)
+    mixer = Mixer(SMALL, streams=2)
+    first, second = mixer.run(data, given, row=0), mixer.run(data, given, row=1)
+    assert second.sum() < 0.7 * first.sum()
+
+
+def test_coded_bytes_come_back_and_take_what_they_cost() -> None:
+    data, given = words(300).reshape(2, 150), distributions(300).reshape(150, 2, 1, 256)
+
+    def code(coder: Encoder | Decoder, told: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        mixer, found = Mixer(SMALL, streams=2), told.copy()
+        for at in range(150):
+            mixer.begin(given[at])
+            found[:, at] = code_bytes(mixer, coder, told[:, at])
+        return found
+
+    encoder = Encoder()
+    code(encoder, data)
+    payload = encoder.payload()
+    assert abs(8 * len(payload) - encoder.ideal_bits) < 80
+    assert np.array_equal(code(Decoder(payload), np.zeros_like(data)), data)
+    alone = Mixer(SMALL)
+    cost = alone.run(data[0], given[:, 0]).sum() / math.log(2)
+    single, encoder = Mixer(SMALL), Encoder()
+    for at in range(150):
+        single.begin(given[at, :1])
+        code_bytes(single, encoder, data[:1, at])
+    assert abs(encoder.ideal_bits - cost) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("cap", [0.0, 30.0])
+def test_frequencies_are_those_of_the_softmax(dtype: torch.dtype, cap: float) -> None:
+    logits = (torch.randn(40, 260) * 8).to(dtype)
+    found = frequencies_of(logits, cap).astype(np.int64)
+    with native.disabled():
+        wanted = frequencies_of(logits, cap).astype(np.int64)
+    assert (found.sum(1) == TOTAL).all()
+    assert (wanted.sum(1) == TOTAL).all()
+    assert found.min() >= 1
+    assert np.abs(found - wanted).max() < 300  # of 2²⁴: an fp32 softmax
+
+
+def test_tables_are_the_same_everywhere() -> None:
+    """Hashes of their bytes: a machine on which they differ would write files that others cannot read."""
+    found = [
+        hashlib.sha256(one().tobytes()).hexdigest()[:16] for one in (tables.squash, tables.stretch, tables.log_mantissa)
+    ]
+    assert found == DIGESTS
+
+
+DIGESTS = ["369182c64e4b5479", "9ae2b661486ad5ac", "c5d0f3b6f567fec9"]
+
+
+def test_mixing_is_switched_on_by_a_single_key() -> None:
+    config = Config.load("cpu-demo", ["eval.mix=true", "eval.mix.reset=document"])
+    assert config.eval.mix == MixConfig(on=True, reset="document")
+    assert not config.with_("eval.mix=false").eval.mix.on
+    assert config.with_("eval.mix=false").eval.mix.reset == "document"
+
+
+@pytest.mark.parametrize(
+    "wrong", ["eval.mix.contexts=['o9']", "eval.mix.contexts=[]", "eval.mix.selectors=['last','last']"]
+)
+def test_wrong_settings_are_refused(wrong: str) -> None:
+    with pytest.raises(BytegolfError):
+        Config.load("cpu-demo", wrong)
+
+
+def test_too_many_streams_are_refused() -> None:
+    with pytest.raises(BytegolfError):
+        Mixer(SMALL, streams=1 << 9, length=1 << 24)
