@@ -280,8 +280,8 @@ def _array(tensor: Tensor) -> NDArray[np.float64]:
 
 
 def rotary_table(position: int, width: int, base: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The package's, which is in fp32."""
-    cos, sin = rotary_angles(torch.tensor([position]), width, base)
+    """The package's, in fp64 as the model here."""
+    cos, sin = rotary_angles(torch.tensor([position]), width, base, torch.float64)
     return _array(cos[0]), _array(sin[0])
 
 

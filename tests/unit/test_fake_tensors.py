@@ -10,16 +10,21 @@ from torch import Tensor
 from torch._subclasses import FakeTensor, FakeTensorMode
 
 from bytegolf.ops import native
+from bytegolf.ops.add_norm import add_norm
 from bytegolf.ops.attention import AttentionShape, attention, few_queries
 from bytegolf.ops.boundary import boundary_probability
+from bytegolf.ops.causal_conv import causal_conv
 from bytegolf.ops.chunking import dechunk, select, smooth_on
 from bytegolf.ops.cross_entropy import softcap_cross_entropy
 from bytegolf.ops.embedding import normed_embedding
 from bytegolf.ops.fused_add_rmsnorm import fused_add_rmsnorm
+from bytegolf.ops.gated_norm import gated_norm
 from bytegolf.ops.relu_squared import relu_squared
 from bytegolf.ops.rms_norm import rms_norm
 from bytegolf.ops.rotary import rotary, rotary_angles
 from bytegolf.ops.scale_gradient import scale_gradient
+from bytegolf.ops.ssd import SsdShape, ssd, ssd_on
+from bytegolf.ops.swiglu import swiglu
 
 B, L, C, D, V = 2, 40, 12, 16, 30
 HEADS, GROUPS, WIDTH = 4, 2, 8
@@ -55,6 +60,20 @@ def joined(make: Make) -> Tensor:
 def rotated(make: Make) -> Tensor:
     cos, sin = rotary_angles(make(L, dtype=torch.long), WIDTH, 10_000.0)
     return rotary(make(B, L, HEADS, WIDTH, dtype=BF16), cos.unsqueeze(-2), sin.unsqueeze(-2))
+
+
+SSD = SsdShape(HEADS, WIDTH, 6, 16)
+
+
+def scanned(make: Make) -> Tensor:
+    channels = make(B, L, SSD.inner + 2 * SSD.state, dtype=BF16)
+    return ssd(channels, make(B, L, HEADS), make(B, L, HEADS), make(HEADS), make(B, L, dtype=torch.bool), SSD)
+
+
+def scanned_on(make: Make, length: int) -> Tensor:
+    channels = make(B, length, SSD.inner + 2 * SSD.state, dtype=BF16)
+    steps, decay = make(B, length, HEADS), make(B, length, HEADS)
+    return ssd_on(channels, steps, decay, make(HEADS), make(B, HEADS, SSD.state, WIDTH), SSD)[0]
 
 
 # name → (operation, the shape and dtype of its result)
@@ -108,6 +127,25 @@ CASES: dict[str, tuple[Callable[[Make], Tensor], tuple[int, ...], torch.dtype]] 
         lambda make: softcap_cross_entropy(make(L, V, dtype=BF16), make(L, dtype=torch.long), 30.0),
         (L,),
         torch.float32,
+    ),
+    "causal_conv": (
+        lambda make: causal_conv(make(B, L, D, dtype=BF16), make(4, D), make(D), make(B, L, dtype=torch.bool)),
+        (B, L, D),
+        BF16,
+    ),
+    "ssd": (scanned, (B, L, SSD.inner), BF16),
+    "ssd_on, one position": (lambda make: scanned_on(make, 1), (B, 1, SSD.inner), BF16),
+    "ssd_on": (lambda make: scanned_on(make, 9), (B, 9, SSD.inner), BF16),
+    "gated_norm": (
+        lambda make: gated_norm(make(B, L, D, dtype=BF16), make(B, L, D, dtype=BF16), make(D), 1e-5),
+        (B, L, D),
+        BF16,
+    ),
+    "swiglu": (lambda make: swiglu(make(B, L, D, dtype=BF16)), (B, L, D // 2), BF16),
+    "add_norm": (
+        lambda make: add_norm(make(B, L, D), make(B, L, D, dtype=BF16), make(D), 1e-5, BF16)[1],
+        (B, L, D),
+        BF16,
     ),
     "scale_gradient": (lambda make: scale_gradient(make(B, L, D), 0.5), (B, L, D), torch.float32),
 }

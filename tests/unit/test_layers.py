@@ -47,8 +47,8 @@ def plain_attention(module: Attention, x: Tensor, documents: Tensor | None = Non
     batch, length, _ = x.shape
     q, k, v = torch.split(x @ module.qkv.weight.double().T, list(module.qkv.splits), -1)
     q, k, v = (t.view(*x.shape[:2], -1, module.width) for t in (q, k, v))
-    q = rotate(norm(q), module.base) * module.q_gain.double()[:, None]
-    k = rotate(norm(k), module.base)
+    q = rotate(norm(q), module.shape.base) * module.q_gain.double()[:, None]
+    k = rotate(norm(k), module.shape.base)
     out = torch.zeros_like(q)
     for b in range(batch):
         for t in range(length):

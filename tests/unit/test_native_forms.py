@@ -15,11 +15,15 @@ from bytegolf.config import OptimConfig
 from bytegolf.model.block import Stream
 from bytegolf.model.lm import LanguageModel
 from bytegolf.ops import native
+from bytegolf.ops.add_norm import add_norm
+from bytegolf.ops.autograd import wide
 from bytegolf.ops.boundary import boundary_probability
 from bytegolf.ops.cross_entropy import softcap_cross_entropy
 from bytegolf.ops.embedding import normed_embedding
+from bytegolf.ops.gated_norm import gated_norm
 from bytegolf.ops.relu_squared import relu_squared
 from bytegolf.ops.rms_norm import rms_norm
+from bytegolf.ops.swiglu import swiglu
 from bytegolf.training.optim import Optimizer
 
 pytestmark = pytest.mark.skipif(native.why_not() is not None, reason=str(native.why_not()))
@@ -31,6 +35,11 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 3e-2}
 def joined(x: Tensor, y: Tensor, s: Tensor, z: Tensor, w: Tensor, x0: Tensor, m: Tensor) -> Tensor:
     stream, normed = Stream(x).plus(y, s).plus(z, w).read(x0, m)
     return torch.cat((stream.base, normed), -1)
+
+
+def added(x: Tensor, branch: Tensor, gain: Tensor, dtype: torch.dtype) -> Tensor:
+    total, normed = add_norm(x.to(wide(dtype)), branch, gain, 1e-5, dtype)
+    return torch.cat((total, normed), -1)
 
 
 def results(function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> list[Tensor]:
@@ -62,18 +71,19 @@ def test_native_is_plain_for_any_shape(rows: int, width: int, dtype: torch.dtype
         (rms_norm, (x,)),
         (relu_squared, (x,)),
         (boundary_probability, (x, y)),
+        (lambda y, z, gain: gated_norm(y, z, gain, 1e-5), (x, y, scales[0])),
+        (lambda y: swiglu(torch.cat((y, y), -1)), (x,)),
+        (lambda y, z, gain: added(y, z, gain, dtype), (x, y, scales[0])),
         (lambda logits: softcap_cross_entropy(logits, ids, cap), (values(rows, width) * 3,)),
         (lambda w: normed_embedding(torch.cat((ids, ids)), w, dtype), (mix.new_ones(rows, 1) * mix[:1],)),
-    )[: 5 if rows != width else 6]:
+    )[: 8 if rows != width else 9]:
         ours = results(function, inputs)
         with native.disabled():
             plain = results(function, inputs)
         for got, wanted in zip(ours, plain, strict=True):
             assert got.dtype == wanted.dtype
             near = TOLERANCE[dtype] * max(1.0, float(wanted.abs().max()))
-            if (
-                function is joined and got.ndim < 3
-            ):  # a scale's gradient sums rounded terms over all rows; they may cancel
+            if len(inputs) > 2 and got.ndim < 3:  # a scale's gradient sums rounded terms over all rows; they may cancel
                 near *= 2
             torch.testing.assert_close(got, wanted, rtol=0, atol=near)
 

@@ -55,9 +55,11 @@ class AttentionShape:
         """How many dimensions are rotated."""
         return self.width if self.rotated < 0 else self.rotated
 
-    def angles(self, positions: Int[Tensor, " P"]) -> tuple[Float[Tensor, "P half"], Float[Tensor, "P half"]]:
+    def angles(
+        self, positions: Int[Tensor, " P"], dtype: torch.dtype
+    ) -> tuple[Float[Tensor, "P half"], Float[Tensor, "P half"]]:
         """cos and sin at ``positions``, as ``rotary`` takes them: a turn the other way is one by the negative angle."""
-        cos, sin = rotary_angles(positions, self.turned, self.base)
+        cos, sin = rotary_angles(positions, self.turned, self.base, dtype)
         return cos, sin if self.clockwise else -sin
 
 
@@ -84,7 +86,7 @@ def attention_reference(
 ) -> Float[Tensor, "B L HK"]:
     """The same in PyTorch's operations."""
     length = packed.shape[1]
-    q, k, v = project(packed, q_gain, *angles(length, shape, packed.device), shape)
+    q, k, v = project(packed, q_gain, *angles(length, shape, packed.device, packed.dtype), shape)
     if 0 < shape.window < length:
         out = local_attention(q, k, v, shape.window, documents)
     else:
@@ -93,10 +95,10 @@ def attention_reference(
 
 
 def angles(
-    length: int, shape: AttentionShape, device: torch.device
+    length: int, shape: AttentionShape, device: torch.device, dtype: torch.dtype
 ) -> tuple[Float[Tensor, "L 1 half"], Float[Tensor, "L 1 half"]]:
     """cos and sin for the positions 0 … L − 1, as ``project`` takes them."""
-    cos, sin = shape.angles(torch.arange(length, device=device))
+    cos, sin = shape.angles(torch.arange(length, device=device), dtype)
     return cos.unsqueeze(-2), sin.unsqueeze(-2)
 
 
@@ -266,7 +268,7 @@ def _in_blocks(
 
 @functools.lru_cache(maxsize=16)
 def _table(length: int, shape: AttentionShape, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    cos, sin = shape.angles(torch.arange(length))
+    cos, sin = shape.angles(torch.arange(length), dtype)
     return cos.to(dtype), sin.to(dtype)
 
 

@@ -12,6 +12,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from bytegolf.ops import native
+from bytegolf.ops.autograd import Saved, differentiable, wide
+
 
 def causal_conv(
     x: Float[Tensor, "B L X"],
@@ -20,7 +23,7 @@ def causal_conv(
     first: Bool[Tensor, "B L"] | None,
 ) -> Float[Tensor, "B L X"]:
     """The convolution of x; ``first`` marks positions that see nothing before them, as the first one does."""
-    return causal_conv_reference(x, taps, bias, first)
+    return (_native if native.usable(x) else causal_conv_reference)(x, taps, bias, first)
 
 
 def causal_conv_reference(
@@ -38,5 +41,34 @@ def causal_conv_reference(
         if document is not None and lag:
             same = F.pad(document.narrow(1, 0, length - lag), (lag, 0), value=-1) == document
             past = past * same.unsqueeze(-1)
-        total = torch.addcmul(total, past, taps[count - 1 - lag])
+        total = torch.addcmul(total, past, taps.select(0, count - 1 - lag))
     return F.silu(total)
+
+
+# ------------------------------------------------------------------------------------------------- native
+
+
+def _native_forward(x: Tensor, taps: Tensor, bias: Tensor, first: Tensor | None) -> tuple[Tensor, Saved, tuple[()]]:
+    taps, bias = (t.detach().to(wide(x.dtype)).contiguous() for t in (taps, bias))
+    x = native.spaced(x)
+    first = None if first is None else first.contiguous()
+    y = x.new_empty(x.shape)
+    native.call("conv_forward", x, *_problem(x, taps, bias, first), y)
+    return y, (x, taps, bias, first), ()
+
+
+def _native_backward(
+    g: Tensor, x: Tensor, taps: Tensor, bias: Tensor, first: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    dx = x.new_empty(x.shape)
+    d_taps, d_bias = taps.new_empty(len(x), *taps.shape), bias.new_empty(len(x), *bias.shape)
+    native.call("conv_backward", x, *_problem(x, taps, bias, first), g.contiguous(), dx, d_taps, d_bias)
+    return dx, d_taps.sum(0), d_bias.sum(0)
+
+
+def _problem(x: Tensor, taps: Tensor, bias: Tensor, first: Tensor | None) -> tuple[Tensor | int | None, ...]:
+    """What both kernels take first: x by its address, as its rows may lie apart."""
+    return x.data_ptr(), taps, bias, first, *x.shape, taps.shape[0], x.stride(1)
+
+
+_native = differentiable(_native_forward, _native_backward)

@@ -113,6 +113,14 @@ def why_not() -> str | None:
     return None
 
 
+def spaced(x: Tensor) -> Tensor:
+    """x (B, L, X), copied unless each row is contiguous and all rows are equally far apart, as part of a packed
+    projection is: such kernels take its address and ``x.stride(1)``.
+    """
+    regular = x.stride(2) == 1 and (x.shape[0] == 1 or x.stride(0) == x.shape[1] * x.stride(1))
+    return x if regular else x.contiguous()
+
+
 def call(name: str, like: Tensor, *arguments: Tensor | int | float | None) -> None:
     """Run the kernel ``name`` in the instance for ``like.dtype``.
 

@@ -12,21 +12,24 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bytegolf.ops.autograd import Saved, differentiable
+from bytegolf.ops.autograd import Saved, differentiable, wide
 
 
 def rotary_angles(
-    positions: Int[Tensor, "*P"], width: int, base: float
+    positions: Int[Tensor, "*P"], width: int, base: float, dtype: torch.dtype = torch.float32
 ) -> tuple[Float[Tensor, "*P half"], Float[Tensor, "*P half"]]:
-    """cos and sin of position × base^(−2i/width), fp32, for i below half the head width."""
-    # (why) fp32 whatever the activations are: bf16 has 8 bits, so the positions 1000 and 1001 would be one and the same
-    angles = positions.unsqueeze(-1).float() * rotary_frequencies(width, base, positions.device)
+    """cos and sin of position × base^(−2i/width), in at least fp32, for i below half the head width."""
+    # (why) not bf16: it has 8 bits, so the positions 1000 and 1001 would be one and the same
+    kind = wide(dtype)
+    angles = positions.unsqueeze(-1).to(kind) * rotary_frequencies(width, base, positions.device, kind)
     return angles.cos(), angles.sin()
 
 
-def rotary_frequencies(width: int, base: float, device: torch.device | None = None) -> Float[Tensor, " half"]:
-    """ω_i = base^(−2i/width), fp32, for i below half the head width."""
-    return base ** -(torch.arange(0, width, 2, device=device, dtype=torch.float32) / width)
+def rotary_frequencies(
+    width: int, base: float, device: torch.device | None = None, dtype: torch.dtype = torch.float32
+) -> Float[Tensor, " half"]:
+    """ω_i = base^(−2i/width), in ``dtype``, for i below half the head width."""
+    return base ** -(torch.arange(0, width, 2, device=device, dtype=dtype) / width)
 
 
 def rotary(

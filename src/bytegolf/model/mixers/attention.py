@@ -126,7 +126,7 @@ class Attention(Mixer[Cache]):
         # local attention costs little, and the native kernel less than a few queries do in single operations
         if self.window or (native.usable(packed) and 8 * keep >= length):
             return self.proj(attention(packed, self.q_gain, documents, self.shape)[:, length - keep :])
-        q, k, v = project(packed, self.q_gain, *angles(length, self.shape, x.device), self.shape)
+        q, k, v = project(packed, self.q_gain, *angles(length, self.shape, x.device, x.dtype), self.shape)
         bias = as_bias(causal(length, x.device, documents)[:, :, length - keep :], x.dtype)
         out = few_queries(q[:, length - keep :], k.transpose(1, 2), v.transpose(1, 2), bias)
         return self.proj(out.flatten(-2))
@@ -136,7 +136,7 @@ class Attention(Mixer[Cache]):
         shape = _shape_of(config)
 
         def turn(start: int, end: int) -> tuple[Tensor, Tensor]:
-            cos, sin = shape.angles(torch.arange(start, end, device=device))
+            cos, sin = shape.angles(torch.arange(start, end, device=device), dtype)
             return cos.to(dtype), sin.to(dtype)
 
         return SharedCache(turn, *turn(0, max(length, 64)), config.window)

@@ -65,6 +65,7 @@ inline float fast_exp(float x) {
   return p * __builtin_bit_cast(float, (static_cast<int32_t>(n) + 127) << 23);
 }
 inline double fast_exp(double x) { return std::exp(x); }
+template <typename W> inline W sigmoid(W x) { return W(1) / (W(1) + fast_exp(-x)); }
 
 // Runs EXPRESSION with T standing for the dtype of `code`: BY_DTYPE(dtype, forward<T>((const T*)x, rows)).
 #define BY_DTYPE(code, EXPRESSION)                         \
