@@ -100,7 +100,8 @@ def test_several_models_and_texts(
     assert subwords["precision"] in (1, None)  # chunks over subwords start where a subword does
     assert "flat model" in ran.json["note"]
     data = json.loads(Parsed(page.read_text()).bodies["script"][0])
-    assert data["depth"] == 2
+    assert [model["levels"] for model in data["models"]] == [1, 2, 1, 0]
+    assert data["reference"] == SUBWORDS
     assert [len(model["levels"]) for model in data["texts"][1]["models"]] == [1, 2, 1, 0]
 
 

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int, Int64
+from jaxtyping import Bool, Float32, Int, Int64
 from torch import Tensor
 
 from bytegolf.analyze.reading import Reading, document, in_bytes, token_cuts
@@ -58,10 +58,6 @@ class Candidates:
     """most likely first; row i is what the model expected behind token i, so the last row is of what comes next"""
     p: Float32[np.ndarray, "T K"]
 
-    def head(self, tokens: int) -> Candidates:
-        """Those behind the first ``tokens`` tokens."""
-        return Candidates(self.ids[:tokens], self.p[:tokens])
-
 
 @dataclass(frozen=True)
 class LiveReading:
@@ -70,9 +66,22 @@ class LiveReading:
     reading: Reading
     candidates: Candidates
     starts: Int64[np.ndarray, " T"]
-    """the byte at which each token behind the BOS begins, and the text's length: where candidates are for"""
+    """the byte at which each token behind the first BOS begins, and the text's length: where candidates are for"""
     computed: int
     """tokens that were not found"""
+
+    @property
+    def expected(self) -> Candidates:
+        """The candidates for each token that has bytes, and for what comes behind the text."""
+        rows = np.append(np.flatnonzero(np.diff(self.starts)), len(self.starts) - 1)
+        return Candidates(self.candidates.ids[rows], self.candidates.p[rows])
+
+    @property
+    def token_starts(self) -> Bool[np.ndarray, " N"]:
+        """Whether a token begins at each byte."""
+        found = np.zeros(len(self.reading.data), np.bool_)
+        found[self.starts[:-1][np.diff(self.starts) > 0]] = True
+        return found
 
 
 @dataclass(frozen=True)
@@ -175,13 +184,11 @@ class IncrementalReader:
 
     def read(self, data: bytes, where: str = "the text") -> LiveReading:
         """Read a text as one document behind a BOS. Raises BytegolfError for one that the tokenizer cannot take."""
-        steps = self.steps(data, where)
-        while True:
-            try:
-                next(steps)
-            except StopIteration as done:
-                found: LiveReading = done.value
-                return found
+        return _end(self.steps(data, where))
+
+    def read_ids(self, ids: Int64[np.ndarray, " T"]) -> LiveReading:
+        """Read tokens that begin with a BOS; others within are taken for what they are."""
+        return _end(self.steps_of_ids(ids))
 
     def steps(self, data: bytes, where: str = "the text") -> Generator[None, None, LiveReading]:
         """``read`` in steps of a piece each, between which other work may be done."""
@@ -190,7 +197,7 @@ class IncrementalReader:
         return self.steps_of_ids(ids)
 
     def steps_of_ids(self, ids: Int64[np.ndarray, " T"]) -> Generator[None, None, LiveReading]:
-        """The same for tokens that begin with a BOS; others within are taken for what they are."""
+        """``read_ids`` in steps."""
         tokenizer = self.loaded.tokenizer
         stepwise = self.stepwise and not (ids[1:] == tokenizer.BOS).any()
         pieces: list[_Piece] = []
@@ -269,6 +276,15 @@ class IncrementalReader:
             _host(top.values.exp()),
             _host(log_p[-1]),
         )
+
+
+def _end(steps: Generator[None, None, LiveReading]) -> LiveReading:
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            found: LiveReading = done.value
+            return found
 
 
 def _host(values: Tensor) -> Float32[np.ndarray, ...]:

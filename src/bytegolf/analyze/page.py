@@ -1,8 +1,9 @@
-"""One HTML page of an analysis that needs nothing but itself: chunks, surprisal and p of each byte, tables, curves.
+"""Pages: of an analysis, one HTML file that needs nothing but itself; and the live one, of the same assets.
 
-Whatever comes from a text, a file's name or a model is escaped by the template, and set as text by the script, so it
-never becomes markup. Should that fail all the same, the page's content security policy runs no script but the one
-whose hash it names, and loads nothing. Curves are images: what an SVG image holds can neither run nor load.
+Whatever comes from a text, a file's name or a model is escaped by the template, and set as text by the scripts, so it
+never becomes markup. Should that fail all the same, the page's content security policy runs no script but its own (the
+one whose hash it names, or what its own server sends), and loads nothing from elsewhere. Curves are images: what an SVG
+image holds can neither run nor load.
 """
 
 from __future__ import annotations
@@ -13,42 +14,52 @@ import json
 from importlib import resources
 from typing import Any
 
-from jinja2 import Environment
+from jinja2 import Environment, Template
 
 from bytegolf.analyze import plots
 from bytegolf.analyze.figures import figures
-from bytegolf.analyze.packing import packed_reading
-from bytegolf.analyze.reading import Reading
-from bytegolf.analyze.results import AnalysisResult
-from bytegolf.analyze.segment import Segmentation, visible
+from bytegolf.analyze.packing import ShownText
+from bytegolf.analyze.report import Analysis
+from bytegolf.analyze.segment import visible
 from bytegolf.analyze.tables import grids
 from bytegolf.errors import BytegolfError
 
-POLICY = "default-src 'none'"
+SHARED = ("reading.js", "picture.js", "controls.js")
+"""The scripts of both pages, in their order."""
+
+LIVE = (*SHARED, "live.js", "extras.js")
+
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
+    "base-uri 'none'; form-action 'none'"
+)
+"""The content security policy of the live page."""
+
+KINDS = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 
 
 def live_page() -> dict[str, tuple[str, str]]:
-    return {}
+    """The files of the live page by the path that they are served at: what each holds, and its media type."""
+    names = {f"/{name}": name for name in ("page.css", "icon.svg", *LIVE)}
+    files = {path: (_asset(name), KINDS[name.rpartition(".")[2]]) for path, name in names.items()}
+    html = _template().render(live=True, policy=POLICY, title="bytegolf", about="")
+    return {"/": (html, KINDS["html"]), **files}
 
 
-def page(
-    analysis: AnalysisResult, readings: list[list[Reading]], standard: list[tuple[str, Segmentation]], show: int
-) -> str:
-    """The page of an analysis; ``readings[m][t]`` is what model m made of text t, and ``standard`` its beginning in
-    chunks, side by side, each with a title.
+def page(found: Analysis) -> str:
+    """The page of an analysis: its texts to be looked at, tables and curves of all of it.
 
-    The first ``show`` bytes of the texts, in equal parts, are there to be looked at; tables and curves are of all of
-    them. Without matplotlib there are no curves, and the page says what to install.
+    Without matplotlib there are no curves, and the page says what to install.
     """
-    style, script = _asset("page.css"), _asset("page.js")
-    names = [model.name for model in analysis.models]
-    size = max(1, show // max(1, len(analysis.texts)))
+    style, script = _asset("page.css"), "".join(map(_asset, (*SHARED, "still.js")))
+    analysis = found.result
     data = {
-        "names": names,
-        "chunking": [model.chunking for model in analysis.models],
-        "depth": max(len(model.levels) for model in analysis.models),
+        "models": [
+            {"name": model.name, "chunking": model.chunking, "levels": len(model.levels)} for model in analysis.models
+        ],
+        "reference": analysis.bpe,
         "texts": [
-            {"name": text.name, "models": [_packed(of_model[at].head(size)) for of_model in readings]}
+            {"name": text.name, "models": [_packed(of_model[at]) for of_model in found.shown]}
             for at, text in enumerate(analysis.texts)
         ],
     }
@@ -60,23 +71,27 @@ def page(
             images.append((one.title, f"data:image/svg+xml;base64,{svg}"))
     except BytegolfError as error:
         advice = str(error)
-    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_asset("page.html"))
-    return template.render(
+    return _template().render(
+        live=False,
         policy=f"default-src 'none'; {policy}; base-uri 'none'; form-action 'none'",
-        title=f"Chunks of {', '.join(names)}",
+        title=f"Chunks of {', '.join(model.name for model in analysis.models)}",
         style=style,
         script=script,
         data=_json(data),
-        about=_about(analysis, size),
-        standard=[(title, [visible(piece) for piece in one.chunks()]) for title, one in standard],
+        about=_about(found),
+        standard=[(title, [visible(piece) for piece in one.chunks()]) for title, one in found.standard],
         tables=list(grids(analysis.models)),
         figures=images,
         advice=advice,
     )
 
 
-def _packed(reading: Reading) -> dict[str, Any]:
-    return {"data": base64.b64encode(reading.data).decode(), **packed_reading(reading)}
+def _packed(text: ShownText) -> dict[str, Any]:
+    return {"data": base64.b64encode(text.live.reading.data).decode(), **text.packed()}
+
+
+def _template() -> Template:
+    return Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_asset("page.html"))
 
 
 def _asset(name: str) -> str:
@@ -93,10 +108,10 @@ def _json(value: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _about(analysis: AnalysisResult, size: int) -> str:
-    texts = analysis.texts
+def _about(found: Analysis) -> str:
+    texts = found.result.texts
     total = sum(text.bytes for text in texts)
-    shown = sum(min(size, text.bytes) for text in texts)
+    shown = sum(len(text.live.reading.data) for text in found.shown[0])
     what = texts[0].name if len(texts) == 1 else f"{len(texts)} texts"
-    part = "all of it is shown" if shown == total else f"the first {shown:,} are shown here"
-    return f"{total:,} bytes of {what}; {part}, tables and curves are of all. {analysis.note}"
+    part = "all of it is shown" if shown >= total else f"the first {shown:,} are shown here"
+    return f"{total:,} bytes of {what}; {part}, tables and curves are of all. {found.result.note}"

@@ -14,7 +14,9 @@ from rich.console import Console
 
 from bytegolf.analyze import soft
 from bytegolf.analyze.excerpt import excerpt, excerpt_of
+from bytegolf.analyze.incremental import IncrementalReader, StateCache
 from bytegolf.analyze.metrics import describe, mean
+from bytegolf.analyze.packing import ShownText
 from bytegolf.analyze.parts import by_script, by_text
 from bytegolf.analyze.reading import NamedText, Reading, document, join, read, text_tokens
 from bytegolf.analyze.results import AnalysisResult, ModelAnalysis, Moment, TextInfo
@@ -51,6 +53,8 @@ class Analysis:
     """[model][text]"""
     standard: list[tuple[str, Segmentation]]
     """the beginning of the first text, a title for each segmentation"""
+    shown: list[list[ShownText]]
+    """[model][text]: what a page shows of it; empty without a page"""
 
     def show(self, console: Console) -> None:
         """The tables, then the beginning of the first text in chunks."""
@@ -72,6 +76,7 @@ def analyze(
     history: bool = False,
     stable: bool = False,
     threshold: float = THRESHOLD,
+    show: int = 0,
     reporter: Reporter,
 ) -> Analysis:
     """Read ``texts``, or else the validation split, with the models of ``sources``.
@@ -79,7 +84,7 @@ def analyze(
     ``limit`` > 0: that many tokens of a split, or bytes of a file. ``bpe``: the SentencePiece tokenizer to compare
     boundaries with, a file or a name in the data folder; "" takes the folder's first one, if any. ``history`` adds a
     run's untrained weights and its checkpoints, ``stable`` what moves the boundaries. Soft chunking is said to begin a
-    chunk from a b of ``threshold`` on.
+    chunk from a b of ``threshold`` on. The first ``show`` tokens of the texts, in equal parts, are kept for a page.
     """
     loaded = [load_model(source, data) for source in sources]
     if threshold != THRESHOLD and not any(one.model.soft for one in loaded):
@@ -92,11 +97,15 @@ def analyze(
     models: list[ModelAnalysis] = []
     standard: list[tuple[str, Segmentation]] = []
     beginning = b""
+    shown: list[list[ShownText]] = []
     for source, name, one in zip(sources, names, loaded, strict=True):
         reader = _Reader(name, threshold, reporter)
         tokens = list(text_tokens(one, data, texts, limit))
         found = [reader.read(one, ids, f"reading {text}") for ids, text in zip(tokens, titles, strict=True)]
         readings.append(found)
+        if show:
+            looking, size = IncrementalReader(one, StateCache(0), threshold=threshold), max(1, show // len(tokens))
+            shown.append([ShownText.of(looking.read_ids(ids[: size + 1]), one.tokenizer, reference) for ids in tokens])
         whole = join(found)
         beginning = beginning or excerpt_of(one.tokenizer, tokens[0])
         depth = len(whole.levels)
@@ -125,7 +134,8 @@ def analyze(
         )
     read_texts = [TextInfo(text, len(each.data)) for text, each in zip(titles, readings[0], strict=True)]
     note = _note(loaded, reference, threshold)
-    return Analysis(AnalysisResult(read_texts, reference.name if reference else None, note, models), readings, standard)
+    result = AnalysisResult(read_texts, reference.name if reference else None, note, models)
+    return Analysis(result, readings, standard, shown)
 
 
 def called(paths: Sequence[Path]) -> list[str]:

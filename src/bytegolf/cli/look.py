@@ -131,12 +131,13 @@ def analyze(
             history=history,
             stable=stability,
             threshold=threshold,
+            show=show if html else 0,
             reporter=reporter,
         )
     console = screen()
     found.show(console)
     if html:
-        write_bytes(html, page(found.result, found.readings, found.standard, show).encode())
+        write_bytes(html, page(found).encode())
         console.print(f"wrote {html}", soft_wrap=True)
     if plots:
         for path in save_png(figures(found.result.models), plots):

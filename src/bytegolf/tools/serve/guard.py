@@ -22,13 +22,14 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from bytegolf.analyze.page import live_page
 from bytegolf.errors import BytegolfError
 from bytegolf.tools.serve.refusals import RefusedError
 from bytegolf.tools.serve.worker import ClientLeftError
 
 _LOG = logging.getLogger(__name__)
 
-OPEN = frozenset(("/", "/page.css", "/page.js", "/live.js", "/icon.svg", "/openapi.json", "/health"))
+OPEN = frozenset(("/openapi.json", "/health", *live_page()))
 """What needs no token."""
 
 SAFE = {

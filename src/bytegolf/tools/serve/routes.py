@@ -9,7 +9,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterable
 from typing import Any
 
-import numpy as np
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -17,9 +16,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from bytegolf.analyze.packing import packed_flags, packed_reading, packed_shares, packed_shorts
+from bytegolf.analyze.packing import ShownText
 from bytegolf.analyze.page import POLICY, live_page
-from bytegolf.data.bpe_boundaries import token_starts
 from bytegolf.results import to_json
 from bytegolf.tools.serve import answers, completions
 from bytegolf.tools.serve.bodies import bytes_of, read_body, read_fields
@@ -103,30 +101,19 @@ class Routes:
     def _reading(self, served: Served, data: bytes, start: int) -> Generator[None, None, answers.ReadText]:
         since = time.perf_counter()
         live = yield from served.read(data)
-        reading, tokenizer = live.reading, served.model.tokenizer
+        excerpt = ShownText.of(live, served.model.tokenizer, self.models.reference)
         # what lies before the change may be otherwise all the same: subwords look ahead, a fixed capacity is a share
         start = min(max(0, start), len(data)) if served.bytewise and served.reader.stepwise else 0
-        ids, p = live.candidates.ids[start:], live.candidates.p[start:]
-        pieces, tokens, kept = {}, None, None
-        if not served.bytewise:
-            start_of_token = np.zeros(len(reading.data), np.bool_)
-            start_of_token[live.starts[:-1][live.starts[:-1] < len(reading.data)]] = True
-            tokens, kept = packed_flags(start_of_token), base64.b64encode(reading.data).decode()
-            pieces = {str(one): base64.b64encode(tokenizer.decode([one], 0)).decode() for one in np.unique(ids)}
-        reference = self.models.reference
-        packed = packed_reading(reading, start)
+        packed, kept = excerpt.packed(start), live.reading.data
         return answers.ReadText(
             model=served.name,
             from_=start,
-            bytes=len(reading.data),
-            data=kept if kept is None or reading.data != data else None,
-            bits=packed["bits"],
-            levels=[answers.ReadLevel(**level) for level in packed["levels"]],
-            tokens=tokens,
-            expected=answers.Expected(ids.shape[1], packed_shorts(ids.ravel()), packed_shares(p.ravel()), pieces),
-            reference=packed_flags(token_starts(reference, reading.data)) if reference and data else None,
-            windows=reading.windows.tolist(),
-            bpb=reading.bpb if data else None,
+            bytes=len(kept),
+            data=None if kept == data else base64.b64encode(kept).decode(),
+            bits=packed.pop("bits"),
+            levels=[answers.ReadLevel(**level) for level in packed.pop("levels")],
+            expected=answers.Expected(**packed.pop("expected")),
+            **packed,
             computed=live.computed,
             milliseconds=milliseconds(since),
         )
