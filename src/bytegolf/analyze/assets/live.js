@@ -186,6 +186,7 @@ function choose() {
       made.text.setAttribute("aria-label", `the text as ${name} reads it`);
     } else {
       made.text.setAttribute("aria-hidden", "true");
+      made.box.classList.add("edited");
       made.box.append(editor);
     }
     return made;

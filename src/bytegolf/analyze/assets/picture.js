@@ -5,6 +5,8 @@
 const MOST_DRAWN = 20000; // characters; what lies behind is there, but plain
 const HEAT = [0.1, 0.25, 0.5, 1, 1.5, 2, 3, 4, 5, 6.5, 8, 10]; // bits at which the bars of surprisal grow
 
+const HANGS = new Set(["space", "tab"]); // they hang at a line's end, unless a mark follows: then they bear its mark
+
 const $ = (id) => document.getElementById(id);
 
 function element(tag, kind, text) {
@@ -26,7 +28,7 @@ class Picture {
     this.chars = [];
     this.reading = null;
     this.marked = null;
-    this.end = element("span", "end", "\u200b");
+    this.end = element("span", "end");
     this.rest = element("span", "rest", "");
     box.append(this.rest, this.end);
     const over = (event) => {
@@ -56,6 +58,8 @@ class Picture {
     for (let i = 0; i < drawn; i++) {
       const one = this.chars[i], at = one.at;
       let look = `c ${one.kind}`;
+      if (one.kind === "newline" && i && HANGS.has(this.chars[i - 1].kind)) look += " bare";
+      if (HANGS.has(one.kind) && this.chars[i + 1]?.kind === "newline") look += " eol";
       if (boundary) {
         let inside = 0;
         for (let k = 1; k < one.size; k++) inside += boundary[at + k];
@@ -96,7 +100,9 @@ class Picture {
     this.looks.length = drawn;
     if (fresh.childNodes.length) this.box.insertBefore(fresh, this.rest);
     const last = this.chars[drawn - 1];
-    this.rest.textContent = drawn < this.chars.length ? new TextDecoder().decode(reading.data.subarray(last.at + last.size)) : "";
+    // what is not drawn is there all the same; and a last line that is empty takes its room
+    this.rest.textContent = drawn < this.chars.length
+      ? new TextDecoder().decode(reading.data.subarray(last.at + last.size)) : last?.kind === "newline" ? "\u200b" : "";
     this.box.dataset.lanes = Math.min(3, outer.length);
     this.box.classList.toggle("tokens", Boolean(reading.reference));
     this.marked = null;
