@@ -23,7 +23,7 @@ from torch import Tensor
 
 from bytegolf.ops import native
 from bytegolf.ops.autograd import Saved, differentiable, wide
-from bytegolf.ops.flex_attention import flex_attention
+from bytegolf.ops.flex_attention import LEAST_WIDTH, flex_attention
 from bytegolf.ops.rms_norm import NORM_EPS, rms_norm
 from bytegolf.ops.rotary import rotary, rotary_angles
 
@@ -194,7 +194,7 @@ def full_attention(
     documents: Int[Tensor, "B L"] | None,
 ) -> Float[Tensor, "B L H K"]:
     """Causal attention to all earlier positions; q carries the scale already."""
-    if q.device.type == "cuda":
+    if q.device.type == "cuda" and (documents is None or q.shape[3] >= LEAST_WIDTH):
         return flex_attention(q, k, v, documents=documents)
     if q.device.type == "cpu" and q.shape[1] <= DENSE_LENGTH:
         bias = as_bias(causal(q.shape[1], q.device, documents))
@@ -225,7 +225,7 @@ def local_attention(
 
     Time and memory are linear in L: ⌈L/W⌉ blocks of W × 2W scores, half of which the mask takes away.
     """
-    if q.device.type == "cuda":
+    if q.device.type == "cuda" and q.shape[3] >= LEAST_WIDTH:
         return flex_attention(q, k, v, window, documents)
     length = q.shape[1]
     blocks = math.ceil(length / window)

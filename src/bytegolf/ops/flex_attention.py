@@ -17,6 +17,9 @@ from torch import Tensor
 
 from bytegolf.ops import native
 
+LEAST_WIDTH = 16
+"""Of a head: Triton's matrix product, of which the kernel is made, takes no narrower ones (torch 2.13)."""
+
 
 def flex_attention(
     q: Float[Tensor, "B L H K"],
@@ -25,7 +28,10 @@ def flex_attention(
     window: int = 0,
     documents: Int[Tensor, "B L"] | None = None,
 ) -> Float[Tensor, "B L H K"]:
-    """Causal attention to the last ``window`` positions (0: all) of the same document; q carries the scale already."""
+    """Causal attention to the last ``window`` positions (0: all) of the same document; q carries the scale already.
+
+    With a window or documents K is at least ``LEAST_WIDTH``.
+    """
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     # (why) FlexAttention compiles itself, which nothing can under FakeTensorMode; flash attention's result has the same
     # shape, dtype and device, and like it needs no memory for scores
@@ -78,7 +84,9 @@ def _block_mask(length: int, window: int, documents: Tensor | None, device: torc
 
 @functools.lru_cache(maxsize=64)
 def _recurring(length: int, window: int, device: torch.device) -> Any:
-    return _block_mask(length, window, None, device)
+    # (why) One that validation makes, in inference mode, could not be saved for the backward pass of a later step.
+    with torch.inference_mode(False):
+        return _block_mask(length, window, None, device)
 
 
 def _flex_attention(device: str) -> Any:
