@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,12 +35,21 @@ hardware = pytest.mark.skipif(PRETENDED, reason="needs a real device")
 
 def tiny(preset: str) -> list[str]:
     """Overrides that make a preset tiny and quick, over the alphabets of the tiny corpus."""
+    config = Config.load(preset)
     changes = small(preset, seq_len=64)
-    # local attention sees less than a sequence, or it would be no other than attention to everything
-    changes += [f"{path}.window=16" for path, stage in stages(Config.load(preset)) if stage.window]
-    if Config.load(preset).data.tokenizer != "byte260":
+    for path, stage in stages(config):
+        if stage.window:  # less than a sequence, or local attention would be no other than attention to everything
+            changes.append(f"{path}.window=16")
+        if stage.layout:  # one block of each part, in place of ``layers``
+            changes.remove(f"{path}.layers=1")
+            layout = re.sub(r"\d+", "1", stage.layout)
+            changes += [f"{path}.layout={layout}", f"{path}.rotary_dim=8", f"{path}.mlp_multiple=16"]
+            changes.append(f"{path}.mlp_hidden={48 if stage.mlp_hidden else 0}")
+    if config.data.tokenizer.startswith("sp"):
         changes += [f"data.tokenizer={SUBWORDS}", f"model.vocab_size={SUBWORDS[2:]}"]
-    if Config.load(preset).export.gptq:
+    elif config.data.tokenizer != "byte260":
+        changes += ["data.tokenizer=byte260", "model.vocab_size=260"]
+    if config.export.gptq:
         changes.append("export.gptq_tokens=512")
     return [*changes, "train.compile=off", "train.log_every=1"]
 
@@ -51,7 +61,7 @@ BIG = ("model.network.main.dim=192", "model.network.main.heads=2", "model.networ
 def trainer_on(device: str, preset: str, data: Path, *changes: str, folder: Path | None = None) -> bytegolf.Trainer:
     """A tiny trainer of ``preset`` on ``device``."""
     overrides = [*tiny(preset), f"train.device={device}", *changes]
-    return bytegolf.Trainer(preset, data, overrides=overrides, folder=folder)
+    return bytegolf.Trainer(Config.load(preset, overrides), data, folder=folder)
 
 
 def as_usual(device: torch.device) -> contextlib.AbstractContextManager[Any]:

@@ -15,7 +15,7 @@ from bytegolf.model.embed import BOS
 
 pytestmark = pytest.mark.gpu
 
-RUNS = ("cpu-demo", "cpu-gpt", "hnet-2stage", "cpu-soft", "study1-sp1024")
+RUNS = ("cpu-demo", "cpu-gpt", "hnet-2stage", "hnet-2stage-L", "cpu-soft", "study1-sp1024")
 every_run = pytest.mark.parametrize("name", RUNS)
 
 

@@ -12,7 +12,7 @@ from bytegolf.config import TttConfig
 
 pytestmark = pytest.mark.gpu
 
-RUNS = ("cpu-gpt", "hnet-2stage", "cpu-soft", "study1-sp1024")
+RUNS = ("cpu-gpt", "hnet-2stage", "hnet-2stage-L", "cpu-soft", "study1-sp1024")
 
 MODES: dict[str, dict[str, Any]] = {
     "plain": {},

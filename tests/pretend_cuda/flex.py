@@ -9,9 +9,10 @@ import weakref
 from typing import Any
 
 import torch
-from pretend_cuda.tensors import CUDA
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_mask
+
+from pretend_cuda.tensors import CUDA
 
 LEAST_WIDTH = 16
 """Of a head: Triton's ``tl.dot`` takes no narrower matrices, so inductor refuses them."""

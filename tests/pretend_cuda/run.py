@@ -38,6 +38,7 @@ def main(arguments: list[str]) -> int:
         print(f"no device can be pretended here: {error}")
         return 5
     import pytest
+
     from pretend_cuda import tensors
 
     class Plugin:
@@ -48,9 +49,9 @@ def main(arguments: list[str]) -> int:
             """FlexAttention compiles itself for a GPU: what checks its arguments stands in. Shapes are checked by the
             other tests."""
             import jaxtyping
-            from pretend_cuda import flex
 
             from bytegolf.ops import flex_attention
+            from pretend_cuda import flex
 
             flex_attention._compiled = lambda function: flex.flex_attention  # type: ignore[assignment]
             jaxtyping.config.update("jaxtyping_disable", True)

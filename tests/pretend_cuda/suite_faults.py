@@ -12,12 +12,12 @@ import pytest
 import torch
 from commands import TinyRun
 from gpu_runs import BIG, RunOf, losses, on_both, run_of, trainer_on  # noqa: F401
-from pretend_cuda.tensors import PretendTensor
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from bytegolf.config import TttConfig
 from bytegolf.model.embed import BOS
+from pretend_cuda.tensors import PretendTensor
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 

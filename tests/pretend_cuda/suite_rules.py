@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from gpu_runs import CUDA, trainer_on
-from pretend_cuda import flex
-from pretend_cuda.tensors import PretendTensor, waits
 
 from bytegolf.ops.flex_attention import block_mask
+from pretend_cuda import flex
+from pretend_cuda.tensors import PretendTensor, waits
 
 HERE, THERE = torch.arange(6.0), torch.arange(6.0, device="cuda")
 SCALAR, INDEX = torch.tensor(2.0), torch.tensor([1, 0])

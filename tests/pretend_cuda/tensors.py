@@ -57,7 +57,7 @@ class PretendTensor(Tensor):
     @staticmethod
     def __new__(cls, inner: Tensor, requires_grad: bool = False) -> PretendTensor:
         """``inner`` on the pretended device."""
-        made: PretendTensor = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made: PretendTensor = Tensor._make_wrapper_subclass(
             cls,
             inner.shape,
             strides=inner.stride() if inner.layout == torch.strided else None,
