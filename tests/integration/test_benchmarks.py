@@ -154,3 +154,26 @@ def test_there_is_one_pass_through_an_hnet(benchmark: Benchmark) -> None:
     called = "def f(self): return self.decoder.extend(self.main(self.encoder(x)))"
     assert measures.parts_run(ast.parse(called)) == {"main", "decoder"}
     assert not measures.parts_run(ast.parse("def f(self): return self.main.start(1), self.decoder.start(1)"))
+
+
+@pytest.mark.slow
+def test_the_table_of_a_gpu_is_filled_on_a_trial_too(tiny_data: Path, tmp_path: Path) -> None:
+    script = [sys.executable, str(FOLDER / "gpu.py"), "--dry-run", "--no-tests", "--presets", "study1-byte"]
+    command = [*script, "--data", str(tiny_data), "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    (row,) = found["steps"]
+    assert float(row["ms"]) > 0
+    assert float(found["trained"]["BPB"]) > 0
+    assert found["trained"]["steps"] == 4
+    assert (tmp_path / "gpu.md").read_text().count("| study1-byte |") == 2
+
+
+def test_a_step_of_the_table_that_fails_is_told_and_is_not_the_end(benchmark: Benchmark) -> None:
+    job = benchmark("gpu").Job(True)
+    assert job.run("good", sys.executable, "-c", "print('x'); print('{\"a\": 1}')") == {"a": 1}
+    assert job.run("bad", sys.executable, "-c", "raise SystemExit('no memory')") == {}
+    assert job.run("slow", sys.executable, "-c", "import time; time.sleep(60)", limit=0.5) == {}
+    assert [bool(step["error"]) for step in job.steps] == [False, True, True]
+    assert "no memory" in job.steps[1]["error"]
