@@ -133,10 +133,10 @@ def walk(
 ) -> Iterator[tuple[Path, list[Path]]]:
     """Each folder below ``root``, itself first, with the ``wanted`` files in it; all else is counted in ``tally``.
 
-    Links are followed, after everything that is there by itself: each real folder is entered once, and what a link
-    leads to is read through it only if it is not read anyway. So no loop of links is endless, and a folder's own name
-    wins over a link's. A link to a folder in which ``root`` lies would lead to what was not named, and is left out.
-    A folder that is ``whole`` is given and not entered.
+    Links are followed, after everything that is there by itself: first those to folders, then those to files. Each
+    real folder is entered once, and each file that a link leads to is read once. So no loop of links is endless, and a
+    file's own name wins over a link's. A link to a folder in which ``root`` lies would lead to what was not named, and
+    is left out. A folder that is ``whole`` is given and not entered.
 
     Example: books/a.txt, books/more → ../disk2 and books/up → ..  give (books, [a.txt]) and (books/more, […]); the
     tally has one "link above".
@@ -148,7 +148,8 @@ def walk(
         above = {_identity(parent.stat()) for parent in root.resolve().parents}
     entered: set[tuple[int, int]] = set()
     read: set[tuple[int, int]] = set()
-    links: deque[Path] = deque()
+    to_folders: deque[Path] = deque()
+    to_files: list[tuple[Path, os.stat_result]] = []
 
     def below(top: Path) -> Iterator[tuple[Path, list[Path]]]:
         waiting = [top]
@@ -156,8 +157,11 @@ def walk(
             folder = waiting.pop()
             files, inner = [], []
             with disk_errors(folder, "read the folder"):
-                entered.add(_identity(folder.stat()))
-                names = [] if whole(folder) else sorted(os.listdir(folder))  # noqa: PTH208 (names, of which tens of thousands need no Path)
+                identity = _identity(folder.stat())
+                if identity in entered:  # through a link, before one to the folder around it was followed
+                    continue
+                entered.add(identity)
+                names = [] if whole(folder) else sorted(os.listdir(folder))  # noqa: PTH208 (names, not Paths)
             for name in names:
                 path = folder / name
                 if name.startswith("."):
@@ -166,13 +170,23 @@ def walk(
                 with disk_errors(path, "read"):
                     status = path.lstat()
                 if stat.S_ISLNK(status.st_mode):
-                    links.append(path)
+                    follow(path)
                 elif stat.S_ISDIR(status.st_mode):
                     inner.append(path)
                 elif judge(path, status):
                     files.append(path)
             yield folder, files
             waiting += reversed(inner)
+
+    def follow(path: Path) -> None:
+        with disk_errors(path, "follow the link"):
+            status = _target(path)
+        if status is None:
+            tally.add("dead link", str(path))
+        elif stat.S_ISDIR(status.st_mode):
+            to_folders.append(path)
+        else:
+            to_files.append((path, status))
 
     def judge(path: Path, status: os.stat_result) -> bool:
         if (kind := special(status.st_mode)) is not None:
@@ -185,23 +199,21 @@ def walk(
         return False
 
     yield from below(root)
-    while links:
-        path = links.popleft()
+    while to_folders:
+        path = to_folders.popleft()
         with disk_errors(path, "follow the link"):
-            status = _target(path)
-        if status is None:
-            tally.add("dead link", str(path))
-        elif not stat.S_ISDIR(status.st_mode):
-            if _identity(status) in read and wanted(path):
-                tally.add("known link", str(path))
-            elif judge(path, status):
-                yield path.parent, [path]
-        elif _identity(status) in above:
+            identity = _identity(path.stat())
+        if identity in above:
             tally.add("link above", str(path))
-        elif _identity(status) in entered:
+        elif identity in entered:
             tally.add("known link", str(path))
         else:
             yield from below(path)
+    for path, status in to_files:
+        if _identity(status) in read and wanted(path):
+            tally.add("known link", str(path))
+        elif judge(path, status):
+            yield path.parent, [path]
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:

@@ -32,8 +32,8 @@ def documents(path: Path, reading: Reading, advance: Advance) -> Iterator[Docume
             _check_text(schema, text, path)
             rows, told = max(1, file.metadata.num_rows), 0
             columns = list({".".join(place) for place in (text, group) if place is not None})
-            for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=columns):
-                groups = [path.name] * batch.num_rows if group is None else _groups(_column(batch, group))
+            for batch in _batches(file, columns):
+                groups = [path.name] * batch.num_rows if group is None else _groups(_column(batch, group), path)
                 for number, (data, its) in enumerate(zip(_texts(_column(batch, text)), groups, strict=True), done + 1):
                     yield _document(data, its, f"{path}, row {number}")
                 done += batch.num_rows
@@ -43,6 +43,12 @@ def documents(path: Path, reading: Reading, advance: Advance) -> Iterator[Docume
         raise BytegolfError(
             f"{path} is no readable Parquet file ({' '.join(str(error).split())[:120]}): get it again"
         ) from error
+
+
+def _batches(file: Any, columns: list[str]) -> Iterator[Any]:
+    """Rows by the hundred. A batch over two row groups is more than Arrow can do with dictionaries inside of structs."""
+    for group in range(file.num_row_groups):
+        yield from file.iter_batches(batch_size=BATCH_ROWS, row_groups=[group], columns=columns)
 
 
 def _document(data: bytes | None, group: str | None, where: str) -> Document:
@@ -123,7 +129,7 @@ def _texts(column: Any) -> list[bytes | None]:
     return values
 
 
-def _groups(column: Any) -> list[str | None]:
+def _groups(column: Any, path: Path) -> list[str | None]:
     """The group of each row. Dates and times are Arrow's text: Python's have no nanoseconds and no year 10,000.
 
     Times with a zone are in UTC; one whose year is beyond Arrow's own calendar is its number in words.
@@ -139,8 +145,10 @@ def _groups(column: Any) -> list[str | None]:
         values = column.to_pylist()
     except UnicodeDecodeError:
         values = column.cast(pyarrow.large_binary()).to_pylist()
-    except (ValueError, OverflowError, ArithmeticError):  # such a time inside of a list or struct
-        values = [str(value) for value in column]
+    except (ValueError, OverflowError) as error:  # such a time inside of a list or struct
+        raise BytegolfError(
+            f"{path} has {column.type} in the column of groups, which make no names: name another with --group-field"
+        ) from error
     return [_group(value) for value in values]
 
 
