@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
+import lzma
 import random
+from collections.abc import Callable
 from pathlib import Path
+
+import zstandard
 
 WORDS = "the of state Union message people 1789 naïve ﬁnal Ⅳ ① 東京 é — “peace” and war".split()  # noqa: SIM905
 
@@ -27,3 +33,13 @@ def lines(path: Path, texts: list[str]) -> str:
 def files_of(folder: Path) -> dict[str, bytes]:
     """What lies in a folder, by relative path."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+PACK: dict[str, Callable[[bytes], bytes]] = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".xz": lzma.compress,
+    ".bz2": bz2.compress,
+    ".zst": zstandard.ZstdCompressor(write_checksum=True).compress,
+}
+"""What makes a compressed file, by the end of its name."""

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import json
-import lzma
 import os
 import shutil
 import stat
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
 import pytest
-import zstandard
+from corpora import PACK
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,13 +23,6 @@ from bytegolf.data.document import Reading
 from bytegolf.errors import BytegolfError
 from bytegolf.folders import LeftOut, Tally, in_words, walk
 
-PACK: dict[str, Callable[[bytes], bytes]] = {
-    "": bytes,
-    ".gz": gzip.compress,
-    ".xz": lzma.compress,
-    ".bz2": bz2.compress,
-    ".zst": zstandard.ZstdCompressor().compress,
-}
 READ = [f"{kind}{ending}" for kind in (".txt", ".md", ".jsonl", ".NDJSON") for ending in PACK]
 NOT_READ = [".pdf", ".json", ".json.gz", ".parquet.xz", ".gz", "", ".Jpeg", ".a long ending"]
 

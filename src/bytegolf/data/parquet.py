@@ -46,7 +46,7 @@ def documents(path: Path, reading: Reading, advance: Advance) -> Iterator[Docume
 
 
 def _batches(file: Any, columns: list[str]) -> Iterator[Any]:
-    """Rows by the hundred. A batch over two row groups is more than Arrow can do with dictionaries inside of structs."""
+    """Rows by the hundred. A batch over two row groups is more than Arrow can do for dictionaries inside of structs."""
     for group in range(file.num_row_groups):
         yield from file.iter_batches(batch_size=BATCH_ROWS, row_groups=[group], columns=columns)
 
