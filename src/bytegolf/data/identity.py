@@ -11,6 +11,7 @@ from typing import Any
 from bytegolf.data.manifest import dataset_entry, dataset_folder, tokenizer_entry
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors, read_json_object, sha256
+from bytegolf.folders import matching
 
 SAMPLED = 1 << 20
 """Bytes of each end of a shard that stand for it where no hash of it is recorded."""
@@ -23,7 +24,7 @@ def data_hash(folder: Path, tokenizer: str) -> str:
         described = tokenizer_entry(folder, tokenizer)
         model = described.sha256 if described is not None else None
         return short_hash({"shards": entry.sha256, "stats": entry.stats, "tokenizer": model})
-    shards = sorted(dataset_folder(folder, tokenizer).glob("fineweb_*.bin"))
+    shards = matching(dataset_folder(folder, tokenizer), "fineweb_*.bin")
     return short_hash({shard.name: sha256(shard) for shard in shards})
 
 
@@ -57,7 +58,7 @@ class DataIdentity:
         recorded = entry.sha256 if entry is not None else {}
         hashes = {}
         for split in ("train", "val"):
-            shards = sorted(home.glob(f"fineweb_{split}_*.bin"))
+            shards = matching(home, f"fineweb_{split}_*.bin")
             hashes[split] = short_hash([[each.name, recorded.get(each.name) or _sample(each)] for each in shards])
         return DataIdentity(str(folder.absolute()), tokenizer, **hashes)
 

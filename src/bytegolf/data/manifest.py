@@ -15,6 +15,7 @@ from typing import Any, TypeGuard
 
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors, read_json, write_bytes
+from bytegolf.folders import matching
 
 MANIFEST = "manifest.json"
 UNFINISHED = "prepare.unfinished"
@@ -206,9 +207,8 @@ def dataset_folder(folder: str | Path, tokenizer_name: str) -> Path:
         # a folder of shards that names another tokenizer is not what was asked for
         if place == folder and folder.name.startswith(DATASET_PREFIX) and folder.name != name:
             continue
-        with disk_errors(place, "read"):
-            if any(place.glob("fineweb_*.bin")):
-                return place
+        if matching(place, "fineweb_*.bin"):
+            return place
     raise BytegolfError(
         f"{folder} holds no token shards for {tokenizer_name!r} (neither in {places[0]} "
         f"nor in itself): run `bytegolf prepare --out {folder} --tokenizer {tokenizer_name}`"

@@ -46,7 +46,7 @@ from bytegolf.data.tokenizer import Tokenizer, TokenizerKind
 from bytegolf.data.train_tokenizer import make_tokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors, make_folder, write_json
-from bytegolf.folders import Tally, in_words
+from bytegolf.folders import Tally, in_words, matching
 from bytegolf.progress import ProgressBar
 
 CHECKPOINT_SECONDS = 2.0
@@ -276,7 +276,7 @@ def _begin(out: Path, source: Source, split: Split, specs: list[TokenizerSpec]) 
                     f"{out} holds {', '.join(map(str, taken))} of another tokenizer than {spec.name}: give the spec "
                     "its own dataset_suffix and model_prefix, or choose another --out"
                 )
-    elif not half and (foreign := [name for name in names if any((out / "datasets" / name).glob("*.bin"))]):
+    elif not half and (foreign := [name for name in names if matching(out / "datasets" / name, "*.bin")]):
         raise BytegolfError(
             f"{out} has shards but no {MANIFEST} ({', '.join(foreign)}), so they may be another's: delete them, or "
             "choose another --out"

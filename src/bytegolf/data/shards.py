@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from bytegolf.data.manifest import dataset_folder
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors
+from bytegolf.folders import matching
 
 MAGIC = 20240520
 VERSION = 1
@@ -48,7 +49,7 @@ def shard_path(folder: Path, split: str, index: int) -> Path:
 
 def shard_paths(folder: Path, split: str) -> list[Path]:
     """The shards of a split that lie in ``folder``, in order; empty if there are none."""
-    return sorted(folder.glob(f"fineweb_{split}_*.bin"))
+    return matching(folder, f"fineweb_{split}_*.bin")
 
 
 def shard_header(tokens: int) -> bytes:

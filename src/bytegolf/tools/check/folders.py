@@ -12,7 +12,7 @@ from bytegolf.data.dataset_writer import SIDECAR
 from bytegolf.data.manifest import FETCHING, MANIFEST, UNFINISHED, path_in, read_manifest, unfinished
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors, read_json
-from bytegolf.folders import Tally, ending_of, in_words, walk
+from bytegolf.folders import Tally, ending_of, in_words, matching, walk
 from bytegolf.tools.check.files import Found, any_file, hashed, judged, plain, shard
 from bytegolf.tools.check.results import Verdict
 
@@ -104,14 +104,14 @@ def _dataset(path: Path, dataset: dict[str, Any]) -> Iterator[Verdict]:
         return
     hashes = known if isinstance(known, dict) else {}
     size = dataset.get("vocab_size")
-    there = {file.name for file in folder.glob("fineweb_*.bin")} | hashes.keys()
+    there = {file.name for file in matching(folder, "fineweb_*.bin")} | hashes.keys()
     for name in sorted(there):
         hash_of = hashes.get(name)
         known_hash = hash_of if isinstance(hash_of, str) else None
         yield shard(folder / name, known_hash, size if isinstance(size, int) else None, _remedy(dataset))
     counts = dataset.get("stats") or {}
     for split in ("train", "val"):
-        wanted, found = counts.get(f"files_{split}"), len(list(folder.glob(f"fineweb_{split}_*.bin")))
+        wanted, found = counts.get(f"files_{split}"), len(matching(folder, f"fineweb_{split}_*.bin"))
         if wanted is not None and wanted != found:
             said = f"the manifest counts {wanted} shards of {split}, and {found} are there: {_remedy(dataset)}"
             yield Verdict(folder, "data set", "damaged", said)

@@ -19,6 +19,7 @@ from bytegolf.data.sources import DOCUMENTS_ENDING, SIDECAR_ENDING
 from bytegolf.data.specs import parse_tokenizers
 from bytegolf.errors import BytegolfError
 from bytegolf.files import parse_json
+from bytegolf.folders import matching
 from bytegolf.tools.fetch.download import Retries
 from bytegolf.tools.fetch.mirrors import Mirror
 
@@ -196,7 +197,7 @@ class Offer:
             shards = one.shards("train", one.train_shards)
             found += shards[: self.wanted_shards(one)]
             # further ones that lie there would be read as well, so they must be right too
-            there = {path.name for path in (out / one.folder).glob("fineweb_*.bin")}
+            there = {path.name for path in matching(out / one.folder, "fineweb_*.bin")}
             found += [file for file in shards[self.wanted_shards(one) :] if Path(file.path).name in there]
             if foreign := there - {Path(file.path).name for file in found}:
                 raise BytegolfError(

@@ -14,6 +14,7 @@ from rich.table import Table as RichTable
 
 from bytegolf.errors import BytegolfError
 from bytegolf.files import only_one, write_bytes
+from bytegolf.folders import matching
 from bytegolf.progress import PlainConsole, clock
 from bytegolf.tools.study import run as running
 from bytegolf.tools.study import slurm
@@ -172,7 +173,7 @@ def overview(folder: Path) -> StudyList:
     if not folder.is_dir():
         raise BytegolfError(f"there is no folder {folder}: name one with study files")
     found, unreadable = [], {}
-    for file in sorted(folder.glob("*.toml")):
+    for file in matching(folder, "*.toml"):
         try:
             if not is_study(file):
                 continue
