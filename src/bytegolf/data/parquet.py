@@ -141,15 +141,23 @@ def _groups(column: Any, path: Path) -> list[str | None]:
         column = column.cast(pyarrow.timestamp(column.type.unit))  # without its zone, whose table may not be here
     if types.is_temporal(column.type) and not types.is_interval(column.type):
         column = column.cast(pyarrow.string())
+    elif _has_times(column.type):  # Python's form of which depends on whether pandas is installed
+        raise BytegolfError(
+            f"{path} has {column.type} in the column of groups, which make no names: name another with --group-field"
+        )
     try:
         values = column.to_pylist()
     except UnicodeDecodeError:
         values = column.cast(pyarrow.large_binary()).to_pylist()
-    except (ValueError, OverflowError) as error:  # such a time inside of a list or struct
-        raise BytegolfError(
-            f"{path} has {column.type} in the column of groups, which make no names: name another with --group-field"
-        ) from error
     return [_group(value) for value in values]
+
+
+def _has_times(kind: Any) -> bool:
+    """Whether there are times inside of a list, struct or map."""
+    from pyarrow import types
+
+    inner = [kind.field(number).type for number in range(kind.num_fields)]
+    return any((types.is_temporal(each) and not types.is_interval(each)) or _has_times(each) for each in inner)
 
 
 def _group(value: Any) -> str | None:
