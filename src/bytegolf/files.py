@@ -9,9 +9,9 @@ import hashlib
 import io
 import json
 import os
+import platform
 import re
 import select
-import socket
 import stat
 import sys
 import tempfile
@@ -305,7 +305,7 @@ def only_one(path: Path, sentence: str) -> Iterator[None]:
     try:
         with disk_errors(path):
             os.ftruncate(handle, 0)
-            os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+            os.write(handle, f"process {os.getpid()} on {platform.node()}\n".encode())
         yield
     finally:
         with contextlib.suppress(OSError):

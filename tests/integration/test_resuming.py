@@ -106,7 +106,7 @@ def test_what_quantisation_costs_is_of_one_sample(run: Path) -> None:
 
 def test_the_best_checkpoint_is_best_on_the_sample_of_the_latest(tmp_path: Path) -> None:
     for step, (bpb, tokens) in enumerate([(1.0, 64), (2.0, 128), (3.0, 128), (2.5, 128)], start=1):
-        told = {"step": step, "validation_bpb": bpb, store.VALIDATED: tokens}
+        told = {"step": step, "validation_bpb": bpb, store.SAMPLE: tokens}
         store.save(tmp_path, store.Checkpoint(told, {}, {}, {}))
     store.prune(tmp_path, 1)
     assert [store.step_of(path) for path in store.checkpoints(tmp_path)] == [2, 4]

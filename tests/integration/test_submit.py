@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commands import TinyRun, good, refused
+from commands import TinyRun, cli, good, refused
 
 from bytegolf.artifact.pack import read_artifact, write_artifact
 from bytegolf.tools.bundle import script
 from bytegolf.tools.submission import folder
+from bytegolf.tools.submission.audit import audit
 
 FIELDS = (
     "author github_id name blurb date track val_loss val_bpb pre_quant_val_bpb step_stop wallclock_seconds bytes_total "
@@ -124,6 +125,35 @@ def test_export_counts_what_is_shipped(submitted: Submitted, tiny_run: TinyRun, 
     ledger = good("export", tiny_run.folder, "--out", tmp_path / "copy", "--json").json
     assert ledger["code_bytes"] == submitted.json["bytes_code"]
     assert tiny_run.ran.json["code_bytes"] == submitted.json["bytes_code"]
+
+
+def test_a_packed_script_with_other_windows(submitted: Submitted, tiny_run: TinyRun, tmp_path: Path) -> None:
+    """It is a third of the size, says by itself what is claimed, and an auditor can read it."""
+    out = tmp_path / "packed"
+    before = (tiny_run.folder / "artifact.bgolf").read_bytes()
+    claims = good("submit", tiny_run.folder, "eval.stride=64", "--pack", "--out", out, "--json").json
+    assert (tiny_run.folder / "artifact.bgolf").read_bytes() == before
+    size = (out / script.NAME).stat().st_size
+    assert claims["bytes_code"] == size < 0.4 * submitted.json["bytes_code"]
+    assert claims["bytes_total"] == size + (out / "artifact.bgolf").stat().st_size
+    scored = good("eval", tiny_run.folder, "--stride", 64, "--precision", "fp32", "--json").json
+    assert claims["val_bpb"] == pytest.approx(scored["bpb"], abs=1e-6)
+    assert claims["val_bpb"] < submitted.json["val_bpb"], "with more context"
+    read = subprocess.run(
+        ["sh", "-c", f"sed 's/^exec\\(.*\\)$/print(\\1.decode())/' {script.NAME} | '{sys.executable}'"],
+        cwd=out, capture_output=True, text=True,
+    )  # fmt: skip
+    assert "sed 's/^exec" in (out / "README.md").read_text()
+    assert read.stdout.rstrip("\n") == script.script(read_artifact(out / "artifact.bgolf").config).rstrip("\n")
+    outcomes = {one.rule: one.outcome for one in audit(out, None).verdicts}
+    assert "broken" not in outcomes.values()
+    assert outcomes["validation unseen"] == outcomes["size"] == "shown", "what a search alone can show"
+    assert good("check", out).code == 0
+
+
+def test_overrides_of_a_submission(tiny_run: TinyRun, tmp_path: Path) -> None:
+    assert "export.… or eval.…" in cli("submit", tiny_run.folder, "train.seed=3", "--out", tmp_path / "new").err
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_cannot_be_submitted(

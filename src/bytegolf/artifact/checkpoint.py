@@ -27,7 +27,7 @@ _NAME = re.compile(r"step_(\d{8,})")
 _PARTS = ("model", "optimizer", "averaged")
 _OPTIONAL = ("averaged",)
 PROGRESS, CHECKSUMS = "progress.json", "checksums.json"
-VALIDATED = "validation_tokens"
+SAMPLE = "sample_size"
 """In a checkpoint's progress: the size of the sample that its validation_bpb is of."""
 
 T = TypeVar("T")
@@ -247,4 +247,4 @@ def _score(path: Path) -> tuple[float, Any] | None:
     except BytegolfError:
         return None
     bpb = told.get("validation_bpb")
-    return (float(bpb), told.get(VALIDATED)) if isinstance(bpb, int | float) else None
+    return (float(bpb), told.get(SAMPLE)) if isinstance(bpb, int | float) else None

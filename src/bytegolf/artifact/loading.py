@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from bytegolf.artifact.pack import Artifact, read_artifact
-from bytegolf.artifact.run_folder import RunFolder, data_folder
+from bytegolf.artifact.run_folder import ARTIFACT, CONFIG, data_folder, no_run
 from bytegolf.config import Config, NetworkConfig, StackConfig
 from bytegolf.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, Tokenizer, byte_tokenizer, load_tokenizer
 from bytegolf.device import choose_device, pick_precision
@@ -33,14 +33,11 @@ class LoadedModel:
 def load_model(source: Path, data: Path | None = None, device: str = "auto", precision: str = "auto") -> LoadedModel:
     """Load the model of a run folder or an artifact file, with the chunk capacity that ``eval`` configures.
 
-    A SentencePiece tokenizer is looked for beside the artifact, then in ``data`` (by default those that the run was
-    trained on), and must be the very one that the model was trained with.
+    A SentencePiece tokenizer is looked for beside the artifact, then in ``data``, and must be the very one that the
+    model was trained with.
     """
     path = artifact_path(source)
-    artifact = read_artifact(path)
-    if data is None and artifact.tokenizer.get("kind") != "byte":
-        data = data_folder(path.parent, artifact.config)
-    return load_artifact(artifact, path, data, device, precision)
+    return load_artifact(read_artifact(path), path, data, device, precision)
 
 
 def data_of(loaded: LoadedModel, named: Path | None = None) -> Path:
@@ -82,11 +79,12 @@ def artifact_path(source: Path) -> Path:
     """The artifact's file, given it or its run's folder."""
     if not source.is_dir():
         return source
-    run = RunFolder(source)
-    if not run.artifact.exists():
-        run.read_config()
+    path = source / ARTIFACT  # not by way of RunFolder, which a submission's script would then hold
+    if not path.exists():
+        if not (source / CONFIG).exists():
+            raise no_run(source)
         raise BytegolfError(f"the run {source} has no artifact yet: make one with `bytegolf export {source}`")
-    return run.artifact
+    return path
 
 
 def build(config: Config, state: dict[str, torch.Tensor], where: str) -> LanguageModel:

@@ -46,14 +46,22 @@ _BUDGET = {"train.max_steps": "step", "train.max_seconds": "seconds"}
 """What training may use up, and where ``Progress`` has how much of it that is."""
 
 
+CONFIG, ARTIFACT = "config.toml", "artifact.bgolf"
+
+
+def no_run(path: Path) -> BytegolfError:
+    """What is said of a folder that is no run."""
+    return BytegolfError(f"{path} is no run folder (it has no {CONFIG}): train one with `bytegolf train`")
+
+
 class RunFolder:
     """The layout of a run's folder."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.config = path / "config.toml"
+        self.config = path / CONFIG
         """the resolved configuration, which `train` takes as it is"""
-        self.artifact = path / "artifact.bgolf"
+        self.artifact = path / ARTIFACT
         """the quantised model: what is shipped and scored"""
         self.tokenizer = path / "tokenizer.model"
         """a copy of the SentencePiece model, where the run uses one"""
@@ -73,9 +81,7 @@ class RunFolder:
     def read_config(self, overrides: Iterable[str] = ()) -> Config:
         """The saved configuration, with ``overrides``; an error in words if ``path`` is no run."""
         if not self.config.exists():
-            raise BytegolfError(
-                f"{self.path} is no run folder (it has no {self.config.name}): train one with `bytegolf train`"
-            )
+            raise no_run(self.path)
         return Config.load(self.config, overrides)
 
     def check(self, config: Config, resume: bool) -> list[str]:

@@ -14,7 +14,7 @@ from bytegolf.cli.common import Data, Json, app, finish, screen
 def submit(
     run: Annotated[Path, Parameter(help="A run's folder.")],
     /,
-    *,
+    *overrides: Annotated[str, Parameter(help="Changes of export.… or eval.…, as section.key=value.")],
     out: Annotated[Path, Parameter(help="The submission's folder, which must not be there yet.")],
     data: Data = None,
     author: Annotated[str, Parameter(help="Who made it.")] = "",
@@ -22,6 +22,9 @@ def submit(
     name: Annotated[str, Parameter(help="What it is called; by default as its configuration.")] = "",
     blurb: Annotated[str, Parameter(help="What it is, in a sentence; by default as its configuration says.")] = "",
     track: Annotated[str, Parameter(help="The leaderboard's track.")] = "non-record-unlimited-compute-16mb",
+    pack: Annotated[
+        bool, Parameter(help="Compress the script, whose size counts (LZMA in base 85).", show_default=False)
+    ] = False,
     json: Json = False,
 ) -> None:
     """Make a submission of a run: one script, the artifact, the log, the claims.
@@ -30,8 +33,11 @@ def submit(
     torch, numpy and public libraries: `train` trains the same configuration,
     `eval` scores the artifact. What is claimed is what it says of the artifact
     over the whole validation split. More than 16,000,000 bytes are refused.
+    With overrides the artifact is exported and scored as they say: in sliding
+    windows with eval.stride=64, with test-time training by eval.ttt.mode=sgd.
 
     Example: bytegolf submit runs/cpu-demo --out submission --author "A. Name"
+    Example: bytegolf submit runs/cpu-demo eval.stride=64 --pack --out submission
 
     JSON keys: folder, and the fields of submission.json (author, github_id,
     name, blurb, date, track, val_loss, val_bpb, pre_quant_val_bpb, step_stop,
@@ -42,7 +48,8 @@ def submit(
 
     reporter = Reporter()
     with reporter:
-        claims = folder.submit(run, out, data, folder.By(author, github_id, name, blurb, track), reporter)
+        by = folder.By(author, github_id, name, blurb, track)
+        claims = folder.submit(run, out, data, by, reporter, overrides=overrides, pack=pack)
     console = screen()
     model, code, total = (claims[f"bytes_{kind}"] for kind in ("model_int8_zlib", "code", "total"))
     console.print(f"wrote {out}: {model:,} model + {code:,} code = {total:,} bytes", soft_wrap=True)

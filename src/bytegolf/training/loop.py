@@ -328,7 +328,7 @@ class Trainer:
         averaged = self._whole(self.stepper.average.state()) if self.stepper.average else {}
         if self.world.leads:
             progress = {**dataclasses.asdict(self.progress), "window": self._steps.state()}
-            progress[store.VALIDATED] = self.config.train.validate_tokens
+            progress[store.SAMPLE] = self.config.train.validate_tokens
             if self._validated_step != self.progress.step:
                 progress["validation_bpb"] = None  # an earlier one says nothing about these weights
             store.save(folder, store.Checkpoint(progress, weights, optimizer, averaged))

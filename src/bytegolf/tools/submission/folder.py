@@ -5,11 +5,13 @@ What is claimed is what the script itself says of the artifact in the folder, in
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -20,7 +22,7 @@ from bytegolf.api import evaluation as scoring
 from bytegolf.artifact import export as exporting
 from bytegolf.artifact import loading as opening
 from bytegolf.artifact.loading import LoadedModel
-from bytegolf.artifact.run_folder import RunFolder
+from bytegolf.artifact.run_folder import RunFolder, data_folder
 from bytegolf.data.shards import open_split
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors, lines_of, make_folder, write_bytes, write_json
@@ -48,11 +50,21 @@ class By:
     track: str = TRACK
 
 
-def submit(run: Path, out: Path, data: Path | None, by: By, reporter: Reporter | None = None) -> dict[str, Any]:
+def submit(
+    run: Path,
+    out: Path,
+    data: Path | None,
+    by: By,
+    reporter: Reporter | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    pack: bool = False,
+) -> dict[str, Any]:
     """Write the submission of the run ``run`` to the folder ``out``, which must not be there yet; its submission.json.
 
     The artifact is scored over the whole validation split in ``data`` (by default the run's own) by the script, and
-    its weights before quantisation here.
+    its weights before quantisation here. With ``overrides`` (of ``export.…`` and ``eval.…``) it is the artifact that
+    `export` makes with them, and the run's own stays as it is. ``pack`` compresses the script, as its size counts.
 
     Raises BytegolfError if it is too large, was made by other means than the script has, or the script fails.
     """
@@ -60,18 +72,29 @@ def submit(run: Path, out: Path, data: Path | None, by: By, reporter: Reporter |
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise BytegolfError(f"{out} exists already: name a new folder for the submission")
     folder = RunFolder(run)
-    folder.read_config()
-    opened = opening.load_model(opening.artifact_path(run), data, precision="fp32")  # as the script does
-    _check(opened, run)
-    data = opening.data_of(opened, data)
-    open_split(data, opened.tokenizer.name, "val", opened.tokenizer.vocab_size)  # raises if there is none
-    tell("scoring the weights before quantisation")
-    whole = scoring.evaluate(opening.with_weights(opened, exporting.latest(run).state), data, reporter=reporter)
-    make_folder(out.absolute().parent)
-    with disk_errors(out), tempfile.TemporaryDirectory(prefix=".submission.", dir=out.absolute().parent) as name:
+    data = data or data_folder(run, folder.read_config(overrides))
+    with contextlib.ExitStack() as stack:
+        source = opening.artifact_path(run)
+        if overrides:
+            made = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            tell("quantising")
+            source = exporting.export(run, made / entry.ARTIFACT, overrides).artifact
+            if folder.tokenizer.exists():
+                shutil.copyfile(folder.tokenizer, made / folder.tokenizer.name)
+        opened = opening.load_model(source, data, precision="fp32")  # as the script does
+        data = opening.data_of(opened, data)
+        code = script.script(opened.config)
+        code = script.packed(code) if pack else code
+        _check(opened, run, len(code.encode()))
+        open_split(data, opened.tokenizer.name, "val", opened.tokenizer.vocab_size)  # raises if there is none
+        tell("scoring the weights before quantisation")
+        whole = scoring.evaluate(opening.with_weights(opened, exporting.latest(run).state), data, reporter=reporter)
+        make_folder(out.absolute().parent)
+        stack.enter_context(disk_errors(out))
+        name = stack.enter_context(tempfile.TemporaryDirectory(prefix=".submission.", dir=out.absolute().parent))
         home = Path(name) / out.name
         home.mkdir()
-        write_bytes(home / script.NAME, script.script(opened.config).encode())
+        write_bytes(home / script.NAME, code.encode())
         shutil.copyfile(opened.path, home / entry.ARTIFACT)
         if folder.tokenizer.exists():
             shutil.copyfile(folder.tokenizer, home / folder.tokenizer.name)
@@ -80,7 +103,7 @@ def submit(run: Path, out: Path, data: Path | None, by: By, reporter: Reporter |
         found = run_script(home / script.NAME, "eval", "--data", str(data.absolute()))
         claims = _claims(opened, by, found, whole.bpb, (home / script.NAME).stat().st_size)
         write_json(home / CLAIMS, claims)
-        write_bytes(home / README, readme(opened, claims, found, _versions()).encode())
+        write_bytes(home / README, readme(opened, claims, found, _versions(), pack).encode())
         home.chmod(0o755)
         if out.exists():
             out.rmdir()
@@ -88,9 +111,9 @@ def submit(run: Path, out: Path, data: Path | None, by: By, reporter: Reporter |
     return claims
 
 
-def _check(opened: LoadedModel, run: Path) -> None:
-    """Raise if the artifact cannot be submitted."""
-    code, model = script.code_bytes(opened.config), opened.artifact.file_bytes
+def _check(opened: LoadedModel, run: Path, code: int) -> None:
+    """Raise if the artifact cannot be submitted with so many bytes of code."""
+    model = opened.artifact.file_bytes
     if code + model > LIMIT:
         raise BytegolfError(
             f"{model:,} bytes of model and {code:,} of code are {code + model - LIMIT:,} more than the {LIMIT:,} of a "

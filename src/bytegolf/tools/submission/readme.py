@@ -11,9 +11,23 @@ from bytegolf.config import to_dict
 from bytegolf.tools.bundle.ledger import LIMIT
 from bytegolf.tools.bundle.script import NAME
 
+_UNPACK = rf"""## Read it
 
-def readme(opened: LoadedModel, claims: dict[str, Any], found: dict[str, Any], versions: dict[str, str]) -> str:
-    """Markdown; ``claims`` are submission.json, ``found`` is what the script's `eval` said."""
+`{NAME}` is compressed; this prints it:
+
+```sh
+sed 's/^exec\(.*\)$/print(\1.decode())/' {NAME} | python
+```
+
+"""
+
+
+def readme(
+    opened: LoadedModel, claims: dict[str, Any], found: dict[str, Any], versions: dict[str, str], packed: bool
+) -> str:
+    """Markdown; ``claims`` are submission.json, ``found`` is what the script's `eval` said; ``packed``: the script is
+    compressed.
+    """
     config = opened.config
     way = f"windows of {config.train.seq_len} tokens"
     way += f", each scored on its last {config.eval.stride}" if config.eval.stride else " without overlap"
@@ -54,7 +68,7 @@ python {NAME} train --data DATA --out FOLDER
 `DATA` is a folder of token shards (`fineweb_val_*.bin`, `fineweb_train_*.bin`) with its tokenizer. `eval --losses
 FILE.npy` writes the nats and bytes of every scored target, in the order of the text.
 
-## What the score rests on
+{_UNPACK if packed else ""}## What the score rests on
 
 - Training reads the training split; of the validation split it takes a sample's loss from time to time, to print it.
 - Each target is scored once, from the tokens before it; windows are those above.
