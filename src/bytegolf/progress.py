@@ -138,10 +138,15 @@ def clock(seconds: float) -> str:
 class Pace:
     """How fast work goes and how long it will take: ``line`` says so after each part of it.
 
+    The time left is worked out from what came after the first line: before it, kernels were compiled and caches filled.
+
     >>> pace = Pace(total=4_000_000)
     >>> pace.done = 1_000_000
-    >>> pace.line(1_000_000, seconds=2.0)
-    '25% · 500.0 kB/s · 0:06 left'
+    >>> pace.line(1_000_000, seconds=20.0)
+    '25% · 50.0 kB/s'
+    >>> pace.done = 2_000_000
+    >>> pace.line(2_000_000, seconds=22.0)
+    '50% · 90.9 kB/s · 0:04 left'
     """
 
     def __init__(self, total: float | None = None) -> None:
@@ -149,19 +154,30 @@ class Pace:
         """how much there is to do, in any unit; None: nobody knows"""
         self.done = 0.0
         self._started = time.perf_counter()
+        self._first: tuple[float, float] | None = None
+        """seconds and what was done at the first line"""
 
     def seconds(self) -> float:
         """Since the start; above 0."""
         return max(1e-9, time.perf_counter() - self._started)
 
     def line(self, size: float, seconds: float | None = None) -> str:
-        """The share that is done, bytes per second for ``size`` bytes, and the time left, which assumes that pace."""
+        """The share that is done, bytes per second for ``size`` bytes, and the time left."""
         spent = self.seconds() if seconds is None else seconds
         rate = f"{size / spent / 1000:.1f} kB/s"
         if not self.total or not self.done:
             return rate
-        left = spent * (self.total - self.done) / self.done
-        return f"{self.done / self.total:.0%} · {rate} · {clock(left)} left"
+        return " · ".join(filter(None, (f"{self.done / self.total:.0%}", rate, self.left(spent))))
+
+    def left(self, spent: float | None = None) -> str:
+        """The time left, as ``0:04 left``; empty as long as nothing tells it, and without a total."""
+        spent = self.seconds() if spent is None else spent
+        if self._first is None and self.done:
+            self._first = spent, self.done
+        begun, before = self._first or (spent, self.done)
+        if not self.total or self.done <= before:
+            return ""
+        return f"{clock((spent - begun) * (self.total - self.done) / (self.done - before))} left"
 
 
 class ProgressBar:

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from bytegolf import progress
-from bytegolf.progress import ProgressBar
+from bytegolf.progress import Pace, ProgressBar, clock
 
 
 def test_lines_tell_amount_pace_share_and_time_left(
@@ -31,3 +31,20 @@ def test_quiet_says_nothing(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     with ProgressBar(quiet=True).task("reading", None) as advance:
         advance(5)
     assert capsys.readouterr().err == ""
+
+
+def test_the_time_left_does_not_count_the_start() -> None:
+    """What came before the first line, such as compiling kernels, does not come again."""
+    pace = Pace(total=100)
+    pace.done = 1
+    assert "left" not in pace.line(1000, seconds=30.0)
+    for done, seconds in ((2, 31.0), (50, 79.0), (99, 128.0)):
+        pace.done = done
+        assert pace.line(1000, seconds=seconds).endswith(f"{clock(100 - done)} left")
+    assert "left" not in Pace().line(1000, seconds=3.0)
+    empty = Pace(total=13)
+    assert [empty.left(9.0)] == [""]
+    for done in (1, 2):
+        empty.done = done
+        said = empty.left(10.0 + done)
+    assert said == "0:11 left"

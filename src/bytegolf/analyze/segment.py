@@ -27,6 +27,7 @@ from bytegolf.errors import BytegolfError
 from bytegolf.evaluate.boundaries import BoundaryStats
 from bytegolf.model.lm import LanguageModel
 from bytegolf.model.routers.base import THRESHOLD
+from bytegolf.words import counted
 
 STANDARD_TEXT = (
     b"The quick brown fox jumps over the lazy dog. "
@@ -154,5 +155,5 @@ def show(console: Console, found: Segmentation) -> None:
 
 def titled(console: Console, title: str, found: Segmentation) -> None:
     """The chunks below a headline with their number."""
-    console.print(f"{title}, {len(found.offsets())} chunks:", style="bold", soft_wrap=True)
+    console.print(f"{title}, {counted(len(found.offsets()), 'chunk')}:", style="bold", soft_wrap=True)
     show(console, found)

@@ -24,6 +24,7 @@ from bytegolf.artifact.quantizer import Storage
 from bytegolf.config import ExportConfig
 from bytegolf.model.lm import LanguageModel
 from bytegolf.model.storage import StorageKind, storage_kinds
+from bytegolf.progress import Pace
 
 WIDTHS = (8, 7, 6, 5, 4, 3)
 PRUNED = ((6, 0.25), (6, 0.5), (4, 0.25), (4, 0.5), (3, 0.75), (3, 0.9), (3, 0.97))
@@ -118,8 +119,10 @@ def measure_options(model: LanguageModel, state: Mapping[str, Tensor], windows: 
     whole = mean_loss(model, windows)
     found: dict[str, list[StorageOption]] = {group: [] for group in groups}
     labels = dict.fromkeys(label for plans in tried.values() for label in plans)
+    pace = Pace(len(labels))
     for done, label in enumerate(labels):
-        say(f"fit · measured {done} of {len(labels)} widths")
+        pace.done = done
+        say(" · ".join(filter(None, ("fit", f"measured {done} of {len(labels)} widths", pace.left()))))
         there = {name: how for plans in tried.values() for name, how in plans.get(label, {}).items()}
         bits = coded_bits([quantize(name, state[name], storage) for name, storage in there.items()])
         for group, plans in tried.items():

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from bytegolf.artifact.pack import Artifact, read_artifact
-from bytegolf.artifact.run_folder import ARTIFACT, CONFIG, data_folder, no_run
+from bytegolf.artifact.run_folder import ARTIFACT_FILE, CONFIG_FILE, data_folder, no_run
 from bytegolf.config import Config, NetworkConfig, StackConfig
 from bytegolf.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, Tokenizer, byte_tokenizer, load_tokenizer
 from bytegolf.device import choose_device, pick_precision
@@ -79,9 +79,9 @@ def artifact_path(source: Path) -> Path:
     """The artifact's file, given it or its run's folder."""
     if not source.is_dir():
         return source
-    path = source / ARTIFACT  # not by way of RunFolder, which a submission's script would then hold
+    path = source / ARTIFACT_FILE  # not by way of RunFolder, which a submission's script would then hold
     if not path.exists():
-        if not (source / CONFIG).exists():
+        if not (source / CONFIG_FILE).exists():
             raise no_run(source)
         raise BytegolfError(f"the run {source} has no artifact yet: make one with `bytegolf export {source}`")
     return path

@@ -46,12 +46,12 @@ _BUDGET = {"train.max_steps": "step", "train.max_seconds": "seconds"}
 """What training may use up, and where ``Progress`` has how much of it that is."""
 
 
-CONFIG, ARTIFACT = "config.toml", "artifact.bgolf"
+CONFIG_FILE, ARTIFACT_FILE = "config.toml", "artifact.bgolf"
 
 
 def no_run(path: Path) -> BytegolfError:
     """What is said of a folder that is no run."""
-    return BytegolfError(f"{path} is no run folder (it has no {CONFIG}): train one with `bytegolf train`")
+    return BytegolfError(f"{path} is no run folder (it has no {CONFIG_FILE}): train one with `bytegolf train`")
 
 
 class RunFolder:
@@ -59,9 +59,9 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.config = path / CONFIG
+        self.config = path / CONFIG_FILE
         """the resolved configuration, which `train` takes as it is"""
-        self.artifact = path / ARTIFACT
+        self.artifact = path / ARTIFACT_FILE
         """the quantised model: what is shipped and scored"""
         self.tokenizer = path / "tokenizer.model"
         """a copy of the SentencePiece model, where the run uses one"""

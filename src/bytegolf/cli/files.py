@@ -9,6 +9,7 @@ from cyclopts import Parameter, validators
 
 from bytegolf.cli.common import COUNT, Json, Model, answers, app, finish, screen
 from bytegolf.errors import BytegolfError
+from bytegolf.words import counted
 
 _HYPHEN = Parameter(allow_leading_hyphen=True)
 Stride = Annotated[
@@ -104,7 +105,7 @@ def decompress(
     with reporter:
         result = compressing.decompress(model, source, target, reporter, force)
     if target != compressing.PIPE:
-        screen().print(f"{result.original_bytes:,} bytes at {result.bytes_per_second:,.0f} bytes/s")
+        screen().print(f"{counted(result.original_bytes, 'byte')} at {result.bytes_per_second:,.0f} bytes/s")
     finish(json, result)
 
 

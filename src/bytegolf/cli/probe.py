@@ -7,6 +7,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from bytegolf.cli.common import COUNT, Data, Json, Model, answers, app, finish, screen
+from bytegolf.words import counted
 
 
 @app.command(sort_key=45)
@@ -41,5 +42,5 @@ def probe(
     console = screen()
     for grid in of_probe(result):
         console.print(grid.drawn())
-    console.print(f"over {result.tokens:,} tokens, {result.bytes:,} bytes")
+    console.print(f"over {counted(result.tokens, 'token')}, {counted(result.bytes, 'byte')}")
     finish(json, result)

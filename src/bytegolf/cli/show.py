@@ -14,6 +14,7 @@ from bytegolf.api.run import Run
 from bytegolf.config import MixConfig, TttConfig
 from bytegolf.evaluate.results import BoundaryFigures, Truncation
 from bytegolf.infer.results import Compression
+from bytegolf.words import counted
 
 
 def score(console: Console, result: Evaluation) -> None:
@@ -29,7 +30,8 @@ def score(console: Console, result: Evaluation) -> None:
     dropped = f" ({result.tokens_dropped:,} not scored)" if result.tokens_dropped else ""
     table.add_row(
         "scored",
-        f"{result.tokens:,} tokens, {result.bytes:,} bytes{dropped} in windows of {result.seq_len}{overlap}",
+        f"{counted(result.tokens, 'token')}, {counted(result.bytes, 'byte')}{dropped} in windows of "
+        f"{result.seq_len}{overlap}",
     )
     if result.one_pass:
         windows = f"windows of {result.one_pass.seq_len}, stride {result.one_pass.stride}"
@@ -45,7 +47,7 @@ def score(console: Console, result: Evaluation) -> None:
     table.add_row(
         "size",
         f"{result.artifact_bytes:,} model + {result.code_bytes:,} code = {result.total_bytes:,} of "
-        f"{result.limit_bytes:,} bytes: {verdict}",
+        f"{counted(result.limit_bytes, 'byte')}: {verdict}",
     )
     for row in (*_chunk_rows(result.boundaries), *_capacity_rows(result.capacity)):
         table.add_row(*row)
@@ -54,7 +56,7 @@ def score(console: Console, result: Evaluation) -> None:
 
 def _learned(ttt: TttConfig, seq_len: int) -> str:
     """What test-time training did, in words."""
-    size = f"{ttt.chunk or seq_len:,} tokens"
+    size = counted(ttt.chunk or seq_len, "token")
     how = f"LoRA of rank {ttt.rank}, rate {ttt.lora_lr:g}"
     if ttt.mode == "sgd":
         how = f"SGD, rate {ttt.sgd_lr:g}"
@@ -91,7 +93,8 @@ def _capacity_rows(levels: list[Truncation]) -> Iterator[tuple[str, str]]:
         if counts.capacity == "fixed":
             yield (
                 "capacity" if len(levels) == 1 else f"capacity {level}",
-                f"1/{counts.divisor:g} of a window: truncated {counts.truncated_boundaries:,} boundaries in "
+                f"1/{counts.divisor:g} of a window: truncated "
+                f"{counted(counts.truncated_boundaries, 'boundary', 'boundaries')} in "
                 f"{counts.truncated_windows / counts.windows:.1%} of windows",
             )
 
@@ -100,7 +103,7 @@ def compression(console: Console, result: Compression) -> None:
     """What `compress` came to as a table of two columns."""
     table = _facts()
     ratio = "" if result.bits_per_byte is None else f": {result.bits_per_byte:.4f} bits per byte"
-    table.add_row("size", f"{result.original_bytes:,} → {result.compressed_bytes:,} bytes{ratio}")
+    table.add_row("size", f"{result.original_bytes:,} → {counted(result.compressed_bytes, 'byte')}{ratio}")
     if result.coded_blocks:
         share = result.seam_bits / result.coded_bits
         table.add_row(
@@ -109,7 +112,7 @@ def compression(console: Console, result: Compression) -> None:
             "without their past",
         )
     if result.stored_blocks:
-        table.add_row("stored", f"{result.stored_blocks} blocks, which the model cannot shrink")
+        table.add_row("stored", f"{counted(result.stored_blocks, 'block')}, which the model cannot shrink")
     table.add_row("speed", f"{result.bytes_per_second:,.0f} bytes/s, {result.seconds:.1f} s")
     console.print(table)
 
@@ -134,7 +137,7 @@ def outcome(console: Console, result: Run, summary: Summary) -> None:
     """The end of `train`: the score of the reloaded artifact, and a sentence's chunks before and after."""
     console.print()
     console.print(
-        f"{summary.name}: {summary.steps:,} steps, {summary.train_bytes:,} bytes in "
+        f"{summary.name}: {counted(summary.steps, 'step')}, {counted(summary.train_bytes, 'byte')} in "
         f"{summary.train_seconds:.0f} s of training ({summary.train_bytes_per_second or 0:,} bytes/s)"
         + (", stopped early" if summary.stopped_early else ""),
         soft_wrap=True,

@@ -224,6 +224,7 @@ def _identity(compiler: list[str]) -> tuple[str, ...]:
 def _compile(compiler: list[str], sources: dict[str, bytes], folder: Path, key: str) -> Path:
     """Compile each source by itself, as many at a time as there are CPUs, and link them; the library's path."""
     folder.mkdir(parents=True, exist_ok=True)
+    sys.stderr.write("native kernels · compiling them for this machine, once: half a minute or so\n")
     with tempfile.TemporaryDirectory(dir=folder) as name:
         work = Path(name)
         for source, text in sources.items():

@@ -17,6 +17,7 @@ from bytegolf.files import disk_errors, lines_of, sha256
 from bytegolf.folders import check_file
 from bytegolf.tools.check.results import Finding, Verdict
 from bytegolf.tools.study.results import CHECKSUM, row_of
+from bytegolf.words import counted
 
 RESULTS = "results.jsonl"
 ARTIFACT, COMPRESSED = ".bgolf", ".bgz"
@@ -52,7 +53,7 @@ def artifact(path: Path) -> Found:
     from bytegolf.artifact.pack import read_artifact
 
     found = read_artifact(path)
-    return "whole", f"its hash matches; {len(found.state)} tensors, SHA-256 {found.sha256[:16]}…"
+    return "whole", f"its hash matches; {counted(len(found.state), 'tensor')}, SHA-256 {found.sha256[:16]}…"
 
 
 @judged("compressed file")
@@ -66,8 +67,11 @@ def compressed_file(path: Path) -> Found:
         while isinstance(part := compressed.read_part(file, header.streams, str(path)), compressed.Block):
             size, blocks = size + part.size, blocks + 1
     if part.size != size or header.size not in (None, size):
-        raise compressed.damaged(str(path), f"its blocks hold {size:,} bytes, and it declares another number")
-    return "whole", f"{blocks + 2} checksums match; {size:,} bytes, of artifact {header.artifact.hex()[:16]}…"
+        raise compressed.damaged(str(path), f"its blocks hold {counted(size, 'byte')}, and it declares another number")
+    return (
+        "whole",
+        f"{counted(blocks + 2, 'checksum')} match; {counted(size, 'byte')}, of artifact {header.artifact.hex()[:16]}…",
+    )
 
 
 @judged("shard")
@@ -75,8 +79,8 @@ def shard(path: Path, known: str | None = None, ids: int | None = None, remedy: 
     """A token shard: its hash, where ``known``, its header, and that its tokens are below ``ids``, where given."""
     tokens = len(read_shard(path, ids))
     if known is None:
-        return "no checksum", f"{tokens:,} tokens, header and length agree"
-    return hashed(path, known, remedy, f"{tokens:,} tokens")
+        return "no checksum", f"{counted(tokens, 'token')}, header and length agree"
+    return hashed(path, known, remedy, counted(tokens, "token"))
 
 
 def hashed(path: Path, known: str, remedy: str, more: str = "") -> Found:
@@ -94,10 +98,10 @@ def checkpoint(path: Path) -> Found:
     saved = store.load(path)
     count = len(saved.model) + len(saved.optimizer) + len(saved.averaged)
     if (hashes := store.checksums(path)) is None:
-        return "no checksum", f"{count} tensors can be read"
+        return "no checksum", f"{counted(count, 'tensor')} can be read"
     if missing := [name for name in hashes if not (path / name).is_file()]:
         raise BytegolfError(f"{path} lacks {missing[0]}: delete the folder to go on from the one before")
-    return "whole", f"{len(hashes)} checksums match; {count} tensors"
+    return "whole", f"{counted(len(hashes), 'checksum')} match; {counted(count, 'tensor')}"
 
 
 @judged("study results")
@@ -114,8 +118,8 @@ def results(path: Path) -> Found:
             )
         without += f'"{CHECKSUM}"' not in line
     if without:
-        return "no checksum", f"{without} of {len(lines)} rows have none; all can be read"
-    return "whole", f"{len(lines)} rows, each with its checksum"
+        return "no checksum", f"{without} of {counted(len(lines), 'row')} have none; all can be read"
+    return "whole", f"{counted(len(lines), 'row')}, each with its checksum"
 
 
 def plain(path: Path, kind: str, read: Callable[[Path], Any]) -> Verdict:
@@ -125,7 +129,7 @@ def plain(path: Path, kind: str, read: Callable[[Path], Any]) -> Verdict:
     def look(path: Path) -> Found:
         with disk_errors(path, "read"):
             read(path)
-            return "no checksum", f"it can be read; {path.stat().st_size:,} bytes"
+            return "no checksum", f"it can be read; {counted(path.stat().st_size, 'byte')}"
 
     return look(path)
 

@@ -15,6 +15,7 @@ from bytegolf.files import disk_errors, read_json
 from bytegolf.folders import Tally, ending_of, in_words, matching, walk
 from bytegolf.tools.check.files import Found, any_file, hashed, judged, plain, shard
 from bytegolf.tools.check.results import Verdict
+from bytegolf.words import counted
 
 _FETCHED = "run the same `bytegolf fetch --verify` again"
 _PREPARED = "run the same `bytegolf prepare` again"
@@ -132,4 +133,4 @@ def _recorded_tokenizer(file: Path, known: Any, remedy: str) -> Found:
     if isinstance(known, str):
         return hashed(file, known, remedy)
     with disk_errors(file, "read"):
-        return "no checksum", f"{file.stat().st_size:,} bytes"
+        return "no checksum", f"{counted(file.stat().st_size, 'byte')}"

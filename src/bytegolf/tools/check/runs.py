@@ -18,6 +18,7 @@ from bytegolf.tools.check.files import Found, artifact, checkpoint, hashed, judg
 from bytegolf.tools.check.results import Verdict
 from bytegolf.tools.submission import folder as submission
 from bytegolf.training.metrics_file import read_metrics
+from bytegolf.words import counted
 
 
 def reader(path: Path) -> Callable[[Path], Iterable[Verdict]] | None:
@@ -59,7 +60,7 @@ def _tokenizer(path: Path, model: Path) -> Found:
         identity = read_container(model).header.get("tokenizer")
         known = identity.get("sha256") if isinstance(identity, dict) else None
     if not isinstance(known, str):
-        return "no checksum", f"{path.stat().st_size:,} bytes, and no artifact that knows it"
+        return "no checksum", f"{counted(path.stat().st_size, 'byte')}, and no artifact that knows it"
     return hashed(path, known, "copy it from the data folder's tokenizers")
 
 

@@ -8,6 +8,7 @@ from rich.table import Table
 from bytegolf.tools.plan.devices import ATTENTION, DEVICES, MATMUL, MEMORY, SCAN, SCATTER
 from bytegolf.tools.plan.results import Plan, PublishedStep
 from bytegolf.tools.plan.work import SPREAD
+from bytegolf.words import counted
 
 
 def published(console: Console, rows: list[PublishedStep]) -> None:
@@ -58,7 +59,7 @@ def plan(console: Console, found: Plan) -> None:
         known = found.measured
         said = f"{known.step_ms:.1f} ms, median of {known.steps}: the prediction is {known.error:+.0%}"
         facts.add_row("measured", said)
-    facts.add_row("budget", f"{found.steps:,} steps, {found.train_tokens:,} tokens")
+    facts.add_row("budget", f"{counted(found.steps, 'step')}, {counted(found.train_tokens, 'token')}")
     console.print(facts)
     table = Table(box=None, pad_edge=False)
     table.add_column("part of a rank's step")

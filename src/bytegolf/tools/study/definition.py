@@ -32,6 +32,7 @@ from bytegolf.config import flatten, from_dict, read_toml
 from bytegolf.config.fields import Ranged, doc
 from bytegolf.errors import BytegolfError, shown
 from bytegolf.files import disk_errors, folder_name
+from bytegolf.words import counted
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class BudgetConfig(Ranged):
     def __str__(self) -> str:
         if self.seconds:
             return f"{self.seconds:g} {'processor ' if self.clock == 'processor' else ''}seconds of training"
-        return f"{self.steps:,} steps" if self.steps else f"{self.bytes:,} bytes of training text"
+        return counted(self.steps, "step") if self.steps else f"{counted(self.bytes, 'byte')} of training text"
 
 
 @dataclass(frozen=True)
