@@ -189,6 +189,17 @@ def test_what_is_not_published_is_made_from_the_documents_in_one_command(server:
     assert (out / MANIFEST).read_bytes() == before
 
 
+def test_documents_without_text_are_told_of(mirror: Path, tmp_path: Path) -> None:
+    documents = mirror / DOCUMENTS
+    documents.write_text(documents.read_text() + '\n{"text": null}\n')
+    sidecar = json.loads((mirror / SIDECAR).read_text())
+    (mirror / SIDECAR).write_text(json.dumps({**sidecar, "docs_sha256": digest(documents)}))
+    command = ("fetch", "--mirror", mirror, "--variant", "byte260", "--export", "--out", tmp_path / "data")
+    ran = good(*command, "--json")
+    assert [(one["why"], one["count"]) for one in ran.json["left_out"]] == [("null text", 1)]
+    assert "left out: 1 row whose text is null" in ran.out
+
+
 def test_an_export_goes_on_wherever_it_was_killed(
     published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -147,7 +147,7 @@ def test_every_kind_of_text_in_every_compression(kind: str, ending: str) -> None
 
 @pytest.mark.parametrize("ending", NAMES)
 @pytest.mark.parametrize("kind", ["txt", "jsonl"])
-@pytest.mark.parametrize("damage", ["cut", "flipped", "garbage behind", "beginning"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "garbage behind", "beginning", "empty"])
 def test_a_damaged_file_is_one_sentence_and_nothing_stays(kind: str, ending: str, damage: str) -> None:
     rows = [json.dumps({"text": text(100, seed)}) for seed in range(300)]
     whole = PACK[f".{ending}"]("\n".join(rows).encode())
@@ -157,6 +157,7 @@ def test_a_damaged_file_is_one_sentence_and_nothing_stays(kind: str, ending: str
         "flipped": whole[:middle] + bytes(byte ^ 0xFF for byte in whole[middle : middle + 4]) + whole[middle + 4 :],
         "garbage behind": whole + b"garbage",
         "beginning": b"x" + whole[1:],
+        "empty": b"",
     }
     name = f"x.{kind}.{ending}"
     Path(name).write_bytes(broken[damage])

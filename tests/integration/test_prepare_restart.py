@@ -205,6 +205,21 @@ def test_a_checkpoint_of_something_else_is_not_used(
     assert files_of(out) == files_of(tmp_path / "again")
 
 
+@pytest.mark.usefixtures("small_blocks")
+def test_what_was_left_out_before_a_kill_is_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = tmp_path / "docs.jsonl"
+    copy.write_text("".join(json.dumps({"text": each}) + "\n" for text in TEXTS for each in (text, None, " ")))
+    with monkeypatch.context() as broken:
+        broken.setattr(module, "CHECKPOINT_SECONDS", 0.0)
+        broken.setattr(module, "_check", lambda *ignored: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            prepare([copy], tmp_path / "out", val="first:9", quiet=True)
+    assert json.loads((tmp_path / "out" / CHECKPOINT).read_text())["left_out"][0]["count"] > 10
+    manifest = prepare([copy], tmp_path / "out", val="first:9", quiet=True)
+    assert manifest == prepare([copy], tmp_path / "again", val="first:9", quiet=True)
+    assert [(one["why"], one["count"]) for one in manifest["left_out"]] == [("null text", 80), ("blank", 80)]
+
+
 # ---------------------------------------------------------------------------------------------- published documents
 
 

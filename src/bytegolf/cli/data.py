@@ -50,6 +50,7 @@ def fetch(
     Example: bytegolf fetch --mirror https://example.org/fineweb --out data/fineweb
     """
     from bytegolf.errors import BytegolfError
+    from bytegolf.folders import in_words
     from bytegolf.tools.fetch import job as fetching
     from bytegolf.tools.fetch.mirrors import REPOSITORY
 
@@ -73,6 +74,8 @@ def fetch(
         workers=jobs,
         tell=lambda said: console.print(said, soft_wrap=True),
     )
+    if result.left_out:
+        console.print(in_words(result.left_out), soft_wrap=True)
     if not dry_run:
         said = f"{result.bytes_fetched:,} bytes fetched" if result.files_fetched else "nothing to fetch"
         console.print(f"{out} is complete: {said}, {result.seconds:.1f} s", soft_wrap=True)

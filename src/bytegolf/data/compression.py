@@ -158,7 +158,7 @@ def check_head(head: bytes, file: str) -> None:
 def unpacked(raw: io.BufferedReader, file: str) -> io.BufferedReader:
     """The contents of ``file``, which is open as ``raw``, unpacked as the end of its name says.
 
-    Reading what is damaged raises `DamagedError`; an empty file is empty text.
+    What is damaged raises `DamagedError`, here or when it is read.
 
     Raises:
         BytegolfError: its first bytes are those of something else.
@@ -167,7 +167,9 @@ def unpacked(raw: io.BufferedReader, file: str) -> io.BufferedReader:
     if form is None:
         return raw
     head = raw.peek(HEAD_BYTES)[:HEAD_BYTES]
-    if head and not form.begins.match(head):
+    if not head:
+        raise DamagedError("it is empty")
+    if not form.begins.match(head):
         check_head(head, file)
         raise BytegolfError(f"{file} is not {form.name}, as its name says: give it the ending of what it is")
     if name.endswith((".tar", ".parquet")):

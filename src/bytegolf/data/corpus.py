@@ -126,8 +126,8 @@ def _opened(file: str) -> Iterator[tuple[io.BufferedIOBase, str, Callable[[], in
         yield stdin, "stdin", None
         return
     with disk_errors(Path(file), "read"), Path(file).open("rb") as raw:
-        stream = unpacked(raw, file)
         try:
+            stream = unpacked(raw, file)
             check_head(_head(stream), file)
         except DamagedError as error:
             raise _damaged(file, "line 0" if is_lines(file) else "byte 0", error) from error

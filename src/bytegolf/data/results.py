@@ -40,6 +40,8 @@ class FetchResult:
     """paths of files that were there but not what is published"""
     exported: list[str]
     """variants that are made from the documents"""
+    left_out: list[LeftOut]
+    """documents without text, of which nothing could be made"""
     dry_run: bool
     seconds: float
     datasets: dict[str, dict[str, Any]]

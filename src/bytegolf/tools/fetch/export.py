@@ -10,6 +10,7 @@ from bytegolf.data.manifest import DATASET_PREFIX, MANIFEST, read_manifest
 from bytegolf.data.prepare import prepare
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors, make_folder, write_bytes
+from bytegolf.folders import LeftOut
 from bytegolf.tools.fetch.published import DOCUMENTS
 from bytegolf.tools.fetch.record import merge_manifest
 
@@ -29,9 +30,9 @@ def is_made(out: Path, name: str, documents: str | None) -> bool:
     return False
 
 
-def make(validation: int, names: list[str], out: Path, documents: str, quiet: bool) -> None:
+def make(validation: int, names: list[str], out: Path, documents: str, quiet: bool) -> list[LeftOut]:
     """`prepare` data sets from the documents, whose hash is ``documents`` and the first ``validation`` of which are
-    held out, in a folder of their own; move them into ``out`` when they are whole.
+    held out, in a folder of their own; move them into ``out`` when they are whole. Gives the documents without text.
 
     A kill at any point leaves something to go on with: `prepare`'s own state, then what is not moved yet.
     """
@@ -49,6 +50,7 @@ def make(validation: int, names: list[str], out: Path, documents: str, quiet: bo
         _move(path, out / "tokenizers" / path.name)
     merge_manifest(out, made)
     _remove(work)
+    return [LeftOut(**one) for one in made["left_out"]]
 
 
 def _move(source: Path, target: Path) -> None:

@@ -25,6 +25,7 @@ from bytegolf.data.results import FetchResult
 from bytegolf.data.specs import parse_tokenizers
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors, make_folder, only_one, write_bytes
+from bytegolf.folders import LeftOut
 from bytegolf.progress import ProgressBar
 from bytegolf.tools.fetch.download import Part, Retries, Wanted, download, part_path
 from bytegolf.tools.fetch.export import add_original_bytes, is_made, make
@@ -74,6 +75,7 @@ def run(
     offer = read_offer(source, variants, train_shards, documents, export, retries)
     _check_own(offer, out)
     busy = f"another `bytegolf fetch` or `prepare` is at work in {out}: wait for it, or choose another --out"
+    left_out: list[LeftOut] = []
     with contextlib.nullcontext() if dry_run else only_one(out / LOCK, busy):
         record = Record(out)
         planned = plan(offer, out, record, retries, bar, verify)
@@ -86,7 +88,7 @@ def run(
             _finish(offer, out, record)
             if to_make:
                 assert offer.documents is not None
-                make(offer.documents.validation, to_make, out, str(record.sha256(DOCUMENTS)), quiet)
+                left_out = make(offer.documents.validation, to_make, out, str(record.sha256(DOCUMENTS)), quiet)
             if offer.documents is not None:
                 add_original_bytes(out)
     return FetchResult(
@@ -99,6 +101,7 @@ def run(
         bytes_fetched=planned.to_fetch if dry_run else sum(part.came for _, part in planned.parts),
         replaced=planned.replaced,
         exported=to_make,
+        left_out=left_out,
         dry_run=dry_run,
         seconds=round(time.monotonic() - started, 3),
         datasets=data_summary(out) if (out / MANIFEST).exists() else {},
