@@ -25,6 +25,8 @@ PARAMETERS = {
     "cpu-30min": 16_753_964,
     "cpu-demo": 11_921_940,
     "cpu-gpt": 10_194_712,
+    "cpu-hnet-1stage": 4_177_864,
+    "cpu-hnet-2stage": 7_508_856,
     "cpu-soft": 1_123_025,
     "cpu-soft-sp1024": 1_269_713,
     "cpu-study1": 4_402_212,

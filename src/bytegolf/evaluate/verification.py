@@ -226,7 +226,7 @@ def _coded_mixed(opened: LoadedModel, tokens: Int[np.ndarray, " N"], mix: MixCon
     evidence = f"{size - 1:,} tokens take {bits:,.0f} bits, {more:+.3%} of the {claimed:,.0f} of their mixed score"
     return Check(
         "coded size, mixed",
-        same and bits <= (1 + CODED_MORE) * claimed + LAST_WORDS,
+        same and bool(bits <= (1 + CODED_MORE) * claimed + LAST_WORDS),
         evidence + ("" if same else "; other bytes came back"),
     )
 

@@ -28,7 +28,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bytegolf.model.embed import BOS
 from bytegolf.model.hnet import HNet
 from bytegolf.model.lm import LanguageModel
 from bytegolf.model.mixers.base import Rows
@@ -189,7 +188,7 @@ class _Plan:
             raise _UnknownError("soft")
         width = model.embedding.weight.shape[1]
         # (why) without the reset no id may count as a BOS: −2 stands for it, which is nobody's
-        self.words += [config.vocab_size, width, BOS if config.reset_at_bos else -2, _bits(config.softcap)]
+        self.words += [config.vocab_size, width, config.bos if config.reset_at_bos else -2, _bits(config.softcap)]
         self._weight("embedding.weight")
         if model.ngrams is None:
             self.words += [0] * 5

@@ -73,7 +73,7 @@ def attention(
 
     A query's scores carry its head's ``q_gain``·K^−½ (None: K^−½); none sees a key of another of the ``documents``.
     """
-    if q_gain is not None and shape.normed and shape.turned == shape.width and native.usable(packed):
+    if native.usable(packed):
         return _native(packed, q_gain, documents, shape)
     return attention_reference(packed, q_gain, documents, shape)
 
@@ -280,31 +280,40 @@ def _problem(packed: Tensor, gain: Tensor, documents: Tensor | None, shape: Atte
     """
     batch, length, _ = packed.shape
     cos, sin = _table(1 << (length - 1).bit_length(), shape, gain.dtype)
-    sizes = (batch, length, shape.heads, shape.groups, shape.width, shape.window)
+    sizes = (batch, length, shape.heads, shape.groups, shape.width, shape.window, shape.turned, int(shape.normed))
     return [packed, cos, sin, gain, documents, *sizes, NORM_EPS]
 
 
 def _native_forward(
-    packed: Tensor, q_gain: Tensor, documents: Tensor | None, shape: AttentionShape
-) -> tuple[Tensor, Saved, tuple[AttentionShape]]:
+    packed: Tensor, q_gain: Tensor | None, documents: Tensor | None, shape: AttentionShape
+) -> tuple[Tensor, Saved, tuple[AttentionShape, bool]]:
     batch, length, _ = packed.shape
-    gain = q_gain.detach().to(wide(packed.dtype))
+    gain = packed.new_ones(shape.heads, dtype=wide(packed.dtype))
+    if q_gain is not None:
+        gain = q_gain.detach().to(gain.dtype)
     ids = None if documents is None else documents.to(torch.int32).contiguous()
     packed = packed.contiguous()
     out = packed.new_empty(batch, length, shape.heads * shape.width)
     log_total = gain.new_empty(batch, shape.heads, length)
     native.call("attention_forward", packed, *_problem(packed, gain, ids, shape), out, log_total)
-    return out, (packed, gain, ids, out, log_total), (shape,)
+    return out, (packed, gain, ids, out, log_total), (shape, q_gain is not None)
 
 
 def _native_backward(
-    g: Tensor, packed: Tensor, gain: Tensor, ids: Tensor | None, out: Tensor, log_total: Tensor, shape: AttentionShape
-) -> tuple[Tensor, Tensor]:
+    g: Tensor,
+    packed: Tensor,
+    gain: Tensor,
+    ids: Tensor | None,
+    out: Tensor,
+    log_total: Tensor,
+    shape: AttentionShape,
+    gained: bool,
+) -> tuple[Tensor, Tensor | None]:
     d_packed = torch.empty_like(packed)
     d_gain = gain.new_empty(packed.shape[0], shape.heads)  # (why) one row per sequence: threads share no sum
     results = (out, g.contiguous(), log_total, d_packed, d_gain)
     native.call("attention_backward", packed, *_problem(packed, gain, ids, shape), *results)
-    return d_packed, d_gain.sum(0)
+    return d_packed, d_gain.sum(0) if gained else None
 
 
 _native = differentiable(_native_forward, _native_backward)

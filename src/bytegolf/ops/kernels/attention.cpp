@@ -19,10 +19,12 @@ constexpr double LOG2_E = 1.4426950408889634, LN_2 = 0.6931471805599453;
 template <typename T> struct Problem {
   using W = Wide<T>;
   const T* packed;       // (B, L, (H + 2G)·K): queries, keys, values
-  const W *cos, *sin;    // (≥ L, K/2)
+  const W *cos, *sin;    // (≥ L, turned/2)
   const W* gain;         // (H)
   const int32_t* ids;    // (B, L) each position's document, or null
   i64 batch, length, heads, groups, width, window;
+  i64 turned;            // how many dimensions of a head are rotated, its first ones
+  bool normed;           // whether q and k are normalised
   double eps;
 
   i64 shared() const { return heads / groups; }
@@ -71,12 +73,11 @@ template <typename T> inline Wide<T> inverse_rms(const T* x, i64 K, double eps) 
   return W(1) / std::sqrt(sum / W(K) + W(eps));
 }
 
-// y = factor · rotated(normalised(x)).
+// y = factor · rotated(normalised(x)), or without the norm; dimensions from p.turned on are not rotated.
 template <typename T, typename W = Wide<T>>
-inline void turn(const Problem<T>& p, i64 K, const T* __restrict x, i64 position, W factor, W* __restrict y) {
-  const i64 half = K / 2;
+inline void turn_some(const Problem<T>& p, i64 K, i64 half, const T* __restrict x, i64 position, W scale,
+                      W* __restrict y) {
   const W *__restrict cos = p.cos + position * half, *__restrict sin = p.sin + position * half;
-  const W scale = inverse_rms(x, K, p.eps) * factor;
 #pragma omp simd
   for (i64 d = 0; d < half; d++) {
     const W u = wide(x[d]) * scale, v = wide(x[d + half]) * scale;
@@ -85,16 +86,28 @@ inline void turn(const Problem<T>& p, i64 K, const T* __restrict x, i64 position
   }
 }
 
+template <typename T, typename W = Wide<T>>
+inline void turn(const Problem<T>& p, i64 K, const T* __restrict x, i64 position, W factor, W* __restrict y) {
+  if (p.normed && p.turned == K) {  // S0's: with a constant length, and no branch within
+    turn_some(p, K, K / 2, x, position, inverse_rms(x, K, p.eps) * factor, y);
+    return;
+  }
+  const W scale = p.normed ? inverse_rms(x, K, p.eps) * factor : factor;
+  turn_some(p, K, p.turned / 2, x, position, scale, y);
+#pragma omp simd
+  for (i64 d = p.turned; d < K; d++) y[d] = wide(x[d]) * scale;
+}
+
 // The gradient of x from g, that of turn's result; g is overwritten. Returns the gradient of the factor.
 //
 // Rotated back by the same angle, g is the gradient of factor·s·x with s = 1/rms(x), and `dot` = Σ g·s·x that of the
-// factor. Through the norm: dx = factor·s·(g − s·x·mean(g·s·x)).
+// factor. Through the norm: dx = factor·s·(g − s·x·mean(g·s·x)); without one s = 1 and dx = factor·g.
 template <typename T, typename W = Wide<T>>
 inline W turn_back(const Problem<T>& p, i64 K, const T* __restrict x, i64 position, W factor, W* __restrict g,
                    T* __restrict dx) {
-  const i64 half = K / 2;
+  const i64 turned = p.normed && p.turned == K ? K : p.turned, half = turned / 2;
   const W *__restrict cos = p.cos + position * half, *__restrict sin = p.sin + position * half;
-  const W scale = inverse_rms(x, K, p.eps);
+  const W scale = p.normed ? inverse_rms(x, K, p.eps) : W(1);
   W dot = 0;
 #pragma omp simd reduction(+ : dot)
   for (i64 d = 0; d < half; d++) {
@@ -103,8 +116,10 @@ inline W turn_back(const Problem<T>& p, i64 K, const T* __restrict x, i64 positi
     g[d] = u;
     g[d + half] = v;
   }
+#pragma omp simd reduction(+ : dot)
+  for (i64 d = turned; d < K; d++) dot += g[d] * wide(x[d]);
   dot *= scale;
-  const W mean = dot / W(K) * scale, outer = scale * factor;
+  const W mean = p.normed ? dot / W(K) * scale : W(0), outer = scale * factor;
 #pragma omp simd
   for (i64 d = 0; d < K; d++) dx[d] = narrow<T>((g[d] - wide(x[d]) * mean) * outer);
   return dot;
@@ -253,7 +268,7 @@ void forward_tile(const Problem<T>& p, Workspace<T>& w, i64 b, i64 h, i64 i0, T*
   // too small for fp32, it stands for the maximum. Else that starts above NEVER: a tile without a visible key adds
   // nothing.
   const W bound = std::abs(p.gain[h]) * W(LOG2_E * std::sqrt(double(p.width)));
-  const bool bounded = bound <= MOST_BOUND;
+  const bool bounded = p.normed && bound <= MOST_BOUND;
   for (i64 r = 0; r < TILE; r++) w.most[r] = bounded ? bound : W(-1e29);
   for (i64 t = p.first_tile(i0); t * TILE <= i0; t++) {
     for (i64 r = 0; r < count; r += SUB) {
@@ -414,26 +429,28 @@ template <typename T> void backward(const Problem<T>& p, const Gradients<T>& gra
 
 template <typename T>
 Problem<T> problem(const void* packed, const void* cos, const void* sin, const void* gain, const void* ids, i64 batch,
-                   i64 length, i64 heads, i64 groups, i64 width, i64 window, double eps) {
+                   i64 length, i64 heads, i64 groups, i64 width, i64 window, i64 turned, i64 normed, double eps) {
   using W = Wide<T>;
   return {(const T*)packed, (const W*)cos, (const W*)sin, (const W*)gain, (const int32_t*)ids, batch, length, heads,
-          groups, width, window, eps};
+          groups, width, window, turned, normed != 0, eps};
 }
 
 }  // namespace
 
 extern "C" void attention_forward(i64 dtype, const void* packed, const void* cos, const void* sin, const void* gain,
                                   const void* ids, i64 batch, i64 length, i64 heads, i64 groups, i64 width, i64 window,
-                                  double eps, void* out, void* log_total) {
-  BY_DTYPE(dtype, forward<T>(problem<T>(packed, cos, sin, gain, ids, batch, length, heads, groups, width, window, eps),
+                                  i64 turned, i64 normed, double eps, void* out, void* log_total) {
+  BY_DTYPE(dtype, forward<T>(problem<T>(packed, cos, sin, gain, ids, batch, length, heads, groups, width, window,
+                                        turned, normed, eps),
                              (T*)out, (Wide<T>*)log_total));
 }
 
 extern "C" void attention_backward(i64 dtype, const void* packed, const void* cos, const void* sin, const void* gain,
                                    const void* ids, i64 batch, i64 length, i64 heads, i64 groups, i64 width,
-                                   i64 window, double eps, const void* out, const void* d_out, const void* log_total,
+                                   i64 window, i64 turned, i64 normed, double eps, const void* out, const void* d_out, const void* log_total,
                                    void* d_packed, void* d_gain) {
   BY_DTYPE(dtype,
-           backward<T>(problem<T>(packed, cos, sin, gain, ids, batch, length, heads, groups, width, window, eps),
+           backward<T>(problem<T>(packed, cos, sin, gain, ids, batch, length, heads, groups, width, window, turned,
+                                  normed, eps),
                        {(const T*)out, (const T*)d_out, (const Wide<T>*)log_total, (T*)d_packed, (Wide<T>*)d_gain}));
 }
