@@ -8,6 +8,7 @@ import hashlib
 import http.server
 import json
 import threading
+import time
 import urllib.parse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -224,6 +225,16 @@ def serving() -> Iterator[Hub]:
             server.shutdown()
 
 
+class Impatient:
+    """In place of huggingface_hub's ``time``: it tries again at once."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(time, name)
+
+    def sleep(self, seconds: float) -> None:
+        """Not at all."""
+
+
 @pytest.fixture
 def local_hub(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     """The hub that huggingface_hub talks to in this process, with a cache of its own."""
@@ -235,5 +246,6 @@ def local_hub(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPath
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", cache)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # its storage is not spoken here
+        monkeypatch.setattr("huggingface_hub.utils._http.time", Impatient())
         monkeypatch.setenv("HF_TOKEN", "secret")
         yield state

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,7 @@ def fetch(at: Address, choose: Choose) -> Snapshot:
     Raises BytegolfError: there is no such repository or revision, a file is not what the hub says, or nothing is in the
     cache and the hub cannot be reached.
     """
-    hub = required("huggingface_hub", f"{at}", "name a local file")
+    hub = _client(f"{at}", "name a local file")
     try:
         with translated(str(at), "its name and revision"):
             return _online(hub, at, choose)
@@ -74,6 +75,14 @@ def fetch(at: Address, choose: Choose) -> Snapshot:
         if type(error.__cause__).__name__ != "OfflineModeIsEnabled":
             raise
         return _cached(hub, at, choose, "HF_HUB_OFFLINE is set")
+
+
+def _client(doing: str, instead: str) -> Any:
+    """huggingface_hub, whose progress bars are for people at a terminal."""
+    hub = required("huggingface_hub", doing, instead)
+    if sys.stderr is None or not sys.stderr.isatty():
+        required("huggingface_hub.utils", doing, instead).disable_progress_bars()
+    return hub
 
 
 def _online(hub: Any, at: Address, choose: Choose) -> Snapshot:
@@ -124,25 +133,31 @@ def _verify(folder: Path, files: Mapping[str, Any], at: Address) -> None:
             raise BytegolfError(f"{name} of {at} came with another hash than the hub tells: run the same command again")
 
 
-def push(folder: Path, names: Sequence[str], repository: str, message: str, private: bool) -> tuple[str, str]:
-    """Make the files ``names`` of ``folder`` one commit in a repository, which is made if it is not there.
+def check_name(repository: str) -> None:
+    """Raise BytegolfError unless ``repository`` names one to push to."""
+    if (found := _ADDRESS.fullmatch(repository)) is None or found[2] or ".." in repository:
+        raise BytegolfError(f"{repository} names no repository to push to: write owner/name")
+
+
+def push(files: Mapping[str, Path], repository: str, message: str, private: bool) -> tuple[str, str]:
+    """Make ``files``, by their names there, one commit in a repository, which is made if it is not there.
 
     Large files that an interrupted push has brought there are not sent again. Returns the commit and its address.
 
     Raises BytegolfError: nobody is logged in, the repository is someone else's, or the network broke off.
     """
-    if (found := _ADDRESS.fullmatch(repository)) is None or found[2]:
-        raise BytegolfError(f"{repository} names no repository to push to: write owner/name")
+    check_name(repository)
     at = Address(repository)
-    hub = required("huggingface_hub", "pushing to the hub", "upload the folder by hand")
+    hub = _client("pushing to the hub", "upload the folder by hand")
     try:
         with translated(str(at), "its name"):
             try:
                 hub.HfApi().create_repo(repository, private=private or None, exist_ok=True)
-                operations = [hub.CommitOperationAdd(name, str(folder / name)) for name in names]
+                operations = [hub.CommitOperationAdd(name, str(path)) for name, path in files.items()]
                 done = hub.HfApi().create_commit(repository, operations, commit_message=message)
             except RuntimeError as error:  # of an upload; its cause is the network's
-                raise error.__cause__ or error from error
+                cause = error.__cause__ or error
+                raise cause from cause.__cause__
     except TransientError as error:
         raise BytegolfError(f"{error}: run the same command again, files that arrived are not sent again") from error
     return str(done.oid), str(done.commit_url)

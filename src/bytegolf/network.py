@@ -52,7 +52,7 @@ def _explained(error: Exception, where: str, names: str) -> Exception:
     status = getattr(reason, "status", None) or getattr(response, "status_code", None)
     headers = getattr(reason, "headers", None) or getattr(response, "headers", None) or {}
     causes: list[BaseException] = [reason]
-    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
         causes.append(cause)
     if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes):
         return BytegolfError(f"{where}: the certificate is not valid ({said}): choose another mirror")

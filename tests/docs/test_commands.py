@@ -9,6 +9,7 @@ import types
 from pathlib import Path
 
 import pages
+import public_hnet
 import pytest
 from commands import SUBWORDS, VERBS, good, small, text
 
@@ -55,6 +56,8 @@ def sources(published: Path) -> None:
     Path("corpus").mkdir()
     for seed in range(100, 300):
         Path(f"corpus/{seed}.txt").write_text(text(600, seed))
+    config = public_hnet.public()
+    public_hnet.write(Path(), config, public_hnet.weights(config), "hnet_1stage_L")
     (study,) = pages.blocks(TUTORIAL, "toml")
     settings = [f"overrides.{change}" for change in small("cpu-demo") if not change.startswith("train.max_")]
     study = study.replace("[variants.without", "\n".join(settings) + "\n[variants.without", 1)

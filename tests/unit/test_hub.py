@@ -92,7 +92,6 @@ def test_without_the_hub_the_cache_answers(local_hub: Hub, monkeypatch: pytest.M
         return True
 
     local_hub.faults = [down]
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
     assert hub.fetch(hub.Address("a/b"), choose).commit == commit
     with pytest.raises(BytegolfError, match="hf:a/c is not in the cache, and the hub cannot be asked"):
         hub.fetch(hub.Address("a/c"), choose)
@@ -123,14 +122,14 @@ def test_what_is_not_there(local_hub: Hub) -> None:
         hub.fetch(hub.Address("a/b", "v9"), choose)
 
 
-def written(folder: Path) -> Path:
+def written(folder: Path, *names: str) -> dict[str, Path]:
     for name, data in FILES.items():
         (folder / name).write_bytes(data)
-    return folder
+    return {name: folder / name for name in names or FILES}
 
 
 def test_a_folder_is_pushed_as_one_commit(local_hub: Hub, tmp_path: Path) -> None:
-    commit, where = hub.push(written(tmp_path), ["config.json", "model.safetensors"], "me/new", "a model", False)
+    commit, where = hub.push(written(tmp_path, "config.json", "model.safetensors"), "me/new", "a model", False)
     repository = local_hub.repositories["me/new"]
     assert repository.refs["main"] == commit
     assert commit in where
@@ -149,21 +148,20 @@ def test_an_interrupted_push_sends_nothing_twice(
             return True
         return False
 
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
     local_hub.faults = [no_commit]
     with pytest.raises(BytegolfError, match="run the same command again"):
-        hub.push(written(tmp_path), sorted(FILES), "me/new", "a model", False)
+        hub.push(written(tmp_path), "me/new", "a model", False)
     sent = [asked for asked in local_hub.asked if asked.startswith("PUT")]
     assert len(sent) == 2
     local_hub.faults.clear()
-    commit, _ = hub.push(tmp_path, sorted(FILES), "me/new", "a model", False)
+    commit, _ = hub.push(written(tmp_path), "me/new", "a model", False)
     assert [asked for asked in local_hub.asked if asked.startswith("PUT")] == sent
     assert FILES.items() <= local_hub.repositories["me/new"].commits[commit].items()
 
 
 def test_pushing_needs_a_name_and_a_login(local_hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BytegolfError, match="write owner/name"):
-        hub.push(tmp_path, [], "new", "", False)
+        hub.push({}, "new", "", False)
     monkeypatch.setenv("HF_TOKEN", "")
     with pytest.raises(BytegolfError, match="log in"):
-        hub.push(written(tmp_path), sorted(FILES), "me/new", "", False)
+        hub.push(written(tmp_path), "me/new", "", False)

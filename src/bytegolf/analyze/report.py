@@ -24,7 +24,8 @@ from bytegolf.analyze.segment import STANDARD_TEXT, Segmentation, segment, title
 from bytegolf.analyze.stability import stability
 from bytegolf.analyze.tables import grids
 from bytegolf.artifact import checkpoint as store
-from bytegolf.artifact.loading import LoadedModel, data_of, load_model, with_weights
+from bytegolf.artifact.loading import LoadedModel, data_of, with_weights
+from bytegolf.artifact.opening import load_model
 from bytegolf.artifact.run_folder import RunFolder, data_folder
 from bytegolf.config import levels
 from bytegolf.data.bpe_boundaries import token_starts

@@ -25,9 +25,11 @@ from bytegolf.analyze.reading import Reading, read_text
 from bytegolf.analyze.segment import Segmentation, segment
 from bytegolf.api.evaluation import evaluate
 from bytegolf.api.results import Evaluation
-from bytegolf.artifact.loading import LoadedModel, data_of, in_fp32, load_model, with_weights
-from bytegolf.artifact.pack import read_artifact, write_artifact
+from bytegolf.artifact.loading import LoadedModel, data_of, in_fp32, with_weights
+from bytegolf.artifact.opening import is_weights, load_model, open_model
+from bytegolf.artifact.pack import write_artifact
 from bytegolf.artifact.run_folder import data_folder
+from bytegolf.artifact.weights_file import ENDING, write_weights
 from bytegolf.bpb import Score
 from bytegolf.config import Config
 from bytegolf.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, Tokenizer
@@ -53,10 +55,11 @@ def load(
     precision: Literal["auto", "bf16", "fp32"] = "auto",
     plugins: Iterable[str | os.PathLike[str]] = (),
 ) -> Model:
-    """Load a trained model from a run's folder or an artifact file (``.bgolf``).
+    """Load a trained model: a run's, an artifact's, an imported or a public one, from here or from the hub.
 
     Args:
-        source: the run's folder, or the artifact's file.
+        source: a run's folder, an artifact's file (``.bgolf``), what `bytegolf import` wrote, a public H-Net
+            (``hnet_2stage_XL.pt``, its JSON beside it), or ``hf:owner/name`` with ``@revision`` if need be.
         data: a folder made by `bytegolf prepare`, where a SentencePiece tokenizer is looked for if it does not lie
             beside the artifact. Byte-level models need none.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
@@ -136,6 +139,11 @@ class Model:
     def data(self) -> Path | None:
         """The folder of the data that it was trained on, wherever one stands; None if they are not to be found."""
         return data_folder(self.path.parent, self.config)
+
+    @property
+    def origin(self) -> str:
+        """``hf:owner/name@COMMIT`` of a model from the hub: it names these very weights; else empty."""
+        return self._loaded.origin
 
     @property
     def sha256(self) -> str:
@@ -356,12 +364,15 @@ class Model:
         """Write the model as an artifact file, a SentencePiece tokenizer beside it; the file.
 
         Weights that were not touched since it was loaded are the very file that it came from; otherwise they are
-        quantised as ``config.export`` says.
+        quantised as ``config.export`` says. A ``path`` that ends in .safetensors gets them as they are instead.
         """
         target, artifact = Path(path), self._loaded.artifact
         state = {name: tensor.detach().cpu() for name, tensor in self.module.state_dict().items()}
-        shipped = read_artifact(self.path).state  # the loaded state shares its memory with the network
-        if all(torch.equal(tensor, shipped[name]) for name, tensor in state.items()):
+        opened = open_model(self.path)
+        shipped = opened.artifact.state  # the loaded state shares its memory with the network
+        if target.suffix == ENDING:
+            write_weights(target, state, self.config, self.tokenizer.identity(), artifact.info)
+        elif not is_weights(self.path) and all(torch.equal(tensor, shipped[name]) for name, tensor in state.items()):
             with disk_errors(self.path, "read"):
                 write_bytes(target, self.path.read_bytes())
         else:

@@ -15,6 +15,7 @@ from bytegolf.artifact import checkpoint as store
 from bytegolf.artifact.checkpoint import Progress
 from bytegolf.artifact.gptq import quantize_state, sample_windows, second_moments, with_gptq
 from bytegolf.artifact.loading import build
+from bytegolf.artifact.opening import is_weights, locate, open_model
 from bytegolf.artifact.pack import Summary, write_artifact
 from bytegolf.artifact.plan import plan_of
 from bytegolf.artifact.quantize import QuantizedTensor
@@ -55,7 +56,7 @@ class Latest:
 
 
 def latest(source: Path, overrides: Sequence[str] = ()) -> Latest:
-    """Open the latest checkpoint of the run ``source``.
+    """Open the latest checkpoint of the run ``source``, or imported weights, which stand for one.
 
     ``overrides`` change the run's configuration for the artifact: how it is quantised, and how it is scored. Raises
     BytegolfError for overrides of anything else, and where there is no checkpoint.
@@ -66,6 +67,8 @@ def latest(source: Path, overrides: Sequence[str] = ()) -> Latest:
             raise BytegolfError(
                 f"{override.partition('=')[0]} cannot be changed after training: give overrides of export.… or eval.…"
             )
+    if not run.checkpoints.exists() and (imported := _imported(source, overrides)):
+        return imported
     config = run.read_config(overrides)
     found = store.checkpoints(run.checkpoints)
     if not found:
@@ -79,6 +82,18 @@ def latest(source: Path, overrides: Sequence[str] = ()) -> Latest:
     else:
         tokenizer = load_tokenizer(config.data.tokenizer, data)
     return Latest(run, config, tokenizer, state, Progress.of(saved, found[-1]), found[-1], data)
+
+
+def _imported(source: Path, overrides: Sequence[str]) -> Latest | None:
+    """Imported or public weights in place of a checkpoint; None if ``source`` holds none."""
+    place = locate(source)
+    if not is_weights(place.path):
+        return None
+    opened = open_model(source)
+    config = opened.artifact.config.with_(*overrides)
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    run, data = RunFolder(opened.path.parent), Path(config.data.path)
+    return Latest(run, config, tokenizer, opened.artifact.state, Progress(), opened.path, data)
 
 
 def export(source: Path, out: Path | None = None, overrides: Sequence[str] = ()) -> ExportResult:
@@ -101,7 +116,10 @@ def destination(source: Path, out: Path | None) -> Iterator[Path]:
     A run whose own artifact it is is held. Any other file has a lock beside it, and the run may be trained meanwhile.
     """
     run = RunFolder(source)
-    run.read_config()
+    if run.checkpoints.exists() or not is_weights(locate(source).path):
+        run.read_config()
+    elif out is None:
+        raise BytegolfError(f"{source} is weights and no run: name the artifact to write with --out")
     path = out or run.artifact
     owner = RunFolder(path.parent)
     if path == owner.artifact and owner.config.exists():

@@ -11,6 +11,7 @@ import torch
 
 from bytegolf.artifact.pack import Artifact, read_artifact
 from bytegolf.artifact.run_folder import ARTIFACT_FILE, CONFIG_FILE, data_folder, no_run
+from bytegolf.artifact.weights_file import ENDING, WEIGHTS_FILE, read_weights
 from bytegolf.config import Config, NetworkConfig, StackConfig
 from bytegolf.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, Tokenizer, byte_tokenizer, load_tokenizer
 from bytegolf.device import choose_device, pick_precision
@@ -28,16 +29,21 @@ class LoadedModel:
     artifact: Artifact
     path: Path
     """the artifact's file"""
+    origin: str = ""
+    """hf:owner/name@COMMIT, of what came from the hub"""
 
 
 def load_model(source: Path, data: Path | None = None, device: str = "auto", precision: str = "auto") -> LoadedModel:
-    """Load the model of a run folder or an artifact file, with the chunk capacity that ``eval`` configures.
+    """Load the model of a run folder, an artifact or imported weights, with the chunk capacity that ``eval`` configures.
+
+    ``artifact.opening`` has one that also takes public models and the hub's; this one is in submissions' scripts.
 
     A SentencePiece tokenizer is looked for beside the artifact, then in ``data``, and must be the very one that the
     model was trained with.
     """
     path = artifact_path(source)
-    return load_artifact(read_artifact(path), path, data, device, precision)
+    artifact = read_weights(path) if path.suffix == ENDING else read_artifact(path)
+    return load_artifact(artifact, path, data, device, precision)
 
 
 def data_of(loaded: LoadedModel, named: Path | None = None) -> Path:
@@ -80,6 +86,8 @@ def artifact_path(source: Path) -> Path:
     if not source.is_dir():
         return source
     path = source / ARTIFACT_FILE  # not by way of RunFolder, which a submission's script would then hold
+    if not path.exists() and (source / WEIGHTS_FILE).exists():
+        return source / WEIGHTS_FILE
     if not path.exists():
         if not (source / CONFIG_FILE).exists():
             raise no_run(source)

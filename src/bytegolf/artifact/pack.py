@@ -8,9 +8,10 @@ after tensor, each one's scales before its codes, and knows what they are (``art
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -198,13 +199,19 @@ class Artifact:
     tokenizer: dict[str, Any]
     """the tokenizer's identity, as it was given to ``write_artifact``"""
     state: dict[str, Tensor]
-    """the dequantised weights by name, fp32 on the CPU, all finite"""
+    """the weights by name on the CPU: of a quantised file dequantised, fp32 and finite; else in the file's dtypes"""
     info: dict[str, Any]
     """what else was noted (steps, seconds); nothing is computed from it"""
-    sha256: str
+    digest: Callable[[], str]
+    """gives ``sha256``"""
     file_bytes: int
     version: str
     """of the bytegolf that wrote it"""
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Of the file, in hexadecimal: of a large one taken when it is asked for."""
+        return self.digest()
 
 
 def write_artifact(
@@ -297,4 +304,4 @@ def read_artifact(path: Path) -> Artifact:
         if not bool(torch.isfinite(weight).all()):
             raise container.damaged(where, f"its tensor {entry.name} holds NaN or infinite values")
         state[entry.name] = weight
-    return Artifact(config, tables["tokenizer"], state, tables["info"], box.sha256, box.file_bytes, version)
+    return Artifact(config, tables["tokenizer"], state, tables["info"], lambda: box.sha256, box.file_bytes, version)

@@ -103,3 +103,39 @@ class Ledger:
     """whether the total keeps within the limit"""
     rows: tuple[LedgerRow, ...]
     """in the file's order; their packed bytes add up to the total"""
+
+
+@dataclass(frozen=True)
+class ImportResult:
+    """A public model that was imported."""
+
+    weights: Path
+    """the file that was written"""
+    source: str
+    commit: str
+    """of the repository on the hub; empty for local files"""
+    params: int
+    """weights"""
+    weights_bytes: int
+    """of the file"""
+    dtypes: list[str]
+    """of the weights, as they were published"""
+    levels: int
+    """of chunking"""
+    sha256: str
+    """of the file"""
+
+
+@dataclass(frozen=True)
+class HnetResult:
+    """A model that was written in the public H-Nets' layout."""
+
+    folder: Path
+    """with config.json and model.safetensors"""
+    source: Path
+    params: int
+    """weights"""
+    weights_bytes: int
+    """of model.safetensors"""
+    sha256: str
+    """of model.safetensors"""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter, validators
 
@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     "bytegolf.artifact.results:ExportResult",
     "bytegolf.artifact.results:FitResult",
     "bytegolf.artifact.results:Ledger",
+    "bytegolf.artifact.results:HnetResult",
 )
 def export(
-    run: Annotated[Path, Parameter(help="A run's folder.")],
+    run: Annotated[Path, Parameter(help="A run's folder, or imported weights.")],
     /,
     *overrides: Annotated[str, Parameter(help="Changes of export.… or eval.…, as section.key=value.")],
     out: Annotated[Path | None, Parameter(help="The artifact to write; by default the run's own.")] = None,
@@ -46,6 +47,10 @@ def export(
         Parameter(help="With --fit: how much training text decides.", validator=validators.Number(gte=1)),
     ] = 32_768,
     tensors: Annotated[bool, Parameter(help="A row a tensor instead of one a group.")] = False,
+    format: Annotated[
+        Literal["bgolf", "hnet"],
+        Parameter(help="bgolf = an artifact; hnet = a folder as public H-Nets are published: JSON and safetensors."),
+    ] = "bgolf",
     data: Data = None,
     json: Json = False,
 ) -> None:
@@ -58,6 +63,10 @@ def export(
     choice never sees.
 
     Example: bytegolf export runs/cpu-demo --fit 16000000 --out model.bgolf
+
+    With --format hnet, weights that are not quantised, by the public names
+    (arXiv 2507.07955), for code that reads these; a model that such code has
+    no configuration for is refused, saying why.
 
     The JSON object is the account of the bytes and, in the same object, what
     was exported; with --fit also bpb, over the full validation split.
@@ -76,6 +85,9 @@ def export(
     from bytegolf.tools.bundle.script import code_bytes
 
     console = screen()
+    if format == "hnet":
+        _as_hnet(run, out, json, plain=not (fit or frontier or overrides))
+        return
     if not fit:
         if frontier:
             raise BytegolfError("--frontier draws what --fit measured: give --fit BYTES as well")
@@ -102,6 +114,17 @@ def export(
     console.print(f"wrote {found.artifact} from {found.checkpoint}", soft_wrap=True)
     score = {"bpb": result.bpb} if fit else {}
     finish(json, {**to_json(found), **score, **to_json(account)})
+
+
+def _as_hnet(run: Path, out: Path | None, json: bool, plain: bool) -> None:
+    """Write the weights of a run's latest checkpoint, or of any other model, in the public layout."""
+    from bytegolf.artifact import exchange
+
+    if out is None or not plain:
+        raise BytegolfError("--format hnet writes weights as they are into a new folder: give --out, and nothing else")
+    done = exchange.export_hnet(run, out)
+    screen().print(f"wrote {done.folder}: {done.params:,} weights as public H-Nets are published", soft_wrap=True)
+    finish(json, done)
 
 
 def _plainly(model: LanguageModel, stream: TokenStream, tokenizer: Tokenizer, seq_len: int, tokens: int) -> Score:

@@ -31,7 +31,9 @@ app = App(
 
 Json = Annotated[bool, Parameter(help="End stdout with one JSON object on a line.", show_default=False)]
 Data = Annotated[Path | None, Parameter(help="Folder made by `bytegolf prepare`; by default the run's own.")]
-Model = Annotated[Path, Parameter(help="A run's folder or an artifact file.")]
+Model = Annotated[
+    Path, Parameter(help="A run's folder, an artifact file, a public or imported H-Net, or hf:owner/name.")
+]
 COUNT = validators.Number(gte=0)
 
 

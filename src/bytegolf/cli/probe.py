@@ -32,13 +32,14 @@ def probe(
     """
     from bytegolf.analyze.soft import probe_run
     from bytegolf.analyze.tables import of_probe
-    from bytegolf.artifact import loading as opening
+    from bytegolf.artifact import opening
+    from bytegolf.artifact.loading import data_of
     from bytegolf.progress import Reporter
 
     opened = opening.load_model(model, data)
     reporter = Reporter()
     with reporter:
-        result = probe_run(opened, opening.data_of(opened, data), model, limit, reporter)
+        result = probe_run(opened, data_of(opened, data), model, limit, reporter)
     console = screen()
     for grid in of_probe(result):
         console.print(grid.drawn())

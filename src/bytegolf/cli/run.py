@@ -18,7 +18,22 @@ from typing import NoReturn
 
 from cyclopts import CycloptsError
 
-from bytegolf.cli import artifact, audit, check, data, eval, files, look, plan, probe, study, submit, train, verify
+from bytegolf.cli import (
+    artifact,
+    audit,
+    check,
+    data,
+    eval,
+    exchange,
+    files,
+    look,
+    plan,
+    probe,
+    study,
+    submit,
+    train,
+    verify,
+)
 from bytegolf.cli import serve as serving
 from bytegolf.cli.common import app, explain_json, screen
 from bytegolf.cli.usage import usage
@@ -26,7 +41,7 @@ from bytegolf.errors import BytegolfError
 from bytegolf.registry import load_plugins
 
 __all__ = ["app", "run"]
-VERBS = (data, plan, train, eval, verify, artifact, submit, audit, look, serving, probe, files, check, study)
+VERBS = (data, plan, train, eval, verify, artifact, exchange, submit, audit, look, serving, probe, files, check, study)
 """Importing these registers the verbs."""
 
 

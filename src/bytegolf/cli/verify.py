@@ -34,7 +34,8 @@ def verify(
     Example: bytegolf verify runs/cpu-demo --thorough
     """
     from bytegolf.api.results import Verification
-    from bytegolf.artifact.loading import data_of, load_model
+    from bytegolf.artifact.loading import data_of
+    from bytegolf.artifact.opening import load_model
     from bytegolf.evaluate import verification
     from bytegolf.progress import Reporter
 

@@ -19,6 +19,8 @@ from jaxtyping import Bool, Int, UInt8, UInt32
 from rich.text import Text
 
 from bytegolf.artifact.loading import LoadedModel
+from bytegolf.artifact.opening import is_weights
+from bytegolf.artifact.weights_file import WEIGHTS_FILE, write_weights
 from bytegolf.bpb import Score
 from bytegolf.config import MixConfig
 from bytegolf.data.manifest import validation_bytes
@@ -234,8 +236,11 @@ def _coded_mixed(opened: LoadedModel, tokens: Int[np.ndarray, " N"], mix: MixCon
 def _recomputed(opened: LoadedModel, data: Path, total: Score, limit: int) -> Check:
     """`eval` of a copy of the artifact, alone in a folder, by a new process."""
     with tempfile.TemporaryDirectory() as name:
-        copy = Path(name) / "artifact.bgolf"
-        shutil.copyfile(opened.path, copy)
+        copy = Path(name) / ("artifact.bgolf" if not is_weights(opened.path) else WEIGHTS_FILE)
+        if is_weights(opened.path):  # perhaps public ones, whose configuration lies elsewhere
+            write_weights(copy, opened.artifact.state, opened.config, opened.artifact.tokenizer, opened.artifact.info)
+        else:
+            shutil.copyfile(opened.path, copy)
         beside = opened.path.parent / "tokenizer.model"
         if beside.exists():
             shutil.copyfile(beside, copy.parent / beside.name)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from bytegolf.artifact.loading import load_model
+from bytegolf.artifact.opening import is_ours
+from bytegolf.artifact.opening import load_model as open_any
 from bytegolf.config import Config
 from bytegolf.data.shards import TokenStream, open_split
 from bytegolf.data.tokenizer import Tokenizer, load_tokenizer
@@ -90,13 +92,15 @@ def resolve_init(config: Config, changes: Iterable[str | Mapping[str, Any]] = ()
     """
     if not config.train.init or config.train.init_sha256:
         return config
-    found = load_model(Path(config.train.init), Path(config.data.path), "cpu")
+    found = open_any(config.train.init, Path(config.data.path), "cpu")
+    if not (found.path.suffix == ".bgolf" or is_ours(found.path)):
+        raise BytegolfError(f"{config.train.init} is a public model: bring it in first (`bytegolf import`)")
     own = [each for each in changes if isinstance(each, str) and each.startswith("model.")]
     taken = {
         "model": found.config.model,
         "data.tokenizer": found.tokenizer.name,
         "plugins": sorted({*config.plugins, *found.config.plugins}),
-        "train.init": str(Path(config.train.init).absolute()),
+        "train.init": str(found.path if found.origin else Path(config.train.init).absolute()),
         "train.init_sha256": found.artifact.sha256,
     }
     return config.with_(taken, *own)

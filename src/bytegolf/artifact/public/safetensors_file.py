@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import safetensors
 import torch
@@ -31,13 +32,24 @@ _NAMES: dict[torch.dtype, str] = {
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a file by name, memory-mapped, and what else it notes. Raises BytegolfError if it is none."""
-    with disk_errors(path, "read"):
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+
+
+def read_notes(path: Path) -> dict[str, str]:
+    """What a file notes beside its tensors. Raises BytegolfError if it is none."""
+    with _opened(path) as file:
+        return dict(file.metadata() or {})
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    with disk_errors(path, "read"), path.open("rb"):
         if not path.is_file():
-            path.open("rb").close()  # for the error of its own
             raise BytegolfError(f"{path} is no file: name a .pt or .safetensors file")
     try:
         with safetensors.safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            yield file
     except (safetensors.SafetensorError, OSError, ValueError, RuntimeError, AttributeError, TypeError) as error:
         raise BytegolfError(f"{path} is damaged ({str(error)[:200]}): copy or fetch it again") from error
 
