@@ -34,7 +34,7 @@ class LoadedModel:
 
 
 def load_model(source: Path, data: Path | None = None, device: str = "auto", precision: str = "auto") -> LoadedModel:
-    """Load the model of a run folder, an artifact or imported weights, with the chunk capacity that ``eval`` configures.
+    """Load the model of a run folder, an artifact or imported weights, with the chunk capacity of ``eval``.
 
     ``artifact.opening`` has one that also takes public models and the hub's; this one is in submissions' scripts.
 
