@@ -172,7 +172,7 @@ def test_every_verb_takes_an_imported_model(imported: Path, data: Path, tmp_path
     assert (tmp_path / "back").read_text() == SENTENCE
 
 
-@pytest.mark.slow
+@pytest.mark.skipif("BYTEGOLF_SLOW_TESTS" not in os.environ, reason="half a minute: set BYTEGOLF_SLOW_TESTS=1")
 def test_an_imported_model_is_verified(imported: Path, data: Path) -> None:
     assert good("verify", imported, "--data", data, "--json").json["passed"]
 
