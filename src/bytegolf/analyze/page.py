@@ -24,7 +24,7 @@ from bytegolf.analyze.segment import visible
 from bytegolf.analyze.tables import grids
 from bytegolf.errors import BytegolfError
 
-SHARED = ("reading.js", "picture.js", "controls.js")
+SHARED = ("reading.js", "picture.js", "facts.js", "controls.js")
 """The scripts of both pages, in their order."""
 
 LIVE = (*SHARED, "live.js", "extras.js")

@@ -5,18 +5,25 @@ const LANES = { chunks: "no-chunks", heat: "no-heat", p: "no-p", outer: "no-oute
 
 function controls(redraw) {
   for (const [name, kind] of Object.entries(LANES)) {
-    $(`show-${name}`).addEventListener("change", (event) => $("panes").classList.toggle(kind, !event.target.checked));
+    $(`show-${name}`).addEventListener("change", (event) => {
+      $("panes").classList.toggle(kind, !event.target.checked);
+      redraw();
+    });
   }
   $("level").addEventListener("change", redraw);
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const theme = () => document.documentElement.dataset.theme ?? (dark.matches ? "dark" : "light");
-  const name = () => { $("theme").textContent = theme() === "dark" ? "Light" : "Dark"; };
+  const name = () => {
+    $("theme").textContent = theme() === "dark" ? "Light" : "Dark";
+    palette = null;
+    redraw();
+  };
   $("theme").addEventListener("click", () => {
     document.documentElement.dataset.theme = theme() === "dark" ? "light" : "dark";
     name();
   });
   dark.addEventListener("change", name);
-  name();
+  $("theme").textContent = theme() === "dark" ? "Light" : "Dark";
 }
 
 // Fit the controls to models: [{levels, chunking}], and the name of a reference tokenizer.
@@ -46,7 +53,7 @@ function pane(name, point) {
   const section = element("section"), box = element("div", "box"), text = element("pre", "text");
   box.append(text);
   section.append(element("h3", "", name), box);
-  return { name, section, box, text, picture: new Picture(text, point), reading: null };
+  return { name, section, box, text, picture: new Picture(box, text, point), reading: null };
 }
 
 // The chosen level of a reading, as far down as it has any.

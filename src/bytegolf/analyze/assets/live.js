@@ -57,9 +57,9 @@ editor.setAttribute("aria-describedby", "status");
 
 let dirty = false, busy = false, keyed = 0, edited = 0;
 
-function changed() {
+function changed(event) {
   const now = performance.now();
-  keyed ||= now;
+  keyed ||= event?.timeStamp ?? now;
   if (now - edited > BURST) for (const one of live.panes) one.before = one.reading;
   edited = now;
   dirty = true;
@@ -84,10 +84,20 @@ async function work() {
       continue;
     }
     redraw();
-    if (since) performance.measure("key to picture", { start: since, detail: { bytes: data.length, computed: live.panes[0].computed } });
+    const { computed, milliseconds } = live.panes[0];
+    if (since) painted(() => performance.measure("key to picture", { start: since, detail: { bytes: data.length, computed, milliseconds } }));
   }
   busy = false;
   score();
+}
+
+// Calls `then` once what was drawn can be seen.
+function painted(then) {
+  requestAnimationFrame(() => {
+    const channel = new MessageChannel();
+    channel.port1.onmessage = then;
+    channel.port2.postMessage(null);
+  });
 }
 
 async function readInto(one, text, data) {
@@ -97,10 +107,12 @@ async function readInto(one, text, data) {
   const kept = found.data ? bytesOf(found.data) : data;
   one.reading = continued(one.reading, opened(found, kept), found.from);
   one.computed = found.computed;
+  one.milliseconds = found.milliseconds;
   one.sent = data;
 }
 
 function redraw() {
+  if (!live.panes[0]?.reading) return;
   const was = new Map();
   let moved = 0, touched = 0;
   for (const one of live.panes) {

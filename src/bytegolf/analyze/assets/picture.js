@@ -1,11 +1,14 @@
 "use strict";
-// A text drawn: above each character its surprisal, around it its chunk, below it p of a boundary and the outer levels.
-// Everything shown is set as text, and looks are classes: no text ever becomes markup or style.
+// A text drawn: above each character its surprisal, around it its chunk, below it p of a boundary, the outer levels and
+// another tokenizer's tokens. The letters are elements, so that the browser sets them as it sets the editor's; all else is
+// painted on a canvas behind them, as large as the window onto the text: thousands of styled elements would be too slow.
 
 const MOST_DRAWN = 20000; // characters; what lies behind is there, but plain
 const HEAT = [0.1, 0.25, 0.5, 1, 1.5, 2, 3, 4, 5, 6.5, 8, 10]; // bits at which the bars of surprisal grow
-
-const HANGS = new Set(["space", "tab"]); // they hang at a line's end, unless a mark follows: then they bear its mark
+const TALL = [0, 1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 13, 15]; // to so many pixels
+const LANE = 8, FIRST_LANE = 14; // pixels from lane to lane, and from the letters to the first
+const COLORS = ["even", "odd", "plain", "low", "high", "maybe", "yes", "ring", "ghost", "ink", "soft", "one", "two", "three", "four", "accent"];
+const LANES_COLORS = [["one", "two"], ["accent", "maybe"], ["high", "low"]];
 
 const $ = (id) => document.getElementById(id);
 
@@ -17,105 +20,239 @@ function element(tag, kind, text) {
 }
 
 const heatOf = (value) => (value === NOTHING ? 0 : HEAT.filter((edge) => value / 1000 >= edge).length);
-const barOf = (value) => (value === NOTHING || value === undefined ? 0 : Math.ceil((value / 10000) * 10));
+
+let palette = null; // the theme's colours, as a canvas wants them
+
+function colors() {
+  if (palette) return palette;
+  const probe = document.body.appendChild(element("i"));
+  palette = {};
+  for (const name of COLORS) {
+    probe.style.color = `var(--${name})`;
+    palette[name] = getComputedStyle(probe).color;
+  }
+  probe.remove();
+  return palette;
+}
 
 class Picture {
-  // `box` takes the characters; `point` is called with the byte that somebody points at.
-  constructor(box, point) {
-    this.box = box;
-    this.spans = [];
-    this.looks = [];
-    this.chars = [];
-    this.reading = null;
-    this.marked = null;
-    this.end = element("span", "end");
-    this.rest = element("span", "rest", "");
-    box.append(this.rest, this.end);
-    const over = (event) => {
-      const at = this.byteAt(event);
-      if (at !== null) point(at, event.type);
-    };
-    for (const kind of ["pointermove", "click"]) (box.closest(".box") ?? box).addEventListener(kind, over);
-  }
-
-  // The byte under the pointer, also where an editor lies above the picture.
-  byteAt(event) {
-    const one = document.elementsFromPoint(event.clientX, event.clientY).find((each) => each.parentNode === this.box);
-    if (!one) return null;
-    if (one === this.end) return this.reading ? this.reading.data.length : null;
-    const at = this.spans.indexOf(one);
-    return at < 0 || at >= this.chars.length ? null : this.chars[at].at;
+  // `box` scrolls, and holds `text`, which takes the characters; `point` is called with the byte that somebody points at.
+  constructor(box, text, point) {
+    Object.assign(this, { box, text, reading: null, chars: [], spans: [], marks: {}, lanes: [], here: null, due: false, options: {} });
+    this.canvas = element("canvas", "paint");
+    this.canvas.setAttribute("aria-hidden", "true");
+    this.rest = element("span");
+    text.append(this.rest);
+    box.prepend(this.canvas);
+    box.addEventListener("scroll", () => this.paint(), { passive: true });
+    new ResizeObserver(() => {
+      this.measure(0);
+      this.paint();
+    }).observe(text);
+    for (const kind of ["pointermove", "click"]) {
+      box.addEventListener(kind, (event) => {
+        const at = this.byteAt(event);
+        if (at !== null) point(at, event.type);
+      });
+    }
   }
 
   // `was`: what `carriedOver` says of the chunks before an edit; `other`: the boundaries of another model.
-  draw(reading, { level = 0, was = null, other = null } = {}) {
-    this.reading = reading;
-    this.chars = characters(reading.data);
-    const drawn = Math.min(this.chars.length, MOST_DRAWN), fresh = document.createDocumentFragment();
-    const boundary = reading.levels[level]?.boundary, outer = reading.levels.slice(level + 1);
-    let odd = 0, tokens = 0;
-    const lanes = outer.map(() => 0);
-    for (let i = 0; i < drawn; i++) {
-      const one = this.chars[i], at = one.at;
-      let look = `c ${one.kind}`;
-      if (one.kind === "newline" && i && HANGS.has(this.chars[i - 1].kind)) look += " bare";
-      if (HANGS.has(one.kind) && this.chars[i + 1]?.kind === "newline") look += " eol";
-      if (boundary) {
-        let inside = 0;
-        for (let k = 1; k < one.size; k++) inside += boundary[at + k];
-        if (boundary[at]) odd ^= 1;
-        look += odd ? " odd" : " even";
-        if (boundary[at]) look += " begin";
-        if (inside) look += " cut";
-        look += ` p${barOf(reading.levels[level].p[at])}`;
-        if (was && was[at] !== 2 && was[at] !== boundary[at]) look += was[at] ? " gone" : " come";
-        if (other && other[at] !== boundary[at]) look += " differs";
-        if (inside % 2) odd ^= 1;
-      } else look += " flat";
-      outer.forEach((each, depth) => {
-        if (each.boundary[at]) lanes[depth] ^= 1;
-        look += ` o${depth}${lanes[depth] ? "a" : "b"}`;
-        if (each.boundary[at]) look += ` o${depth}s`;
-      });
-      if (reading.reference) {
-        if (reading.reference[at]) tokens ^= 1;
-        look += tokens ? " ta" : " tb";
-        if (reading.reference[at]) look += " ts";
-      }
-      look += ` s${heatOf(this.surprisal(reading, one))}`;
-      const key = `${look}|${one.text}`;
-      if (this.looks[i] === key) continue;
-      this.looks[i] = key;
-      let span = this.spans[i];
-      if (!span) {
-        span = this.spans[i] = element("span");
-        fresh.append(span);
-      }
-      span.className = look;
-      span.textContent = one.text;
-      if (one.label) span.dataset.label = one.label;
-      else if (span.dataset.label) delete span.dataset.label;
-    }
-    for (const span of this.spans.splice(drawn)) span.remove();
-    this.looks.length = drawn;
-    if (fresh.childNodes.length) this.box.insertBefore(fresh, this.rest);
-    const last = this.chars[drawn - 1];
-    // what is not drawn is there all the same; and a last line that is empty takes its room
-    this.rest.textContent = drawn < this.chars.length
-      ? new TextDecoder().decode(reading.data.subarray(last.at + last.size)) : last?.kind === "newline" ? "\u200b" : "";
-    this.box.dataset.lanes = Math.min(3, outer.length);
-    this.box.classList.toggle("tokens", Boolean(reading.reference));
-    this.marked = null;
+  draw(reading, options = {}) {
+    Object.assign(this, { reading, options });
+    const changed = this.write(characters(reading.data));
+    this.look();
+    this.measure(changed);
+    this.paint();
   }
 
-  // The bits of a character: of all its bytes.
-  surprisal(reading, one) {
-    let sum = 0;
-    for (let k = 0; k < one.size; k++) {
-      if (reading.bits[one.at + k] === NOTHING) return NOTHING;
-      sum += reading.bits[one.at + k];
+  // Put the characters in place, and leave those alone that are there already; the first that is new.
+  write(chars) {
+    const old = this.chars, oldDrawn = this.spans.length, drawn = Math.min(chars.length, MOST_DRAWN);
+    const same = (one, two) => one.text === two.text && one.kind === two.kind;
+    let start = 0, end = 0;
+    while (start < Math.min(oldDrawn, drawn) && same(old[start], chars[start])) start++;
+    const most = Math.min(oldDrawn, drawn) - start;
+    while (end < most && same(old[oldDrawn - 1 - end], chars[drawn - 1 - end])) end++;
+    const fresh = document.createDocumentFragment(), made = [];
+    for (let i = start; i < drawn - end; i++) {
+      const one = element("span", chars[i].kind === "raw" ? "raw" : "", chars[i].text);
+      made.push(one);
+      fresh.append(one);
     }
-    return sum;
+    for (const span of this.spans.splice(start, oldDrawn - end - start, ...made)) span.remove();
+    this.text.insertBefore(fresh, this.spans[start + made.length] ?? this.rest);
+    const last = chars[drawn - 1];
+    // what is not drawn is there all the same; and a last line that is empty takes its room
+    const rest = drawn < chars.length
+      ? new TextDecoder().decode(this.reading.data.subarray(last.at + last.size)) : last?.kind === "newline" ? "\u200b" : "";
+    if (this.rest.textContent !== rest) this.rest.textContent = rest;
+    this.chars = chars;
+    return start;
+  }
+
+  // What is to be painted of each character.
+  look() {
+    const { reading, chars, options: { level = 0, was = null, other = null } } = this, size = this.spans.length;
+    const marks = this.marks = {};
+    for (const name of ["begin", "odd", "cut", "gone", "come", "differs", "heat", "p"]) marks[name] = new Uint8Array(size);
+    const boundary = reading.levels[level]?.boundary, p = reading.levels[level]?.p;
+    this.flat = !boundary;
+    this.lanes = reading.levels.slice(level + 1).map((one, depth) => lane(one.boundary, LANES_COLORS[depth % 3]));
+    if (reading.reference) this.lanes.push(lane(reading.reference, ["three", "four"], "tokens"));
+    let odd = 0;
+    for (let i = 0; i < size; i++) {
+      const { at, size: bytes } = chars[i];
+      let bits = 0, inside = 0;
+      for (let k = at; k < at + bytes; k++) {
+        bits = reading.bits[k] === NOTHING ? NaN : bits + reading.bits[k];
+        if (boundary && k > at) inside += boundary[k];
+      }
+      marks.heat[i] = TALL[Number.isNaN(bits) ? 0 : heatOf(Math.min(bits, NOTHING - 1))];
+      if (boundary) {
+        odd ^= boundary[at];
+        marks.begin[i] = boundary[at];
+        marks.odd[i] = odd;
+        marks.cut[i] = inside;
+        marks.p[i] = p[at] === NOTHING ? 0 : Math.ceil((p[at] / 10000) * 11);
+        if (was && was[at] !== 2 && was[at] !== boundary[at]) marks[was[at] ? "gone" : "come"][i] = 1;
+        if (other && other[at] !== boundary[at]) marks.differs[i] = 1;
+        odd ^= inside & 1;
+      }
+      for (const one of this.lanes) {
+        one.odd[i] = one.now ^= one.boundary[at];
+        one.begin[i] = one.boundary[at];
+      }
+    }
+    this.text.setAttribute("data-lanes", this.lanes.length);
+  }
+
+  // Where the characters from `start` on are, within the text; lines begin at `rows`.
+  measure(start) {
+    const size = this.spans.length;
+    if (!size) {
+      this.rows = [];
+      return;
+    }
+    const origin = this.text.getBoundingClientRect(), old = this.place ?? new Float32Array(0);
+    const place = this.place = new Float32Array(3 * size); // left, top, width
+    while (start > 0 && old[3 * start - 2] === old[3 * start + 1]) start--; // a line may break elsewhere now
+    start = Math.max(0, start - 200); // and a word may have come up from it
+    place.set(old.subarray(0, 3 * start));
+    for (let i = start; i < size; i++) {
+      const found = this.spans[i].getBoundingClientRect();
+      place[3 * i] = found.left - origin.left;
+      place[3 * i + 1] = found.top - origin.top;
+      place[3 * i + 2] = found.width;
+    }
+    this.letter = this.spans[0].getBoundingClientRect().height || 20;
+    this.rows = [];
+    for (let i = 0; i < size; i++) if (!i || Math.abs(place[3 * i + 1] - place[3 * i - 2]) > 20) this.rows.push(i);
+  }
+
+  // Paint what can be seen.
+  paint() {
+    const { box, canvas } = this, scale = devicePixelRatio || 1, wide = box.clientWidth, high = box.clientHeight;
+    if (!wide || !this.reading) return;
+    if (canvas.width !== Math.round(wide * scale) || canvas.height !== Math.round(high * scale)) {
+      canvas.width = Math.round(wide * scale);
+      canvas.height = Math.round(high * scale);
+      canvas.style.width = `${wide}px`;
+      canvas.style.height = `${high}px`;
+      canvas.style.marginBottom = `${-high}px`;
+    }
+    const pen = canvas.getContext("2d"), from = box.scrollTop - 80, to = box.scrollTop + high + 80;
+    pen.setTransform(scale, 0, 0, scale, 0, 0);
+    pen.clearRect(0, 0, wide, high);
+    pen.translate(0, -box.scrollTop);
+    const row = this.rows.findLastIndex((i) => this.place[3 * i + 1] < from), first = row < 0 ? 0 : this.rows[row];
+    for (let i = first; i < this.spans.length && this.place[3 * i + 1] < to; i++) this.paintOne(pen, i);
+    if (this.here !== null) this.frame(pen);
+  }
+
+  paintOne(pen, i) {
+    const { marks, place, letter } = this, look = colors(), hidden = $("panes").classList, { kind, label } = this.chars[i];
+    const x = place[3 * i], y = place[3 * i + 1], low = y + letter;
+    const w = kind === "newline" ? 10 : Math.max(place[3 * i + 2], label ? 2 : 0), gap = marks.begin[i] ? 2 : 0;
+    const fill = (color, left, top, width, height) => {
+      pen.fillStyle = look[color];
+      pen.fillRect(left, top, width, height);
+    };
+    if (!hidden.contains("no-chunks")) fill(this.flat ? "plain" : marks.odd[i] ? "odd" : "even", x + gap, y, w - gap + 0.3, letter);
+    if (!hidden.contains("no-heat") && marks.heat[i]) {
+      pen.fillStyle = mixed(marks.heat[i] / 15);
+      pen.fillRect(x, y - 1 - marks.heat[i], Math.max(2, w - 1), marks.heat[i]);
+    }
+    if (!hidden.contains("no-p") && marks.p[i]) fill(marks.begin[i] ? "yes" : "maybe", x, low + 1, marks.begin[i] ? 4 : 2, marks.p[i]);
+    this.lanes.forEach((one, depth) => {
+      if (hidden.contains(one.kind === "tokens" ? "no-tokens" : "no-outer")) return;
+      const cut = one.begin[i] ? 2 : 0;
+      fill(one.colors[one.odd[i] ? 0 : 1], x + cut, low + FIRST_LANE + LANE * depth, w - cut + 0.3, 5);
+    });
+    const middle = y + letter / 2, line = (color, left, top, bottom, dash) => {
+      pen.strokeStyle = look[color];
+      pen.lineWidth = 2;
+      pen.setLineDash(dash);
+      pen.beginPath();
+      pen.moveTo(left, top);
+      pen.lineTo(left, bottom);
+      pen.stroke();
+      pen.setLineDash([]);
+    };
+    if (kind) {
+      pen.fillStyle = look[kind === "space" || kind === "newline" || kind === "tab" ? "soft" : "ring"];
+      pen.textBaseline = "alphabetic";
+      if (kind === "space" || kind === "nbsp") {
+        pen.beginPath();
+        pen.arc(x + w / 2, middle + 1, kind === "nbsp" ? 3 : 1.4, 0, 7);
+        if (kind === "space") pen.fill();
+        else {
+          pen.strokeStyle = look.ring;
+          pen.lineWidth = 1.5;
+          pen.stroke();
+        }
+      } else if (kind === "newline" || kind === "tab") {
+        pen.font = "15px ui-monospace, 'DejaVu Sans Mono', monospace";
+        pen.fillText(kind === "tab" ? "→" : "↵", x, low - 4);
+      } else if (label) {
+        pen.font = "9px ui-monospace, 'DejaVu Sans Mono', monospace";
+        pen.fillText(label, x, y - 2);
+      }
+    }
+    if (marks.cut[i]) line("ink", x + w / 2, y, low, [2, 2]);
+    if (marks.gone[i]) line("ghost", x, y - 4, low + 12, [4, 3]);
+    if (marks.come[i]) line("ring", x, y - 4, low + 12, []);
+    if (marks.differs[i]) {
+      pen.strokeStyle = look.ring;
+      pen.lineWidth = 2;
+      pen.beginPath();
+      pen.arc(x + 1, low + 6, 5, 0, 7);
+      pen.stroke();
+    }
+  }
+
+  // A frame around the byte that is looked at; behind the text, a mark where the next one would be.
+  frame(pen) {
+    const index = this.indexOf(this.here), size = this.spans.length;
+    pen.strokeStyle = colors().ink;
+    pen.lineWidth = 2;
+    pen.beginPath();
+    if (index < size) {
+      const x = this.place[3 * index], w = this.chars[index].kind === "newline" ? 10 : this.place[3 * index + 2];
+      pen.roundRect(x - 1, this.place[3 * index + 1] - 17, w + 2, this.letter + 32, 3);
+    } else return;
+    pen.stroke();
+  }
+
+  byteAt(event) { // under the pointer
+    if (!this.rows?.length) return null;
+    const origin = this.text.getBoundingClientRect(), x = event.clientX - origin.left, y = event.clientY - origin.top + 16;
+    const line = this.rows.findLastIndex((i) => this.place[3 * i + 1] <= y + this.letter / 2);
+    if (line < 0) return null;
+    let i = this.rows[line];
+    const end = this.rows[line + 1] ?? this.spans.length;
+    while (i + 1 < end && this.place[3 * i + 3] <= x) i++;
+    return this.chars[i].at;
   }
 
   indexOf(at) { // of the character with that byte
@@ -128,89 +265,27 @@ class Picture {
     return low;
   }
 
-  mark(at) {
-    this.marked?.classList.remove("here");
-    const index = this.indexOf(at);
-    this.marked = index < this.spans.length ? this.spans[index] : this.end;
-    this.marked.classList.add("here");
-    return this.marked;
+  mark(at) { // the byte that is looked at
+    if (this.here === at) return;
+    this.here = at;
+    this.paint();
+  }
+
+  show(at) { // scroll it into view
+    this.spans[this.indexOf(at)]?.scrollIntoView({ block: "nearest" });
+  }
+
+  found(name) { // the characters that bear a mark; for whoever wants to know what is drawn
+    return Array.from(this.marks[name].keys()).filter((i) => this.marks[name][i]);
   }
 }
 
-// ---- what there is to know of a byte
-
-function bar(share, kind) {
-  const made = element("span", `bar ${kind ?? ""}`), fill = element("span");
-  fill.style.width = `${Math.round(100 * Math.min(1, share))}%`;
-  made.append(fill);
-  return made;
+function lane(boundary, names, kind = "level") {
+  return { boundary, colors: names, kind, now: 0, odd: new Uint8Array(MOST_DRAWN), begin: new Uint8Array(MOST_DRAWN) };
 }
 
-function fact(name, ...what) {
-  const made = element("div", "fact");
-  made.append(element("span", "soft", name), ...what);
-  return made;
-}
-
-// Fill `target` with what the models made of the byte at `at`. `choose` is called with a candidate's bytes, if given.
-function tell(target, models, at, choose) {
-  const first = models[0].reading, data = first.data;
-  const index = models[0].picture.indexOf(at), one = models[0].picture.chars[index];
-  const parts = [];
-  const title = element("p", "byte");
-  if (one) {
-    const what = one.kind === "" ? one.text : shown(data, one.at, one.at + one.size);
-    title.append(element("b", "glyph", what), ` byte ${(at + 1).toLocaleString("en")} of ${data.length.toLocaleString("en")}`);
-    const codes = Array.from(data.subarray(one.at, one.at + one.size), hex).join(" ");
-    title.append(element("span", "soft", ` · ${one.name ? `${one.name} · ` : ""}${codes}`));
-  } else title.append(element("b", "glyph", "▏"), " what comes next");
-  parts.push(title);
-  for (const { name, reading, unit } of models) {
-    if (models.length > 1) parts.push(element("h4", "", name));
-    if (at > reading.data.length || (models.length > 1 && reading.data.length !== data.length)) {
-      parts.push(element("p", "soft", "It keeps this text otherwise."));
-      continue;
-    }
-    if (one) {
-      for (let k = one.at; k < one.at + one.size; k++) {
-        const label = one.size > 1 ? `surprisal, byte ${hex(data[k])}` : "surprisal";
-        parts.push(fact(label, bar(reading.bits[k] / 10000, "heat"), element("b", "", `${bitsOf(reading.bits[k])} bits`)));
-      }
-      reading.levels.forEach((level, depth) => {
-        const many = reading.levels.length > 1;
-        for (let k = one.at; k < one.at + one.size; k++) {
-          if (k > one.at && !level.boundary[k]) continue;
-          const where = one.size > 1 ? `, byte ${hex(data[k])}` : "";
-          const said = `${shareOf(level.p[k])}${level.boundary[k] ? " ●" : ""}`;
-          parts.push(fact(`${unit}${many ? ` of level ${depth}` : ""}${where}`, bar(level.p[k] === NOTHING ? 0 : level.p[k] / 10000), element("b", "", said)));
-        }
-        const [start, end] = chunkAt(level.boundary, one.at), cut = Math.min(end, start + 48);
-        const text = `${shown(data, start, cut)}${end > cut ? "…" : ""}`;
-        parts.push(fact(many ? `chunk of level ${depth}` : "chunk", element("code", "", text), element("b", "", `${end - start} bytes`)));
-      });
-      if (!reading.levels.length) parts.push(fact("chunk", element("span", "", "a flat model has none")));
-    }
-    parts.push(...candidateList(reading, at, choose));
-  }
-  target.replaceChildren(...parts);
-}
-
-function candidateList(reading, at, choose) {
-  const found = candidatesAt(reading, at);
-  if (!found.length) return [];
-  const list = element("ol", "candidates");
-  const actual = reading.data.subarray(at);
-  for (const { piece, label, share } of found) {
-    const row = element("li"), here = piece && piece.length && piece.every((byte, k) => byte === actual[k]);
-    const button = element(choose && piece ? "button" : "span", here ? "candidate actual" : "candidate");
-    if (button.tagName === "BUTTON") {
-      button.type = "button";
-      button.setAttribute("aria-label", `${label}, ${(100 * share).toFixed(1)} percent: put it there`);
-      button.addEventListener("click", () => choose(piece, at));
-    }
-    button.append(element("code", "", label), bar(share, "share"), element("span", "number", `${(100 * share).toFixed(1)} %`));
-    row.append(button);
-    list.append(row);
-  }
-  return [element("p", "soft small", at < reading.data.length ? "What it expected here" : "What it expects next"), list];
+function mixed(share) { // from the colour of little surprise to that of much
+  const { low, high } = colors(), parts = (text) => text.match(/[\d.]+/g).map(Number);
+  const [one, two] = [parts(low), parts(high)];
+  return `rgb(${one.map((part, at) => Math.round(part + (two[at] - part) * share)).join(" ")})`;
 }

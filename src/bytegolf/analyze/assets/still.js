@@ -34,9 +34,9 @@ for (const one of panes) {
     const way = { ArrowRight: 1, ArrowLeft: -1 }[event.key], { chars } = one.picture;
     if (!way || !chars.length) return;
     event.preventDefault();
-    const next = one.picture.marked ? Math.max(0, Math.min(chars.length - 1, one.picture.indexOf(here) + way)) : 0;
+    const next = one.picture.here === null ? 0 : Math.max(0, Math.min(chars.length - 1, one.picture.indexOf(here) + way));
     point(chars[next].at);
-    one.picture.marked.scrollIntoView({ block: "nearest" });
+    one.picture.show(here);
   });
 }
 page.texts.forEach((text, index) => $("text").append(new Option(text.name, index)));
