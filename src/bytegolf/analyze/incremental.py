@@ -14,8 +14,8 @@ change in it, and the rest of the window is one piece:
     changed at 601   [0, 256) [256, 512) are found         [512, 768) [768, 901) are computed
     changed at 602   the same                              and so on: at most this much for each letter typed there
 
-Models whose positions depend on how long the text is (a fixed capacity), or whose steps leave no trace (soft chunking),
-are read in whole windows, of which those before the change are found again.
+Windows before the last one are read whole, and found again if nothing changed in them. Models whose positions depend on
+how long the text is (a fixed capacity), or whose steps leave no trace (soft chunking), have whole windows only.
 
 Legend: N bytes of a text, T tokens, L tokens of a piece, V alphabet, K candidates.
 """
@@ -199,11 +199,13 @@ class IncrementalReader:
     def steps_of_ids(self, ids: Int64[np.ndarray, " T"]) -> Generator[None, None, LiveReading]:
         """``read_ids`` in steps."""
         tokenizer = self.loaded.tokenizer
-        stepwise = self.stepwise and not (ids[1:] == tokenizer.BOS).any()
+        one_document = not (ids[1:] == tokenizer.BOS).any()
         pieces: list[_Piece] = []
         firsts: list[int] = []
         computed = 0
         for start in range(0, len(ids), self.window):
+            # a full window in one pass costs half as much as in pieces, and is typed into less often than the last one
+            stepwise = self.stepwise and one_document and start + self.window > len(ids)
             window = _Window(ids[start : start + self.window], self._salt + bytes([stepwise]))
             at, misses, state = 0, 0, None
             while at < len(window.ids):

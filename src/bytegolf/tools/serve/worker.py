@@ -1,9 +1,13 @@
 """One thread that does all work of models, in turns: the event loop never waits, and a short job never waits long.
 
-A job is a generator: each ``next`` does a little work and may give a piece of the answer. The thread lets each job run
-for a slice of time, and then the next one, round and round: who types waits a few slices for whoever generates. Three
-things bound what can pile up: the number of jobs, of each client's jobs, and of pieces that a client has not taken yet;
-a job whose client is slow rests until they are.
+A job is a generator: each ``next`` does a little work and may give a piece of the answer. Jobs that are new come first,
+one after the other: most of them, a letter that was typed, are done in a few milliseconds, and taking turns would only
+end all of them late. One that takes longer joins those that take turns, of which one gets a slice whenever there is
+nothing new, and in any case behind every fourth new one. So who types does not wait for whoever generates, and whoever
+generates still gets a fifth.
+
+Three things bound what can pile up: the number of jobs, of each client's jobs, and of pieces that a client has not
+taken yet; a job whose client is slow rests until they are.
 
 A heavy job is one call that takes long (the codec's). It lets the others run from inside, by calling ``breathe``; no
 second heavy job begins meanwhile.
@@ -26,6 +30,12 @@ Result = TypeVar("Result")
 
 SLICE_SECONDS = 0.02
 
+NEW_SECONDS = 0.1
+"""Of work, after which a job is no longer new."""
+
+NEW_IN_A_ROW = 4
+"""New jobs that are done before a slice of another one."""
+
 MOST_PIECES = 64
 """Pieces of an answer that wait for a client."""
 
@@ -41,6 +51,8 @@ class Job(Generic[Result]):
         self.steps, self.client, self.heavy = steps, client, heavy
         self.cancelled = False
         self.resting = False
+        self.used = 0.0
+        """seconds of work so far"""
         self._worker = worker
         self._loop = asyncio.get_running_loop()
         self._pieces: deque[Any] = deque()
@@ -106,7 +118,10 @@ class Worker:
         """``threads``: of torch; 0 is one less than there are cores, which is left to everything else."""
         self.most_jobs, self.most_per_client = most_jobs, most_per_client
         self.threads = threads or max(1, torch.get_num_threads() - 1)
-        self._ready: deque[Job[Any]] = deque()
+        self._new: deque[Job[Any]] = deque()
+        self._long: deque[Job[Any]] = deque()
+        self._row = 0
+        """new jobs since the last slice of another"""
         self._clients: Counter[str] = Counter()
         """unfinished jobs of each client"""
         self._changed = threading.Condition()
@@ -123,7 +138,7 @@ class Worker:
         """End the thread at its next step; jobs that are left are cancelled."""
         with self._changed:
             self._stopping = True
-            for job in [*self._ready, *self._current]:
+            for job in [*self._new, *self._long, *self._current]:
                 job.cancelled = True
             self._changed.notify()
         if self._thread.is_alive():
@@ -152,8 +167,7 @@ class Worker:
                 )
             self._clients[client] += 1
             job = Job(self, client, steps, heavy)
-            self._ready.append(job)
-            self._changed.notify()
+            self._put(job)
         return job
 
     def wake(self, job: Job[Any]) -> None:
@@ -161,11 +175,10 @@ class Worker:
         with self._changed:
             if job.resting:
                 job.resting = False
-                self._ready.append(job)
-                self._changed.notify()
+                self._put(job)
 
     def breathe(self, piece: Any = None) -> None:
-        """Called inside a heavy job: give each light job that waits a slice. Raises ClientLeftError if the client left.
+        """Called inside a heavy job: do what is new, and a slice of another. Raises ClientLeftError if the client left.
 
         ``piece`` goes to the heavy job's client, unless too many wait for it.
         """
@@ -174,43 +187,53 @@ class Worker:
             raise ClientLeftError
         if piece is not None and mine.taken():
             mine.give(piece)
-        for _ in range(len(self._ready)):
+        for _ in range(NEW_IN_A_ROW + 1):
             job = self._next(light=True)
             if job is None:
                 return
             self._advance(job)
 
+    def _put(self, job: Job[Any]) -> None:
+        (self._long if job.heavy or job.used > NEW_SECONDS else self._new).append(job)
+        self._changed.notify()
+
     def _run(self) -> None:
         torch.set_num_threads(self.threads)  # a thread has its own number
         while True:
             with self._changed:
-                while not self._ready and not self._stopping:
+                while not self._new and not self._long and not self._stopping:
                     self._changed.wait()
-                if not self._ready:
+                if not self._new and not self._long:
                     return
             if job := self._next():
                 self._advance(job)
 
     def _next(self, light: bool = False) -> Job[Any] | None:
         with self._changed:
-            for at, job in enumerate(self._ready):
+            if self._new and (self._row < NEW_IN_A_ROW or not self._long):
+                self._row += 1
+                return self._new.popleft()
+            self._row = 0
+            for at, job in enumerate(self._long):
                 if not (light and job.heavy):
-                    del self._ready[at]
+                    del self._long[at]
                     return job
-        return None
+            return self._new.popleft() if self._new else None
 
     def _advance(self, job: Job[Any]) -> None:
         """Give a job its slice."""
-        until = time.monotonic() + SLICE_SECONDS
+        since = time.monotonic()
+        until = since + (SLICE_SECONDS if job.used > NEW_SECONDS else NEW_SECONDS)
         self._current.append(job)
         try:
             while not job.cancelled:
                 piece = next(job.steps)
                 room = piece is None or job.give(piece)
                 if not room or time.monotonic() > until:
+                    job.used += time.monotonic() - since
                     with self._changed:
                         if room or job.cancelled or job.taken():
-                            self._ready.append(job)
+                            self._put(job)
                         else:
                             job.resting = True
                     return
