@@ -39,6 +39,7 @@ from bytegolf.files import disk_errors, write_bytes
 from bytegolf.infer.codec import Codec
 from bytegolf.infer.files import codec_of
 from bytegolf.infer.sample import Watch, as_text, generate
+from bytegolf.infer.speculative import Acceptance
 from bytegolf.model.lm import Forward, LanguageModel, count_parameters
 from bytegolf.progress import Reporter
 from bytegolf.registry import load_plugins
@@ -310,15 +311,26 @@ class Model:
         temperature: float,
         top_p: float,
         watch: Watch | None = None,
+        draft: int = 0,
+        acceptance: Acceptance | None = None,
     ) -> Iterator[tuple[int, bytes]]:
         """Continue several prompts side by side, each with a seed of its own.
 
         Yields the bytes of each new token, with the place of its prompt. ``watch`` is told of each token before: that
-        place, its id, and the logits (V,) from which it was drawn, before temperature and top-p.
+        place, its id, and the logits (V,) from which it was drawn, before temperature and top-p. With ``draft`` > 0
+        an H-Net's outer networks draft so many tokens at a time, and ``acceptance`` counts how good they were.
         """
-        model, tokenizer = self._writer.model, self._writer.tokenizer
         return generate(
-            model, tokenizer, prompts, seeds, size=max_bytes, temperature=temperature, top_p=top_p, watch=watch
+            self._writer.model,
+            self._writer.tokenizer,
+            prompts,
+            seeds,
+            size=max_bytes,
+            temperature=temperature,
+            top_p=top_p,
+            draft=draft,
+            acceptance=acceptance,
+            watch=watch,
         )
 
     @functools.cached_property

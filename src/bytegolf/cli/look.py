@@ -161,6 +161,9 @@ def sample(
             help="Of the first sample; the next one's is 1 higher.", validator=validators.Number(gte=0, lt=1 << 62)
         ),
     ] = 0,
+    draft: Annotated[
+        int, Parameter(help="Tokens that an H-Net's outer networks draft at a time; 0 = none.", validator=COUNT)
+    ] = 0,
     data: Data = None,
     json: Json = False,
 ) -> None:
@@ -170,7 +173,8 @@ def sample(
     character that the last byte cuts in two is left out. Several samples are
     drawn at once, in fp32, each from its own seed: alone, with that --seed, each
     of them comes out the same. There is room for every chunk, also where the
-    model was trained with a fixed capacity.
+    model was trained with a fixed capacity. --draft changes the speed and not the
+    text, up to rounding: the outer networks guess ahead, the whole model verifies.
 
     Example: bytegolf sample runs/cpu-demo "Fellow citizens" --bytes 300
     Example: bytegolf sample runs/cpu-demo "Fellow citizens" "My" --count 8
@@ -179,13 +183,16 @@ def sample(
     from bytegolf.api.model import load
     from bytegolf.infer.results import Sample, Samples
     from bytegolf.infer.sample import as_text
+    from bytegolf.infer.speculative import Acceptance
+    from bytegolf.progress import Reporter
 
     loaded = load(model, data=data, precision="fp32")
     begun = [prompt for prompt in prompts or ("",) for _ in range(count)]
     seeds = list(range(seed, seed + len(begun)))
     found: list[list[builtins.bytes]] = [[] for _ in begun]
     started = time.perf_counter()
-    drawn = loaded.generate_bytes(begun, seeds, bytes, temperature, top_p)
+    acceptance = Acceptance() if draft else None
+    drawn = loaded.generate_bytes(begun, seeds, bytes, temperature, top_p, draft=draft, acceptance=acceptance)
 
     def kept() -> Iterator[builtins.bytes]:
         for row, piece in drawn:
@@ -209,4 +216,7 @@ def sample(
         for one in samples:
             sys.stdout.write(f"--- seed {one.seed}\n{one.prompt}{one.text}\n")
     size = sum(one.bytes for one in samples)
-    finish(json, Samples(samples, size, round(seconds, 3), round(size / seconds, 1), temperature, top_p))
+    rates = (round(acceptance.rate, 3), round(acceptance.tokens_per_pass, 2)) if acceptance else (None, None)
+    if acceptance and acceptance.drafted:  # to stderr, as stdout has the text
+        Reporter().say(f"{rates[0]:.1%} of drafted tokens kept, {rates[1]} tokens a pass")
+    finish(json, Samples(samples, size, round(seconds, 3), round(size / seconds, 1), temperature, top_p, *rates))

@@ -81,3 +81,7 @@ class Samples:
     bytes_per_second: float
     temperature: float
     top_p: float
+    acceptance: float | None = None
+    """share of drafted tokens that the whole model drew as well; None without drafts"""
+    tokens_per_pass: float | None = None
+    """tokens that a pass of the whole model over a draft brought; None without drafts"""

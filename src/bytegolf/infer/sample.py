@@ -11,6 +11,7 @@ from __future__ import annotations
 import codecs
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 from bytegolf.data.tokenizer import Tokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.infer.native_step import stepper
+from bytegolf.infer.speculative import Acceptance, speculate
 from bytegolf.model.lm import LanguageModel
 
 BATCH = 32
@@ -59,6 +61,8 @@ def generate(
     size: int,
     temperature: float = 0.8,
     top_p: float = 0.95,
+    draft: int = 0,
+    acceptance: Acceptance | None = None,
     watch: Watch | None = None,
 ) -> Iterator[tuple[int, bytes]]:
     """Continue each of ``prompts``, with the seed of the same place, until ``size`` bytes are out or the text ends.
@@ -67,9 +71,15 @@ def generate(
     drawn. The same arguments give the same bytes. ``watch`` is told of each token before its bytes are yielded: the
     place of its prompt, its id, and the logits (V,) of the model there, before temperature and top-p.
 
-    Raises BytegolfError for a temperature below 0, a top_p outside (0, 1], a size below 0, or a prompt that is no
-    text.
+    With ``draft`` > 0 an H-Net's outer networks draft so many tokens at a time (``speculative``), prompt by prompt;
+    ``acceptance`` then counts how good they were.
+
+    Raises BytegolfError for a temperature below 0, a top_p outside (0, 1], a size or draft below 0, a draft of a flat
+    model, or a prompt that is no text.
     """
+    if draft < 0 or (draft and not model.levels()):
+        why = f"draft is {draft}: give 0 or more" if draft < 0 else "a flat model has no outer networks to draft with"
+        raise BytegolfError(f"{why}; 0 generates without drafts")
     if not 0 <= temperature < math.inf:
         raise BytegolfError(f"temperature is {temperature}: give 0 (always the likeliest token) or more")
     if not 0 < top_p <= 1:
@@ -82,6 +92,13 @@ def generate(
         except UnicodeEncodeError as error:
             raise BytegolfError(f"the prompt is not UTF-8 (character {error.start}): give text") from error
     pairs = list(zip(prompts, seeds, strict=True))
+    if draft:
+        drawn = Drawn(tokenizer, temperature, top_p)
+        return (
+            (row, piece)
+            for row, pair in enumerate(pairs)
+            for piece in _drafted(model, drawn, pair, size, draft, acceptance, watch and _moved(watch, row))
+        )
     return (
         (start + row, piece)
         for start in range(0, len(pairs), BATCH)
@@ -89,6 +106,60 @@ def generate(
             model, tokenizer, pairs[start : start + BATCH], size, temperature, top_p, watch and _moved(watch, start)
         )
     )
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """How tokens are drawn: specials but the end never."""
+
+    tokenizer: Tokenizer
+    temperature: float
+    top_p: float
+
+    def choose(self, logits: Float[Tensor, "R V"], draws: Float[Tensor, " R"]) -> Int[Tensor, " R"]:
+        """``choose``, of logits that are changed in place."""
+        logits[:, [self.tokenizer.PAD, self.tokenizer.UNK]] = float("-inf")
+        return choose(logits, self.temperature, self.top_p, draws)
+
+    def ends(self, token: int) -> bool:
+        """Whether ``token`` begins the next document: this one is over."""
+        return token in (self.tokenizer.BOS, self.tokenizer.EOS)
+
+
+def _drafted(
+    model: LanguageModel,
+    drawn: Drawn,
+    pair: tuple[str, int],
+    size: int,
+    draft: int,
+    acceptance: Acceptance | None,
+    watch: Watch | None,
+) -> Iterator[bytes]:
+    """The pieces of one continuation, by drafts."""
+    if not size:
+        return
+    tokenizer, device = drawn.tokenizer, model.embedding.weight.device
+    generator, draws = torch.Generator().manual_seed(pair[1]), list[Tensor]()
+
+    def draw(logits: Tensor, place: int) -> int:
+        while len(draws) <= place:
+            draws.append(torch.rand(1, dtype=torch.float64, generator=generator))
+        return int(drawn.choose(logits.cpu().clone()[None], draws[place]))
+
+    begun = torch.tensor([[tokenizer.BOS, *tokenizer.encode(pair[0]).tolist()]], device=device)
+    state = model.start(1, begun.shape[1] + size + draft)
+    logits = model.extend(begun, state)[0, -1]
+    previous, written = int(begun[0, -1]), 0
+    for token, seen in speculate(model, state, logits, draw, draft, acceptance):
+        if watch:
+            watch(0, token, seen.cpu())
+        if drawn.ends(token):
+            return
+        piece = tokenizer.decode([token], previous)[: size - written]
+        previous, written = token, written + len(piece)
+        yield piece
+        if written >= size:
+            return
 
 
 def _moved(watch: Watch, start: int) -> Watch:
@@ -108,6 +179,7 @@ def _generate(
 ) -> Iterator[tuple[int, bytes]]:
     if not size:
         return
+    drawn = Drawn(tokenizer, temperature, top_p)
     generators = [torch.Generator().manual_seed(seed) for _, seed in pairs]
     device = model.embedding.weight.device
     begun = [[tokenizer.BOS, *tokenizer.encode(prompt).tolist()] for prompt, _ in pairs]
@@ -125,14 +197,13 @@ def _generate(
     while True:
         logits = logits.cpu()
         seen = logits.clone() if watch else logits
-        logits[:, [tokenizer.PAD, tokenizer.UNK]] = float("-inf")
         draws = torch.cat([torch.rand(1, dtype=torch.float64, generator=generators[row]) for row in rows])
         going, following = [], []
-        chosen = choose(logits, temperature, top_p, draws).tolist()
+        chosen = drawn.choose(logits, draws).tolist()
         for at, (row, token) in enumerate(zip(rows.tolist(), chosen, strict=True)):
             if watch:
                 watch(row, token, seen[at])
-            if token in (tokenizer.BOS, tokenizer.EOS):  # the next document begins: this one is over
+            if drawn.ends(token):
                 continue
             piece = tokenizer.decode([token], previous[row])[: size - written[row]]
             previous[row] = token

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from bytegolf.config import HNetConfig, NetworkConfig, StackConfig, outer_dim
 from bytegolf.model.chunk import Capacity, Chunks
 from bytegolf.model.embed import ChunkHashEmbedding
-from bytegolf.model.hnet_passes import Encoded, Extension, HNetState, Pass, SingleStep, WholeSequences
+from bytegolf.model.hnet_passes import Draft, Encoded, Extension, HNetState, Pass, SingleStep, WholeSequences
 from bytegolf.model.layers import Linear
 from bytegolf.model.mixers.base import Rows
 from bytegolf.model.prenorm import PreNormStack
@@ -143,6 +143,8 @@ class HNet(nn.Module):
     ) -> Float[Tensor, "R L D"]:
         """Run the next positions of the sequences ``rows`` (None: all) of ``state``, a HNetState; see ``Extension``."""
         assert isinstance(state, HNetState)
+        if state.drafting:
+            return self.run(Draft(self, x, state, rows, traces, tokens))
         if x.shape[:2] == (1, 1):
             return self.run(SingleStep(self, x, state, rows, traces, tokens))
         return self.run(Extension(self, x, state, rows, counts, traces, tokens))

@@ -205,6 +205,8 @@ class HNetState:
     """how many there may be, under a fixed capacity"""
     keys: Int[Tensor, " B"]
     """the hash of each sequence's chunk so far, for chunk-hash embeddings"""
+    drafting: bool = False
+    """whether steps leave the main network out (``Draft``)"""
 
     def reset(self, rows: Rows) -> None:
         """Forget the sequences ``rows``: a new document starts in them."""
@@ -363,3 +365,15 @@ class SingleStep(Pass[Tensor]):
 
     def decode(self, y: Tensor) -> Tensor:
         return self.level.decoder.extend(y, self.state.decoder, self.rows, None)
+
+
+class Draft(SingleStep):
+    """A step of the outer networks alone: where a chunk opens, the one before it goes on.
+
+    Up to the next boundary that is what ``SingleStep`` computes, whose main network rests there too; behind it, it is
+    a guess, which speculative generation verifies.
+    """
+
+    def route(self, encoded: Tensor) -> bool:
+        super().route(encoded)
+        return False

@@ -6,6 +6,7 @@ Legend: B batch, L positions, V alphabet, D width.
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -251,6 +252,21 @@ class LanguageModel(nn.Module):
         state = self.network.start(batch, device, self.precision, length)
         soft = self.soft.start(batch, device, self.precision) if self.soft else None
         return ModelState(state, [], self._no_history(batch), soft, length if fixed else None)
+
+    def fork(self, state: ModelState, draft: bool = False) -> ModelState:
+        """A copy of ``state`` from which one may go on; the original is as it was when one comes back to it.
+
+        With ``draft``, steps of the copy, which must be of one sequence, leave the main network out: it shares that
+        one's state, unseen. Raises BytegolfError for a draft of a flat model, which has nothing to leave out.
+        """
+        if not draft:
+            return copy.deepcopy(state)
+        if not isinstance(state.network, HNetState):
+            raise BytegolfError("a flat model has no outer networks to draft with: generate without drafts")
+        found = copy.deepcopy(state, {id(state.network.main): state.network.main})
+        assert isinstance(found.network, HNetState)
+        found.network.drafting = True
+        return found
 
     @torch.no_grad()
     def step(self, ids: Int[Tensor, " R"], state: ModelState, rows: Rows | None = None) -> Float[Tensor, "R V"]:

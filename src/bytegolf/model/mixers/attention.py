@@ -98,7 +98,8 @@ class Attention(Mixer[Cache]):
     def start(self, batch: int, device: torch.device, dtype: torch.dtype, length: int = 0) -> Cache:
         """An empty cache for ``batch`` sequences, with room for ``length`` positions before it has to grow."""
         shape = (batch, self.groups, self.window or max(length, 64), self.width)
-        return Cache(torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype))
+        keys, values = (torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))
+        return Cache(keys, values, ring=self.window > 0)
 
     def extend(self, x: Float[Tensor, "R L D"], state: Cache, span: CacheSpan) -> Float[Tensor, "R L D"]:
         """The next positions of sequences whose earlier ones are in ``state``: the same result as ``forward``."""

@@ -29,6 +29,13 @@ class Cache:
 
     keys: Tensor
     values: Tensor
+    ring: bool = False
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Cache:
+        """A cache that goes on by itself. Without a ring only slots behind the positions so far are written: both
+        caches may have the tensors, as long as one is taken on at a time, and what it left is not read by the other.
+        """
+        return Cache(self.keys.clone(), self.values.clone(), True) if self.ring else Cache(self.keys, self.values)
 
     def grow(self, needed: int) -> None:
         """Make room for ``needed`` positions, doubling so that the copies cost O(1) a position."""
@@ -49,6 +56,10 @@ class SharedCache:
     window: int
     table: StepTable | None = None
     """what ``native_step`` keeps between calls"""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SharedCache:
+        """The same angles; the table is of other caches."""
+        return SharedCache(self.angles, self.cos, self.sin, self.window)
 
     def make_room(self, caches: list[Cache], stored: int, end: int) -> None:
         """Have slots for ``stored`` positions, and the angles of those below ``end``."""
