@@ -51,9 +51,9 @@ class RouterWatch:
         for level, rate in enumerate(rates):
             for side, collapsed in (("low", rate < COLLAPSED_LOW), ("high", rate > COLLAPSED_HIGH)):
                 if self._lasts(level, side, collapsed):
-                    advice = "raise router.loss_weight"
+                    advice = f"raise {_key(level)}.loss_weight"
                     if learned and not learned[level]:
-                        advice = "it follows a fixed rule, so choose another router.kind, or its router.target"
+                        advice = f"it follows a fixed rule, so choose another {_key(level)}.kind, or its target"
                     what = "opens almost no chunks" if side == "low" else "makes nearly every position a chunk"
                     warnings.append(
                         f"the router of level {level} {what} (rate {rate:.3f} at step {step}, and so in {PATIENCE} "
@@ -68,8 +68,8 @@ class RouterWatch:
         """
         return [
             f"the capacity of level {level} truncated {boundaries:,} boundaries in {share:.0%} of sequences (the row "
-            f"of step {step}, and likewise {PATIENCE} rows in a row): lower router.capacity_divisor, or set "
-            "router.capacity=bucketed, which truncates nothing"
+            f"of step {step}, and likewise {PATIENCE} rows in a row): lower {_key(level)}.capacity_divisor, or set "
+            f"{_key(level)}.capacity=bucketed, which truncates nothing"
             for level, (boundaries, share) in enumerate(zip(truncated, sequences, strict=True))
             if self._lasts(level, "truncated", share > TRUNCATED_SHARE)
         ]
@@ -79,6 +79,11 @@ class RouterWatch:
         streak = self._streaks.get((level, what), 0) + 1 if now else 0
         self._streaks[level, what] = streak
         return streak == PATIENCE
+
+
+def _key(level: int) -> str:
+    """The configuration key of a level's router."""
+    return f"model.network{'.main' * level}.router"
 
 
 @dataclass
