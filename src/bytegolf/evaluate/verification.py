@@ -224,7 +224,7 @@ def _coded_mixed(opened: LoadedModel, tokens: Int[np.ndarray, " N"], mix: MixCon
     payload = encoder.payload()
     same = bool((code(Decoder(payload), np.zeros_like(data)) == data).all())
     bits = 8 * len(payload) + free
-    more = float(bits / claimed - 1)
+    more = bits / claimed - 1
     evidence = f"{size - 1:,} tokens take {bits:,.0f} bits, {more:+.3%} of the {claimed:,.0f} of their mixed score"
     return Check(
         "coded size, mixed",
