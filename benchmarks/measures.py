@@ -163,7 +163,7 @@ def prepare_folder(sources: Sources, folder: Path) -> dict[str, list[str]]:
         "eval": ["eval", "run", "--data", "data"],
         "export": ["export", "run"],
         "segment": ["segment", "run", "The people of these states"],
-        "compress": ["compress", "run", "letter.txt", "letter.bgz"],
+        "compress": ["compress", "letter.txt"],
     }
 
 

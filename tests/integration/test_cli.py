@@ -122,8 +122,8 @@ def results(run: TinyRun, soft: TinyRun, published: Path, out: Path) -> Iterator
     )
     yield "sample", good("sample", run.folder, "--bytes", 4, "--json")
     (out / "b.txt").write_text("One sentence.")
-    yield "compress", good("compress", run.folder, out / "b.txt", out / "b.bgz", "--json")
-    yield "decompress", good("decompress", run.folder, out / "b.bgz", out / "c.txt", "--json")
+    yield "compress", good("compress", out / "b.txt", "-o", out / "b.bgz", "--json")
+    yield "decompress", good("decompress", out / "b.bgz", "-o", out / "c.txt", "--json")
     yield "check", good("check", run.folder, "--json")
     (out / "s.toml").write_text(STUDY.format(data=run.data))
     yield "study run", cli("study", "run", out / "s.toml", "--json")  # whose runs fail

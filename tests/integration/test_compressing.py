@@ -35,105 +35,146 @@ def text(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_file_there_and_back(tiny_run: TinyRun, text: Path, tmp_path: Path) -> None:
-    small, back = tmp_path / "small", tmp_path / "back"
-    ran = good("compress", tiny_run.folder, text, small, "--streams", 8, "--json")
-    assert ran.json["original_bytes"] == len(TEXT)
-    assert ran.json["compressed_bytes"] == small.stat().st_size
-    assert ran.json["bits_per_byte"] == 8 * small.stat().st_size / len(TEXT)
-    assert ran.json["streams"] == 8
-    assert ran.json["coded_bits"] < 8 * len(TEXT)
+def test_a_file_there_and_back_with_a_model(tiny_run: TinyRun, text: Path, tmp_path: Path) -> None:
+    small, back, model = tmp_path / "small", tmp_path / "back", ("--model", tiny_run.folder)
+    ran = good("compress", *model, text, "-o", small, "--streams", 8, "--json")
+    (file,) = ran.json["files"]
+    assert (file["source"], file["target"]) == (str(text), str(small))
+    assert file["original_bytes"] == ran.json["original_bytes"] == len(TEXT)
+    assert file["compressed_bytes"] == ran.json["compressed_bytes"] == small.stat().st_size
+    assert file["bits_per_byte"] == 8 * small.stat().st_size / len(TEXT)
+    assert file["streams"] == 8
     assert f"{len(TEXT):,} → {small.stat().st_size:,} bytes" in ran.out
-    assert good("decompress", tiny_run.folder, small, back, "--json").json["original_bytes"] == len(TEXT)
+    assert good("decompress", *model, small, "-o", back, "--json").json["original_bytes"] == len(TEXT)
     assert back.read_bytes() == TEXT
+    assert "compressed with a model" in refused("decompress", small, "-o", tmp_path / "no")
+
+
+def test_names_get_a_suffix_and_lose_it(text: Path, tmp_path: Path) -> None:
+    """Several files at once, in place and into a folder; sources stay unless --rm says otherwise."""
+    other, folder = tmp_path / "-strange name.tar.bgz.txt", tmp_path / "folder"
+    other.write_bytes(bytes(1000))
+    folder.mkdir()
+    ran = good("compress", text, other, "-k", "--json")
+    packed = [tmp_path / f"{each.name}.bgz" for each in (text, other)]
+    assert [file["target"] for file in ran.json["files"]] == [str(each) for each in packed]
+    assert other.exists()
+    good("decompress", *packed, "-o", folder)
+    assert (folder / text.name).read_bytes() == TEXT
+    text.unlink()
+    good("compress", "-d", packed[0], "--rm")
+    assert text.read_bytes() == TEXT
+    assert not packed[0].exists()
+    good("compress", text, "--rm", "-k")
+    assert text.exists()
+    assert "ends in .bgz already" in refused("compress", packed[0])
+    good("compress", packed[0], "-f")
+    assert "does not end in .bgz" in refused("decompress", text)
+    assert "name a folder" in refused("compress", text, other, "-o", tmp_path / "one")
+    assert "one stdout" in refused("compress", text, other, "-c")
+    assert "leave one out" in refused("compress", text, "-c", "-o", tmp_path / "one")
+
+
+def test_one_bad_file_of_several_keeps_none_back(text: Path, tmp_path: Path) -> None:
+    with pytest.raises(BytegolfError, match="1 of 2 files failed, cannot read"):
+        files.compress([tmp_path / "nothing", text], files.Settings(), Reporter(quiet=True))
+    assert (tmp_path / "letter.txt.bgz").exists()
 
 
 @pytest.mark.slow
-def test_through_pipes_and_in_processes_of_their_own(tiny_run: TinyRun, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "bytegolf"]
-    small = subprocess.run(
-        [*command, "compress", tiny_run.folder, "-", "-"], input=TEXT[:200], capture_output=True, check=True
-    )
-    back = subprocess.run(
-        [*command, "decompress", tiny_run.folder, "-", "-"], input=small.stdout, capture_output=True, check=True
-    )
-    assert back.stdout == TEXT[:200]
-    cut = subprocess.run(
-        [*command, "decompress", tiny_run.folder, "-", "-"], input=small.stdout[:-1], capture_output=True, check=False
-    )
+def test_through_pipes_and_in_processes_of_their_own() -> None:
+    def run(*arguments: str, data: bytes) -> subprocess.CompletedProcess[bytes]:
+        command = [sys.executable, "-m", "bytegolf", *arguments]
+        return subprocess.run(command, input=data, capture_output=True, check=False)
+
+    small = run("compress", data=TEXT[:200])
+    assert small.returncode == 0
+    assert run("compress", "-d", "-", "-o", "-", data=small.stdout).stdout == TEXT[:200]
+    cut = run("decompress", data=small.stdout[:-1])
     assert (cut.returncode, cut.stdout) == (2, b"")
     assert b"stdin is damaged" in cut.stderr
+    together = run("decompress", "-c", "-", data=small.stdout)
+    assert together.stdout == TEXT[:200]
+
+
+def test_nothing_half_written_when_stopped(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in the middle of a file: neither the target nor a temporary file is there, and the source still is."""
+
+    def stop(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bytegolf.infer.codec.code_bytes", stop)
+    with pytest.raises(KeyboardInterrupt):
+        files.compress([text], files.Settings(remove=True), Reporter(quiet=True))
+    assert [path.name for path in tmp_path.iterdir()] == [text.name]
 
 
 def test_a_table_against_the_usual_compressors(tiny_run: TinyRun, text: Path) -> None:
-    ran = good("compress", tiny_run.folder, "--bench", text, tiny_run.data, "--streams", 128, "--json")
+    ran = good("compress", "--model", tiny_run.folder, "--bench", text, tiny_run.data, "--streams", 128, "--json")
     rows = ran.json["rows"]
     names = {row["compressor"] for row in rows}
-    assert {"zlib -9", "bzip2 -9", "xz -9e", "zstd --ultra -22", "cpu-demo"} <= names
+    assert {"zlib -9", "bzip2 -9", "xz -9e", "zstd --ultra -22", "bytegolf, cpu-demo"} <= names
     assert len(rows) == 2 * len(names)
     assert all(row["bits_per_byte"] == 8 * row["compressed_bytes"] / row["bytes"] for row in rows)
     validation = ByteTokenizer().encode_bytes(split_text(tiny_run.data, "val"))
     assert {row["bytes"] for row in rows} == {len(TEXT), len(validation)}
-    assert all(name in ran.out for name in names)
 
 
 def test_what_is_refused_leaves_nothing_behind(
     tiny_run: TinyRun, flat_run: TinyRun, subword_run: TinyRun, text: Path, tmp_path: Path
 ) -> None:
     small, back = tmp_path / "small", tmp_path / "back"
-    good("compress", tiny_run.folder, text, small, "--streams", 32)
+    good("compress", "-m", tiny_run.folder, text, "-o", small, "--streams", 32)
     packed = small.read_bytes()
-    assert "was compressed with another model" in refused("decompress", flat_run.folder, small, back)
+    assert "was compressed with another model" in refused("decompress", "-m", flat_run.folder, small, "-o", back)
     small.write_bytes(packed[:-20] + bytes([packed[-20] ^ 1]) + packed[-19:])
-    assert f"{small} is damaged (a checksum" in refused("decompress", tiny_run.folder, small, back)
+    assert f"{small} is damaged (a checksum" in refused("decompress", "-m", tiny_run.folder, small, "-o", back)
     small.write_bytes(packed[:-5])
-    assert f"{small} is damaged (it ends too early)" in refused("decompress", tiny_run.folder, small, back)
-    assert "was not compressed by bytegolf" in refused("decompress", tiny_run.folder, text, back)
-    assert "no such file" in refused("decompress", tiny_run.folder, tmp_path / "nothing", back)
-    assert "normalises text" in refused("compress", subword_run.folder, text, back)
-    assert "no such file" in refused("compress", tiny_run.folder, tmp_path / "nothing", back)
-    assert "name a file to compress" in refused("compress", tiny_run.folder, text)
-    assert "leave one out" in refused("compress", tiny_run.folder, text, back, "--bench", text)
-    assert "--json" in refused("compress", tiny_run.folder, text, "-", "--json")
-    assert "stride 129" in refused("compress", tiny_run.folder, text, back, "--stride", 129)
+    assert f"{small} is damaged (it ends too early)" in refused("decompress", "-m", tiny_run.folder, small, "-o", back)
+    assert "was not compressed by bytegolf" in refused("decompress", text, "-o", back)
+    assert "no such file" in refused("decompress", tmp_path / "nothing.bgz")
+    assert "normalises text" in refused("compress", "-m", subword_run.folder, text, "-o", back)
+    assert "no such file" in refused("compress", tmp_path / "nothing")
+    assert "leave one out" in refused("compress", text, "--bench", text)
+    assert "--json" in refused("compress", text, "-c", "--json")
+    assert "stride 129" in refused("compress", "-m", tiny_run.folder, text, "-o", back, "--stride", 129)
     (tmp_path / "empty").touch()
-    assert "is empty" in refused("compress", tiny_run.folder, "--bench", tmp_path / "empty")
+    assert "is empty" in refused("compress", "--bench", tmp_path / "empty")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "letter.txt", "small"]
-    assert "that is a folder" in refused("compress", tiny_run.folder, tmp_path, back)
-    assert "it is a folder" in refused("compress", tiny_run.folder, text, tmp_path)
+    assert "that is a folder" in refused("compress", tmp_path, "-o", back)
 
 
 # ---------------------------------------------------------------------------------------------- manners of a file tool
 
 
-def test_rights_and_time_are_the_sources(tiny_run: TinyRun, tmp_path: Path) -> None:
+def test_rights_and_time_are_the_sources(tmp_path: Path) -> None:
     source, packed, again = tmp_path / "secret.txt", tmp_path / "secret.bgz", tmp_path / "again.txt"
     source.write_bytes(b"of nobody else's business")
     source.chmod(0o600)
     os.utime(source, (1_000_000_000, 1_000_000_001))
-    good("compress", tiny_run.folder, source, packed)
-    good("decompress", tiny_run.folder, packed, again)
+    good("compress", source, "-o", packed)
+    good("decompress", packed, "-o", again)
     for file in (packed, again):
         assert file.stat().st_mode & 0o777 == 0o600
         assert int(file.stat().st_mtime) == 1_000_000_001
     assert again.read_bytes() == source.read_bytes()
 
 
-def test_nothing_is_replaced_unasked(tiny_run: TinyRun, tmp_path: Path) -> None:
+def test_nothing_is_replaced_unasked(tmp_path: Path) -> None:
     source, other, packed = tmp_path / "a.txt", tmp_path / "b.txt", tmp_path / "a.bgz"
     source.write_text("a text")
     other.write_text("another text")
-    good("compress", tiny_run.folder, source, packed)
+    good("compress", source, "-o", packed)
     for verb, read, written in (("compress", source, other), ("decompress", packed, other)):
-        assert "--force" in refused(verb, tiny_run.folder, read, written)
+        assert "--force" in refused(verb, read, "-o", written)
         assert other.read_text() == "another text"
-    good("compress", tiny_run.folder, source, other, "--force")
-    good("decompress", tiny_run.folder, other, source, "-f")
+    good("compress", source, "-o", other, "--force")
+    good("decompress", other, "-o", source, "-f")
     assert source.read_text() == "a text"
 
 
 @pytest.mark.parametrize("link", ["none", "symbolic", "hard"])
-def test_a_file_is_never_its_own_target(link: str, tiny_run: TinyRun, tmp_path: Path) -> None:
+def test_a_file_is_never_its_own_target(link: str, tmp_path: Path) -> None:
     source, target = tmp_path / "only.txt", tmp_path / "link.txt"
     source.write_text("the only copy")
     if link == "symbolic":
@@ -143,11 +184,11 @@ def test_a_file_is_never_its_own_target(link: str, tiny_run: TinyRun, tmp_path: 
     else:
         target = tmp_path / "." / "only.txt"
     for verb in ("compress", "decompress"):
-        assert "is the file that is read" in refused(verb, tiny_run.folder, source, target, "--force")
+        assert "is the file that is read" in refused(verb, source, "-o", target, "--force")
     assert source.read_text() == "the only copy"
 
 
-def test_no_binary_on_a_terminal(tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_binary_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = tmp_path / "a.txt"
     source.write_text("a text")
 
@@ -157,4 +198,4 @@ def test_no_binary_on_a_terminal(tiny_run: TinyRun, tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(sys, "stdout", Terminal())
     with pytest.raises(BytegolfError, match="terminal"):
-        files.compress(tiny_run.folder, source, files.PIPE, 0, 0, Reporter(quiet=True))
+        files.compress([source], files.Settings(output=files.PIPE), Reporter(quiet=True))

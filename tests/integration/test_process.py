@@ -50,7 +50,7 @@ def test_a_signal_stops_training_with_a_checkpoint_and_an_artifact(name: str, ti
 def test_a_signal_outside_of_training_leaves_nothing_half_written(tiny_run: TinyRun, tmp_path: Path) -> None:
     source = tmp_path / "long.txt"
     source.write_text(text(2_000_000), encoding="utf-8")
-    command = [*COMMAND, "compress", str(tiny_run.folder), str(source), str(tmp_path / "long.bgz")]
+    command = [*COMMAND, "compress", "-m", str(tiny_run.folder), str(source), "-o", str(tmp_path / "long.bgz")]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     ends = time.monotonic() + 60
     while len(list(tmp_path.iterdir())) < 2 and process.poll() is None and time.monotonic() < ends:

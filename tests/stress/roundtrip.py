@@ -23,8 +23,8 @@ from measuring import table
 
 from bytegolf.data.shards import open_split
 from bytegolf.data.tokenizer import ByteTokenizer
-from bytegolf.infer.codec import MOST_STREAMS
 from bytegolf.infer.files import open_codec
+from bytegolf.infer.streams import MOST_STREAMS
 
 
 def documents(data: Path) -> list[bytes]:

@@ -101,7 +101,7 @@ def test_probabilities_of_all_bytes_sum_to_one_as_integers() -> None:
     mixer = Mixer(SMALL)
     mixer.run(data, distributions(60))
     mixer.begin(distributions(1))
-    ones = mixer._engine.nodes(np.array([0]))[0].tolist()
+    ones = mixer.engine.nodes(np.array([0]))[0].tolist()
     masses = {1: 1}
     for node in range(1, 256):
         masses[2 * node] = masses[node] * (tables.SHARES - ones[node])

@@ -36,7 +36,7 @@ from torch import Tensor
 from bytegolf.analyze.reading import Reading, document, in_bytes, token_cuts
 from bytegolf.artifact.loading import LoadedModel
 from bytegolf.evaluate.boundaries import LevelCuts, token_levels
-from bytegolf.infer.codec import state_bytes
+from bytegolf.infer.streams import state_bytes
 from bytegolf.model.lm import ModelState
 from bytegolf.model.routers.base import THRESHOLD
 from bytegolf.model.trace import RouterTrace, StepTrace

@@ -1,37 +1,69 @@
-"""Verbs that compress files with a model."""
+"""Verbs that compress files."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter, validators
 
-from bytegolf.cli.common import COUNT, Json, Model, answers, app, finish, screen
+from bytegolf.cli.common import COUNT, Json, answers, app, finish, screen
 from bytegolf.errors import BytegolfError
 from bytegolf.words import counted
 
-_HYPHEN = Parameter(allow_leading_hyphen=True)
+if TYPE_CHECKING:
+    from bytegolf.infer.files import Settings
+
+Files = Annotated[
+    list[Path] | None, Parameter(allow_leading_hyphen=True, help="Files (- = stdin, also where none is named).")
+]
+Model = Annotated[
+    Path | None,
+    Parameter(name=("--model", "-m"), help="A run's folder or an artifact file; without one, context mixing alone."),
+]
+Output = Annotated[
+    Path | None,
+    Parameter(
+        name=("--output", "-o"),
+        allow_leading_hyphen=True,
+        help="The file to write (- = stdout), or a folder to write into. By default beside each file.",
+    ),
+]
+Stdout = Annotated[bool, Parameter(name=("--stdout", "-c"), help="Write to stdout.", show_default=False)]
+Force = Annotated[
+    bool,
+    Parameter(name=("--force", "-f"), help="Replace files that exist; write on a terminal.", show_default=False),
+]
+Keep = Annotated[bool, Parameter(name=("--keep", "-k"), help="Keep the files (the default).", show_default=False)]
+Remove = Annotated[bool, Parameter(name="--rm", help="Remove each file once it is done.", show_default=False)]
 Stride = Annotated[
     int | None,
-    Parameter(help="New bytes a window; 0 = windows do not overlap. By default as `eval` has it.", validator=COUNT),
+    Parameter(help="New bytes per window of the model; 0 = windows do not overlap. As `eval` has it.", validator=COUNT),
 ]
 Streams = Annotated[
     int,
-    Parameter(help="Parts coded side by side; 0 = as many as pay.", validator=validators.Number(gte=0, lte=4096)),
+    Parameter(
+        help="With a model: parts coded side by side; 0 = as many as pay.", validator=validators.Number(gte=0, lte=4096)
+    ),
 ]
-
-Force = Annotated[bool, Parameter(name=("--force", "-f"), help="Replace a file that exists.", show_default=False)]
 
 
 @app.command(sort_key=60)
-@answers("bytegolf.infer.results:Compression", "bytegolf.infer.results:CompressorComparison")
+@answers("bytegolf.infer.results:CompressedFiles", "bytegolf.infer.results:CompressorComparison")
 def compress(
-    model: Model,
-    source: Annotated[Path | None, _HYPHEN, Parameter(help="The file to compress (- = stdin).")] = None,
-    target: Annotated[Path | None, _HYPHEN, Parameter(help="The file to write (- = stdout).")] = None,
+    files: Files = None,
     /,
     *,
+    model: Model = None,
+    output: Output = None,
+    stdout: Stdout = False,
+    decompress: Annotated[
+        bool, Parameter(name=("--decompress", "-d"), help="As `bytegolf decompress`.", show_default=False)
+    ] = False,
+    keep: Keep = False,
+    rm: Remove = False,
+    force: Force = False,
     bench: Annotated[
         list[Path] | None,
         Parameter(
@@ -41,74 +73,114 @@ def compress(
     ] = None,
     stride: Stride = None,
     streams: Streams = 0,
-    force: Force = False,
     json: Json = False,
 ) -> None:
-    """Compress any file with a byte model, without loss.
+    """Compress any files, without loss: NAME becomes NAME.bgz.
 
-    The model's distribution of each next byte goes through an entropy coder.
-    Bits per byte are those of `eval` with the same --stride. What the model
-    cannot shrink is stored, so nothing grows by more than a header. The file
-    can be decompressed with the same artifact, the same versions and the same
-    kind of CPU, whatever its number of cores. It keeps the source's rights and
-    time; a file that exists is replaced with --force only.
+    Context mixing predicts each bit from the bytes so far, and an entropy coder
+    writes what it did not know. With --model a byte model's distributions are
+    mixed in: far better on text like the model's, but slow, and the file needs
+    the same artifact again. What does not get smaller is stored. Options are
+    those of gzip and zstd: files are kept, existing ones replaced with --force
+    only, and rights and times go over. Without files it reads stdin.
 
-    Example: bytegolf compress demo.bgolf notes.txt notes.bgz
-    Example: bytegolf compress demo.bgolf --bench notes.txt data/default
+    Example: bytegolf compress notes.txt
+    Example: bytegolf compress --model demo.bgolf notes.txt -o small.bgz
+    Example: bytegolf compress page.html data.csv --rm -f
+    Example: bytegolf compress --bench notes.txt data/default
     """
     from bytegolf.cli import show
     from bytegolf.infer import files as compressing
     from bytegolf.progress import Reporter
 
-    reporter = Reporter()
     if bench:
-        if source is not None:
-            raise BytegolfError("both a file to compress and --bench are given: leave one out")
+        if files:
+            raise BytegolfError("both files to compress and --bench are given: leave one out")
+        reporter = Reporter()
         with reporter:
-            compared = compressing.bench(model, bench, stride, streams, reporter)
+            compared = compressing.bench(bench, compressing.Settings(model, stride=stride, streams=streams), reporter)
         screen().print(show.rows(compared.rows))
         finish(json, compared)
         return
-    if source is None or target is None:
-        raise BytegolfError("name a file to compress and one to write, or files to compare with --bench")
-    _check_stdout(target, json)
+    settings = _settings(model, output, stdout, force, keep, rm, json, stride, streams)
+    if decompress:
+        _decompress(files, settings, json)
+        return
+    reporter = Reporter()
     with reporter:
-        result = compressing.compress(model, source, target, stride, streams, reporter, force)
-    if target != compressing.PIPE:
-        show.compression(screen(), result)
+        result = compressing.compress(_named(files), settings, reporter)
+    for file in result.files:
+        if file.target != "-":
+            show.compression(screen(), file)
     finish(json, result)
 
 
 @app.command(sort_key=61)
-@answers("bytegolf.infer.results:Decompression")
+@answers("bytegolf.infer.results:DecompressedFiles")
 def decompress(
-    model: Model,
-    source: Annotated[Path, _HYPHEN, Parameter(help="The compressed file (- = stdin).")],
-    target: Annotated[Path, _HYPHEN, Parameter(help="The file to write (- = stdout).")],
+    files: Files = None,
     /,
     *,
+    model: Model = None,
+    output: Output = None,
+    stdout: Stdout = False,
+    keep: Keep = False,
+    rm: Remove = False,
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Give back what `compress` compressed.
+    """Give back what `compress` compressed: NAME.bgz becomes NAME.
 
-    With the very artifact that it was compressed with. Nothing is written
-    unless length and checksum are those of the original.
+    With the very artifact that it was compressed with, if there was one.
+    Nothing is written unless the checksum is that of the original.
 
-    Example: bytegolf decompress demo.bgolf notes.bgz notes.txt
+    Example: bytegolf decompress notes.txt.bgz
+    Example: bytegolf decompress --model demo.bgolf small.bgz -o notes.txt
     """
+    _decompress(files, _settings(model, output, stdout, force, keep, rm, json), json)
+
+
+def _decompress(files: list[Path] | None, settings: Settings, json: bool) -> None:
     from bytegolf.infer import files as compressing
     from bytegolf.progress import Reporter
 
-    _check_stdout(target, json)
     reporter = Reporter()
     with reporter:
-        result = compressing.decompress(model, source, target, reporter, force)
-    if target != compressing.PIPE:
-        screen().print(f"{counted(result.original_bytes, 'byte')} at {result.bytes_per_second:,.0f} bytes/s")
+        result = compressing.decompress(_named(files), settings, reporter)
+    for file in result.files:
+        if file.target != "-":
+            screen().print(
+                f"{file.target}: {counted(file.original_bytes, 'byte')} at {file.bytes_per_second:,.0f} bytes/s"
+            )
     finish(json, result)
 
 
-def _check_stdout(target: Path, json: bool) -> None:
-    if str(target) == "-" and json:
+def _settings(
+    model: Path | None,
+    output: Path | None,
+    stdout: bool,
+    force: bool,
+    keep: bool,
+    remove: bool,
+    json: bool,
+    stride: int | None = None,
+    streams: int = 0,
+) -> Settings:
+    from bytegolf.infer import files as compressing
+
+    if stdout and output is not None:
+        raise BytegolfError("both --output and --stdout are given: leave one out")
+    if stdout:
+        output = compressing.PIPE
+    if output == compressing.PIPE and json:
         raise BytegolfError("stdout cannot take both the file and --json: name a file to write")
+    return compressing.Settings(model, output, force, remove and not keep, stride, streams)
+
+
+def _named(files: list[Path] | None) -> list[Path]:
+    """The files that were named; stdin, if none was and somebody is writing there."""
+    if files:
+        return files
+    if sys.stdin.isatty():
+        raise BytegolfError("name files, or send something to stdin")
+    return [Path("-")]

@@ -102,17 +102,13 @@ def _capacity_rows(levels: list[Truncation]) -> Iterator[tuple[str, str]]:
 def compression(console: Console, result: Compression) -> None:
     """What `compress` came to as a table of two columns."""
     table = _facts()
+    table.add_row("file", result.target)
     ratio = "" if result.bits_per_byte is None else f": {result.bits_per_byte:.4f} bits per byte"
     table.add_row("size", f"{result.original_bytes:,} → {counted(result.compressed_bytes, 'byte')}{ratio}")
-    if result.coded_blocks:
-        share = result.seam_bits / result.coded_bits
-        table.add_row(
-            "streams",
-            f"{result.streams}, which cost about {result.seam_bits / 8:,.0f} bytes ({share:.2%}) by beginning "
-            "without their past",
-        )
+    if result.artifact_sha256 and result.coded_blocks:
+        table.add_row("streams", f"{result.streams}")
     if result.stored_blocks:
-        table.add_row("stored", f"{counted(result.stored_blocks, 'block')}, which the model cannot shrink")
+        table.add_row("stored", f"{counted(result.stored_blocks, 'block')}, which do not get smaller")
     table.add_row("speed", f"{result.bytes_per_second:,.0f} bytes/s, {result.seconds:.1f} s")
     console.print(table)
 

@@ -33,9 +33,9 @@ from bytegolf.evaluate.mixing import opens
 from bytegolf.evaluate.modes import MemoryStream, ScoringMode, watched
 from bytegolf.evaluate.results import Check
 from bytegolf.files import lines_of
-from bytegolf.infer.codec import Mode, code_streams
 from bytegolf.infer.frequencies import Coder, Decoder, Encoder
 from bytegolf.infer.mixed_coding import code_bytes
+from bytegolf.infer.streams import Mode, code_streams
 from bytegolf.mixing.frequencies import TOTAL, frequencies_of
 from bytegolf.mixing.mixer import Mixer
 from bytegolf.model.lm import Forward

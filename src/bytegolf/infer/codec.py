@@ -1,166 +1,66 @@
-"""Lossless compression of any bytes with a byte model, block by block.
+"""Lossless compression of any bytes, block by block: context mixing, with or without a byte model.
 
-A block's bytes are cut into streams of equal length that are coded side by side by one range coder; where that does not
-make it smaller, the block is stored as it is. So memory is bounded by a block, and nothing grows by more than the
-headers.
+What comes next is predicted by a mixer (``bytegolf.mixing``), which learns from the bytes so far, on both sides alike;
+a model's distribution, if there is one, is one of those that it mixes. Each bit goes to a binary arithmetic coder at
+the mixer's probability. A block that does not get smaller is stored as it is, and the mixer then starts afresh, so
+memory is bounded and nothing grows by more than a few bytes.
 
-Both sides run one function (``code_streams``) and must get the same logits bit for bit. ``native_step.ExactModel``
-gives these however tokens are grouped, so what is known, a text to encode, goes through it many positions at a time. A
-model that it does not know goes through ``LanguageModel.step`` on both sides, on the same batches in the same order: a
-forward pass over many tokens, or another number of sequences at once, would add up in another order.
+Without a model a file is one stream, and what was learned is carried from block to block. With one, a block is cut into
+streams that the model reads side by side (``streams.py``), which share what the mixer learns.
 
-The context is that of ``bytegolf eval``: windows of ``window`` tokens, each with a state of its own. Without ``stride``
-a window begins with the token that the one before it ended with, and nothing else of the past. With ``stride`` it first
-reads window − stride tokens again, in one call on both sides, and gives the distributions of the next ``stride``.
-
-Legend: S streams, R of them that are still going, A symbols of the alphabet, L tokens (of the longest).
+Legend: S streams, R of them that are still going, L tokens (of the longest).
 """
 
 from __future__ import annotations
 
+import functools
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt16
-from torch import Tensor
+from jaxtyping import UInt8
 
-from bytegolf.data.tokenizer import ByteTokenizer, byte_tokenizer
+from bytegolf.config import MixConfig
+from bytegolf.config.run import ContextName
 from bytegolf.errors import BytegolfError
-from bytegolf.infer.format import BLOCK, Block, End, Header, Readable, Writable, damaged, read_part, read_up_to
-from bytegolf.infer.frequencies import Coder, Decoder, Encoder, Mixture, probabilities
-from bytegolf.infer.native_step import ExactModel, Stepper, stepper
+from bytegolf.infer import x86
+from bytegolf.infer.format import (
+    ID_BYTES,
+    MIB,
+    Block,
+    End,
+    Header,
+    ModelPart,
+    Readable,
+    Writable,
+    damaged,
+    read_part,
+    read_up_to,
+)
+from bytegolf.infer.frequencies import probabilities
 from bytegolf.infer.numerics import MOST_THREADS, Numerics
+from bytegolf.infer.streams import Mode, bytewise, cut, places, steps, streams_for
+from bytegolf.mixing.coding import BitCoder, code_bytes
+from bytegolf.mixing.frequencies import quantised
+from bytegolf.mixing.mixer import Mixer
 from bytegolf.model.lm import LanguageModel
 
-STATE_BYTES = 512_000_000
-"""What the states of all streams may take."""
+BLOCK, MODEL_BLOCK = MIB, 8 * MIB
+"""Bytes of the original in a block, without a model and with one: more are more streams."""
 
-MOST_STREAMS = 256
-"""Of them side by side a CPU's matrix products are no longer starved, and more would only take memory."""
+PIECE = 1 << 14
+"""Bytes that are coded at a time without a model, so that progress can be told."""
 
-AHEAD = 64
-"""Positions of a known text that go through the model at once."""
+CONTEXTS: tuple[ContextName, ...] = (
+    *("o0", "o1", "o2", "o3", "o4", "o5", "o6", "o8", "o12", "o16", "word", "words"),
+    *("skip1-2", "skip2-2", "skip1-3", "skip3", "word-skip", "high"),
+)
+"""Of files of all kinds: besides text's, those that skip bytes, for tables and programs (LOG of 2026-11-29)."""
 
-
-@dataclass(frozen=True)
-class Mode:
-    """How much of the past a token's distribution depends on, as ``eval`` has it."""
-
-    window: int
-    """tokens that a window reads: ``train.seq_len``"""
-    stride: int = 0
-    """new tokens of each window but a stream's first; 0 is ``window``, so that windows do not overlap"""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.stride <= self.window:
-            raise BytegolfError(
-                f"stride {self.stride} must lie between 1 and the sequence length {self.window}, or be 0 for windows "
-                "without overlap"
-            )
-
-    @property
-    def ahead(self) -> int:
-        """Tokens that every window but the first reads before its first distribution."""
-        return 1 + (self.window - self.stride if self.stride else 0)
-
-    def windows(self, targets: int) -> Iterator[tuple[int, int, int]]:
-        """For each window over streams of 1 + ``targets`` tokens: its first token, its first target, and the one
-        behind its last.
-        """
-        done = 0
-        while done < targets:
-            start = max(0, done + 1 - self.ahead)
-            end = min(targets, start + self.window)
-            yield start, done + 1, end + 1
-            done = end
-
-
-@torch.inference_mode()
-def code_streams(
-    model: LanguageModel,
-    tokens: UInt16[np.ndarray, "S L"],
-    lengths: Int[np.ndarray, " S"],
-    mode: Mode,
-    coder: Coder,
-    first_id: int,
-    progress: Callable[[int], None] | None = None,
-) -> None:
-    """Code the tokens behind the first of each stream: an encoder reads them from ``tokens``, a decoder fills them in.
-
-    ``lengths`` are the streams' tokens, the first included (1 to L each). The alphabet is the ids from ``first_id`` on.
-    ``progress`` is called with the number of tokens coded since the last call.
-    """
-    mixture, runner = Mixture(len(tokens)), stepper(model)
-    ahead = AHEAD if isinstance(coder, Encoder) and isinstance(runner, ExactModel) else 1
-    for start, first, end in mode.windows(int(lengths.max()) - 1):
-        live = np.flatnonzero(lengths > first)
-        following = _following(model, runner, tokens, live, (start, first, end), mode.window, ahead)
-        for at, logits in zip(range(first, end), following, strict=True):
-            going = lengths[live] > at
-            rows = live[going]
-            p = probabilities(logits, first_id)[going]
-            symbols = coder.code(mixture.frequencies(p, rows), tokens[rows, at].astype(np.int64) - first_id)
-            mixture.learn(p[np.arange(len(rows)), symbols], p.shape[1], rows)
-            tokens[rows, at] = symbols + first_id
-            if progress:
-                progress(len(rows))
-
-
-def _following(
-    model: LanguageModel,
-    runner: Stepper,
-    tokens: UInt16[np.ndarray, "S L"],
-    live: Int[np.ndarray, " R"],
-    span: tuple[int, int, int],
-    window: int,
-    ahead: int,
-) -> Iterator[Float[Tensor, "R V"]]:
-    """The logits of each target of a window (``span``: its first token, its first target, the one behind its last).
-
-    A target's tokens are read once its logits are asked for: up to ``ahead`` of them at a time. A stream that is over
-    stays until the window ends, with the zeros behind it on both sides.
-    """
-    start, first, end = span
-    state = runner.start(len(live), window)
-    yield runner.extend(_ids(model, tokens[live, start:first]), state)[:, -1]
-    for at in range(first, end - 1, ahead):
-        found = runner.extend(_ids(model, tokens[live, at : min(at + ahead, end - 1)]), state)
-        yield from found.unbind(1)
-
-
-def _ids(model: LanguageModel, tokens: UInt16[np.ndarray, "*S"]) -> Tensor:
-    return torch.from_numpy(tokens.astype(np.int64)).to(model.embedding.weight.device)
-
-
-def streams_for(model: LanguageModel, mode: Mode, size: int) -> int:
-    """How many streams to cut ``size`` tokens into: as many as pay, and as memory is for.
-
-    A stream begins without a past. That costs little where windows share none either, and more where they do.
-    """
-    least = mode.window * (32 if mode.stride else 8)
-    return max(1, min(MOST_STREAMS, STATE_BYTES // state_bytes(model, mode.window), size // least))
-
-
-def state_bytes(model: LanguageModel, window: int) -> int:
-    """The memory of one sequence's keys, values and rotary angles."""
-    found: list[object] = [model.start(1, window).network]
-    total = 0
-    while found:
-        part = found.pop()
-        if isinstance(part, Tensor):
-            total += part.nbytes
-        elif isinstance(part, list):
-            found += part
-        elif hasattr(part, "__dataclass_fields__"):
-            found += vars(part).values()
-    return max(1, total)
-
-
-SEAMS = 16
-"""Streams of a block whose beginning is compared with going on."""
+MEGABYTES_PER_MB, LEAST_MEGABYTES, MOST_MEGABYTES = 512, 16, 256
+"""Memory for what mixing learns: of a file of 1 MB, and the limits."""
 
 Progress = Callable[[int], None]
 
@@ -173,24 +73,25 @@ class Report:
     compressed_bytes: int = 0
     coded_blocks: int = 0
     stored_blocks: int = 0
-    coded_bits: float = 0.0
     streams: int = 0
-    seam_bits: float = 0.0
 
 
 @dataclass(frozen=True)
 class Codec:
-    """Compression with ``model``, of the artifact whose file has the SHA-256 ``artifact``, in windows of ``window``.
+    """Compression by context mixing, alone or with ``model``.
+
+    That is of the artifact whose file has the SHA-256 ``artifact``, and reads windows of ``window`` tokens.
 
     Raises BytegolfError for a model that is not over bytes.
     """
 
-    model: LanguageModel
-    artifact: bytes
-    window: int
+    model: LanguageModel | None = None
+    artifact: bytes = b""
+    window: int = 0
 
     def __post_init__(self) -> None:
-        _bytewise(self.model)
+        if self.model is not None:
+            bytewise(self.model)
 
     def compress(
         self,
@@ -201,43 +102,47 @@ class Codec:
         size: int | None = None,
         progress: Progress | None = None,
     ) -> Report:
-        """Compress what is left of ``source``, in ``streams`` a block (0: as many as pay).
+        """Compress what is left of ``source``, in ``streams`` a block (0: as many as pay; without a model, one).
 
-        ``size`` is how many bytes that should be, for whoever decompresses and wants to know how long it takes.
-        ``progress`` is called with the bytes coded since the last call.
+        ``size`` is how many bytes that should be. ``progress`` is called with the bytes coded since the last call.
         """
-        mode, report, crc = Mode(self.window, stride), Report(), 0
-        torch.set_num_threads(min(torch.get_num_threads(), MOST_THREADS))
-        block = read_up_to(source, BLOCK)
-        most = self._streams(mode, len(block), streams)
-        numerics = Numerics.here(self.model, most)
-        report.compressed_bytes += target.write(Header(self.artifact, size, stride, most, numerics).pack())
+        report, crc = Report(), 0
+        most = BLOCK if self.model is None else MODEL_BLOCK
+        block = read_up_to(source, most)
+        if len(block) < most:  # that is all of it
+            size = None
+        header = self._header(len(block), most, stride, streams, size)
+        report.compressed_bytes += target.write(header.pack())
+        coding = _Coding(self, header)
         while block:
-            count = min(most, self._streams(mode, len(block), streams))
-            report.compressed_bytes += target.write(self._encode(block, mode, count, report, progress).pack())
+            part = coding.encode(block, report.original_bytes, streams, progress)
+            report.coded_blocks += part.streams > 0
+            report.stored_blocks += part.streams == 0
+            report.streams = max(report.streams, part.streams)
+            report.compressed_bytes += target.write(part.pack())
             report.original_bytes += len(block)
             crc = zlib.crc32(block, crc)
-            block = read_up_to(source, BLOCK)
-        report.compressed_bytes += target.write(End(report.original_bytes, crc).pack())
+            block = read_up_to(source, most) if len(block) == most else b""
+        report.compressed_bytes += target.write(End(crc).pack())
         return report
 
-    def _streams(self, mode: Mode, size: int, wanted: int) -> int:
-        return max(1, min(wanted, size)) if wanted else streams_for(self.model, mode, size)
+    def _header(self, first: int, block: int, stride: int, streams: int, size: int | None) -> Header:
+        """The header of a file whose first block has ``first`` bytes."""
+        wanted = MEGABYTES_PER_MB * (first if size is None and first < block else size or 1 << 62) // 1_000_000
+        megabytes = min(MOST_MEGABYTES, max(LEAST_MEGABYTES, 1 << wanted.bit_length()))
+        if self.model is None:
+            return Header(block, megabytes, 1, size)
+        mode = Mode(self.window, stride)
+        torch.set_num_threads(min(torch.get_num_threads(), MOST_THREADS))
+        most = self.streams(mode, first, streams)
+        return Header(
+            block, megabytes, most, size, ModelPart(self.artifact[:ID_BYTES], stride, Numerics.here(self.model, most))
+        )
 
-    def _encode(self, block: bytes, mode: Mode, streams: int, report: Report, progress: Progress | None) -> Block:
-        tokens, lengths = _cut(len(block), streams, _bytewise(self.model).BOS)
-        tokens[_places(tokens, lengths)] = _bytewise(self.model).values(block)
-        coder = Encoder()
-        code_streams(self.model, tokens, lengths, mode, coder, _bytewise(self.model).OFFSET, progress)
-        payload = coder.payload()
-        if len(payload) >= len(block):
-            report.stored_blocks += 1
-            return Block(0, len(block), block)
-        report.coded_blocks += 1
-        report.coded_bits += coder.ideal_bits
-        report.streams = max(report.streams, streams)
-        report.seam_bits += seam_bits(self.model, tokens, lengths, mode)
-        return Block(streams, len(block), payload)
+    def streams(self, mode: Mode, size: int, wanted: int) -> int:
+        """How many streams a block of ``size`` bytes is cut into, if a user ``wanted`` so many (0: does not say)."""
+        assert self.model is not None
+        return max(1, min(wanted, size)) if wanted else streams_for(self.model, mode, size)
 
     def decompress(
         self,
@@ -254,87 +159,123 @@ class Codec:
         by this, was cut short or altered, was made with another artifact, or on a machine that computes otherwise.
         """
         header = Header.read(source, where)
-        if header.artifact != self.artifact:
-            raise BytegolfError(
-                f"{where} was compressed with another model: name the artifact whose sha256 begins with "
-                f"{header.artifact.hex()[:16]}; this one's begins with {self.artifact.hex()[:16]}"
-            )
-        if header.stride > self.window:
-            raise damaged(where, f"it declares a stride of {header.stride}")
-        mode, size, crc = Mode(self.window, header.stride), 0, 0
+        self._check(header, where)
+        if header.model is None or self.model is None:
+            return self._decompress(header, source, target, where, progress)
+        with header.model.numerics.running():
+            header.model.numerics.check(self.model, header.streams, where)
+            return self._decompress(header, source, target, where, progress)
+
+    def _decompress(
+        self,
+        header: Header,
+        source: Readable,
+        target: Writable,
+        where: str,
+        progress: Callable[[int, int | None], None] | None,
+    ) -> int:
+        size, crc, coding = 0, 0, _Coding(self, header)
 
         def tell(count: int) -> None:
             if progress:
                 progress(count, header.size)
 
-        with header.numerics.running():
-            header.numerics.check(self.model, header.streams, where)
-            while isinstance(part := read_part(source, header.streams, where), Block):
-                block = self._decode(part, mode, tell) if part.streams else part.payload
-                size, crc = size + len(block), zlib.crc32(block, crc)
-                target.write(block)
-        if (size, crc) != (part.size, part.crc):
-            raise damaged(where, "what it decompresses to has another length or checksum than the original")
+        while isinstance(part := read_part(source, header, where), Block):
+            block = coding.decode(part, size, tell)
+            size, crc = size + len(block), zlib.crc32(block, crc)
+            target.write(block)
+        if crc != part.crc:
+            raise damaged(where, "what it decompresses to has another checksum than the original")
         return size
 
-    def _decode(self, part: Block, mode: Mode, progress: Progress | None) -> bytes:
-        tokens, lengths = _cut(part.size, part.streams, _bytewise(self.model).BOS)
-        code_streams(self.model, tokens, lengths, mode, Decoder(part.payload), _bytewise(self.model).OFFSET, progress)
-        found = tokens[_places(tokens, lengths)] - _bytewise(self.model).OFFSET
-        return bytes(found.astype(np.uint8))
+    def _check(self, header: Header, where: str) -> None:
+        """Raise unless this is the codec that compressed a file."""
+        if header.model is None and self.model is not None:
+            raise BytegolfError(f"{where} was compressed without a model: leave out --model")
+        if header.model is None:
+            return
+        named = header.model.artifact.hex()
+        if self.model is None:
+            raise BytegolfError(
+                f"{where} was compressed with a model: name the artifact whose sha256 begins with {named}"
+            )
+        if self.artifact[:ID_BYTES] != header.model.artifact:
+            raise BytegolfError(
+                f"{where} was compressed with another model: name the artifact whose sha256 begins with {named}; this "
+                f"one's begins with {self.artifact.hex()[: 2 * ID_BYTES]}"
+            )
+        if header.model.stride > self.window:
+            raise damaged(where, f"it declares a stride of {header.model.stride}")
 
 
-def _bytewise(model: LanguageModel) -> ByteTokenizer:
-    """The tokenizer. Every byte is coded as the token of its value, also one that means something else in text.
+class _Coding:
+    """One file's mixer, on either side."""
 
-    Raises BytegolfError for a model that is not over bytes.
-    """
-    bytewise = byte_tokenizer(model.config.vocab_size)
-    if bytewise is None:
-        raise BytegolfError(
-            "only a model over bytes can compress any bytes: choose an artifact whose tokenizer is byte260 or byte256"
-        )
-    return bytewise
+    def __init__(self, codec: Codec, header: Header) -> None:
+        self._codec, self._header = codec, header
+        self._mode = Mode(codec.window, header.model.stride) if header.model else None
 
+    @functools.cached_property
+    def _mixer(self) -> Mixer:
+        header = self._header
+        settings = MixConfig(megabytes=header.megabytes, contexts=CONTEXTS)
+        if header.model is None:
+            return Mixer(settings, experts=0, length=1 << 24)
+        return Mixer(settings, streams=header.streams, length=2 * -(-header.block // header.streams))
 
-def _cut(size: int, streams: int, bos: int) -> tuple[UInt16[np.ndarray, "S L"], Int[np.ndarray, " S"]]:
-    """Room for ``size`` bytes in ``streams``, each behind a BOS, and the length of each; the first are the longer."""
-    lengths = np.full(streams, 1 + size // streams)
-    lengths[: size % streams] += 1
-    tokens = np.zeros((streams, int(lengths[0])), np.uint16)
-    tokens[:, 0] = bos
-    return tokens, lengths
+    def encode(self, block: bytes, place: int, streams: int, progress: Progress | None) -> Block:
+        """The part of a file for the ``block`` that begins at ``place`` of the original."""
+        data = np.frombuffer(block, np.uint8)
+        coder = BitCoder(room=len(block) - 1)
+        calls = self._header.model is None and x86.pays(data)
+        if self._mode is not None:
+            streams = min(self._header.streams, self._codec.streams(self._mode, len(block), streams))
+            self._through_model(data.copy(), coder, streams, progress)
+        else:
+            streams = 1
+            self._alone(x86.absolute(data, place) if calls else data.copy(), coder, progress)
+        payload = coder.payload()
+        if payload is None:
+            self._mixer.reset()  # a decoder does not learn what is stored
+            return Block(0, len(block), block)
+        return Block(streams, len(block), payload, calls)
 
+    def decode(self, part: Block, place: int, progress: Progress | None) -> bytes:
+        """The block of which ``encode`` made ``part``."""
+        if not part.streams:
+            self._mixer.reset()
+            return part.payload
+        data, coder = np.zeros(part.size, np.uint8), BitCoder(payload=part.payload)
+        if self._mode is not None:
+            self._through_model(data, coder, part.streams, progress)
+        else:
+            self._alone(data, coder, progress)
+            if part.x86:
+                data = x86.absolute(data, place, back=True)
+        return data.tobytes()
 
-def _places(tokens: UInt16[np.ndarray, "S L"], lengths: Int[np.ndarray, " S"]) -> Bool[np.ndarray, "S L"]:
-    """Where bytes stand: behind each stream's BOS."""
-    at = np.arange(tokens.shape[1])
-    return (at > 0) & (at < lengths[:, None])
+    def _alone(self, data: UInt8[np.ndarray, " n"], coder: BitCoder, progress: Progress | None) -> None:
+        for start in range(0, len(data), PIECE):
+            piece = data[start : start + PIECE]
+            code_bytes(self._mixer, coder, piece[:, None])
+            if progress:
+                progress(len(piece))
 
-
-@torch.inference_mode()
-def seam_bits(
-    model: LanguageModel, tokens: UInt16[np.ndarray, "S L"], lengths: Int[np.ndarray, " S"], mode: Mode
-) -> float:
-    """What it costs in bits that all streams but the first begin without their past.
-
-    Estimated from up to ``SEAMS`` of them, evenly spread: the model's bits for a stream's first tokens behind BOS, less
-    those behind what a window would have read before them in one single stream.
-    """
-    if len(tokens) == 1:
-        return 0.0
-    chosen = np.unique(np.linspace(1, len(tokens) - 1, SEAMS, dtype=np.int64))
-    total = 0.0
-    for row in chosen:
-        past = tokens[row - 1, max(0, lengths[row - 1] - mode.ahead) : lengths[row - 1]]
-        begun = tokens[row, 1 : min(lengths[row], 1 + mode.window + 1 - mode.ahead)]
-        total += _bits(model, tokens[row, :1], begun) - _bits(model, past, begun)
-    return total * (len(tokens) - 1) / len(chosen)
-
-
-def _bits(model: LanguageModel, past: UInt16[np.ndarray, " P"], text: UInt16[np.ndarray, " N"]) -> float:
-    """The bits of ``text`` behind ``past``, over the alphabet of bytes."""
-    ids, runner, offset = np.concatenate((past, text)), stepper(model), _bytewise(model).OFFSET
-    found = runner.extend(_ids(model, ids[None, :-1]), runner.start(1, len(ids) - 1))[0, len(past) - 1 :]
-    p = probabilities(found, offset)[np.arange(len(text)), text.astype(np.int64) - offset]
-    return -float(np.log2(np.maximum(p, np.finfo(np.float64).tiny)).sum())
+    def _through_model(
+        self, data: UInt8[np.ndarray, " n"], coder: BitCoder, streams: int, progress: Progress | None
+    ) -> None:
+        model, mode = self._codec.model, self._mode
+        assert model is not None
+        assert mode is not None
+        tokenizer = bytewise(model)
+        tokens, lengths = cut(len(data), streams, tokenizer.BOS)
+        where = places(tokens, lengths)
+        tokens[where] = data.astype(np.uint16) + tokenizer.OFFSET
+        for at, rows, logits in steps(model, tokens, lengths, mode, not coder.decodes):
+            frequencies = quantised(probabilities(logits, tokenizer.OFFSET)).astype(np.uint32)
+            found = (tokens[None, rows, at] - tokenizer.OFFSET).astype(np.uint8)
+            code_bytes(self._mixer, coder, found, frequencies[:, None], rows)
+            tokens[rows, at] = found[0].astype(np.uint16) + tokenizer.OFFSET
+            if progress:
+                progress(len(rows))
+        data[:] = (tokens[where] - tokenizer.OFFSET).astype(np.uint8)

@@ -1,7 +1,7 @@
 """The file of compressed bytes: a header, blocks, an end. docs/formats/compressed.md specifies it.
 
-Every part carries a checksum of its own, so that an altered file is refused before a model works on it, and every size
-is checked against a limit before memory is taken for it.
+A small file is mostly its header, so there is little of it: 4 bytes and what a model needs. Every size is checked
+against a limit before memory is taken for it, blocks have checksums, and the end has one of the original.
 """
 
 from __future__ import annotations
@@ -12,23 +12,26 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from bytegolf.errors import BytegolfError
-from bytegolf.infer.numerics import MOST_THREADS, PROBE_BYTES, Numerics
+from bytegolf.infer.numerics import KINDS, MOST_THREADS, PROBE_BYTES, Numerics
 
-MAGIC = b"BGOLFZIP"
-VERSION = 1
-BLOCK = 1 << 23
-"""Bytes of the original in a block, at most."""
-
+MAGIC = b"\xb9Z"
+VERSION = 2
+MIB = 1 << 20
+MOST_BLOCK, MOST_MEGABYTES = 16 * MIB, 1 << 12
 STREAM_LIMIT = 4096
 """Streams of a block, at most."""
 
-_END, _CODED, _STORED = range(3)
-_PRELUDE = struct.Struct("<8sH")  # magic, format version
-_HEADER = struct.Struct(f"<32sQIHHB{PROBE_BYTES}sB")
-# artifact, bytes of the original, stride, threads, streams, native, probe, bytes of the place
-_UNKNOWN = (1 << 64) - 1
-_BLOCK = struct.Struct("<BHII")  # kind, streams, bytes of the original, bytes of the payload
-_END_PART = struct.Struct("<BQI")  # kind, bytes of the original, their CRC
+ID_BYTES = 8
+"""Of an artifact's SHA-256, by which a file names its model."""
+
+LEAST_CHECKED = 64
+"""Bytes of a payload from which on it has a checksum of its own."""
+
+_SIZED, _MODEL = 1, 2
+_END, _CODED, _X86, _STORED = range(4)
+_MODEL_PART = struct.Struct(
+    f"<{ID_BYTES}sBBB{PROBE_BYTES}s"
+)  # artifact, threads, kind of numerics, bytes of the place, probe
 _CRC = struct.Struct("<I")
 
 
@@ -47,47 +50,70 @@ class Writable(Protocol):
 
 
 @dataclass(frozen=True)
-class Header:
-    """What a file says before its first block."""
+class ModelPart:
+    """What a file says of the model that it was compressed with."""
 
     artifact: bytes
-    """the SHA-256 of the model's file"""
-    size: int | None
-    """of the original in bytes, where that was known before (not of a pipe); the end has what it came to"""
+    """the beginning of the SHA-256 of its file"""
     stride: int
-    """new tokens per window (``codec.Mode``)"""
-    streams: int
-    """the most of any block, which the probe was made with"""
+    """new tokens per window (``streams.Mode``)"""
     numerics: Numerics
     """how the compressing process computed"""
 
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says before its first block."""
+
+    block: int
+    """bytes of the original in every block but the last, a multiple of 1 MiB"""
+    megabytes: int
+    """memory for what mixing learns, a power of 2"""
+    streams: int
+    """the most of any block"""
+    size: int | None = None
+    """of the original in bytes, where that was known before and needs more than one block; the end knows it all"""
+    model: ModelPart | None = None
+    """None: context mixing alone"""
+
     def pack(self) -> bytes:
-        how = self.numerics
-        place = how.place.encode("ascii", "replace")[:255]
-        size = _UNKNOWN if self.size is None else self.size
-        values = (self.artifact, size, self.stride, how.threads, self.streams, how.native, how.probe, len(place))
-        return _sealed(_PRELUDE.pack(MAGIC, VERSION) + _HEADER.pack(*values) + place)
+        flags = _SIZED * (self.size is not None) | _MODEL * (self.model is not None)
+        sizes = (self.block // MIB).bit_length() - 1 | (self.megabytes.bit_length() - 1) << 4
+        parts = [MAGIC, bytes([VERSION << 4 | flags, sizes])]
+        if self.size is not None:
+            parts.append(_varint(self.size))
+        if self.model is not None:
+            how = self.model.numerics
+            place = how.place.encode("ascii", "replace")[:255]
+            parts += [_MODEL_PART.pack(self.model.artifact, how.threads, how.kind, len(place), how.probe), place]
+            parts += [_varint(self.model.stride), _varint(self.streams)]
+        return b"".join(parts)
 
     @staticmethod
     def read(source: Readable, where: str) -> Header:
         """The header at the beginning of ``source``; raises BytegolfError if there is none that can be read."""
-        prelude = read_up_to(source, _PRELUDE.size)
-        if prelude[: len(MAGIC)] != MAGIC or len(prelude) < _PRELUDE.size:
+        start = read_up_to(source, 4)
+        if start[:2] != MAGIC or len(start) < 4:
             raise BytegolfError(f"{where} was not compressed by bytegolf (its first bytes differ): name another file")
-        version = _PRELUDE.unpack(prelude)[1]
-        if version != VERSION:
+        version, flags, sizes = start[2] >> 4, start[2] & 15, start[3]
+        if version != VERSION or flags & ~(_SIZED | _MODEL):
             raise BytegolfError(
                 f"{where} has format version {version}, and this bytegolf reads version {VERSION}: use the bytegolf "
                 "that compressed it"
             )
-        fixed = _exactly(source, _HEADER.size, where)
-        artifact, size, stride, threads, streams, on, probe, place_bytes = _HEADER.unpack(fixed)
-        place = _exactly(source, place_bytes, where)
-        _check(source, prelude + fixed + place, where)
-        if not 1 <= threads <= MOST_THREADS or not 1 <= streams <= STREAM_LIMIT:
+        block, megabytes = MIB << (sizes & 15), 1 << (sizes >> 4)
+        if block > MOST_BLOCK or megabytes > MOST_MEGABYTES:
+            raise damaged(where, f"it declares blocks of {block:,} bytes and {megabytes:,} MiB of memory")
+        size = _read_varint(source, where) if flags & _SIZED else None
+        if not flags & _MODEL:
+            return Header(block, megabytes, 1, size)
+        artifact, threads, kind, length, probe = _MODEL_PART.unpack(_exactly(source, _MODEL_PART.size, where))
+        place = _exactly(source, length, where).decode("ascii", "replace")
+        stride, streams = _read_varint(source, where), _read_varint(source, where)
+        if not (1 <= threads <= MOST_THREADS and 1 <= streams <= STREAM_LIMIT and kind in KINDS):
             raise damaged(where, f"it declares {threads} threads and {streams} streams")
-        numerics = Numerics(threads, bool(on), place.decode("ascii", "replace"), probe)
-        return Header(artifact, None if size == _UNKNOWN else size, stride, streams, numerics)
+        model = ModelPart(artifact, stride, Numerics(threads, kind, place, probe))
+        return Header(block, megabytes, streams, size, model)
 
 
 @dataclass(frozen=True)
@@ -97,40 +123,47 @@ class Block:
     streams: int
     size: int
     payload: bytes
+    x86: bool = False
+    """whether what was coded are the bytes as ``x86.absolute`` changes them"""
 
     def pack(self) -> bytes:
-        kind = _CODED if self.streams else _STORED
-        return _sealed(_BLOCK.pack(kind, self.streams, self.size, len(self.payload)) + self.payload)
+        crc = _CRC.pack(zlib.crc32(self.payload)) if len(self.payload) >= LEAST_CHECKED else b""
+        if not self.streams:
+            return bytes([_STORED]) + _varint(self.size) + self.payload + crc
+        sizes = _varint(self.size) + _varint(self.streams) + _varint(len(self.payload))
+        return bytes([_X86 if self.x86 else _CODED]) + sizes + self.payload + crc
 
 
 @dataclass(frozen=True)
 class End:
-    """The last part: how many bytes the original has, and their CRC-32."""
+    """The last part: the CRC-32 of the original."""
 
-    size: int
     crc: int
 
     def pack(self) -> bytes:
-        return _sealed(_END_PART.pack(_END, self.size, self.crc))
+        return bytes([_END]) + _CRC.pack(self.crc)
 
 
-def read_part(source: Readable, most_streams: int, where: str) -> Block | End:
+def read_part(source: Readable, header: Header, where: str) -> Block | End:
     """The next part of ``source``; raises BytegolfError if it is cut short or altered."""
-    kind = _exactly(source, 1, where)
-    if kind[0] == _END:
-        rest = _exactly(source, _END_PART.size - 1, where)
-        _check(source, kind + rest, where)
+    kind = _exactly(source, 1, where)[0]
+    if kind == _END:
+        (crc,) = _CRC.unpack(_exactly(source, _CRC.size, where))
         if source.read(1):
             raise damaged(where, "something follows its end")
-        return End(*_END_PART.unpack(kind + rest)[1:])
-    rest = _exactly(source, _BLOCK.size - 1, where)
-    _, streams, size, stored = _BLOCK.unpack(kind + rest)
-    coded = kind[0] == _CODED and 1 <= streams <= most_streams and stored < size and stored % 4 == 0
-    if not (1 <= size <= BLOCK and (coded or (kind[0] == _STORED and not streams and stored == size))):
+        return End(crc)
+    if kind > _STORED:
+        raise damaged(where, f"a part of the kind {kind}")
+    size = _read_varint(source, where)
+    streams = 0 if kind == _STORED else _read_varint(source, where)
+    stored = size if kind == _STORED else _read_varint(source, where)
+    coded = kind != _STORED and 1 <= streams <= header.streams and stored < size
+    if not 1 <= size <= header.block or not (coded or kind == _STORED):
         raise damaged(where, f"a block declares {size:,} bytes in {stored:,}")
     payload = _exactly(source, stored, where)
-    _check(source, kind + rest + payload, where)
-    return Block(streams, size, payload)
+    if stored >= LEAST_CHECKED and _exactly(source, _CRC.size, where) != _CRC.pack(zlib.crc32(payload)):
+        raise damaged(where, "a checksum does not match")
+    return Block(streams, size, payload, kind == _X86)
 
 
 def damaged(where: str, why: str) -> BytegolfError:
@@ -138,13 +171,29 @@ def damaged(where: str, why: str) -> BytegolfError:
     return BytegolfError(f"{where} is damaged ({why}): copy it again, or compress the original again")
 
 
-def _sealed(part: bytes) -> bytes:
-    return part + _CRC.pack(zlib.crc32(part))
+def _varint(number: int) -> bytes:
+    """7 bits a byte, the lowest first; all bytes but the last have their highest bit set.
+
+    >>> _varint(300).hex()
+    'ac02'
+    """
+    found = bytearray()
+    while number > 127:
+        found.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*found, number])
 
 
-def _check(source: Readable, part: bytes, where: str) -> None:
-    if zlib.crc32(part) != _CRC.unpack(_exactly(source, _CRC.size, where))[0]:
-        raise damaged(where, "a checksum does not match")
+def _read_varint(source: Readable, where: str) -> int:
+    number = shift = 0
+    while True:
+        byte = _exactly(source, 1, where)[0]
+        number |= (byte & 127) << shift
+        shift += 7
+        if byte < 128:
+            return number
+        if shift > 63:
+            raise damaged(where, "a number without an end")
 
 
 def _exactly(source: Readable, size: int, where: str) -> bytes:

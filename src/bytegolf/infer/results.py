@@ -9,34 +9,58 @@ from dataclasses import dataclass
 class Compression:
     """A file that was compressed."""
 
+    source: str
+    """"-": stdin"""
+    target: str
+    """"-": stdout"""
     original_bytes: int
     compressed_bytes: int
     """headers included"""
     bits_per_byte: float | None
     """of the original; null for an empty file"""
-    coded_bits: float
-    """of the coded blocks by their frequencies, without headers"""
-    seam_bits: float
-    """what it cost, estimated, that streams begin without their past"""
     streams: int
     """the most of a block"""
     coded_blocks: int
     stored_blocks: int
-    """blocks that the model cannot shrink"""
+    """blocks that do not get smaller"""
     stride: int
-    """new bytes per window; 0: windows do not overlap"""
+    """new bytes per window of the model; 0: windows do not overlap"""
     seconds: float
     bytes_per_second: float
-    artifact_sha256: str
+    artifact_sha256: str | None
+    """of the model; null for context mixing alone"""
+
+
+@dataclass(frozen=True)
+class CompressedFiles:
+    """Files that were compressed."""
+
+    files: list[Compression]
+    original_bytes: int
+    """of all of them"""
+    compressed_bytes: int
 
 
 @dataclass(frozen=True)
 class Decompression:
     """A file that was decompressed."""
 
+    source: str
+    """"-": stdin"""
+    target: str
+    """"-": stdout"""
     original_bytes: int
     seconds: float
     bytes_per_second: float
+
+
+@dataclass(frozen=True)
+class DecompressedFiles:
+    """Files that were decompressed."""
+
+    files: list[Decompression]
+    original_bytes: int
+    """of all of them"""
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,20 @@ class Kernel:
         self._call("mixing_run", row, len(data), frequencies.ctypes.data, stride, opens, data, out)
         return out
 
+    def code(
+        self,
+        rows: NDArray[np.int64],
+        frequencies: NDArray[np.uint32],
+        data: NDArray[np.uint8],
+        coder: NDArray[np.int64],
+        buffer: NDArray[np.uint8],
+    ) -> None:
+        """Code ``data`` (T, R) with a ``coding.BitCoder``'s numbers and buffer; see ``coding.code_bytes``."""
+        assert data.flags.c_contiguous
+        frequencies, stride = _spaced(frequencies)
+        arguments = (rows, len(rows), len(data), frequencies.ctypes.data, stride, np.zeros(len(rows), np.bool_))
+        self._call("mixing_code", *arguments, data, coder, buffer, len(buffer))
+
 
 _LIKE = torch.empty(0)
 
@@ -125,7 +139,7 @@ class Mixer:
 
     def __init__(self, settings: MixConfig, streams: int = 1, experts: int = 1, length: int = 1 << 24) -> None:
         self.state = State(settings, streams, experts, length)
-        self._engine: Engine = Kernel(self.state) if native.why_not() is None else Reference(self.state)
+        self.engine: Engine = Kernel(self.state) if native.why_not() is None else Reference(self.state)
 
     def reset(self) -> None:
         """Forget everything."""
@@ -142,7 +156,7 @@ class Mixer:
         ``opens``: whether the byte before it began a chunk of the model's (None: not).
         """
         which = self._rows(rows)
-        self._engine.begin(which, frequencies, np.zeros(len(which), np.bool_) if opens is None else opens)
+        self.engine.begin(which, frequencies, np.zeros(len(which), np.bool_) if opens is None else opens)
 
     def predict(self, nodes: Int[np.ndarray, " R"], rows: Int[np.ndarray, " R"] | None = None) -> Int[np.ndarray, " R"]:
         """The probability of a 1 at a node of each row, in units of 2⁻¹⁶ (1 … 65535).
@@ -150,11 +164,11 @@ class Mixer:
         A node is 1, and behind it the bits of the byte so far: 1 at its first bit, 0b101 behind the bits 0 and 1. Each
         byte must be asked about from its first node on, one bit deeper each time.
         """
-        return self._engine.predict(self._rows(rows), nodes)
+        return self.engine.predict(self._rows(rows), nodes)
 
     def distribution(self, rows: Int[np.ndarray, " R"] | None = None) -> Float64[np.ndarray, "R 256"]:
         """The probabilities of all bytes: at each byte the product of its eight bits', which is what it would cost."""
-        ones = self._engine.nodes(self._rows(rows)) / tables.SHARES
+        ones = self.engine.nodes(self._rows(rows)) / tables.SHARES
         found = np.ones((len(ones), 1))
         for depth in range(8):
             p = ones[:, 1 << depth : 2 << depth]
@@ -163,7 +177,7 @@ class Mixer:
 
     def learn(self, data: UInt8[np.ndarray, " R"], rows: Int[np.ndarray, " R"] | None = None) -> None:
         """Learn the byte that came in each row."""
-        self._engine.learn(self._rows(rows), data)
+        self.engine.learn(self._rows(rows), data)
 
     def run(
         self,
@@ -174,7 +188,7 @@ class Mixer:
     ) -> Float64[np.ndarray, " n"]:
         """What each of the next bytes of a stream costs in nats, learned one after the other."""
         opens = np.zeros(len(data), np.bool_) if opens is None else opens
-        given = self._engine.run(row, frequencies, opens, data)
+        given = self.engine.run(row, frequencies, opens, data)
         costs: NDArray[np.float64] = tables.nats()[given].sum(1)
         return costs
 

@@ -303,7 +303,7 @@ class Compressed(Reader):
                 parts[at] = alter_bytes(chance, parts[at][:11], b"")[:11].ljust(11, b"\0") + parts[at][11:]
             case _:
                 parts[at] = alter_bytes(chance, parts[at], other)
-        return b"".join(part + struct.pack("<I", zlib.crc32(part)) for part in parts)
+        return b"".join(parts)
 
     def read(self, data: bytes) -> object:
         return self.codec.decompress(io.BytesIO(data), io.BytesIO(), "the input")

@@ -11,7 +11,6 @@ import itertools
 import json
 import random
 import shutil
-import struct
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -46,6 +45,7 @@ from bytegolf.data.manifest import MANIFEST
 from bytegolf.data.shards import open_split
 from bytegolf.data.tokenizer import ByteTokenizer
 from bytegolf.distributed import DistributedContext
+from bytegolf.errors import BytegolfError
 from bytegolf.files import sha256
 from bytegolf.infer import format as layout
 from bytegolf.infer.codec import Codec
@@ -250,22 +250,14 @@ def compressed(codec: Codec) -> list[bytes]:
 
 
 def parts_of(data: bytes) -> list[bytes]:
-    """The header, blocks and end of a compressed file, without their checksums; nothing if it is too broken."""
-    header_size = layout._PRELUDE.size + layout._HEADER.size
-    if len(data) < header_size:
-        return []
-    parts: list[bytes] = []
-    sizes, at = [header_size + data[header_size - 1]], 0
-    while at < len(data) and len(parts) < 20:
-        if not parts:
-            size = sizes[0]
-        elif data[at] == 0:
-            size = 13
-        else:
-            size = 11 + struct.unpack_from("<I", data[at : at + 11].ljust(11, b"\0"), 7)[0]
-        parts.append(data[at : at + size])
-        at += size + 4
-    return parts
+    """The header, blocks and end of a compressed file; nothing if it is too broken."""
+    source, ends = io.BytesIO(data), []
+    with contextlib.suppress(BytegolfError):
+        header = layout.Header.read(source, "")
+        ends.append(source.tell())
+        while isinstance(layout.read_part(source, header, ""), layout.Block):
+            ends.append(source.tell())
+    return [data[start:end] for start, end in itertools.pairwise([0, *ends, len(data)])] if ends else []
 
 
 # ------------------------------------------------------------------------------------------------------- settings

@@ -189,8 +189,8 @@ NAME = "train_gpt.py"
 ROOT = Target("bytegolf.tools.bundle.entry", "main")
 _CONFIG = b'\nCONFIG = ""\n'
 _KERNELS = Target("bytegolf.ops.native", "_sources")
-_STEPPING = "exact_"
-"""``native.EXACT``; that module imports torch, and this one need not."""
+_MIXING, _STEPPING = "exact_mixing", "exact_"
+"""How the names begin of kernels that only mixing needs, and of those that a script does not: it does not step."""
 
 
 def script(config: Config) -> str:
@@ -221,7 +221,8 @@ def code_bytes(config: Config) -> int:
 
 def _script(config: Config) -> str:
     named = {(registry, name) for registry, name in _named(config) if name in registry.built_in}
-    before, after = _around_config(tuple(sorted(f"{_FOLDERS[one]}.{name}" for one, name in named if one in _FOLDERS)))
+    registered = tuple(sorted(f"{_FOLDERS[one]}.{name}" for one, name in named if one in _FOLDERS))
+    before, after = _around_config(registered, config.eval.mix.on)
     plain = dataclasses.replace(config, data=dataclasses.replace(config.data, path=DataConfig().path))
     return before + _literal(plain.to_toml()) + after
 
@@ -236,7 +237,7 @@ def _source_bytes(found: type) -> int:
 def requirements() -> list[str]:
     """The public libraries that the script imports, some of them only where a configuration asks for it; sorted."""
     every = tuple(f"{folder}.{name}" for registry, folder in _FOLDERS.items() for name in registry.built_in)
-    names = set(_imported(ast.parse("''".join(_around_config(every)))))
+    names = set(_imported(ast.parse("''".join(_around_config(every, True)))))
     return sorted(names - set(sys.stdlib_module_names))
 
 
@@ -267,10 +268,10 @@ def _class(module: str, text: bytes) -> Target:
 
 
 @functools.cache
-def _around_config(registered: tuple[str, ...]) -> tuple[str, str]:
+def _around_config(registered: tuple[str, ...], mixes: bool) -> tuple[str, str]:
     """The script before and after its configuration, with what the modules ``registered`` implement in it."""
     texts = dict(_sources(resources.files(PACKAGE), PACKAGE))
-    texts[_KERNELS.module] = _with_kernels(texts[_KERNELS.module])
+    texts[_KERNELS.module] = _with_kernels(texts[_KERNELS.module], mixes)
     assert texts[ROOT.module].count(_CONFIG) == 1
     marker = "the configuration goes here"
     texts[ROOT.module] = texts[ROOT.module].replace(_CONFIG, f'\nCONFIG = "{marker}"\n'.encode())
@@ -307,13 +308,17 @@ def _sources(folder: Traversable, name: str) -> Iterator[tuple[str, bytes]]:
             yield name if stem == "__init__" else f"{name}.{stem}", entry.read_bytes()
 
 
-def _with_kernels(module: bytes) -> bytes:
+def _with_kernels(module: bytes, mixes: bool) -> bytes:
     """``model.native`` with the kernels' texts in it, in place of the function that reads their files.
 
-    Without those that only step: a submission trains and scores.
+    Without those that only step: a submission trains and scores, and not all of them with mixing.
     """
     folder = resources.files("bytegolf.ops") / "kernels"
-    wanted = (entry for entry in folder.iterdir() if entry.is_file() and not entry.name.startswith(_STEPPING))
+    wanted = (
+        entry
+        for entry in folder.iterdir()
+        if entry.is_file() and (not entry.name.startswith(_STEPPING) or (mixes and entry.name.startswith(_MIXING)))
+    )
     files = sorted(wanted, key=lambda entry: entry.name)
     # lines that are comments would count as code
     served = ((entry.name, re.sub(r"(?m)^ *//.*\n", "", entry.read_text(encoding="utf-8"))) for entry in files)

@@ -6,6 +6,7 @@ What needs torch is imported where it is needed: shards, results and manifests a
 from __future__ import annotations
 
 import functools
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
@@ -58,20 +59,22 @@ def artifact(path: Path) -> Found:
 
 @judged("compressed file")
 def compressed_file(path: Path) -> Found:
-    """What `compress` wrote, by the checksums of its parts; the model that it needs is not asked."""
+    """What `compress` wrote, by the checksums of its blocks; the model that it needs is not asked."""
     from bytegolf.infer import format as compressed
 
     with disk_errors(path, "read"), path.open("rb") as file:
         header = compressed.Header.read(file, str(path))
-        size = blocks = 0
-        while isinstance(part := compressed.read_part(file, header.streams, str(path)), compressed.Block):
-            size, blocks = size + part.size, blocks + 1
-    if part.size != size or header.size not in (None, size):
+        size = blocks = crc = 0
+        stored = True
+        while isinstance(part := compressed.read_part(file, header, str(path)), compressed.Block):
+            size, blocks, stored = size + part.size, blocks + 1, stored and not part.streams
+            crc = zlib.crc32(part.payload, crc)
+    if header.size not in (None, size):
         raise compressed.damaged(str(path), f"its blocks hold {counted(size, 'byte')}, and it declares another number")
-    return (
-        "whole",
-        f"{counted(blocks + 2, 'checksum')} match; {counted(size, 'byte')}, of artifact {header.artifact.hex()[:16]}…",
-    )
+    if stored and crc != part.crc:  # of blocks that are stored, the original's checksum is that of their payloads
+        raise compressed.damaged(str(path), "a checksum does not match")
+    of = f", of artifact {header.model.artifact.hex()}…" if header.model else ""
+    return "whole", f"{counted(blocks, 'block')}, whose checksums match; {counted(size, 'byte')}{of}"
 
 
 @judged("shard")

@@ -1,0 +1,186 @@
+// Prediction and learning of context mixing, on the state of exact_mixing_state.h.
+#pragma once
+
+#include "exact_mixing_state.h"
+
+namespace {
+
+struct Mixer : Knowledge {
+  using Knowledge::Knowledge;
+
+  // The experts' distributions of the next byte, each as sums over the nodes below.
+  void ask(Frame& f, const u32* frequencies, i64 stride) const {
+    f.unsure = 0;
+    for (i64 e = 0; e < experts; e++) {
+      u32* tree = f.tree[e];
+      std::memcpy(tree + 256, frequencies + e * stride, 256 * sizeof(u32));
+      for (i64 i = 255; i >= 1; i--) tree[i] = tree[2 * i] + tree[2 * i + 1];
+    }
+    if (!experts) return;
+    u32 most = 1;
+    for (i64 i = 256; i < 512; i++) most = std::max(most, f.tree[0][i]);
+    f.unsure = std::min<i64>(15, (i64)((log(f.tree[0][1]) - log(most)) * 5.770780f));
+  }
+
+  // --- prediction
+
+  static i64 length_class(i64 bytes) {  // 0 … 31
+    return bytes < 16 ? bytes : bytes < 32 ? 16 + (bytes - 16) / 4 : bytes < 64 ? 20 + (bytes - 32) / 8
+         : bytes < 512 ? 24 + (bytes - 64) / 64 : 31;
+  }
+
+  static i64 rough_length(i64 bytes) {  // 0 … 7
+    return bytes == 0 ? 0 : bytes < 8 ? 1 : bytes < 12 ? 2 : bytes < 16 ? 3 : bytes < 20 ? 4 : bytes < 24 ? 5
+         : bytes < 32 ? 6 : 7;
+  }
+
+  static i64 confidence(float x) {  // 0 … 7
+    const float size = x < 0 ? -x : x;
+    return size < 0.5f ? 0 : size < 1 ? 1 : size < 2 ? 2 : size < 3 ? 3 : size < 4 ? 4 : size < 5 ? 5 : size < 7 ? 6 : 7;
+  }
+
+  i64 selected(const Frame& f, i64 kind, i64 k, i64 node, i64 hits, i64 bit, i64 sure) const {
+    const i64 matched = bit < 0 ? 0 : rough_length(f.match_bytes);
+    switch (kind) {
+      case 0: return node;
+      case 1: return f.last;
+      case 2: return f.before;
+      case 3: return ((matched + 8 * (bit == 1)) * 8 + sure) * 8 + k;
+      case 4: return (k * 16 + std::min<i64>(hits, 15)) * 8 + rough_length(f.match_bytes);
+      case 5: return (k * 16 + f.unsure) * 16 + std::min<i64>(hits, 15);
+      default: return (std::min<i64>(f.chunk_bytes, 15) * 8 + k) * 16 + f.unsure;
+    }
+  }
+
+  // The probability of a 1 at `node` in units of 2⁻¹⁶, 1 … 65535.
+  u32 predict(Frame& f, i64 node) const {
+    const i64 k = 31 - __builtin_clz((u32)node), half = k >= 4;
+    const i64 own = half ? (node & ((1 << (k - 4)) - 1)) | 1 << (k - 4) : node;  // within half a byte
+    if (k == 0 || k == 4) {
+      for (i64 c = 0; c < context_count; c++) f.bucket[half][c] = find(half ? second(f.hash[c], node) : f.hash[c]);
+    }
+    float* x = f.x[k];
+    i64 hits = 0, correction = 0;
+    for (i64 c = 0; c < context_count; c++) {
+      x[c] = 0;
+      const u32* bucket = f.bucket[half][c];
+      if (!bucket) continue;
+      hits++;
+      const u32 slot = bucket[own];
+      if (!(slot & 15)) continue;
+      x[c] = stretch_table[maps[c * 1024 + (slot & 15) * 64 + ((slot >> 10) & 63)] >> 20];
+      correction += (int16_t)(slot >> 16);
+    }
+    i64 at = context_count, bit = -1;
+    const float corrected = clip((float)correction * 0x1p-12f);
+    x[at++] = corrected;
+    x[at] = x[at + 1] = 0;
+    if (f.expected >= 0 && (f.expected | 256) >> (8 - k) == node) {
+      bit = f.expected >> (7 - k) & 1;
+      const float s = stretch_table[match_maps[length_class(f.match_bytes)] >> 20];
+      const float l = (float)std::min<i64>(f.match_bytes, 32) * 0.0625f;
+      x[at] = bit ? s : -s, x[at + 1] = bit ? l : -l;
+    }
+    at += 2;
+    x[at++] = 0.3f;
+    const float* expert = x + at;
+    for (i64 e = 0; e < experts; e++) x[at++] = clip(log(f.tree[e][2 * node + 1]) - log(f.tree[e][2 * node]));
+    while (at < inputs) x[at++] = 0;
+    const i64 sure = experts ? confidence(*expert) : rough_length(f.match_bytes);
+    f.corrected[k] = squash(clip((experts ? *expert : 0.0f) + corrected));
+
+    f.final_set[k] = k * 8 + sure;
+    const float* last = final_weights + f.final_set[k] * MOST_SETS;
+    float sum = 0;
+    for (i64 s = 0; s < selector_count; s++) {
+      f.set[k][s] = (set_offsets[s] + selected(f, selectors[s], k, node, hits, bit, sure)) * inputs;
+      const Lanes* w = (const Lanes*)(weights + f.set[k][s]);
+      const Lanes* in = (const Lanes*)x;
+      Lanes a = {0, 0, 0, 0, 0, 0, 0, 0};
+      for (i64 r = 0; r < inputs / 8; r++) a = a + in[r] * w[r];
+      f.out[k][s] = clip(((a[0] + a[4]) + (a[2] + a[6])) + ((a[1] + a[5]) + (a[3] + a[7])));
+      sum = sum + f.out[k][s] * last[s];
+    }
+    sum = clip(sum);
+    const float p = squash(sum);
+    f.p[k] = p;
+
+    const float z = (clip(sum, 7.99f) + 8.0f) * 2.0f;  // 33 supporting points over −8 … 8
+    const i64 j = (i64)z;
+    const float share = z - (float)j;
+    const i64 rows[2] = {node | f.last << 8, 65536 + (i64)((u32)(f.order2 + node) * 0x9E3779B1u >> 16)};
+    float refined[2];
+    for (i64 a = 0; a < 2; a++) {
+      const u16* line = apm + rows[a] * 33;
+      refined[a] = ((float)line[j] * (1.0f - share) + (float)line[j + 1] * share) * 0x1p-16f;
+      f.cell[k][a] = rows[a] * 33 + j + (share > 0.5f);
+    }
+    const i64 found = (i64)((p * rates[5] + (refined[0] + refined[1]) * rates[6]) * 65536.0f);
+    return (u32)std::min<i64>(65535, std::max<i64>(1, found));
+  }
+
+  // --- learning
+
+  // An adaptive probability of 22 bits above a count of 10: its rate is 1/(count + 1.5), down to 1/1024.
+  void learn_map(u32& map, i64 bit) const {
+    const i64 count = map & 1023, p = map >> 10;
+    const i64 next = p + (((bit ? 4194303 : 0) - p) * map_rate[count] >> 16);
+    map = (u32)next << 10 | (u32)std::min<i64>(count + 1, 1023);
+  }
+
+  // The byte at whose nodes `predict` was last asked, from the highest bit on.
+  void learn(i64 row, i64 byte) const {
+    Frame& f = frames[row];
+    const float rate = rates[1] + rates[0] / (1.0f + (float)counts[1] * rates[2]);
+    i64 node = 1;
+    for (i64 k = 0; k < 8; k++) {
+      const i64 bit = byte >> (7 - k) & 1;
+      float* last = final_weights + f.final_set[k] * MOST_SETS;
+      const float whole = ((float)bit - f.p[k]) * rates[3];
+      for (i64 s = 0; s < selector_count; s++) {
+        last[s] = last[s] + whole * f.out[k][s];
+        const float e = ((float)bit - squash(f.out[k][s])) * rate;
+        Lanes* w = (Lanes*)(weights + f.set[k][s]);
+        const Lanes* in = (const Lanes*)f.x[k];
+        for (i64 r = 0; r < inputs / 8; r++) w[r] = w[r] + in[r] * e;
+      }
+      for (i64 a = 0; a < 2; a++) {
+        u16& cell = apm[f.cell[k][a]];
+        cell = (u16)(cell + (((bit ? 65535 : 0) - (i64)cell) >> 6));
+      }
+      if (f.expected >= 0 && (f.expected | 256) >> (8 - k) == node) {
+        learn_map(match_maps[length_class(f.match_bytes)], (f.expected >> (7 - k) & 1) == bit);
+      }
+      node = 2 * node + bit;
+    }
+    for (i64 c = 0; c < context_count; c++) {
+      for (i64 half = 0; half < 2; half++) {
+        const u64 hash = half ? second(f.hash[c], 16 | byte >> 4) : f.hash[c];
+        u32* bucket = f.bucket[half][c];  // another context may have taken it since
+        if (!bucket || *bucket != head(hash)) bucket = claim(hash);
+        for (i64 k = 0, own = 1; k < 4; k++) {
+          const i64 bit = byte >> (7 - 4 * half - k) & 1;
+          const u32 slot = bucket[own];
+          i64 seen = slot & 15, p = seen ? slot >> 4 & 4095 : 2048, w = (int16_t)(slot >> 16);
+          if (seen) learn_map(maps[c * 1024 + seen * 64 + (p >> 6)], bit);
+          p += ((bit ? 4095 : 0) - p) * slot_rate[seen] >> 16;
+          seen = std::min<i64>(seen + 1, 15);
+          w += (i64)std::nearbyint(((float)bit - f.corrected[4 * half + k]) * boost[seen]);
+          w = std::min<i64>(32767, std::max<i64>(-32768, w));
+          bucket[own] = (u32)(u16)w << 16 | (u32)p << 4 | (u32)seen;
+          own = 2 * own + bit;
+        }
+      }
+    }
+    counts[1]++;
+  }
+
+  void walk(Frame& f, i64 byte, u16* out) const {
+    for (i64 k = 0; k < 8; k++) {
+      const u32 p = predict(f, (byte | 256) >> (8 - k));
+      out[k] = (u16)(byte >> (7 - k) & 1 ? p : 65536 - p);
+    }
+  }
+};
+
+}  // namespace
