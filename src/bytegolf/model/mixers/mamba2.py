@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from bytegolf.config import Ranged, StackConfig, doc
@@ -28,6 +28,7 @@ from bytegolf.errors import BytegolfError
 from bytegolf.model.layers import Cost, Linear
 from bytegolf.model.mixers.base import Mixer, Span
 from bytegolf.model.storage import declare
+from bytegolf.ops import mamba_cuda
 from bytegolf.ops.autograd import wide
 from bytegolf.ops.causal_conv import causal_conv
 from bytegolf.ops.gated_norm import gated_norm
@@ -113,8 +114,11 @@ class Mamba2(Mixer[Mamba2State]):
         first = None
         if documents is not None:
             first = F.pad(documents[:, 1:] != documents[:, :-1], (1, 0), value=True)
-        channels = causal_conv(channels, self.conv, self.conv_bias, first)
-        y = ssd(channels, dt, self._decay(dt), self.skip, first, self.shape)
+        channels = self._convolved(channels, first)
+        if mamba_cuda.scan_usable(channels, self.shape):
+            y, _ = mamba_cuda.scan(channels, dt, self._rate(dt.dtype), self.skip, first, None, self.shape)
+        else:
+            y = ssd(channels, dt, dt * self._rate(dt.dtype), self.skip, first, self.shape)
         return self._gated(y, z)
 
     def start(self, batch: int, device: torch.device, dtype: torch.dtype, length: int = 0) -> Mamba2State:
@@ -135,8 +139,11 @@ class Mamba2(Mixer[Mamba2State]):
         kept = span.ends.unsqueeze(1) + torch.arange(before, device=x.device)  # the last K − 1 inputs that are there
         state.inputs[span.index] = known.gather(1, kept.unsqueeze(-1).expand(-1, -1, known.shape[2]))
         # the convolution starts at the oldest of these, whose own results nobody reads
-        channels = causal_conv(known, self.conv, self.conv_bias, None)[:, before:]
-        y, carried = ssd_on(channels, dt, self._decay(dt), self.skip, carried, self.shape)
+        channels = self._convolved(known, None)[:, before:]
+        if length > 1 and mamba_cuda.scan_usable(channels, self.shape):
+            y, carried = mamba_cuda.scan(channels, dt, self._rate(dt.dtype), self.skip, None, carried, self.shape)
+        else:
+            y, carried = ssd_on(channels, dt, dt * self._rate(dt.dtype), self.skip, carried, self.shape)
         state.state[span.index] = carried
         return self._gated(y, z)
 
@@ -146,9 +153,14 @@ class Mamba2(Mixer[Mamba2State]):
         kind = wide(x.dtype)
         return z, channels, F.softplus(dt.to(kind) + self.dt_bias.to(kind))
 
-    def _decay(self, dt: Float[Tensor, "B L H"]) -> Float[Tensor, "B L H"]:
-        """log a: what a step of dt keeps of the state."""
-        return dt * -torch.exp(self.a_log.to(dt.dtype))
+    def _convolved(self, channels: Float[Tensor, "B L X"], first: Bool[Tensor, "B L"] | None) -> Float[Tensor, "B L X"]:
+        if mamba_cuda.conv_usable(channels, self.conv):
+            return mamba_cuda.conv(channels, self.conv, self.conv_bias, first)
+        return causal_conv(channels, self.conv, self.conv_bias, first)
+
+    def _rate(self, dtype: torch.dtype) -> Float[Tensor, " H"]:
+        """log a of a step of dt = 1."""
+        return -torch.exp(self.a_log.to(dtype))
 
     def _gated(self, y: Float[Tensor, "B L I"], z: Float[Tensor, "B L I"]) -> Float[Tensor, "B L D"]:
         return self.out_proj(gated_norm(y, z, self.norm, NORM_EPS))
