@@ -54,7 +54,7 @@ def measure(shape: tuple[int, ...], dtype: torch.dtype, repeats: int, clock: str
     """Median milliseconds of both forms, and the native form's rate."""
     batch, length, queries, groups, width, window = shape
     module = Attention(StackConfig(1, queries * width, queries, groups, window=window))
-    heads = AttentionShape(queries, groups, width, window, module.base)
+    heads = module.shape
     packed = torch.randn(batch, length, (queries + 2 * groups) * width, dtype=dtype).requires_grad_()
     g = torch.randn(batch, length, queries * width, dtype=dtype)
     spent: dict[bool, list[tuple[float, float]]] = {False: [], True: []}

@@ -1,4 +1,4 @@
-"""Mamba-2's convolution and recurrence by the kernels of causal-conv1d and mamba-ssm, on GPUs where these are installed.
+"""Mamba-2 by the kernels of causal-conv1d and mamba-ssm, on GPUs where these are installed.
 
 Neither is needed: without them, and for shapes that they do not take, ``causal_conv`` and ``ssd`` run in their plain
 forms, which torch.compile fuses.
