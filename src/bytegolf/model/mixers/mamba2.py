@@ -32,6 +32,7 @@ from bytegolf.ops import mamba_cuda
 from bytegolf.ops.autograd import wide
 from bytegolf.ops.causal_conv import causal_conv
 from bytegolf.ops.gated_norm import gated_norm
+from bytegolf.ops.mamba_step import mamba_step, step_usable
 from bytegolf.ops.ssd import SsdShape, ssd, ssd_on
 from bytegolf.registry import register_mixer
 
@@ -127,6 +128,10 @@ class Mamba2(Mixer[Mamba2State]):
         return Mamba2State(inputs, torch.zeros(sizes, device=device, dtype=wide(dtype)))
 
     def extend(self, x: Float[Tensor, "R L D"], state: Mamba2State, span: Span) -> Float[Tensor, "R L D"]:
+        if step_usable(x, state.inputs, state.state):
+            parameters = (self.conv, self.conv_bias, self.dt_bias, self.a_log, self.skip, self.norm)
+            given = (self.in_proj(x), span.index, span.first, parameters, state.inputs, state.state, NORM_EPS)
+            return self.out_proj(mamba_step(*given))
         z, channels, dt = self._project(x)
         length, before = x.shape[1], self.conv.shape[0] - 1
         # what a finished document left is not seen; padding moves no state: with dt = 0 it adds nothing and keeps all
