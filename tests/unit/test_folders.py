@@ -44,7 +44,9 @@ def make(top: Path, steps: list[tuple[str, int, int]]) -> Path:
     A link may lead to any folder or file, also around or outside of the root, to a pipe, nowhere, or to itself.
     """
     root, outside = top / "around" / "root", top / "outside"
-    folders, targets = [root, outside], [root.parent, root, outside, top / "nowhere", top / "x.txt" / "below"]
+    inner = outside / "inner"
+    folders = [root, outside, inner]
+    targets = [root.parent, root, outside, inner, outside, inner, top / "nowhere", top / "x.txt" / "below"]
     for folder in folders:
         folder.mkdir(parents=True)
     for number, (kind, where, which) in enumerate(steps):
