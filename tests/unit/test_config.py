@@ -100,7 +100,7 @@ def test_what_is_no_override_is_refused(override: str) -> None:
         ("train.sed=1", "train.sed: did you mean train.seed?"),
         ("trian.seed=1", "trian: did you mean train?"),
         ("model.network.encoder.dims=8", "model.network.encoder.dims: did you mean model.network.encoder.dim?"),
-        ("optim.zzz=1", "optim.zzz: known keys: muon_lr,"),
+        ("optim.zzz=1", "optim.zzz: known keys: algorithm, muon_lr,"),
         ("train.seq_len.x=1", "train.seq_len.x: seq_len is a value"),
         ("train.seed=1.5", "train.seed is 1.5, a float: give a value of type int"),
         ("train.seed=true", "train.seed is True, a bool: give a value of type int"),

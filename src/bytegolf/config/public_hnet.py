@@ -121,12 +121,12 @@ def to_public(config: ModelConfig) -> dict[str, Any]:
     assert isinstance(innermost, StackConfig)
     pairs = [*((level.encoder, level.decoder) for level in chunking), (innermost, innermost)]
     everything = [stack for pair in pairs for stack in pair]
-    ssm = next((stack.options for stack in everything if MAMBA in {kind for kind, _ in stack.order}), {})
+    ssm = next((stack.options for stack in everything if MAMBA in {kind for kind, _ in stack.sorts}), {})
     arch: list[Any] = [_layout_of(innermost)]
     for level in reversed(chunking):
         arch = [_layout_of(level.encoder), arch, _layout_of(level.decoder)]
     with_attention = [
-        next((one for one in pair if ATTENTION in {kind for kind, _ in one.order}), pair[0]) for pair in pairs
+        next((one for one in pair if ATTENTION in {kind for kind, _ in one.sorts}), pair[0]) for pair in pairs
     ]
     found = {
         "arch_layout": arch,
@@ -166,15 +166,15 @@ def _computes(network: NetworkConfig) -> Any:
         own = cosine.dim, cosine.query, cosine.strict, cosine.sharpness, cosine.init == "calibrated"
         parts = tuple(_computes(part) for part in (network.encoder, network.main, network.decoder))
         return flags, own, parts, network.chunk_hash.dim, network.residual_bias, network.residual_fp32
-    attention = ATTENTION in {kind for kind, _ in network.order}
-    with_mlp = any(mlp != "none" for _, mlp in network.order)
+    attention = ATTENTION in {kind for kind, _ in network.sorts}
+    with_mlp = any(mlp != "none" for _, mlp in network.sorts)
     return (
         tuple(network.order),
         (network.dim, network.block, network.norm_eps, network.final_norm),
         (network.heads, network.kv_heads, network.window, network.qk_norm) if attention else None,
         (network.rotary_dim, network.rope_base, network.rotary_turn) if attention else None,
         network.hidden if with_mlp else 0,
-        {**SSM, "headdim": 64, **network.options} if any(kind == MAMBA for kind, _ in network.order) else None,
+        {**SSM, "headdim": 64, **network.options} if any(kind == MAMBA for kind, _ in network.sorts) else None,
     )
 
 

@@ -72,9 +72,9 @@ class StackConfig(Ranged):
             named = len(read_layout(self.layout))
             if named != self.layers:
                 raise BytegolfError(f"layers is {self.layers}, but layout {self.layout!r} names {named}: drop layers")
-        if ATTENTION in {kind for kind, _ in self.order}:
+        if ATTENTION in {kind for kind, _ in self.sorts}:
             self._check_heads()
-        if not self.hidden and any(mlp != "none" for _, mlp in self.order):
+        if not self.hidden and any(mlp != "none" for _, mlp in self.sorts):
             raise BytegolfError("mlp_hidden and mlp_mult give an MLP of width 0: give more, or blocks without one")
 
     def _check_heads(self) -> None:
@@ -107,6 +107,11 @@ class StackConfig(Ranged):
         if not self.layout:
             return [(self.kind, self.mlp)] * self.layers
         return [(kind, self.mlp if with_mlp else "none") for kind, with_mlp in read_layout(self.layout)]
+
+    @property
+    def sorts(self) -> set[tuple[str, MlpKind]]:
+        """The pairs that occur in ``order``; a hostile file's billion of layers is not counted out for them."""
+        return set(self.order if self.layout else [(self.kind, self.mlp)] * min(1, self.layers))
 
     @functools.cached_property
     def blocks(self) -> list[StackConfig]:

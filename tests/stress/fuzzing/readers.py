@@ -35,6 +35,7 @@ from bytegolf.data.shards import open_split, read_shard
 from bytegolf.data.specs import read_specs
 from bytegolf.data.tokenizer import SentencePieceTokenizer, load_tokenizer
 from bytegolf.errors import BytegolfError
+from bytegolf.folders import Tally
 from bytegolf.infer.codec import Codec
 from bytegolf.tools.study.definition import read_study
 from bytegolf.tools.study.plan import bytes_per_token
@@ -437,7 +438,7 @@ class Documents(Reader):
         path = self.written(data[1:], "source" + self.ENDINGS[data[0] % 5 if data else 0])
         if path.suffix == ".jsonl":
             json_lines.block_records(data[1:], str(path), Reading())
-        found = documents(of_files(expand([str(path)]), Reading()), lambda count: None)
+        found = documents(of_files(expand([str(path)], Tally()), Reading()), lambda count: None)
         return sum(len(document.data) for document in found)
 
 

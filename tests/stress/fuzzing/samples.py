@@ -266,7 +266,8 @@ def parts_of(data: bytes) -> list[bytes]:
 def presets() -> list[bytes]:
     """Every preset, as its file."""
     folder = resources.files("bytegolf") / "presets"
-    return [entry.read_bytes() for entry in sorted(folder.iterdir(), key=lambda entry: entry.name)]
+    found = sorted((entry for entry in folder.iterdir() if entry.name.endswith(".toml")), key=lambda entry: entry.name)
+    return [entry.read_bytes() for entry in found]
 
 
 def overrides() -> list[bytes]:
