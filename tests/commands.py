@@ -37,6 +37,7 @@ VERBS = (
     "segment",
     "probe",
     "analyze",
+    "bench",
     "sample",
     "serve",
     "compress",

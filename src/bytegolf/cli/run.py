@@ -21,6 +21,7 @@ from cyclopts import CycloptsError
 from bytegolf.cli import (
     artifact,
     audit,
+    bench,
     check,
     data,
     eval,
@@ -41,7 +42,24 @@ from bytegolf.errors import BytegolfError
 from bytegolf.registry import load_plugins
 
 __all__ = ["app", "run"]
-VERBS = (data, plan, train, eval, verify, artifact, exchange, submit, audit, look, serving, probe, files, check, study)
+VERBS = (
+    data,
+    plan,
+    train,
+    eval,
+    verify,
+    artifact,
+    exchange,
+    submit,
+    audit,
+    look,
+    bench,
+    serving,
+    probe,
+    files,
+    check,
+    study,
+)
 """Importing these registers the verbs."""
 
 
