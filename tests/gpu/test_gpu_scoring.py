@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from gpu_runs import RTOL, RunOf, on_both, run_of  # noqa: F401
 
-from bytegolf.config import TttConfig
+from bytegolf.config import MixConfig, TttConfig
 
 pytestmark = pytest.mark.gpu
 
@@ -24,8 +24,8 @@ MODES: dict[str, dict[str, Any]] = {
     "lora": {"ttt": TttConfig("lora", documents=3), "stride": 64},
     "lora, carried on": {"ttt": TttConfig("lora", reset="never", matrices="mlp", steps=2)},
     "sgd": {"ttt": TttConfig("sgd")},
+    "mixed with contexts": {"mix": MixConfig(on=True, megabytes=1)},
 }
-NO_CHUNKS = ("fixed capacity", "capacities in buckets")
 
 
 @pytest.mark.parametrize("mode", MODES)

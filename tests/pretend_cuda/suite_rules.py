@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -124,3 +125,8 @@ def test_a_mask_that_validation_makes_serves_training() -> None:
         attend(length=53, made_for=53)
     q, k, v = (torch.randn(1, 2, 53, 16, device="cuda", requires_grad=True) for _ in range(3))
     flex.flex_attention(q, k, v, block_mask=block_mask(53, 8, None, CUDA), scale=1.0, enable_gqa=True).sum().backward()
+
+
+def test_threads_have_the_device_too() -> None:
+    with ThreadPoolExecutor(1) as threads:
+        assert threads.submit(lambda: torch.zeros(2, device="cuda") + THERE[:2]).result().device == CUDA

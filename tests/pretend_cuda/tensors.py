@@ -16,17 +16,17 @@ Each time the host has to wait for the device (``item``, a copy to the CPU, ``no
 from __future__ import annotations
 
 import contextlib
-import sys
+import functools
+import threading
 import types
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import safetensors.torch
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 CUDA, CPU = torch.device("cuda:0"), torch.device("cpu")
 aten = torch.ops.aten
@@ -106,15 +106,40 @@ class PretendCuda(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """One operation."""
-        if func._can_decompose():  # in inference mode composite operations come here whole
+        if _composite(func):  # in inference mode such operations come here whole
             with self:
                 return func.decompose(*args, **(kwargs or {}))
         return run(func, args, kwargs or {})
 
 
+@functools.cache
+def _composite(func: Any) -> bool:
+    return bool(func._can_decompose())
+
+
+@functools.cache
+def _aliases(func: Any) -> bool:
+    """Whether the result is, or shows a part of, an operand."""
+    return any(result.alias_info is not None for result in func._schema.returns)
+
+
+def _changed(value: Any, kind: type, change: Callable[[Any], Any]) -> Any:
+    """``value`` with what is of a kind changed, also in lists, tuples and dicts: torch's trees take twice as long."""
+    if isinstance(value, kind):
+        return change(value)
+    if isinstance(value, list | tuple):
+        return type(value)(_changed(each, kind, change) for each in value)
+    return {key: _changed(each, kind, change) for key, each in value.items()} if isinstance(value, dict) else value
+
+
+def _held(tensor: Any) -> Tensor:
+    return tensor.held  # type: ignore[no-any-return]
+
+
 def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """Do one operation of ATen where its operands are; RuntimeError where they are apart."""
-    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    tensors: list[Tensor] = []
+    _changed((args, kwargs), Tensor, tensors.append)
     pretended = [isinstance(tensor, PretendTensor) for tensor in tensors]
     there = any(pretended)
     if there and not all(pretended) and not _let_through(func, args, tensors):
@@ -123,23 +148,26 @@ def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if func in PINNED:
         return args[0].clone()
     wanted = kwargs.get("device")
+    if not there and wanted is None:
+        return func(*args, **kwargs)
     if there:
         _count(func, args, kwargs)
     if wanted is not None:
         there = torch.device(wanted).type == "cuda"
         kwargs = {**kwargs, "device": CPU} | ({"pin_memory": False} if kwargs.get("pin_memory") else {})
-    inner_args, inner_kwargs = tree_map_only(PretendTensor, lambda tensor: tensor.held, (args, kwargs))
+    inner_args, inner_kwargs = _changed((args, kwargs), PretendTensor, _held)
     # what shows a part of an ordinary tensor is an ordinary tensor, in inference mode too
-    view = func._schema.returns and func._schema.returns[0].alias_info is not None
-    as_ordinary = view and torch.is_inference_mode_enabled() and not tensors[0].is_inference()
+    as_ordinary = _aliases(func) and torch.is_inference_mode_enabled() and not tensors[0].is_inference()
     with _ordinary() if as_ordinary else contextlib.nullcontext():
         out = func(*inner_args, **inner_kwargs)
         if func is aten.copy_.default and not pretended[0]:
             return args[0]
         if not there:
             return out
-        out = tree_map_only(Tensor, PretendTensor, out)
-    return out if func is aten._to_copy.default else return_and_correct_aliasing(func, args, kwargs, out)
+        out = _changed(out, Tensor, PretendTensor)
+    if func is aten._to_copy.default or not _aliases(func):
+        return out
+    return return_and_correct_aliasing(func, args, kwargs, out)
 
 
 @contextlib.contextmanager
@@ -231,13 +259,20 @@ def answer() -> None:
 
 @contextlib.contextmanager
 def pretended() -> Iterator[None]:
-    """Within the context ``cuda:0`` is there."""
-    if sys.modules["torch"].cuda._lazy_init is not ANSWERS["_lazy_init"]:
+    """Within the context ``cuda:0`` is there, also in threads that are started there."""
+    if torch.cuda._lazy_init is not ANSWERS["_lazy_init"]:
         answer()
-    before = torch._C._only_lift_cpu_tensors()
+    lifted, alone = torch._C._only_lift_cpu_tensors(), threading.Thread.run
+
+    def run_pretending(thread: threading.Thread) -> None:
+        with PretendCuda():  # type: ignore[no-untyped-call]  # a mode is of one thread
+            alone(thread)
+
+    threading.Thread.run = run_pretending  # type: ignore[assignment, method-assign]
     torch._C._set_only_lift_cpu_tensors(True)  # ``torch.tensor(…, device="cuda")`` makes it on the CPU and moves it
     try:
         with PretendCuda():  # type: ignore[no-untyped-call]
             yield
     finally:
-        torch._C._set_only_lift_cpu_tensors(before)
+        threading.Thread.run = alone  # type: ignore[method-assign]
+        torch._C._set_only_lift_cpu_tensors(lifted)
