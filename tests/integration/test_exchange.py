@@ -144,6 +144,25 @@ def test_a_model_trained_here_is_the_same_after_export_and_import(data: Path, tm
     assert torch.equal(bytegolf.load(tmp_path / "model", precision="fp32").module(ids).logits, wanted)
 
 
+def test_training_begins_with_imported_weights(imported: Path, data: Path, tmp_path: Path) -> None:
+    tiny = (
+        "train.seq_len=64",
+        "train.batch_tokens=64",
+        "train.max_steps=1",
+        "train.max_seconds=0",
+        "train.precision=fp32",
+    )
+    still = ("optim.muon_lr=0", "optim.embed_lr=0", "optim.scalar_lr=0", "export.quantizer=fp32")
+    change = (*tiny, *still, "train.warmup_steps=0", "train.validate_tokens=0", "eval.limit=64")
+    good("train", "cpu-hnet-2stage", *change, f"train.init={imported}", "--data", data, "--out", tmp_path / "run")
+    tuned, before = (bytegolf.load(each, precision="fp32") for each in (tmp_path / "run", imported))
+    assert tuned.config.model == before.config.model
+    assert np.abs(tuned.log_probs(SENTENCE) - before.log_probs(SENTENCE)).max() < 1e-3, "no learning rate, no change"
+    public = imported.parent / "public" / "model.pt"
+    said = refused("train", "cpu-hnet-2stage", *change, f"train.init={public}", "--data", data, "--out", tmp_path / "b")
+    assert "bring it in first" in said
+
+
 def test_released_configurations_have_the_published_numbers_of_parameters() -> None:
     published = {
         "hnet_1stage_L": 679_405_312,

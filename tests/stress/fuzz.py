@@ -45,7 +45,16 @@ SILENCE = 60
 KEPT = 20
 """Failing inputs saved of each reader."""
 
-COSTLY = {"resume": 0.08, "checkpoint": 0.4, "ended": 0.4, "results": 0.4, "study": 0.5, "artifact": 0.7}
+COSTLY = {
+    "resume": 0.08,
+    "checkpoint": 0.4,
+    "ended": 0.4,
+    "results": 0.4,
+    "study": 0.5,
+    "artifact": 0.7,
+    "public": 0.4,
+    "weights": 0.2,
+}
 """Shares of readers that are slower than the others."""
 
 _COUNTS = struct.Struct("<4Q")  # tried, accepted, refused, failed

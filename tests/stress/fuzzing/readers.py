@@ -18,12 +18,16 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import public_hnet
+import torch
 import zstandard
 
 from bytegolf.artifact.container import CODERS, compress, decompress
+from bytegolf.artifact.exchange import import_model
 from bytegolf.artifact.export import latest
-from bytegolf.artifact.loading import load_artifact
+from bytegolf.artifact.loading import load_artifact, load_model
 from bytegolf.artifact.pack import read_artifact
+from bytegolf.artifact.public.opening import open_public
 from bytegolf.config import Config
 from bytegolf.data import json_lines
 from bytegolf.data.blocks import documents, of_files
@@ -442,8 +446,42 @@ class Documents(Reader):
         return sum(len(document.data) for document in found)
 
 
+class PublicFile(Reader):
+    """A public H-Net's .pt, a zip archive or as before PyTorch 1.6, opened with its configuration beside it."""
+
+    name = "public"
+
+    def prepare(self) -> list[bytes]:
+        config = public_hnet.public(["m1"], (64,), d_state=4)
+        good = []
+        for archive in (True, False):
+            out = io.BytesIO()
+            torch.save(public_hnet.weights(config), out, _use_new_zipfile_serialization=archive)
+            good.append(out.getvalue())
+        (self.folder / "input.json").write_text(json.dumps(config))
+        return good
+
+    def read(self, data: bytes) -> object:
+        return len(open_public(self.written(data, "input.pt")).state)
+
+
+class Weights(Reader):
+    """Imported weights: safetensors with a header of ours."""
+
+    name = "weights"
+
+    def prepare(self) -> list[bytes]:
+        config = public_hnet.public(["m1"], (64,), d_state=4)
+        source = public_hnet.write(self.folder / "public", config, public_hnet.weights(config))
+        written = import_model(str(source), self.folder / "good.safetensors").weights
+        return [written.read_bytes()]
+
+    def read(self, data: bytes) -> object:
+        return load_model(self.written(data, "input.safetensors"), precision="fp32").model
+
+
 READERS: tuple[type[Reader], ...] = (
-    *(Shards, Manifest, Specs, SentencePiece, Artifact, Checkpoint, Resume, Compressed),
+    *(Shards, Manifest, Specs, SentencePiece, Artifact, Checkpoint, Resume, Compressed, PublicFile, Weights),
     *(ConfigFile, Overrides, StudyFile, Results, Ended, Documents),
 )
 

@@ -57,6 +57,15 @@ def artifact(path: Path) -> Found:
     return "whole", f"its hash matches; {counted(len(found.state), 'tensor')}, SHA-256 {found.sha256[:16]}…"
 
 
+@judged("weights")
+def weights(path: Path) -> Found:
+    """Weights that are not quantised: a file that holds no hash of its own."""
+    from bytegolf.artifact.weights_file import read_weights
+
+    found = read_weights(path)
+    return "no checksum", f"{counted(len(found.state), 'tensor')} of {found.config.name}; SHA-256 {found.sha256[:16]}…"
+
+
 @judged("compressed file")
 def compressed_file(path: Path) -> Found:
     """What `compress` wrote, by the checksums of its blocks; the model that it needs is not asked."""
@@ -144,6 +153,8 @@ def any_file(path: Path) -> Verdict | None:
         start = file.read(len(container.MAGIC))
     if start == container.MAGIC or path.suffix == ARTIFACT:
         return artifact(path)
+    if path.suffix == ".safetensors":
+        return weights(path)
     if path.suffix == ".bin":
         return shard(path)
     if path.name == RESULTS:

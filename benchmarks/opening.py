@@ -1,6 +1,6 @@
 """Public H-Nets on this machine: how long from a file to the first byte, and how much memory that takes.
 
-    python benchmarks/public_hnet.py --shapes 100m 1stage-L 2stage-XL --out FOLDER
+    python benchmarks/opening.py --shapes 100m 1stage-L 2stage-XL --out FOLDER
 
 For each shape, a .pt of random bf16 weights by the public names is written, and `bytegolf import` brings it in; then
 the public file and the imported one are opened by a process of their own each, which writes one byte behind a prompt,
@@ -70,16 +70,16 @@ def measure(source: str, precision: str) -> dict[str, Any]:
 
     torch.set_num_threads(2)
     before = peak_memory()
-    started = time.perf_counter()
+    started, spent = time.perf_counter(), time.process_time()
     model = package.load(source, precision=precision)  # type: ignore[arg-type]
     opened = time.perf_counter() - started
     next(iter(model.generate(PROMPT, max_bytes=4, temperature=0, stream=True)), "")
-    first = time.perf_counter() - started
+    first, spent = time.perf_counter() - started, time.process_time() - spent
     peak_first = peak_memory()
     started = time.perf_counter()
     model.score(PROMPT * 16)
     scored = time.perf_counter() - started
-    found = {"opened": opened, "first": first, "scored": scored, "text": len(PROMPT) * 16}
+    found = {"opened": opened, "first": first, "spent": spent, "scored": scored, "text": len(PROMPT) * 16}
     return {**found, "before": before, "peak_first": peak_first, "peak": peak_memory(), "weights": model.parameters}
 
 
@@ -109,7 +109,7 @@ def main() -> None:
         run(bytegolf("import", str(public), "--out", str(mine)))
         seconds = time.perf_counter() - started
         for kind, source in (("public", public), ("imported", mine)):
-            found = fresh("public_hnet.py", "--one", str(source), "--precision", options.precision)
+            found = fresh("opening.py", "--one", str(source), "--precision", options.precision)
             size = public.stat().st_size
             rows.append(
                 {
@@ -120,6 +120,7 @@ def main() -> None:
                     "import s": seconds,
                     "opened s": found["opened"],
                     "first byte s": found["first"],
+                    "of processor": found["spent"],
                     "scoring B/s": found["text"] / found["scored"],
                     "GB before": found["before"] / 1e9,
                     "GB at first byte": found["peak_first"] / 1e9,
