@@ -43,7 +43,8 @@ class Browser:
     """A running browser with one page at a time."""
 
     def __init__(self, process: subprocess.Popen[bytes], reading: int, writing: int) -> None:
-        self._process, self._reading, self._writing = process, reading, writing
+        self.process = process.pid
+        self._reading, self._writing = reading, writing
         self._numbers = itertools.count(1)
         self._rest = b""
         self._session = ""

@@ -73,7 +73,7 @@ function drawPanes(panes, was) {
   }
 }
 
-// One sentence on what the models made of the text.
+// One line on what each model made of the text.
 function sentence(panes) {
   const said = panes.filter((one) => one.reading?.data.length).map(({ name, reading }) => {
     const size = reading.data.length, chunks = reading.levels.map((level) => countOf(level.boundary));
@@ -82,7 +82,12 @@ function sentence(panes) {
       : "";
     return `${name}: ${size.toLocaleString("en")} bytes${cut}${reading.bpb ? `, ${reading.bpb.toFixed(2)} bits per byte` : ""}`;
   });
-  return said.join(" · ");
+  return said;
+}
+
+// Lines below each other, in place of what `target` has.
+function say(lines, target) {
+  target.replaceChildren(...lines.map((line) => element("span", "line", line)));
 }
 
 // How far two readings of a text agree on where chunks start.

@@ -44,11 +44,11 @@ function tell(target, models, at, choose) {
           if (k > one.at && !level.boundary[k]) continue;
           const where = one.size > 1 ? `, byte ${hex(data[k])}` : "";
           const said = `${shareOf(level.p[k])}${level.boundary[k] ? " ●" : ""}`;
-          parts.push(fact(`${unit}${many ? ` of level ${depth}` : ""}${where}`, bar(level.p[k] === NOTHING ? 0 : level.p[k] / 10000), element("b", "", said)));
+          parts.push(fact(`${many ? `${unit}, level ${depth}` : `${unit} of a boundary`}${where}`, bar(level.p[k] === NOTHING ? 0 : level.p[k] / 10000), element("b", "", said)));
         }
         const [start, end] = chunkAt(level.boundary, one.at), cut = Math.min(end, start + 48);
         const text = `${shown(data, start, cut)}${end > cut ? "…" : ""}`;
-        parts.push(fact(many ? `chunk of level ${depth}` : "chunk", element("code", "", text), element("b", "", `${end - start} bytes`)));
+        parts.push(fact(many ? `chunk, level ${depth}` : "chunk", element("code", "", text), element("b", "", `${end - start} ${end - start === 1 ? "byte" : "bytes"}`)));
       });
       if (!reading.levels.length) parts.push(fact("chunk", element("span", "", "a flat model has none")));
     }

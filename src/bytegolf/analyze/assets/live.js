@@ -76,7 +76,7 @@ async function work() {
       if (data.length > live.limit) throw new Error(`That is ${data.length.toLocaleString("en")} bytes, and this server takes ${live.limit.toLocaleString("en")} at a time.`);
       await Promise.all(live.panes.map((one) => readInto(one, text, data)));
     } catch (error) {
-      say(error.message, true);
+      tellStatus(error.message, true);
       if (error.later) {
         await new Promise((done) => setTimeout(done, 500));
         dirty = true;
@@ -129,17 +129,17 @@ function redraw() {
   }
   drawPanes(live.panes, was);
   const { panes } = live, some = panes[0].reading?.data.length;
-  $("headline").textContent = some ? sentence(panes) : "Write something, and see how it is read";
+  say(some ? sentence(panes) : ["Write something, and see how it is read"], $("headline"));
   $("legend-edit").hidden = !moved;
   const said = [];
   if (panes.length === 2 && some) said.push(agreement(panes[0].reading, panes[1].reading));
   if (was.size && (moved || touched)) said.push(moved ? `Your edit moved ${moved} ${moved === 1 ? "boundary" : "boundaries"} elsewhere.` : "Your edit moved no boundary elsewhere.");
   if (panes[0].picture.chars.length > MOST_DRAWN) said.push(`Only the first ${MOST_DRAWN.toLocaleString("en")} characters are drawn.`);
-  say(said.filter(Boolean).join(" "));
+  tellStatus(said.filter(Boolean).join(" "));
   follow();
 }
 
-function say(text, wrong = false) {
+function tellStatus(text, wrong = false) {
   if ($("status").textContent !== text) $("status").textContent = text;
   $("status").classList.toggle("error", wrong);
 }
@@ -159,7 +159,7 @@ function look(at) {
   at = Math.min(at, size);
   const same = readings.filter((one) => one.reading.data.length === size);
   for (const one of same) one.picture.mark(at);
-  tell($("facts"), same.map((one) => ({ ...one, unit: `${one.unit} of a boundary` })), at, put);
+  tell($("facts"), same, at, put);
 }
 
 function point(at, kind) {
@@ -173,7 +173,7 @@ function put(piece, at) {
   try {
     text = new TextDecoder("utf-8", { fatal: true }).decode(piece);
   } catch {
-    say("That is half a character, which an editor cannot hold.", true);
+    tellStatus("That is half a character, which an editor cannot hold.", true);
     return;
   }
   const index = indexOf(at);

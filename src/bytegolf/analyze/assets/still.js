@@ -9,7 +9,7 @@ function point(at) {
   here = at;
   const same = panes.filter((one) => one.reading.data.length === panes[0].reading.data.length);
   for (const one of same) one.picture.mark(at);
-  tell($("facts"), same.map((one) => ({ ...one, unit: `${page.unit} of a boundary` })), at);
+  tell($("facts"), same.map((one) => ({ ...one, unit: page.unit })), at);
 }
 
 function show() {
@@ -19,7 +19,7 @@ function show() {
     panes[at].reading = found.levels[0]?.p.buffer ? found : (text.models[at] = opened(found, bytesOf(found.data)));
   });
   drawPanes(panes);
-  $("headline").textContent = sentence(panes) || document.title;
+  say(sentence(panes), $("headline"));
   $("status").textContent = panes.length === 2 ? agreement(panes[0].reading, panes[1].reading) : "";
 }
 

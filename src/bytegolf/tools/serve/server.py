@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import socket
 from collections.abc import Callable, Iterable
@@ -63,6 +64,7 @@ def serve(
     in Host headers. ``threads``: of torch, for the model's work; 0 leaves one core to the server and the browser.
     Raises BytegolfError if it cannot listen there.
     """
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of each piece for a client that has just left
     if token is None:
         token = "" if is_loopback(host) else secrets.token_urlsafe(18)
     with bound(host, port) as listening:
