@@ -198,11 +198,14 @@ def load(model: Path, clients: int, seconds: float) -> None:
 
         async def run() -> tuple[Load, list[int]]:
             found, memory = Load(host, port, time.monotonic() + seconds), [resident(process)]
+            before = processor(process)
             asking = asyncio.gather(*(found.client(number) for number in range(clients)))
             while not asking.done():
                 await asyncio.sleep(0.25)
                 memory.append(resident(process))
             await asking
+            used = (processor(process) - before) / 1000
+            print(f"{clients} clients for {seconds:.0f} seconds; the server got {used:.1f} seconds of processor time")
             await asyncio.sleep(2)
             alone = time.perf_counter()
             await found.ask("alone, afterwards", 0, "/read", json.dumps({"text": words(TYPED, 0)}).encode())

@@ -26,7 +26,7 @@ from bytegolf.tools.serve.guard import Guard
 from bytegolf.tools.serve.openapi import schema
 from bytegolf.tools.serve.refusals import no_such_route
 from bytegolf.tools.serve.served import COMPRESSED_HEADER, Collection, Served, milliseconds, packed_by_others
-from bytegolf.tools.serve.worker import Job, Worker
+from bytegolf.tools.serve.worker import Job, Kind, Worker
 
 COMPARING = 2
 """Texts that go through the usual compressors at once, each in a thread of its own: they need no model."""
@@ -122,7 +122,7 @@ class Routes:
         """Continue texts."""
         asked = await read_fields(request, answers.CompletionRequest, self.models.limit)
         order = completions.Order.of(asked, self.models.named(asked.model), self.models.limit)
-        job = self._job(request, completions.drawing(order))
+        job = self._job(request, completions.drawing(order), "long")
         if asked.stream:
             return Events(completions.stream(order, job), job)
         return JSONResponse(await result_of(job, request, completions.whole(order, job)))
@@ -142,7 +142,7 @@ class Routes:
         self, request: Request, work: Callable[[Served, Callable[[Any], None]], Generator[Any, None, bytes]]
     ) -> Response:
         served = self.models.named(request.query_params.get("model", ""))
-        job = self._job(request, work(served, self.worker.breathe), heavy=True)
+        job = self._job(request, work(served, self.worker.breathe), "heavy")
         if request.query_params.get("events"):
             return Events(_progress(job), job)
         return Response(await result_of(job, request), media_type="application/octet-stream")
@@ -151,10 +151,10 @@ class Routes:
         asked = await read_fields(request, answers.TextRequest, self.models.limit)
         return self.models.named(asked.model), bytes_of(asked.text, asked.base64, self.models.limit)
 
-    def _job(self, request: Request, steps: Generator[Any, None, Any], heavy: bool = False) -> Job[Any]:
+    def _job(self, request: Request, steps: Generator[Any, None, Any], kind: Kind = "quick") -> Job[Any]:
         """Hand a job to the worker, in the name of the address, and of the page within it, that it is for."""
         address = request.client.host if request.client else ""
-        return self.worker.submit(f"{address} {request.headers.get('x-client', '')[:64]}", steps, heavy)
+        return self.worker.submit(f"{address} {request.headers.get('x-client', '')[:64]}", steps, kind)
 
 
 def _file(body: str, kind: str) -> Callable[[Request], Any]:

@@ -1,10 +1,10 @@
 """One thread that does all work of models, in turns: the event loop never waits, and a short job never waits long.
 
-A job is a generator: each ``next`` does a little work and may give a piece of the answer. Jobs that are new come first,
-one after the other: most of them, a letter that was typed, are done in a few milliseconds, and taking turns would only
-end all of them late. One that takes longer joins those that take turns, of which one gets a slice whenever there is
-nothing new, and in any case behind every fourth new one. So who types does not wait for whoever generates, and whoever
-generates still gets a fifth.
+A job is a generator: each ``next`` does a little work and may give a piece of the answer. Quick jobs come first, one
+after the other: most of them, a letter that was typed, are done in a few milliseconds, and taking turns would only end
+all of them late. Those that take long, or were thought to be quick and are not, take turns: one gets a slice whenever
+nothing quick waits, and in any case behind every fourth quick one. So who types does not wait for whoever generates,
+and whoever generates still gets on.
 
 Three things bound what can pile up: the number of jobs, of each client's jobs, and of pieces that a client has not
 taken yet; a job whose client is slow rests until they are.
@@ -20,7 +20,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Generator
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 
@@ -28,13 +28,16 @@ from bytegolf.tools.serve.refusals import RefusedError
 
 Result = TypeVar("Result")
 
+Kind = Literal["quick", "long", "heavy"]
+"""How long a job is going to take; heavy is one call, which ``breathe``s."""
+
 SLICE_SECONDS = 0.02
 
-NEW_SECONDS = 0.1
-"""Of work, after which a job is no longer new."""
+QUICK_SECONDS = 0.1
+"""Of processor time, after which a job counts as one that takes long."""
 
-NEW_IN_A_ROW = 4
-"""New jobs that are done before a slice of another one."""
+QUICK_IN_A_ROW = 4
+"""Quick jobs that are done before a slice of another one."""
 
 MOST_PIECES = 64
 """Pieces of an answer that wait for a client."""
@@ -47,16 +50,17 @@ class ClientLeftError(Exception):
 class Job(Generic[Result]):
     """A job as its client sees it: ``pieces`` as they come, then ``result``; both on the event loop that made it."""
 
-    def __init__(self, worker: Worker, client: str, steps: Generator[Any, None, Result], heavy: bool) -> None:
-        self.steps, self.client, self.heavy = steps, client, heavy
+    def __init__(self, worker: Worker, client: str, steps: Generator[Any, None, Result], kind: Kind) -> None:
+        self.steps, self.client, self.kind = steps, client, kind
         self.cancelled = False
         self.resting = False
+        self.counted = True
         self.used = 0.0
-        """seconds of work so far"""
+        """seconds of processor time so far"""
         self._worker = worker
         self._loop = asyncio.get_running_loop()
         self._pieces: deque[Any] = deque()
-        self._news = asyncio.Event()
+        self._quicks = asyncio.Event()
         self._done: asyncio.Future[Result] = self._loop.create_future()
         self._done.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may be there to ask
 
@@ -76,8 +80,8 @@ class Job(Generic[Result]):
                 yield piece
             if self._done.done():
                 return
-            self._news.clear()
-            await self._news.wait()
+            self._quicks.clear()
+            await self._quicks.wait()
 
     def cancel(self) -> None:
         """The client has left: the job ends at its next step, and its generator is closed."""
@@ -89,7 +93,7 @@ class Job(Generic[Result]):
     def give(self, piece: Any) -> bool:
         """Hand over a piece; whether there is room for more."""
         self._pieces.append(piece)
-        self._tell(self._news.set)
+        self._tell(self._quicks.set)
         return len(self._pieces) < MOST_PIECES
 
     def taken(self) -> bool:
@@ -102,7 +106,7 @@ class Job(Generic[Result]):
         def settle() -> None:
             if not self._done.done():
                 self._done.set_exception(error) if error else self._done.set_result(result)  # type: ignore[arg-type]
-            self._news.set()
+            self._quicks.set()
 
         self._tell(settle)
 
@@ -118,10 +122,10 @@ class Worker:
         """``threads``: of torch; 0 is one less than there are cores, which is left to everything else."""
         self.most_jobs, self.most_per_client = most_jobs, most_per_client
         self.threads = threads or max(1, torch.get_num_threads() - 1)
-        self._new: deque[Job[Any]] = deque()
+        self._quick: deque[Job[Any]] = deque()
         self._long: deque[Job[Any]] = deque()
         self._row = 0
-        """new jobs since the last slice of another"""
+        """quick jobs since the last slice of another"""
         self._clients: Counter[str] = Counter()
         """unfinished jobs of each client"""
         self._changed = threading.Condition()
@@ -138,7 +142,7 @@ class Worker:
         """End the thread at its next step; jobs that are left are cancelled."""
         with self._changed:
             self._stopping = True
-            for job in [*self._new, *self._long, *self._current]:
+            for job in [*self._quick, *self._long, *self._current]:
                 job.cancelled = True
             self._changed.notify()
         if self._thread.is_alive():
@@ -146,10 +150,10 @@ class Worker:
 
     @property
     def waiting(self) -> int:
-        """Jobs that are not finished."""
+        """Jobs that somebody waits for."""
         return self._clients.total()
 
-    def submit(self, client: str, steps: Generator[Any, None, Result], heavy: bool = False) -> Job[Result]:
+    def submit(self, client: str, steps: Generator[Any, None, Result], kind: Kind = "quick") -> Job[Result]:
         """Have a job done.
 
         Raises RefusedError with 429 if ``client`` has too many already, or 503 if all have together.
@@ -166,19 +170,24 @@ class Worker:
                     503, f"{self.most_jobs} requests are waiting: try again in a moment", code="overloaded"
                 )
             self._clients[client] += 1
-            job = Job(self, client, steps, heavy)
+            job = Job(self, client, steps, kind)
             self._put(job)
         return job
 
     def wake(self, job: Job[Any]) -> None:
-        """Let a resting job go on."""
+        """Let a resting job go on, or one that was cancelled end at once."""
         with self._changed:
             if job.resting:
                 job.resting = False
                 self._put(job)
+            elif job.cancelled and job in self._long:
+                self._long.remove(job)
+                self._put(job)
+            if job.cancelled:
+                self._free(job)
 
     def breathe(self, piece: Any = None) -> None:
-        """Called inside a heavy job: do what is new, and a slice of another. Raises ClientLeftError if the client left.
+        """Called inside a heavy job: do what is quick, and a slice of another; ClientLeftError if the client left.
 
         ``piece`` goes to the heavy job's client, unless too many wait for it.
         """
@@ -187,50 +196,54 @@ class Worker:
             raise ClientLeftError
         if piece is not None and mine.taken():
             mine.give(piece)
-        for _ in range(NEW_IN_A_ROW + 1):
+        for _ in range(QUICK_IN_A_ROW + 1):
             job = self._next(light=True)
             if job is None:
                 return
             self._advance(job)
 
     def _put(self, job: Job[Any]) -> None:
-        (self._long if job.heavy or job.used > NEW_SECONDS else self._new).append(job)
+        if job.cancelled:
+            self._quick.appendleft(job)
+        else:
+            (self._quick if job.kind == "quick" and job.used <= QUICK_SECONDS else self._long).append(job)
         self._changed.notify()
 
     def _run(self) -> None:
         torch.set_num_threads(self.threads)  # a thread has its own number
         while True:
             with self._changed:
-                while not self._new and not self._long and not self._stopping:
+                while not self._quick and not self._long and not self._stopping:
                     self._changed.wait()
-                if not self._new and not self._long:
+                if not self._quick and not self._long:
                     return
             if job := self._next():
                 self._advance(job)
 
     def _next(self, light: bool = False) -> Job[Any] | None:
         with self._changed:
-            if self._new and (self._row < NEW_IN_A_ROW or not self._long):
+            if self._quick and (self._row < QUICK_IN_A_ROW or not self._long):
                 self._row += 1
-                return self._new.popleft()
+                return self._quick.popleft()
             self._row = 0
             for at, job in enumerate(self._long):
-                if not (light and job.heavy):
+                if not (light and job.kind == "heavy"):
                     del self._long[at]
                     return job
-            return self._new.popleft() if self._new else None
+            return self._quick.popleft() if self._quick else None
 
     def _advance(self, job: Job[Any]) -> None:
         """Give a job its slice."""
-        since = time.monotonic()
-        until = since + (SLICE_SECONDS if job.used > NEW_SECONDS else NEW_SECONDS)
+        since = time.thread_time()
+        slice_ = QUICK_SECONDS if job.kind == "quick" and job.used <= QUICK_SECONDS else SLICE_SECONDS
         self._current.append(job)
         try:
             while not job.cancelled:
                 piece = next(job.steps)
                 room = piece is None or job.give(piece)
-                if not room or time.monotonic() > until:
-                    job.used += time.monotonic() - since
+                used = time.thread_time() - since
+                if not room or used > slice_:
+                    job.used += used
                     with self._changed:
                         if room or job.cancelled or job.taken():
                             self._put(job)
@@ -248,7 +261,13 @@ class Worker:
     def _end(self, job: Job[Any], result: Any = None, error: BaseException | None = None) -> None:
         job.steps.close()
         with self._changed:
+            self._free(job)
+        job.end(result, error)
+
+    def _free(self, job: Job[Any]) -> None:
+        """A job no longer counts among those that wait: it is done, or nobody waits for it."""
+        if job.counted:
+            job.counted = False
             self._clients[job.client] -= 1
             if not self._clients[job.client]:
                 del self._clients[job.client]
-        job.end(result, error)
