@@ -86,7 +86,7 @@ def compress(
 
     Example: bytegolf compress notes.txt
     Example: bytegolf compress --model demo.bgolf notes.txt -o small.bgz
-    Example: bytegolf compress page.html data.csv --rm -f
+    Example: bytegolf compress notes.txt --rm --force
     Example: bytegolf compress --bench notes.txt data/default
     """
     from bytegolf.cli import show
