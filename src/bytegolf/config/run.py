@@ -205,6 +205,7 @@ class TttConfig(Ranged):
 ContextName = Literal[
     "o0", "o1", "o2", "o3", "o4", "o5", "o6", "o7", "o8", "o12", "o16", "o24",
     "word", "words", "word-skip", "chunk", "chunks", "chunk-skip", "skip1-2", "skip1-3", "skip2-2", "high", "skip3",
+    "column4", "slope4",
 ]  # fmt: skip
 SelectorName = Literal["bits", "last", "before", "match", "known", "unsure", "chunk"]
 
@@ -223,7 +224,8 @@ class MixConfig(Ranged):
     contexts: tuple[ContextName, ...] = doc(
         "what is looked up: the last n bytes (o0 … o24); word = the letters so far, words = with the word before, "
         "word-skip = the word before and the last byte; chunk, chunks, chunk-skip = the same with the model's chunks; "
-        "skip1-2 = 2 bytes behind the last one, …; high = the upper halves of 5 bytes",
+        "skip1-2 = 2 bytes behind the last one, …; high = the upper halves of 5 bytes; column4 = the 4th and 8th "
+        "byte back; slope4 = where the 16 bits 8 and 4 back lead",
         ("o1", "o2", "o3", "o4", "o5", "o6", "o8", "o12", "o16", "word", "words"),
     )
     selectors: tuple[SelectorName, ...] = doc(

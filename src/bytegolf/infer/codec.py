@@ -55,9 +55,9 @@ PIECE = 1 << 14
 
 CONTEXTS: tuple[ContextName, ...] = (
     *("o0", "o1", "o2", "o3", "o4", "o5", "o6", "o8", "o12", "o16", "word", "words"),
-    *("skip1-2", "skip2-2", "skip1-3", "skip3", "word-skip", "high"),
+    *("skip1-2", "skip2-2", "skip1-3", "skip3", "word-skip", "high", "column4", "slope4"),
 )
-"""Of files of all kinds: besides text's, those that skip bytes, for tables and programs (LOG of 2026-11-29)."""
+"""Of files of all kinds: besides text's, those that skip bytes, for programs, tables, pictures and sounds (LOG)."""
 
 MEGABYTES_PER_MB, LEAST_MEGABYTES, MOST_MEGABYTES = 512, 16, 256
 """Memory for what mixing learns: of a file of 1 MB, and the limits."""

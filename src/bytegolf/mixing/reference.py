@@ -52,6 +52,8 @@ def context(h: dict[str, int], kind: int) -> int:
         50: last8 >> 16 & 0xFFFF,
         51: last8 & 0xF0F0F0F0F0,
         52: last8 >> 24 & 0xFF,
+        53: last8 >> 24 & 0xFF | last8 >> 48 & 0xFF00,
+        54: 2 * (last8 >> 24 & 0xFFFF) - (last8 >> 56 | h["before8"] << 8 & 0xFF00) & 0xFFFF,
     }
     return by_kind[kind] & MASK
 

@@ -18,7 +18,7 @@ from bytegolf.mixing import tables
 CONTEXTS = {
     **{f"o{n}": n for n in (0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24)},
     **{"word": 32, "words": 33, "word-skip": 34, "chunk": 40, "chunks": 41, "chunk-skip": 42},
-    **{"skip1-2": 48, "skip1-3": 49, "skip2-2": 50, "high": 51, "skip3": 52},
+    **{"skip1-2": 48, "skip1-3": 49, "skip2-2": 50, "high": 51, "skip3": 52, "column4": 53, "slope4": 54},
 }
 """The kinds of contexts by their names in a configuration; the kernel has the same numbers."""
 

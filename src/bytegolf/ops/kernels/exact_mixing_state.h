@@ -116,7 +116,10 @@ struct Knowledge {
       case 49: return (h.last8 >> 8) & 0xffffff;
       case 50: return (h.last8 >> 16) & 0xffff;
       case 51: return h.last8 & 0xf0f0f0f0f0ull;
-      default: return (h.last8 >> 24) & 0xff;
+      case 52: return (h.last8 >> 24) & 0xff;
+      case 53: return ((h.last8 >> 24) & 0xff) | ((h.last8 >> 48) & 0xff00);
+      default:
+        return (2 * ((h.last8 >> 24) & 0xffff) - ((h.last8 >> 56) | ((h.before8 << 8) & 0xff00))) & 0xffff;
     }
   }
 
