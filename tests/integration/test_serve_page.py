@@ -163,6 +163,12 @@ def test_files_are_compressed_and_come_back(page: browser.Browser, first: Served
     choose_file(page, tmp_path / "letter.txt.bgz")
     page.until("document.querySelector('#file-out a')?.download === 'letter.txt'")
     assert base64.b64decode(page.run(fetched)) == content
+    page.run(
+        "const held = new DataTransfer(); held.items.add(new File(['The people'], 'dropped.txt')); "
+        "document.body.dispatchEvent(new DragEvent('drop', { dataTransfer: held, bubbles: true, cancelable: true })); 1"
+    )
+    page.until("document.querySelector('#file-out a')?.download === 'dropped.txt.bgz'")
+    assert base64.b64decode(page.run(fetched)) == first.model.compress("The people")
     (tmp_path / "large").write_bytes(bytes(1_000_000))
     choose_file(page, tmp_path / "large")
     page.until("document.querySelector('#file-out .error') !== null")
