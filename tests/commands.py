@@ -7,6 +7,7 @@ import io
 import json
 import os
 import random
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -130,8 +131,13 @@ def small(preset: str = "cpu-demo", *, dim: int = 32, layers: int = 1, seq_len: 
     from bytegolf.config import Config
 
     changes = []
-    for path, _ in stages(Config.load(preset)):
-        changes += [f"{path}.{key}" for key in (f"dim={dim}", f"layers={layers}", "heads=2", "kv_heads=1")]
+    for path, stage in stages(Config.load(preset)):
+        size = f"layers={layers}" if not stage.layout else "layout=" + re.sub(r"\d+", str(layers), stage.layout)
+        changes += [f"{path}.{key}" for key in (f"dim={dim}", size, "heads=2", "kv_heads=1")]
+        if stage.layout:
+            changes += [f"{path}.{key}" for key in ("rotary_dim=4", "mlp_hidden=40")]
+        if "m" in stage.layout.lower():
+            changes.append(f"{path}.options={{d_state = 8, headdim = 16, chunk_size = 16}}")
     budget = ("max_seconds=0", "max_steps=10", "warmup_steps=0", "validate_tokens=1024", "log_every=2")
     if Config.load(preset).model.ngrams.longest > 1:
         changes.append("model.ngrams.bits=8")

@@ -41,7 +41,6 @@ def tiny(preset: str) -> list[str]:
         if stage.window:  # less than a sequence, or local attention would be no other than attention to everything
             changes.append(f"{path}.window=16")
         if stage.layout:  # one block of each part, in place of ``layers``
-            changes.remove(f"{path}.layers=1")
             layout = re.sub(r"\d+", "1", stage.layout)
             changes += [f"{path}.layout={layout}", f"{path}.rotary_dim=8", f"{path}.mlp_multiple=16"]
             changes.append(f"{path}.mlp_hidden={48 if stage.mlp_hidden else 0}")

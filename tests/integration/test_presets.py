@@ -77,6 +77,8 @@ def shrunken(name: str) -> Config:
             layout = re.sub(r"\d+", "1", stage.layout)
             changes += [f"{path}.layout={layout}", f"{path}.mlp_hidden={stage.mlp_hidden // 8}"]
             changes.append(f"{path}.rotary_dim={stage.rotary_dim // 8}")
+        if "m" in stage.layout:
+            changes.append(f"{path}.options={{d_state = 8, headdim = 8, chunk_size = 16}}")
     if Config.load(name).model.ngrams.longest > 1:
         changes.append("model.ngrams.bits=8")
     return Config.load(name, changes)
