@@ -137,7 +137,7 @@ def _explain(arguments: list[str]) -> None:
         return
     at = app
     for word in arguments:
-        if word in at:
+        if word in at and not word.startswith("-"):  # --help is a verb to cyclopts, with a help of its own
             at = at[word]
             if verb := at.default_command:
                 at.help = explain_json(verb)
