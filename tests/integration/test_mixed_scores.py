@@ -128,6 +128,7 @@ def test_checks_find_a_mixer_that_looks_ahead(make_model: ModelMaker, monkeypatc
         inner = Mixing._watched
 
         def ahead(self: Mixing, mixer: Any, rows: Any, frequencies: Any, data: NDArray[np.uint8], opens: Any) -> None:
+            mixer.begin(frequencies[-1:, None, BYTES.OFFSET :], opens[-1:], rows)
             mixer.learn(data[-1:], rows)
             inner(self, mixer, rows, frequencies, data, opens)
 

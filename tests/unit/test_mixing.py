@@ -239,6 +239,13 @@ def test_wrong_settings_are_refused(wrong: str) -> None:
         Config.load("cpu-demo", wrong)
 
 
+def test_a_byte_is_begun_before_it_is_learned() -> None:
+    mixer = Mixer(SMALL)
+    mixer.run(words(3), distributions(3))
+    with pytest.raises(RuntimeError):
+        mixer.learn(words(1))
+
+
 def test_too_many_streams_are_refused() -> None:
     with pytest.raises(BytegolfError):
         Mixer(SMALL, streams=1 << 9, length=1 << 24)

@@ -139,6 +139,7 @@ class Mixer:
 
     def __init__(self, settings: MixConfig, streams: int = 1, experts: int = 1, length: int = 1 << 24) -> None:
         self.state = State(settings, streams, experts, length)
+        self._begun = np.zeros(streams, np.bool_)
         self.engine: Engine = Kernel(self.state) if native.why_not() is None else Reference(self.state)
 
     def reset(self) -> None:
@@ -157,6 +158,7 @@ class Mixer:
         """
         which = self._rows(rows)
         self.engine.begin(which, frequencies, np.zeros(len(which), np.bool_) if opens is None else opens)
+        self._begun[which] = True
 
     def predict(self, nodes: Int[np.ndarray, " R"], rows: Int[np.ndarray, " R"] | None = None) -> Int[np.ndarray, " R"]:
         """The probability of a 1 at a node of each row, in units of 2⁻¹⁶ (1 … 65535).
@@ -164,11 +166,11 @@ class Mixer:
         A node is 1, and behind it the bits of the byte so far: 1 at its first bit, 0b101 behind the bits 0 and 1. Each
         byte must be asked about from its first node on, one bit deeper each time.
         """
-        return self.engine.predict(self._rows(rows), nodes)
+        return self.engine.predict(self._ready(rows), nodes)
 
     def distribution(self, rows: Int[np.ndarray, " R"] | None = None) -> Float64[np.ndarray, "R 256"]:
         """The probabilities of all bytes: at each byte the product of its eight bits', which is what it would cost."""
-        ones = self.engine.nodes(self._rows(rows)) / tables.SHARES
+        ones = self.engine.nodes(self._ready(rows)) / tables.SHARES
         found = np.ones((len(ones), 1))
         for depth in range(8):
             p = ones[:, 1 << depth : 2 << depth]
@@ -177,7 +179,9 @@ class Mixer:
 
     def learn(self, data: UInt8[np.ndarray, " R"], rows: Int[np.ndarray, " R"] | None = None) -> None:
         """Learn the byte that came in each row."""
-        self.engine.learn(self._rows(rows), data)
+        which = self._ready(rows)
+        self.engine.learn(which, data)
+        self._begun[which] = False
 
     def run(
         self,
@@ -189,6 +193,7 @@ class Mixer:
         """What each of the next bytes of a stream costs in nats, learned one after the other."""
         opens = np.zeros(len(data), np.bool_) if opens is None else opens
         given = self.engine.run(row, frequencies, opens, data)
+        self._begun[row] = False
         costs: NDArray[np.float64] = tables.nats()[given].sum(1)
         return costs
 
@@ -198,3 +203,9 @@ class Mixer:
 
     def _rows(self, rows: NDArray[np.int64] | None) -> NDArray[np.int64]:
         return self._all if rows is None else rows
+
+    def _ready(self, rows: NDArray[np.int64] | None) -> NDArray[np.int64]:
+        which = self._rows(rows)
+        if not self._begun[which].all():
+            raise RuntimeError("a byte of a stream is asked for or learned before it was begun")
+        return which

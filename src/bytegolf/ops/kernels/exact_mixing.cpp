@@ -59,7 +59,7 @@ extern "C" void mixing_run(i64, const void* fields, const void* sizes, i64 row, 
                            i64 stride, const void* opens, const void* bytes, void* out) {
   const Mixer m(fields, sizes);
   const u8 *text = (const u8*)bytes, *begun = (const u8*)opens;
-  alignas(64) static thread_local Frame next;  // the byte after: what it needs is fetched while this one is worked on
+  Frame next;  // the byte after: what it needs is fetched while this one is worked on
   if (!count) return;
   m.advance(row, begun[0]);
   m.look(row, m.frames[row]);
@@ -69,13 +69,10 @@ extern "C" void mixing_run(i64, const void* fields, const void* sizes, i64 row, 
     if (t + 1 < count) {
       m.advance(row, begun[t + 1]);
       m.look(row, next);
-      for (i64 c = 0; c < m.context_count; c++) {
-        __builtin_prefetch(m.place(next.hash[c]));
-        __builtin_prefetch(m.place(Mixer::second(next.hash[c], 16 | text[t + 1] >> 4)));
-      }
     }
-    m.ask(f, (const u32*)frequencies + t * m.experts * stride, stride);
-    m.walk(f, text[t], (u16*)out + t * 8);
+    m.ask(f, (const u32*)frequencies + t * m.experts * stride, stride, false);
+    const bool more = t + 1 < count;
+    m.walk(f, text[t], (u16*)out + t * 8, more ? &next : nullptr, more ? text[t + 1] : 0);
     m.learn(row, text[t]);
     if (t + 1 < count) {
       std::copy(next.hash, next.hash + m.context_count, f.hash);

@@ -8,18 +8,29 @@ namespace {
 struct Mixer : Knowledge {
   using Knowledge::Knowledge;
 
-  // The experts' distributions of the next byte, each as sums over the nodes below.
-  void ask(Frame& f, const u32* frequencies, i64 stride) const {
+  // The experts' distributions of the next byte; `keep` a copy where the caller's memory may be gone at `predict`.
+  void ask(Frame& f, const u32* frequencies, i64 stride, bool keep = true) const {
     f.unsure = 0;
     for (i64 e = 0; e < experts; e++) {
-      u32* tree = f.tree[e];
-      std::memcpy(tree + 256, frequencies + e * stride, 256 * sizeof(u32));
-      for (i64 i = 255; i >= 1; i--) tree[i] = tree[2 * i] + tree[2 * i + 1];
+      f.frequencies[e] = frequencies + e * stride;
+      if (!keep) continue;
+      std::memcpy(f.kept[e], f.frequencies[e], sizeof(f.kept[e]));
+      f.frequencies[e] = f.kept[e];
     }
     if (!experts) return;
-    u32 most = 1;
-    for (i64 i = 256; i < 512; i++) most = std::max(most, f.tree[0][i]);
-    f.unsure = std::min<i64>(15, (i64)((log(f.tree[0][1]) - log(most)) * 5.770780f));
+    const u32* first = f.frequencies[0];
+    u32 most = 1, all = 0;
+    for (i64 i = 0; i < 256; i++) most = std::max(most, first[i]), all += first[i];
+    f.unsure = std::min<i64>(15, (i64)((log(all) - log(most)) * 5.770780f));
+  }
+
+  // The logit of a 1 at a node: ln of the mass of the bytes behind a 1 over that behind a 0.
+  float logit(const u32* frequencies, i64 k, i64 node) const {
+    const i64 size = 128 >> k;
+    const u32* zero = frequencies + ((node << (8 - k)) & 255);
+    u32 below = 0, above = 0;
+    for (i64 i = 0; i < size; i++) below += zero[i], above += zero[size + i];
+    return clip(log(above) - log(below));
   }
 
   // --- prediction
@@ -50,6 +61,23 @@ struct Mixer : Knowledge {
       case 5: return (k * 16 + f.unsure) * 16 + std::min<i64>(hits, 15);
       default: return (std::min<i64>(f.chunk_bytes, 15) * 8 + k) * 16 + f.unsure;
     }
+  }
+
+  static i64 refined_row(const Frame& f, i64 node) {
+    return 65536 + (i64)((u32)(f.order2 + node) * 0x9E3779B1u >> 16);
+  }
+
+  // Have an eighth of what the predictions of a byte read brought into the cache: all at once are too many requests.
+  void fetch(const Frame& f, i64 byte, i64 k) const {
+    for (i64 c = k; c < context_count; c += 8) {
+      for (const u64 hash : {f.hash[c], second(f.hash[c], 16 | byte >> 4)}) {
+        __builtin_prefetch(place(hash));
+        __builtin_prefetch(neighbour(hash));
+      }
+    }
+    const u16* line = apm + refined_row(f, (byte | 256) >> (8 - k)) * 33;
+    __builtin_prefetch(line);
+    __builtin_prefetch(line + 32);
   }
 
   // The probability of a 1 at `node` in units of 2⁻¹⁶, 1 … 65535.
@@ -84,7 +112,7 @@ struct Mixer : Knowledge {
     at += 2;
     x[at++] = 0.3f;
     const float* expert = x + at;
-    for (i64 e = 0; e < experts; e++) x[at++] = clip(log(f.tree[e][2 * node + 1]) - log(f.tree[e][2 * node]));
+    for (i64 e = 0; e < experts; e++) x[at++] = logit(f.frequencies[e], k, node);
     while (at < inputs) x[at++] = 0;
     const i64 sure = experts ? confidence(*expert) : rough_length(f.match_bytes);
     f.corrected[k] = squash(clip((experts ? *expert : 0.0f) + corrected));
@@ -108,7 +136,7 @@ struct Mixer : Knowledge {
     const float z = (clip(sum, 7.99f) + 8.0f) * 2.0f;  // 33 supporting points over −8 … 8
     const i64 j = (i64)z;
     const float share = z - (float)j;
-    const i64 rows[2] = {node | f.last << 8, 65536 + (i64)((u32)(f.order2 + node) * 0x9E3779B1u >> 16)};
+    const i64 rows[2] = {node | f.last << 8, refined_row(f, node)};
     float refined[2];
     for (i64 a = 0; a < 2; a++) {
       const u16* line = apm + rows[a] * 33;
@@ -175,8 +203,10 @@ struct Mixer : Knowledge {
     counts[1]++;
   }
 
-  void walk(Frame& f, i64 byte, u16* out) const {
+  // What each bit of a byte is given; meanwhile what the next one needs is fetched.
+  void walk(Frame& f, i64 byte, u16* out, const Frame* next = nullptr, i64 next_byte = 0) const {
     for (i64 k = 0; k < 8; k++) {
+      if (next) fetch(*next, next_byte, k);
       const u32 p = predict(f, (byte | 256) >> (8 - k));
       out[k] = (u16)(byte >> (7 - k) & 1 ? p : 65536 - p);
     }

@@ -34,7 +34,8 @@ static_assert(sizeof(History) == 16 * 8, "mixing/state.py has 16 numbers per str
 // What the predictions of one byte of a stream are made of, and what they were.
 struct Frame {
   alignas(64) float x[8][MOST_INPUTS];
-  u32 tree[MOST_EXPERTS][512];  // [node] the mass below it, of which leaves are 256 + byte
+  u32 kept[MOST_EXPERTS][256];
+  const u32* frequencies[MOST_EXPERTS];  // of the 256 bytes: `kept`, or the caller's
   u64 hash[MOST_CONTEXTS];
   u32* bucket[2][MOST_CONTEXTS];
   float out[8][MOST_SETS], p[8], corrected[8];
