@@ -26,7 +26,7 @@ OWN = ("noise", "characters", "boundaries")
 PASSAGE = 1024
 """Bytes of a passage, about."""
 
-LEAST_WORDS = 20
+LEAST_WORDS = 8
 
 
 @dataclass(frozen=True)
