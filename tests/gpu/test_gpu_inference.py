@@ -78,8 +78,8 @@ def test_the_codec_of_a_model_on_a_gpu_runs_on_the_cpu(run_of: RunOf) -> None:  
 
 
 def test_probabilities_for_the_codec_come_from_any_device(run_of: RunOf) -> None:  # noqa: F811
-    from bytegolf.infer.codec import Mode, code_streams
     from bytegolf.infer.frequencies import Decoder, Encoder
+    from bytegolf.infer.streams import Mode, code_streams
 
     _, gpu = on_both(run_of("cpu-demo"))
     tokens = np.array([[BOS, 70, 71, 72, 73, 74, 75], [BOS, 90, 91, 92, 0, 0, 0]], np.uint16)
