@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> int:
 
     chosen = [each for each in arguments if not each.startswith("-") and Path(each.partition("::")[0]).exists()]
     places = [] if chosen else [str(HERE.parent / "gpu"), *map(str, sorted(HERE.glob("suite_*.py")))]
-    quiet = ["-p", "no:cacheprovider", "-p", "no:xdist", "-q"]
+    quiet = ["-p", "no:cacheprovider", "-p", "no:xdist"]
     with tensors.pretended():
         return int(pytest.main([*quiet, *arguments, *places], plugins=[Plugin()]))
 
