@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from test_golden import FOLDER, error
 
 import bytegolf
+from bytegolf.artifact.exchange import public_config
 from bytegolf.artifact.public.opening import BUDGET, RELEASED
 from bytegolf.config import Config, to_dict
 from bytegolf.config.public_hnet import from_public
@@ -163,6 +164,15 @@ def test_training_begins_with_imported_weights(imported: Path, data: Path, tmp_p
     assert "bring it in first" in said
 
 
+@pytest.mark.parametrize("preset", ["cpu-hnet-1stage", "cpu-hnet-2stage", "hnet-2stage-L"])
+def test_presets_over_raw_bytes_can_be_expressed(preset: str) -> None:
+    """Their outer stacks have no heads to count, which the public layout asks for."""
+    model = Config.load(preset).with_("data.tokenizer=byte256", "model.vocab_size=256").model
+    back = from_public(public_config(model, {"kind": "byte", "vocab_size": 256}))
+    mine, theirs = ({n: p.shape for n, p in outline(each).named_parameters()} for each in (model, back))
+    assert mine == theirs
+
+
 def test_released_configurations_have_the_published_numbers_of_parameters() -> None:
     published = {
         "hnet_1stage_L": 679_405_312,
@@ -299,7 +309,6 @@ def test_hostile_files_missing_configurations_and_full_places(tmp_path: Path, im
     [("cpu-demo", "byte260 tokens"), ("soft", "n-gram"), ("qk_norm", "qk_norm"), ("fixed", "router")],
 )
 def test_what_the_layout_cannot_express_is_refused_with_a_reason(preset: str, words: str) -> None:
-    from bytegolf.artifact.exchange import public_config
     from bytegolf.errors import BytegolfError
 
     raw, shifted = ({"kind": "byte", "vocab_size": size, "name": f"byte{size}"} for size in (256, 260))

@@ -131,12 +131,12 @@ def to_public(config: ModelConfig) -> dict[str, Any]:
     found = {
         "arch_layout": arch,
         "d_model": [outer.dim for outer, _ in pairs],
-        "d_intermediate": [outer.mlp_hidden for outer, _ in pairs],
+        "d_intermediate": [max(map(_intermediate, pair)) for pair in pairs],
         "vocab_size": config.vocab_size,
         "ssm_cfg": {key: ssm.get(key, default) for key, default in SSM.items()},
         "attn_cfg": {
-            "num_heads": [one.heads for one in with_attention],
-            "rotary_emb_dim": [one.rotary_dim for one in with_attention],
+            "num_heads": [one.heads or 1 for one in with_attention],  # of Mamba-2 alone nobody counts them
+            "rotary_emb_dim": [_rotated(one) for one in with_attention],
             "window_size": [one.window - 1 for one in with_attention],
         },
         "tie_embeddings": config.tied,
@@ -172,10 +172,22 @@ def _computes(network: NetworkConfig) -> Any:
         tuple(network.order),
         (network.dim, network.block, network.norm_eps, network.final_norm),
         (network.heads, network.kv_heads, network.window, network.qk_norm) if attention else None,
-        (network.rotary_dim, network.rope_base, network.rotary_turn) if attention else None,
+        (_rotated(network), network.rope_base, network.rotary_turn) if attention else None,
         network.hidden if with_mlp else 0,
         {**SSM, "headdim": 64, **network.options} if any(kind == MAMBA for kind, _ in network.sorts) else None,
     )
+
+
+def _rotated(stack: StackConfig) -> int:
+    """How many dimensions of a head are rotated, in a number; without heads, as written or none."""
+    if stack.rotary_dim >= 0:
+        return stack.rotary_dim
+    return stack.dim // stack.heads if stack.heads else 0
+
+
+def _intermediate(stack: StackConfig) -> int:
+    """The MLP's hidden width as written, or what it comes to; as written also where no block has an MLP."""
+    return stack.mlp_hidden or (stack.hidden if any(mlp != "none" for _, mlp in stack.order) else 0)
 
 
 def _layout_of(stack: StackConfig) -> str:
