@@ -48,14 +48,14 @@ async function generate() {
 
 // ---- files
 
-const MAGIC = "BGOLFZIP";
 let working = null;
 
 async function take(file) {
   working?.abort();
   const mine = working = new AbortController(), out = $("file-out");
   const bytes = new Uint8Array(await file.arrayBuffer());
-  const packed = decoded.decode(bytes.subarray(0, MAGIC.length)) === MAGIC, verb = packed ? "decompress" : "compress";
+  const start = Array.from(bytes.subarray(0, live.magic.length / 2), hex).join("");
+  const packed = start === live.magic, verb = packed ? "decompress" : "compress";
   const note = element("p", "small"), progress = element("progress"), cancel = element("button", "", "Stop");
   progress.setAttribute("aria-label", `how far ${file.name} is`);
   cancel.type = "button";

@@ -257,7 +257,7 @@ async function begin() {
     $("headline").textContent = error.message;
     return;
   }
-  Object.assign(live, { models: found.data, limit: found.limit, reference: found.reference, others: [] });
+  Object.assign(live, { models: found.data, limit: found.limit, reference: found.reference, magic: found.magic, others: [] });
   for (const { id } of found.data) {
     $("model").append(new Option(id));
     $("compare").append(new Option(id));

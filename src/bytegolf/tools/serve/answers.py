@@ -105,6 +105,8 @@ class Models:
     """bytes that the server takes at a time"""
     reference: str | None
     """the SentencePiece tokenizer whose tokens are shown beside the chunks"""
+    magic: str
+    """how a compressed file begins, in hexadecimal"""
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from bytegolf.artifact.loading import data_of
 from bytegolf.data.tokenizer import ByteTokenizer, SentencePieceTokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.infer import compressors
+from bytegolf.infer.format import MAGIC
 from bytegolf.tools.serve import answers
 from bytegolf.tools.serve.bodies import too_large
 from bytegolf.tools.serve.refusals import RefusedError
@@ -184,7 +185,7 @@ class Collection:
     def about(self) -> answers.Models:
         """What /v1/models says."""
         reference = self.reference.name if self.reference else None
-        return answers.Models("list", [one.about() for one in self.models.values()], self.limit, reference)
+        return answers.Models("list", [one.about() for one in self.models.values()], self.limit, reference, MAGIC.hex())
 
 
 def packed_by_others(data: bytes) -> list[answers.Packed]:
