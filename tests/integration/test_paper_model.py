@@ -55,8 +55,9 @@ def test_it_segments_at_both_levels_and_compresses(run: TinyRun, tmp_path: Path)
     source.write_text(text(600), encoding="utf-8")
     for level in ("0", "1"):
         assert good("segment", run.folder, "the state of the union", "--level", level).out
-    good("compress", run.folder, source, tmp_path / "text.bgz")
-    good("decompress", run.folder, tmp_path / "text.bgz", tmp_path / "back.txt")
+    model = ("--model", run.folder)
+    good("compress", *model, source, "-o", tmp_path / "text.bgz")
+    good("decompress", *model, tmp_path / "text.bgz", "-o", tmp_path / "back.txt")
     assert (tmp_path / "back.txt").read_bytes() == source.read_bytes()
 
 
