@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zlib
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from commands import SUBWORDS, Ran, TinyRun, cli, good, refused, text
 
 from bytegolf.artifact import checkpoint as store
 from bytegolf.infer import format as compressed
-from bytegolf.infer.numerics import PROBE_BYTES, Numerics
+from bytegolf.infer.numerics import PLAIN, PROBE_BYTES, Numerics
 from bytegolf.tools.check.folders import check
 from bytegolf.tools.check.results import Finding
 from bytegolf.tools.study import results
@@ -32,8 +33,10 @@ def data(tiny_data: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def packed(tmp_path: Path) -> Path:
     """A compressed file of a stored block; checking one needs no model."""
-    numerics = Numerics(1, False, "here", bytes(PROBE_BYTES))
-    parts = (compressed.Header(bytes(32), 5, 64, 4, numerics), compressed.Block(0, 5, b"hello"), compressed.End(5, 7))
+    model = compressed.ModelPart(bytes(8), 64, Numerics(1, PLAIN, "here", bytes(PROBE_BYTES)))
+    header = compressed.Header(compressed.MIB, 64, 4, None, model)
+    crc = zlib.crc32(b"hello", zlib.crc32(header.pack()))
+    parts = (header, compressed.Block(0, 5, b"hello"), compressed.End(crc))
     path = tmp_path / "letter.bgz"
     path.write_bytes(b"".join(part.pack() for part in parts))
     return path

@@ -229,15 +229,11 @@ def whole(mine: Codec) -> bytes:
 
 
 def test_any_altered_byte_and_any_cut_is_refused(mine: Codec, whole: bytes) -> None:
-    """Unless it is a limit of the header that need not have been lower: then the original comes back."""
-    header = len(layout.Header.read(io.BytesIO(whole), "").pack())
     for at in [*range(12), *range(12, len(whole), 5), *range(len(whole) - 18, len(whole))]:
         altered = bytearray(whole)
         altered[at] ^= 1 << (at % 8)
-        found = LETTER if at < header else b""
-        with contextlib.suppress(BytegolfError):
-            found = unpacked(mine, bytes(altered))
-        assert found == (LETTER if at < header else b"")
+        with pytest.raises(BytegolfError, match="the file"):
+            unpacked(mine, bytes(altered))
         with pytest.raises(BytegolfError, match=r"ends too early|was not compressed"):
             unpacked(mine, whole[:at])
     with pytest.raises(BytegolfError, match="something follows"):

@@ -106,13 +106,14 @@ class Codec:
 
         ``size`` is how many bytes that should be. ``progress`` is called with the bytes coded since the last call.
         """
-        report, crc = Report(), 0
+        report = Report()
         most = BLOCK if self.model is None else MODEL_BLOCK
         block = read_up_to(source, most)
         if len(block) < most:  # that is all of it
             size = None
         header = self._header(len(block), most, stride, streams, size)
-        report.compressed_bytes += target.write(header.pack())
+        report.compressed_bytes += target.write(packed := header.pack())
+        crc = zlib.crc32(packed)
         coding = _Coding(self, header)
         while block:
             part = coding.encode(block, report.original_bytes, streams, progress)
@@ -174,7 +175,7 @@ class Codec:
         where: str,
         progress: Callable[[int, int | None], None] | None,
     ) -> int:
-        size, crc, coding = 0, 0, _Coding(self, header)
+        size, crc, coding = 0, zlib.crc32(header.pack()), _Coding(self, header)
 
         def tell(count: int) -> None:
             if progress:

@@ -136,7 +136,7 @@ class Block:
 
 @dataclass(frozen=True)
 class End:
-    """The last part: the CRC-32 of the original."""
+    """The last part: the CRC-32 of the header and the original, one behind the other."""
 
     crc: int
 

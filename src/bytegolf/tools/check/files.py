@@ -73,7 +73,8 @@ def compressed_file(path: Path) -> Found:
 
     with disk_errors(path, "read"), path.open("rb") as file:
         header = compressed.Header.read(file, str(path))
-        size = blocks = crc = 0
+        size = blocks = 0
+        crc = zlib.crc32(header.pack())
         stored = True
         while isinstance(part := compressed.read_part(file, header, str(path)), compressed.Block):
             size, blocks, stored = size + part.size, blocks + 1, stored and not part.streams
