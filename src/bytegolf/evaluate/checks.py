@@ -87,7 +87,7 @@ def trials(model: LanguageModel, seq_len: int, stride: int = 0, mix: MixConfig |
         mixed = [
             ("mixed", plain),
             (f"mixed, stride {overlap}", sliding),
-            (f"mixed, {adapting[-1].name}", adapting[-1].mode),
+            *((f"mixed, {one.name}", one.mode) for one in adapting[-1:]),
         ]
         adapting += [Trial(name, dataclasses.replace(all_chunks(mode), mix=mix)) for name, mode in mixed]
     if not model.levels():
