@@ -46,6 +46,7 @@ def passes(
     started = now()
     out = (attention if fast else attention_reference)(packed, module.q_gain, None, heads)
     halfway = now()
+    assert module.q_gain is not None
     torch.autograd.grad(out, (packed, module.q_gain), g)
     return halfway - started, now() - halfway
 

@@ -163,8 +163,8 @@ def by_zpaq(data: bytes) -> tuple[int, float, float]:
         return (Path(folder) / "x.zpaq").stat().st_size, times[1] - times[0], times[2] - times[1]
 
 
-def ways() -> dict[str, tuple[Callable[[bytes], bytes], Callable[[bytes], bytes]]]:
-    """Each compressor there and back."""
+def ways() -> dict[str, tuple[Callable[[bytes], bytes], Callable[[bytes], bytes] | None]]:
+    """Each compressor there and back (None: it does not tell where its output ends)."""
     import bz2
     import lzma
 
@@ -195,7 +195,8 @@ def ways() -> dict[str, tuple[Callable[[bytes], bytes], Callable[[bytes], bytes]
     if ppmd := optional("pyppmd"):  # the better of two orders, without a container and so without a checksum
 
         def squeeze(data: bytes) -> bytes:
-            return min((ppmd.compress(data, max_order=order, mem_size=256 << 20) for order in (6, 16)), key=len)
+            tried: list[bytes] = [ppmd.compress(data, max_order=order, mem_size=256 << 20) for order in (6, 16)]
+            return min(tried, key=len)
 
         found["PPMd"] = (squeeze, None)
     return found
@@ -243,7 +244,8 @@ def main() -> None:
             continue
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             results[name] = pool.apply(measure, (name, files))
-    rows, kinds = [], {}
+    rows: list[dict[str, Any]] = []
+    kinds: dict[str, dict[str, Any]] = {}
     for at, (kind, label, data) in enumerate(files):
         sizes = {name: result["sizes"][at] for name, result in results.items()}
         rivals = [size for name, size in sizes.items() if name in ("xz", "zstd", "bzip2", "PPMd")]

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bytegolf.artifact.loading import in_fp32, load_model
+from bytegolf.data.tokenizer import ByteTokenizer
 from bytegolf.infer.sample import generate
 from bytegolf.infer.speculative import Acceptance
 from bytegolf.model.hnet import HNet
@@ -46,6 +47,7 @@ def main() -> None:
     torch.set_num_threads(1)
     loaded = in_fp32(load_model(options.model, device="cpu"), torch.device("cpu"))
     model, tokenizer = loaded.model, loaded.tokenizer
+    assert isinstance(tokenizer, ByteTokenizer), "the drafts of byte models are counted"
     outer, inner = sizes(model)
     rows = []
     for temperature in (0.0, 0.8):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import multiprocessing
 import statistics
@@ -76,9 +77,9 @@ def main() -> None:
         for batch in arguments.batch:
             ids = torch.randint(4, 260, (batch, arguments.context + arguments.steps))
             ways: dict[str, Callable[[], tuple[float, float]]] = {
-                "operations": lambda ids=ids: stepping(model, ids, arguments.context, 1),
-                "whole step": lambda ids=ids: stepping(whole, ids, arguments.context, 1),
-                "ahead": lambda ids=ids: stepping(whole, ids, arguments.context, 64),
+                "operations": functools.partial(stepping, model, ids, arguments.context, 1),
+                "whole step": functools.partial(stepping, whole, ids, arguments.context, 1),
+                "ahead": functools.partial(stepping, whole, ids, arguments.context, 64),
             }
             times: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
             for way in list(ways) * (1 + arguments.rounds):

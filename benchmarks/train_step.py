@@ -106,7 +106,9 @@ class Steps:
         self.compiled = compile_stacks(self.model, settings.compile, self.device, print)
         self.rates = fix_rates(self.model, rate)
         self.optimizer = Optimizer(self.model, config.optim)
-        self.average = WeightAverage(self.model, settings.ema_decay) if settings.ema_decay else None
+        self.average = (
+            WeightAverage(dict(self.model.named_parameters()), settings.ema_decay) if settings.ema_decay else None
+        )
         self.loader = Loader(stream, settings.seq_len, settings.batch_tokens, settings.seed, config.data.order)
         self.bytes = 0
         """that the targets of the last step stand for"""

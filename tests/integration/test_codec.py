@@ -322,9 +322,9 @@ def test_sizes_are_checked_before_memory_is_taken(mine: Codec, whole: bytes) -> 
     for number in (0, 65):
         with pytest.raises(BytegolfError, match=f"it declares {number} threads"):
             unpacked(mine, with_numerics(header, threads=number).pack())
-    part = dataclasses.replace(model_part(header), stride=WINDOW + 1)
+    overlapping = dataclasses.replace(model_part(header), stride=WINDOW + 1)
     with pytest.raises(BytegolfError, match="it declares"):
-        unpacked(mine, dataclasses.replace(header, model=part).pack() + whole[start:])
+        unpacked(mine, dataclasses.replace(header, model=overlapping).pack() + whole[start:])
     with pytest.raises(BytegolfError, match="it declares blocks"):
         unpacked(mine, whole[:3] + b"\x0f" + whole[4:])
     with pytest.raises(BytegolfError, match="format version 5"):

@@ -151,7 +151,7 @@ def test_a_model_of_subwords_is_refused(make_model: ModelMaker) -> None:
         encode = decode = byte_counts = None  # type: ignore[assignment]
 
     with pytest.raises(BytegolfError, match="sp1024"):
-        PLAIN.score(make_model("flat"), MemoryStream(np.array(text())), Pieces())  # type: ignore[abstract]
+        PLAIN.score(make_model("flat"), MemoryStream(np.array(text())), Pieces())
 
 
 def test_a_broken_model_is_still_refused(make_model: ModelMaker, tmp_path: Path) -> None:

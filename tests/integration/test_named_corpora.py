@@ -80,7 +80,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stand:
 def read(name: str) -> list[tuple[str, str]]:
     """Group and text of each document, as `prepare` gets them."""
     corpus = named_corpora.find(name)
-    return [(document.group, document.text) for document in corpus.read(corpus.fetch())]
+    return [(document.group or "", document.text) for document in corpus.read(corpus.fetch())]
 
 
 # ---------------------------------------------------------------------------------------------- what is read

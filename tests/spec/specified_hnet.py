@@ -30,11 +30,13 @@ class Level:
 
 
 def silu(x: Array) -> Array:
-    return x / (1 + np.exp(-x))
+    found: Array = x / (1 + np.exp(-x))
+    return found
 
 
 def rms_norm(x: Array, gain: Array) -> Array:
-    return x / np.sqrt((x**2).mean(-1, keepdims=True) + EPS) * gain
+    found: Array = x / np.sqrt((x**2).mean(-1, keepdims=True) + EPS) * gain
+    return found
 
 
 def mamba2(x: Array, weights: Weights, name: str, ssm: Mapping[str, int]) -> Array:

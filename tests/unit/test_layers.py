@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import cast
 
 import numpy as np
 import pytest
@@ -47,6 +48,7 @@ def plain_attention(module: Attention, x: Tensor, documents: Tensor | None = Non
     batch, length, _ = x.shape
     q, k, v = torch.split(x @ module.qkv.weight.double().T, list(module.qkv.splits), -1)
     q, k, v = (t.view(*x.shape[:2], -1, module.width) for t in (q, k, v))
+    assert module.q_gain is not None
     q = rotate(norm(q), module.shape.base) * module.q_gain.double()[:, None]
     k = rotate(norm(k), module.shape.base)
     out = torch.zeros_like(q)
@@ -140,6 +142,8 @@ def test_grouped_queries_are_repeated_heads(window: int) -> None:
         k, v = (t.view(G, K, D).repeat_interleave(H // G, 0).flatten(0, 1) for t in (k, v))
         plain.qkv.weight.copy_(torch.cat((q, k, v)))
         plain.proj.weight.copy_(grouped.proj.weight)
+        assert plain.q_gain is not None
+        assert grouped.q_gain is not None
         plain.q_gain.copy_(grouped.q_gain)
         x = torch.randn(2, 13, D)
         torch.testing.assert_close(grouped(x), plain(x), rtol=0, atol=1e-6)
@@ -233,7 +237,7 @@ def plain_block(block: Block, x: Tensor, x0: Tensor) -> Tensor:
     mix0, mix1 = block.resid_mix.double()
     x = mix0 * x + mix1 * x0
     x = x + block.mixer_scale.double() * plain_attention(block.mixer, norm(x))  # type: ignore[arg-type]
-    return x + block.mlp_scale.double() * plain_mlp(block.mlp, norm(x))
+    return x + block.mlp_scale.double() * plain_mlp(cast("Mlp", block.mlp), norm(x))
 
 
 @pytest.mark.parametrize("layers", [0, 1, 2, 4, 5])

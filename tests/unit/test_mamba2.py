@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -65,21 +66,21 @@ def test_both_forms_are_the_recurrence(
 ) -> None:
     torch.manual_seed(length)
     shape = SsdShape(heads, width, state, chunk)
-    inputs = tuple(t.requires_grad_() for t in mixed(shape, 2, length, torch.float64))
+    inputs: Any = tuple(t.requires_grad_() for t in mixed(shape, 2, length, torch.float64))
     first = torch.rand(2, length) < (0.1 if documents else 0)
     before = torch.randn(2, heads, state, width, dtype=torch.float64)
     g = torch.randn(2, length, shape.inner, dtype=torch.float64)
-    wanted, _ = recurrence(*inputs, first, torch.zeros_like(before), shape)
+    wanted, _ = cast("Any", recurrence)(*inputs, first, torch.zeros_like(before), shape)
     gradients = torch.autograd.grad(wanted, inputs, g)
 
     def check() -> None:
-        found = ssd(*inputs, first if documents else None, shape)
+        found = cast("Any", ssd)(*inputs, first if documents else None, shape)
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-10 * float(wanted.detach().abs().max()))
         for got, exact in zip(torch.autograd.grad(found, inputs, g), gradients, strict=True):
             torch.testing.assert_close(got, exact, rtol=0, atol=1e-10 * max(1.0, float(exact.abs().max())))
         with torch.no_grad():
-            y, after = ssd_on(*inputs, before, shape)
-            exact_y, exact_after = recurrence(*inputs, torch.zeros_like(first), before, shape)
+            y, after = cast("Any", ssd_on)(*inputs, before, shape)
+            exact_y, exact_after = cast("Any", recurrence)(*inputs, torch.zeros_like(first), before, shape)
         torch.testing.assert_close(y, exact_y, rtol=0, atol=1e-10 * float(exact_y.abs().max()))
         torch.testing.assert_close(after, exact_after, rtol=0, atol=1e-10 * float(exact_after.abs().max()))
 
@@ -101,10 +102,12 @@ def test_native_kernels_are_the_plain_forms(dtype: torch.dtype, taps: int) -> No
     packed = torch.randn(2, 150, width + 9, dtype=torch.float64).to(dtype)
     _, dt, decay, skip = mixed(shape, 2, 150, dtype)
     weights = torch.randn(taps, width, dtype=kind), torch.randn(width, dtype=kind)
-    inputs = tuple(t.requires_grad_() for t in (packed, *weights, dt, decay, skip))
+    inputs: Any = tuple(t.requires_grad_() for t in (packed, *weights, dt, decay, skip))
 
-    def run(packed: Tensor, taps: Tensor, bias: Tensor, *rest: Tensor) -> Tensor:
-        return ssd(causal_conv(packed[..., 4 : 4 + width], taps, bias, first), *rest, first, shape)
+    def run(packed: Tensor, taps: Tensor, bias: Tensor, *rest: Any) -> Tensor:
+        run_ssd: Any = ssd
+        found: Tensor = run_ssd(causal_conv(packed[..., 4 : 4 + width], taps, bias, first), *rest, first, shape)
+        return found
 
     def results() -> list[Tensor]:
         y = run(*inputs)
@@ -122,10 +125,10 @@ def test_native_kernels_are_the_plain_forms(dtype: torch.dtype, taps: int) -> No
 @pytest.mark.parametrize("threads", [2, 3])
 def test_the_number_of_threads_changes_no_bit(threads: int) -> None:
     shape = SsdShape(5, 16, 8, 16)
-    inputs = tuple(t.requires_grad_() for t in mixed(shape, 3, 200, torch.float32))
+    inputs: Any = tuple(t.requires_grad_() for t in mixed(shape, 3, 200, torch.float32))
 
     def results() -> list[Tensor]:
-        y = ssd(*inputs, None, shape)
+        y = cast("Any", ssd)(*inputs, None, shape)
         return [y, *torch.autograd.grad(y.square().sum(), inputs)]
 
     wanted, before = results(), torch.get_num_threads()
@@ -200,11 +203,12 @@ def _check_prefixes(model: LanguageModel, ids: Tensor, draw: np.random.Generator
 @torch.no_grad()
 def test_the_future_moves_no_earlier_bit(dtype: torch.dtype) -> None:
     model, ids = model_in(dtype), torch.randint(256, (1, 90))
-    before = model.network.encoder(model.embed(ids))
+    encoder: Any = model.network.encoder
+    before = encoder(model.embed(ids))
     for t in (0, 1, 5, 63, 64, 88):
         changed = ids.clone()
         changed[:, t + 1 :] = torch.randint(256, changed[:, t + 1 :].shape)
-        after = model.network.encoder(model.embed(changed))
+        after = encoder(model.embed(changed))
         assert torch.equal(after[:, : t + 1], before[:, : t + 1])
         assert not torch.equal(after[:, t + 1 :], before[:, t + 1 :])
 

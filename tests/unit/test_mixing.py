@@ -17,7 +17,7 @@ from bytegolf.infer.frequencies import Decoder, Encoder
 from bytegolf.infer.mixed_coding import code_bytes
 from bytegolf.mixing import tables
 from bytegolf.mixing.frequencies import TOTAL, frequencies_of, quantised
-from bytegolf.mixing.mixer import Kernel, Mixer
+from bytegolf.mixing.mixer import Engine, Kernel, Mixer
 from bytegolf.mixing.reference import Reference
 from bytegolf.mixing.state import CONTEXTS, SELECTORS, State
 from bytegolf.ops import native
@@ -25,7 +25,7 @@ from bytegolf.ops import native
 needs_kernel = pytest.mark.skipif(native.why_not() is not None, reason="no native kernels here")
 EVERYTHING = MixConfig(
     megabytes=1,
-    contexts=tuple(name for name in CONTEXTS if name not in ("o7", "skip2-2")),  # type: ignore[arg-type]
+    contexts=tuple(name for name in CONTEXTS if name not in ("o7", "skip2-2")),  # type: ignore[misc]
     selectors=tuple(SELECTORS),  # type: ignore[arg-type]
 )
 SMALL = MixConfig(megabytes=1, contexts=("o1", "o2", "o4", "word"))
@@ -65,7 +65,7 @@ def test_the_kernel_is_the_reference_bit_for_bit(experts: int) -> None:
 @needs_kernel
 def test_streams_at_a_time_are_the_reference_too() -> None:
     states = [State(SMALL, 3, 1, length=32) for _ in range(2)]
-    engines = [Kernel(states[0]), Reference(states[1])]
+    engines: list[Engine] = [Kernel(states[0]), Reference(states[1])]
     texts, given, chance = words(3 * 40).reshape(3, 40), distributions(3 * 40), np.random.default_rng(2)
     for at in range(40):
         rows = np.flatnonzero(chance.random(3) < 0.8)

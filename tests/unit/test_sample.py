@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from conftest import TINY, ModelMaker, shapes_unchecked
@@ -14,7 +16,7 @@ BYTES = ByteTokenizer()
 PROMPTS = ["The quick brown fox", "", "é漢🙂", "a", "She said: Natural language processing has made progress"]
 
 
-def texts(model: LanguageModel, prompts: list[str], seeds: list[int], **settings: float) -> list[bytes]:
+def texts(model: LanguageModel, prompts: list[str], seeds: list[int], **settings: Any) -> list[bytes]:
     found = [b""] * len(prompts)
     with shapes_unchecked():
         for row, piece in generate(model, BYTES, prompts, seeds, size=24, **settings):
