@@ -69,6 +69,10 @@ hypothesis.settings.register_profile("ci", _quick, derandomize=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 
+for size in ("COLUMNS", "LINES"):  # workers of pytest-xdist set them: to no test is its own terminal's size known
+    os.environ.pop(size, None)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """beartype's advice on spelling (typing.Iterable) is none of a test run's business."""
     config.addinivalue_line("filterwarnings", "ignore::beartype.roar.BeartypeDecorHintPep585DeprecationWarning")

@@ -196,8 +196,8 @@ def test_every_verb_takes_an_imported_model(imported: Path, data: Path, tmp_path
     good("analyze", imported, "--data", data)
     good("sample", imported, "The ", "--bytes", 8)
     (tmp_path / "text").write_text(SENTENCE)
-    good("compress", imported, tmp_path / "text", tmp_path / "packed")
-    good("decompress", imported, tmp_path / "packed", tmp_path / "back")
+    good("compress", "-m", imported, tmp_path / "text", "-o", tmp_path / "packed")
+    good("decompress", "-m", imported, tmp_path / "packed", "-o", tmp_path / "back")
     assert (tmp_path / "back").read_text() == SENTENCE
 
 

@@ -202,6 +202,9 @@ def test_missing_training_data_is_named(tiny_run: TinyRun, tmp_path: Path, monke
         "read_config",
         lambda self, overrides=(): dataclasses.replace(moved, export=ExportConfig(gptq=True)),
     )
+    monkeypatch.setattr(
+        "bytegolf.artifact.run_folder.DataIdentity.read", lambda path: None
+    )  # nor where they lay before
     assert "gone" in refused("export", tiny_run.folder, "--out", tmp_path / "x")
 
 

@@ -35,7 +35,7 @@ def train(
     says how it is trained; train.adapters=8 trains low-rank adapters only.
 
     Example: bytegolf train cpu-demo train.max_seconds=60 --out runs/quick
-    Example: bytegolf train cpu-demo --init runs/quick --data data/mine --out runs/tuned
+    Example: bytegolf train cpu-demo --init runs/quick --out runs/tuned
     """
     from bytegolf.api.run import train
     from bytegolf.cli import show
