@@ -22,7 +22,7 @@ from bytegolf.model.lm import LanguageModel, outline
 from bytegolf.progress import Reporter
 from bytegolf.training.loop import Trainer
 from bytegolf.training.optim import Optimizer, assignments, stage_multipliers
-from bytegolf.training.setup import TrainingData, resolve_init
+from bytegolf.training.setup import TrainingData, resolve
 
 BUDGET = [change for change in small() if not change.startswith("model.")]
 """Ten quick steps of whatever model."""
@@ -204,7 +204,7 @@ def test_adapters_and_quantised_training_do_not_go_together() -> None:
 
 
 def begun(run: TinyRun, config: Config, *changes: str) -> Config:
-    return resolve_init(config.with_(f"train.init={run.folder}", {"data.path": str(run.data)}, *changes), changes)
+    return resolve(config, [f"train.init={run.folder}", {"data.path": str(run.data)}, *changes])
 
 
 def test_training_starts_from_a_model(tiny_run: TinyRun, tmp_path: Path) -> None:

@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 
 from bytegolf.config import Config, MixConfig
 from bytegolf.errors import BytegolfError
-from bytegolf.infer.frequencies import Decoder, Encoder
-from bytegolf.infer.mixed_coding import code_bytes
 from bytegolf.mixing import tables
+from bytegolf.mixing.coding import BitCoder, code_byte
 from bytegolf.mixing.frequencies import TOTAL, frequencies_of, quantised
 from bytegolf.mixing.mixer import Engine, Kernel, Mixer
 from bytegolf.mixing.reference import Reference
@@ -176,27 +175,41 @@ def test_streams_learn_from_each_other() -> None:
     assert second.sum() < 0.7 * first.sum()
 
 
+class Counting(BitCoder):
+    """Counts the bits that its code would take without rounding."""
+
+    ideal_bits = 0.0
+
+    def code(self, bit: int, p: int) -> int:
+        found = super().code(bit, p)
+        self.ideal_bits -= math.log2((p if found else tables.SHARES - p) / tables.SHARES)
+        return found
+
+
 def test_coded_bytes_come_back_and_take_what_they_cost() -> None:
     data, given = words(300).reshape(2, 150), distributions(300).reshape(150, 2, 1, 256)
 
-    def code(coder: Encoder | Decoder, told: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def code(coder: BitCoder, told: NDArray[np.uint8]) -> NDArray[np.uint8]:
         mixer, found = Mixer(SMALL, streams=2), told.copy()
         for at in range(150):
             mixer.begin(given[at])
-            found[:, at] = code_bytes(mixer, coder, told[:, at])
+            found[:, at] = [code_byte(mixer, coder, int(told[row, at]), row) for row in range(2)]
+            mixer.learn(found[:, at])
         return found
 
-    encoder = Encoder()
+    encoder = Counting(room=1000)
     code(encoder, data)
     payload = encoder.payload()
+    assert payload is not None
     assert abs(8 * len(payload) - encoder.ideal_bits) < 80
-    assert np.array_equal(code(Decoder(payload), np.zeros_like(data)), data)
+    assert np.array_equal(code(BitCoder(payload=payload), np.zeros_like(data)), data)
     alone = Mixer(SMALL)
     cost = alone.run(data[0], given[:, 0]).sum() / math.log(2)
-    single, encoder = Mixer(SMALL), Encoder()
+    single, encoder = Mixer(SMALL), Counting(room=1000)
     for at in range(150):
         single.begin(given[at, :1])
-        code_bytes(single, encoder, data[:1, at])
+        code_byte(single, encoder, int(data[0, at]))
+        single.learn(data[:1, at])
     assert abs(encoder.ideal_bits - cost) < 1e-6
 
 

@@ -30,7 +30,7 @@ from bytegolf.registry import load_plugins
 from bytegolf.results import to_json
 from bytegolf.training.loop import Trainer
 from bytegolf.training.metrics_file import read_metrics
-from bytegolf.training.setup import TrainingData, initial_model, resolve_init
+from bytegolf.training.setup import TrainingData, initial_model, resolve
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,8 +97,7 @@ def train(
         if not path.isprintable() and any("\ud800" <= char <= "\udfff" for char in path):
             raise BytegolfError(f"the name of the data folder {path} is not UTF-8, as config.toml must be: rename it")
         changes.append({"data.path": path})
-    settings = config.with_(*changes) if isinstance(config, Config) else Config.load(os.fspath(config), changes)
-    settings = resolve_init(settings, changes)
+    settings = resolve(config, changes)
     place = Path(out) if out else Path("runs") / folder_name(settings.name, "name")
     return train_run(settings, place, resume=resume, quiet=quiet)
 

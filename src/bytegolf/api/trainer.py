@@ -13,7 +13,7 @@ from bytegolf.device import choose_device
 from bytegolf.distributed import DistributedContext
 from bytegolf.progress import Teller, Warnings
 from bytegolf.training import loop
-from bytegolf.training.setup import TrainingData, resolve_init
+from bytegolf.training.setup import TrainingData, resolve
 
 
 class Trainer(loop.Trainer):
@@ -64,9 +64,7 @@ class Trainer(loop.Trainer):
 
         Raises BytegolfError for a configuration, data or a device that cannot be used.
         """
-        config = config if isinstance(config, Config) else Config.load(os.fspath(config))
-        config = config.with_(*overrides, *([{"data.path": os.fspath(data)}] if data is not None else []))
-        config = resolve_init(config, overrides)
+        config = resolve(config, [*overrides, *([{"data.path": os.fspath(data)}] if data is not None else [])])
         if world is None:
             world = DistributedContext(0, 1, choose_device(config.train.device))
         place = Path(folder) if folder is not None else None

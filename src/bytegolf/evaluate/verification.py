@@ -34,8 +34,8 @@ from bytegolf.evaluate.modes import MemoryStream, ScoringMode, watched
 from bytegolf.evaluate.results import Check
 from bytegolf.files import lines_of
 from bytegolf.infer.frequencies import Coder, Decoder, Encoder
-from bytegolf.infer.mixed_coding import code_bytes
 from bytegolf.infer.streams import Mode, code_streams
+from bytegolf.mixing.coding import BitCoder, code_byte
 from bytegolf.mixing.frequencies import TOTAL, frequencies_of
 from bytegolf.mixing.mixer import Mixer
 from bytegolf.model.lm import Forward
@@ -210,19 +210,25 @@ def _coded_mixed(opened: LoadedModel, tokens: Int[np.ndarray, " N"], mix: MixCon
     free = -np.log2(frequencies[special, tokens[1 + special]] / TOTAL).sum()
     free -= np.log2(1 - frequencies[wanted, :offset].sum(1) / TOTAL).sum()
 
-    def code(coder: Coder, data: UInt8[np.ndarray, " n"]) -> UInt8[np.ndarray, " n"]:
+    def code(coder: BitCoder, data: UInt8[np.ndarray, " n"]) -> UInt8[np.ndarray, " n"]:
         mixer, found = Mixer(mix, length=size), data.copy()
         for number, at in enumerate(range(size - 1)):
             mixer.begin(frequencies[at : at + 1, None, offset:], opened_chunk[at : at + 1])
             if number in places:
-                found[places[number]] = code_bytes(mixer, coder, data[places[number], None])[0]
+                place = places[number]
+                found[place] = code_byte(mixer, coder, int(data[place]))
+                mixer.learn(found[place, None])
         return found
 
     places = {int(at): place for place, at in enumerate(wanted)}
-    data, encoder = (tokens[1 + wanted] - offset).astype(np.uint8), Encoder()
+    data, encoder = (
+        (tokens[1 + wanted] - offset).astype(np.uint8),
+        BitCoder(16 * len(wanted) + 8),
+    )  # a bit costs 16 at most
     code(encoder, data)
     payload = encoder.payload()
-    same = bool((code(Decoder(payload), np.zeros_like(data)) == data).all())
+    assert payload is not None, "there is room for the dearest bits"
+    same = bool((code(BitCoder(payload=payload), np.zeros_like(data)) == data).all())
     bits = 8 * len(payload) + free
     more = bits / claimed - 1
     evidence = f"{size - 1:,} tokens take {bits:,.0f} bits, {more:+.3%} of the {claimed:,.0f} of their mixed score"

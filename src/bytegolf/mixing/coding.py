@@ -60,6 +60,17 @@ class BitCoder:
         return (self.buffer[:at].tobytes() + last).rstrip(b"\0")
 
 
+def code_byte(mixer: Mixer, coder: BitCoder, byte: int, row: int = 0) -> int:
+    """The next byte of stream ``row``, for which ``mixer.begin`` was called: an encoder is told it, a decoder finds it,
+    and both give it back. It is not learned yet. It costs what ``mixer.run`` says, up to the coder's rounding.
+    """
+    node, rows = 1, np.array([row])
+    for k in range(8):
+        p = int(mixer.predict(np.array([node]), rows)[0])
+        node = 2 * node + coder.code(byte >> 7 - k & 1, p)
+    return node & 255
+
+
 def code_bytes(
     mixer: Mixer,
     coder: BitCoder,
@@ -83,9 +94,5 @@ def code_bytes(
     for step in data:
         mixer.begin(frequencies, rows=rows)
         for i in range(count):
-            node = 1
-            for k in range(8):
-                p = int(mixer.predict(np.array([node]), rows[i : i + 1])[0])
-                node = 2 * node + coder.code(int(step[i]) >> 7 - k & 1, p)
-            step[i] = node & 255
+            step[i] = code_byte(mixer, coder, int(step[i]), int(rows[i]))
         mixer.learn(step, rows)

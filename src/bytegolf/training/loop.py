@@ -291,12 +291,13 @@ class Trainer:
         Where weights are spread over the ranks, every rank has to ask, and only the leader gets them.
         """
         with self.stepper.averaged():
-            return merged({name: tensor.clone() for name, tensor in self._whole(self.stepper.weights()).items()})
+            weights = self._whole(self.stepper.weights())
+            return merged({name: tensor.detach().cpu().clone() for name, tensor in weights.items()})
 
     def _whole(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors, whole and on the CPU; of shards only for the leader, whom all ranks have to help."""
+        """Tensors as they are; of shards all of each, on the CPU of the leader, whom every rank has to help."""
         if not self.stepper.sharded:
-            return {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+            return tensors
         found = {}
         for name, tensor in tensors.items():  # one by one: all of them may not fit on the device
             complete = whole(tensor.detach())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +85,14 @@ def model_to_train(config: Config, data: TrainingData, world: DistributedContext
     return model
 
 
-def resolve_init(config: Config, changes: Iterable[str | Mapping[str, Any]] = ()) -> Config:
-    """The configuration with the model and the tokenizer of ``train.init``; ``changes`` of ``model.…`` hold on top.
+def resolve(config: Config | str | os.PathLike[str], changes: Sequence[str | Mapping[str, Any]] = ()) -> Config:
+    """The configuration of a preset's name, a TOML file or a ``Config``, with ``changes``; and, where there is a
+    ``train.init``, with its model and tokenizer, on which ``changes`` of ``model.…`` hold.
 
     Once that is done the file's hash is in the configuration, and it comes back as it is: so a run's own config.toml
     trains it again. Raises BytegolfError if the file cannot be loaded.
     """
+    config = config.with_(*changes) if isinstance(config, Config) else Config.load(os.fspath(config), changes)
     if not config.train.init or config.train.init_sha256:
         return config
     found = open_any(config.train.init, Path(config.data.path), "cpu")
