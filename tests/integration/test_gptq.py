@@ -20,9 +20,10 @@ from bytegolf.artifact import gptq, plan
 from bytegolf.artifact.gptq import output_error, quantize_state, sample_windows, second_moments, solve
 from bytegolf.artifact.pack import read_artifact
 from bytegolf.artifact.plan import plan_of
-from bytegolf.artifact.quantize import QuantizedTensor, dequantize, levels, quantize_rows, quantizer, row_scales
+from bytegolf.artifact.quantize import QuantizedTensor, dequantize, quantize_rows, quantizer, row_scales
 from bytegolf.artifact.quantizer import Storage
 from bytegolf.artifact.run_folder import RunFolder
+from bytegolf.artifact.stored import levels
 from bytegolf.config import Config, ExportConfig
 from bytegolf.data.shards import TokenStream, open_split
 from bytegolf.errors import BytegolfError

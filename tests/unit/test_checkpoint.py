@@ -15,6 +15,7 @@ import torch
 from bytegolf import files
 from bytegolf.artifact import checkpoint as store
 from bytegolf.artifact.checkpoint import Checkpoint, checkpoints, load, prune, save
+from bytegolf.artifact.checkpoint_folder import verify
 from bytegolf.errors import BytegolfError
 
 
@@ -151,6 +152,10 @@ def test_a_damaged_file_is_named(part: str, damage: str, tmp_path: Path) -> None
     file.write_bytes({"cut": data[:-9], "empty": b"", "text": b"this is no tensor file at all"}[damage])
     with pytest.raises(BytegolfError, match=f"{part}.safetensors is damaged .*delete its folder"):
         load(path)
+    with pytest.raises(
+        BytegolfError, match=f"{part}.safetensors is damaged .*delete its folder"
+    ):  # `check`, without torch
+        verify(path)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "progress.json"])
@@ -159,6 +164,8 @@ def test_a_missing_file_is_named(name: str, tmp_path: Path) -> None:
     (path / name).unlink()
     with pytest.raises(BytegolfError, match=rf"{name}: no such file"):
         load(path)
+    with pytest.raises(BytegolfError, match=rf"{name}: no such file"):  # `check`, without torch
+        verify(path)
 
 
 @pytest.mark.parametrize("text", ["[]", '{"step": "3"}', "{}"])
@@ -168,6 +175,8 @@ def test_progress_without_a_step_is_said(text: str, tmp_path: Path) -> None:
     (path / "progress.json").write_text(text)
     with pytest.raises(BytegolfError, match=r"no step in progress\.json"):
         load(path)
+    with pytest.raises(BytegolfError, match=r"no step in progress\.json"):  # `check`, without torch
+        verify(path)
 
 
 def test_the_files_are_plain_safetensors_and_json(tmp_path: Path) -> None:

@@ -20,9 +20,9 @@ from test_pack import CONFIG, TOKENIZER, weights
 from bytegolf.artifact import container, pack
 from bytegolf.artifact.container import CODERS, BadStreamError, CoderName, compress, decompress
 from bytegolf.artifact.pack import read_artifact, write_artifact
-from bytegolf.artifact.quantize import ROW_BITS, levels
 from bytegolf.artifact.quantizer import Storage
 from bytegolf.artifact.range_coder import BitCounter, BrokenStreamError, Decoder, Encoder, Frequencies, Writer
+from bytegolf.artifact.stored import ROW_BITS, levels
 from bytegolf.artifact.weight_coder import TensorReader, TensorWriter
 from bytegolf.errors import BytegolfError
 

@@ -10,11 +10,11 @@ from rich.console import Console
 
 from bytegolf.artifact.pack import write_artifact
 from bytegolf.artifact.plan import group_of
-from bytegolf.artifact.results import LedgerRow
+from bytegolf.artifact.results import LIMIT, LedgerRow
 from bytegolf.config import Config, HNetConfig, ModelConfig, RouterConfig, StackConfig, TrainConfig
 from bytegolf.errors import BytegolfError
 from bytegolf.results import to_json
-from bytegolf.tools.bundle.ledger import LIMIT, account, measure, table
+from bytegolf.tools.bundle.ledger import account, measure, table
 from bytegolf.tools.bundle.script import code_bytes
 
 STACK = StackConfig(layers=1, dim=8, heads=2, kv_heads=1)

@@ -16,10 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bytegolf.artifact.pack import open_payload, read_artifact, write_artifact
+from bytegolf.artifact.pack import read_artifact, write_artifact
+from bytegolf.artifact.payload import open_payload, verify
 from bytegolf.artifact.plan import plan_of
-from bytegolf.artifact.quantize import ROW_BITS, dequantize, quantize
+from bytegolf.artifact.quantize import dequantize, quantize
 from bytegolf.artifact.quantizer import Storage
+from bytegolf.artifact.stored import ROW_BITS
 from bytegolf.config import Config, ExportConfig, ModelConfig, StackConfig, TrainConfig
 from bytegolf.errors import BytegolfError
 from bytegolf.model.lm import outline
@@ -81,6 +83,7 @@ def independent_reader(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray
 
 def test_round_trip(file: Path) -> None:
     artifact = read_artifact(file)
+    assert {entry.name for entry in verify(file).entries} == artifact.state.keys()
     assert artifact.config == CONFIG
     assert artifact.tokenizer == TOKENIZER
     assert artifact.info == {"steps": 3, "seconds": 0.5}
@@ -152,6 +155,9 @@ def refused(data: bytes, path: Path) -> str:
     with pytest.raises(BytegolfError) as caught:
         read_artifact(path)
     sentence = str(caught.value)
+    with pytest.raises(BytegolfError) as checked:  # what `check` says, without torch
+        verify(path)
+    assert str(checked.value) == sentence
     assert str(path) in sentence
     assert "\n" not in sentence
     return sentence
@@ -277,6 +283,9 @@ def test_a_forged_header_is_answered(case: str, file: Path, tmp_path: Path) -> N
     with pytest.raises(BytegolfError, match=answer) as caught:
         read_artifact(path)
     assert str(path) in str(caught.value)
+    with pytest.raises(BytegolfError) as checked:
+        verify(path)
+    assert str(checked.value) == str(caught.value)
 
 
 def test_a_forgery_of_nothing_is_read(file: Path, tmp_path: Path) -> None:

@@ -12,17 +12,16 @@ from bytegolf.artifact.plan import TABLE_GROUP, plan_of, steers, storage_of
 from bytegolf.artifact.quantize import (
     CLIP_PERCENTILE,
     CLIPS,
-    ROW_BITS,
     QuantizedTensor,
     dequantize,
     dequantize_rows,
     fake_quantize,
-    levels,
     pruned,
     quantize_rows,
     row_clip,
 )
 from bytegolf.artifact.quantizer import Storage
+from bytegolf.artifact.stored import ROW_BITS, levels
 from bytegolf.config import ExportConfig, ModelConfig, NgramConfig, StackConfig
 from bytegolf.errors import BytegolfError
 from bytegolf.model.lm import outline

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from bytegolf.api.results import Evaluation, Windows
 from bytegolf.artifact.loading import LoadedModel
+from bytegolf.artifact.results import LIMIT
 from bytegolf.bpb import Score, bits_per_byte
 from bytegolf.config import levels
 from bytegolf.data.manifest import validation_bytes
@@ -25,7 +26,6 @@ from bytegolf.evaluate.windows import Window, targets_of
 from bytegolf.model.lm import count_parameters
 from bytegolf.model.trace import RouterTrace
 from bytegolf.progress import Pace, Reporter
-from bytegolf.tools.bundle.ledger import LIMIT
 from bytegolf.tools.bundle.script import code_bytes
 
 

@@ -8,29 +8,51 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from bytegolf.config import from_dict
+from bytegolf.artifact.checkpoint_folder import (
+    CHECKSUMS,
+    PARTS,
+    PROGRESS,
+    SAMPLE,
+    Progress,
+    checkpoints,
+    checksums,
+    contents,
+    damaged,
+    described,
+    is_name,
+    path_of,
+    progress,
+    step_of,
+)
 from bytegolf.errors import BytegolfError
-from bytegolf.files import disk_errors, make_folder, parse_json, read_json_object, write_bytes, write_json
+from bytegolf.files import disk_errors, make_folder, read_json_object, write_bytes, write_json
 from bytegolf.model.merging import merged
 
-_NAME = re.compile(r"step_(\d{8,})")
-_PARTS = ("model", "optimizer", "averaged")
-_OPTIONAL = ("averaged",)
-PROGRESS, CHECKSUMS = "progress.json", "checksums.json"
-SAMPLE = "sample_size"
-"""In a checkpoint's progress: the size of the sample that its validation_bpb is of."""
-
-T = TypeVar("T")
+__all__ = [
+    "PROGRESS",
+    "SAMPLE",
+    "Checkpoint",
+    "Progress",
+    "checkpoints",
+    "checksums",
+    "described",
+    "is_name",
+    "load",
+    "path_of",
+    "prune",
+    "save",
+    "step_of",
+]
+"""The store as a whole: folders and tensors."""
 
 
 @dataclass(frozen=True)
@@ -51,21 +73,6 @@ class Checkpoint:
         return merged({name: self.averaged.get(name, tensor) for name, tensor in self.model.items()})
 
 
-def path_of(folder: Path, step: int) -> Path:
-    """Where the checkpoint of ``step`` lies below ``folder``."""
-    return folder / f"step_{step:08d}"
-
-
-def is_name(name: str) -> bool:
-    """Whether a checkpoint's folder may be called so."""
-    return _NAME.fullmatch(name) is not None
-
-
-def step_of(path: Path) -> int:
-    """The step in a checkpoint's name."""
-    return int(path.name.removeprefix("step_"))
-
-
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
     """Write ``checkpoint`` below ``folder``: into a temporary folder that is renamed once it is whole."""
     path = path_of(folder, checkpoint.progress["step"])
@@ -74,7 +81,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     make_folder(temporary)
     try:
         hashes = {}
-        for part in _PARTS:
+        for part in PARTS:
             tensors = {name: tensor.contiguous() for name, tensor in getattr(checkpoint, part).items()}
             if tensors:
                 data = safetensors.torch.save(tensors)
@@ -119,106 +126,19 @@ def _sync(folder: Path) -> None:
         os.close(handle)
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    """The complete checkpoints below ``folder``, oldest first."""
-    if not folder.is_dir():
-        return []
-    return sorted((path for path in folder.iterdir() if is_name(path.name)), key=step_of)
-
-
 def load(path: Path) -> Checkpoint:
     """Read a checkpoint; a file that is missing, damaged or altered is named in the error."""
     hashes = checksums(path)
-    progress = _told(path, hashes)
-    return Checkpoint(progress, **{part: _tensors(path / f"{part}.safetensors", hashes) for part in _PARTS})
-
-
-def progress_of(path: Path) -> Progress:
-    """Where the run stood at the checkpoint ``path``, without reading its tensors."""
-    return Progress.told(_told(path, checksums(path)), path)
-
-
-def _told(path: Path, hashes: dict[str, str] | None) -> dict[str, Any]:
-    try:
-        progress = parse_json(_read(path / PROGRESS, hashes))
-    except ValueError as error:
-        raise _damaged(path / PROGRESS, f"it is no JSON: {error}") from error
-    if not isinstance(progress, dict) or type(progress.get("step")) is not int or progress["step"] != step_of(path):
-        raise BytegolfError(
-            f"the checkpoint {path} has no step in progress.json, or another than its own: delete it to go on from the "
-            "one before"
-        )
-    return progress
-
-
-def checksums(path: Path) -> dict[str, str] | None:
-    """The SHA-256 of each file of the checkpoint ``path``, as it was saved; None where an earlier version saved it."""
-    file = path / CHECKSUMS
-    if not file.exists():
-        return None
-    hashes = read_json_object(file, "checkpoint's checksums").get("sha256")
-    if not isinstance(hashes, dict) or not all(isinstance(value, str) for value in hashes.values()):
-        raise _damaged(file, "it lists no checksums")
-    return hashes
-
-
-def _read(file: Path, hashes: dict[str, str] | None) -> bytes:
-    with disk_errors(file, "read the checkpoint"):
-        data = file.read_bytes()
-    if hashes is not None and hashes.get(file.name) != hashlib.sha256(data).hexdigest():
-        raise _damaged(file, f"its checksum is not that of {CHECKSUMS}")
-    return data
-
-
-def _damaged(file: Path, why: str) -> BytegolfError:
-    return BytegolfError(
-        f"the checkpoint file {file} is damaged ({why}): delete its folder to go on from the one before"
-    )
-
-
-def described(kind: type[T], raw: Any, path: Path) -> T:
-    """Part of the progress of the checkpoint ``path`` as the dataclass ``kind``; an error names it if it is none."""
-    try:
-        return from_dict(kind, raw)
-    except BytegolfError as error:
-        raise BytegolfError(f"the progress of the checkpoint {path} is damaged ({error}): delete its folder") from error
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a training run stands; it is saved with every checkpoint."""
-
-    step: int = 0
-    """steps taken"""
-    seconds: float = 0.0
-    """training time on the configured clock: validation, checkpoints and the warm-up do not count"""
-    tokens: int = 0
-    bytes: int = 0
-    validation_bpb: float | None = None
-    """of the last validation, on its sample"""
-
-    @staticmethod
-    def of(saved: Checkpoint, path: Path) -> Progress:
-        """What the checkpoint ``path`` says of these fields; its progress holds more besides.
-
-        Raises BytegolfError if it says something else than their types.
-        """
-        return Progress.told(saved.progress, path)
-
-    @staticmethod
-    def told(told: dict[str, Any], path: Path) -> Progress:
-        """The same of what its progress.json says."""
-        return described(Progress, {f.name: told[f.name] for f in fields(Progress) if f.name in told}, path)
+    told = progress(path, hashes)
+    return Checkpoint(told, **{part: _tensors(path / f"{part}.safetensors", hashes) for part in PARTS})
 
 
 def _tensors(file: Path, hashes: dict[str, str] | None) -> dict[str, Tensor]:
-    if not file.exists() and file.name not in (hashes or ()) and file.stem in _OPTIONAL:
-        return {}
-    data = _read(file, hashes)
+    data = contents(file, hashes)
     try:
-        return safetensors.torch.load(data)
+        return {} if data is None else safetensors.torch.load(data)
     except safetensors.SafetensorError as error:
-        raise _damaged(file, str(error)) from error
+        raise damaged(file, str(error)) from error
 
 
 def prune(folder: Path, keep: int) -> None:

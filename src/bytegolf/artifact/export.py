@@ -81,7 +81,7 @@ def latest(source: Path, overrides: Sequence[str] = ()) -> Latest:
         tokenizer: Tokenizer = SentencePieceTokenizer(run.tokenizer, config.data.tokenizer)
     else:
         tokenizer = load_tokenizer(config.data.tokenizer, data)
-    return Latest(run, config, tokenizer, state, Progress.of(saved, found[-1]), found[-1], data)
+    return Latest(run, config, tokenizer, state, Progress.of(saved.progress, found[-1]), found[-1], data)
 
 
 def _imported(source: Path, overrides: Sequence[str]) -> Latest | None:

@@ -1,35 +1,22 @@
-"""Where tensors lie in an artifact's payload: the header's list of them, written, and read from a stranger's file.
+"""Where tensors lie in an artifact's payload: the header's list of them, read from a stranger's file.
 
-The data of all tensors come first, those of one quantiser together, then all scales: a compressor fits its code table
-to what it has just seen.
+Whatever it says is checked before memory is taken for it; torch is not needed.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from bytegolf.artifact.container import MAX_PAYLOAD_BYTES, damaged
-from bytegolf.artifact.quantize import QuantizedTensor, quantizer
-from bytegolf.artifact.quantizer import Quantizer
+from bytegolf.artifact.stored import SCALE, Form, form_of
 from bytegolf.errors import BytegolfError
 from bytegolf.registry import UnknownNameError
-
-NUMBERS: dict[torch.dtype, np.dtype[Any]] = {
-    torch.int8: np.dtype("i1"),
-    torch.float16: np.dtype("<f2"),
-    torch.float32: np.dtype("<f4"),
-}
-"""What data of a dtype are in the file, in the order in which they lie there."""
-
-SCALE: np.dtype[Any] = np.dtype("<f2")
 
 MAX_DIMS = 8
 NAME = re.compile(r"[A-Za-z0-9_.]{1,200}")
@@ -68,45 +55,6 @@ class TensorEntry:
         return payload[self.offset : self.offset + self.size] + scales
 
 
-def in_order(stored: Sequence[QuantizedTensor]) -> list[QuantizedTensor]:
-    """As tensors lie in the file: codes, then fp16, then fp32; those of one quantiser together, else as given."""
-    dtypes = list(NUMBERS)
-    return sorted(stored, key=lambda tensor: (dtypes.index(tensor.data.dtype), tensor.quantizer))
-
-
-def lay_out(
-    ordered: Sequence[QuantizedTensor], not_counted: frozenset[str] = frozenset()
-) -> tuple[list[dict[str, Any]], bytes]:
-    """The header's list and the payload: the data of all tensors, then the scales of all."""
-    listed: list[dict[str, Any]] = []
-    parts: list[bytes] = []
-    place = 0
-    for tensor in ordered:
-        parts.append(data_of(tensor).tobytes())
-        row: dict[str, Any] = {"name": tensor.name, "quantizer": tensor.quantizer, "shape": list(tensor.shape)}
-        row |= {"counted": False} if tensor.name in not_counted else {}
-        listed.append({**row, "offset": place, "bytes": len(parts[-1])})
-        place += len(parts[-1])
-    for row, tensor in zip(listed, ordered, strict=True):
-        if tensor.scale is not None:
-            parts.append(scales_of(tensor).tobytes())
-            row["scale_offset"] = place
-            row |= {"scales": len(tensor.scale)} if len(tensor.scale) != tensor.shape[0] else {}
-            place += len(parts[-1])
-    return listed, b"".join(parts)
-
-
-def data_of(tensor: QuantizedTensor) -> NDArray[Any]:
-    """Its data as the numbers of the file."""
-    return tensor.data.contiguous().numpy().astype(NUMBERS[tensor.data.dtype], copy=False)
-
-
-def scales_of(tensor: QuantizedTensor) -> NDArray[Any]:
-    """Its scales as the numbers of the file."""
-    assert tensor.scale is not None
-    return tensor.scale.contiguous().numpy().astype(SCALE, copy=False)
-
-
 def read_entries(listed: Any, payload_bytes: int, where: str) -> list[TensorEntry]:
     """Check a header's list: known quantisers, sizes that fit the shapes, places that tile the payload exactly.
 
@@ -117,7 +65,7 @@ def read_entries(listed: Any, payload_bytes: int, where: str) -> list[TensorEntr
     entries = [_entry(row, where) for row in listed]
     if len({entry.name for entry in entries}) != len(entries):
         raise damaged(where, "two of its tensors have the same name")
-    coded = [entry for entry in entries if quantizer(entry.quantizer).largest_code]
+    coded = [entry for entry in entries if form_of(entry.quantizer).largest_code]
     places = [(entry.offset, entry.size) for entry in entries]
     places += [(entry.scale_offset, SCALE.itemsize * entry.scales) for entry in coded]
     # Sorted, each part has to begin where the one before it ends. So no byte is read twice, and none is left for
@@ -132,22 +80,22 @@ def read_entries(listed: Any, payload_bytes: int, where: str) -> list[TensorEntr
     return entries
 
 
-def load(entry: TensorEntry, payload: bytes, where: str) -> QuantizedTensor:
-    """The stored tensor at a checked place of the payload.
+def numbers_of(entry: TensorEntry, payload: bytes, where: str) -> tuple[NDArray[Any], NDArray[np.float16] | None]:
+    """The data of a tensor at a checked place of the payload, of its shape, and its scales, in the host's byte order.
 
     Raises BytegolfError: naming the file ``where``: a code is beyond its quantiser's largest.
     """
-    by = quantizer(entry.quantizer)
-    dtype, top = NUMBERS[by.dtype], by.largest_code
+    form = form_of(entry.quantizer)
+    top = form.largest_code
     # astype copies, as torch wants writable memory, and turns little-endian into the host's order
-    data = np.frombuffer(payload[entry.offset : entry.offset + entry.size], dtype).astype(dtype.newbyteorder("="))
-    if top and data.size and (data.min() < -top or data.max() > top):
+    stored = np.frombuffer(payload[entry.offset : entry.offset + entry.size], form.number)
+    data = stored.astype(form.number.newbyteorder("="))
+    if not top:
+        return data.reshape(entry.shape), None
+    if data.size and (data.min() < -top or data.max() > top):
         raise damaged(where, f"its tensor {entry.name} holds a code beyond ±{top}")
-    scale = None
-    if top:
-        stored = payload[entry.scale_offset : entry.scale_offset + SCALE.itemsize * entry.scales]
-        scale = torch.from_numpy(np.frombuffer(stored, SCALE).astype(np.float16))
-    return QuantizedTensor(entry.name, entry.quantizer, torch.from_numpy(data).view(entry.shape), scale)
+    scales = payload[entry.scale_offset : entry.scale_offset + SCALE.itemsize * entry.scales]
+    return data.reshape(entry.shape), np.frombuffer(scales, SCALE).astype(np.float16)
 
 
 def _entry(row: Any, where: str) -> TensorEntry:
@@ -156,7 +104,7 @@ def _entry(row: Any, where: str) -> TensorEntry:
     name, shape = row.get("name"), row.get("shape")
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise damaged(where, "one of its tensors has no valid name")
-    by = _quantizer(row.get("quantizer"), name, where)
+    by = _form(row.get("quantizer"), name, where)
     codes = by.largest_code > 0
     # the product without its zeros is bounded too, as strides are made of it
     if (
@@ -166,7 +114,7 @@ def _entry(row: Any, where: str) -> TensorEntry:
         or math.prod(length or 1 for length in shape) > MAX_PAYLOAD_BYTES
     ):
         raise damaged(where, f"its tensor {name} has no valid shape")
-    size = math.prod(shape) * NUMBERS[by.dtype].itemsize
+    size = math.prod(shape) * by.number.itemsize
     offset, scale_offset = row.get("offset"), row.get("scale_offset") if codes else 0
     if not is_size(offset) or not is_size(scale_offset) or row.get("bytes") != size:
         raise damaged(where, f"its tensor {name} has no valid place")
@@ -177,11 +125,11 @@ def _entry(row: Any, where: str) -> TensorEntry:
     return TensorEntry(name, row["quantizer"], tuple(shape), counted, offset, size, scale_offset, scales)
 
 
-def _quantizer(called: Any, name: str, where: str) -> Quantizer:
+def _form(called: Any, name: str, where: str) -> Form:
     if not isinstance(called, str):
         raise damaged(where, f"its tensor {name} names no quantizer")
     try:
-        return quantizer(called)
+        return form_of(called)
     except UnknownNameError as error:
         raise BytegolfError(
             f"the artifact {where} stores {name} by the quantizer {called[:40]!r}, which is not registered: import the "

@@ -2,8 +2,8 @@
 
 What ``read_artifact`` returns is all that a score may depend on: only scores of the reloaded file are reported.
 
-``zlib`` and ``zstd`` compress the laid-out payload (``artifact.layout``) as one string of bytes. ``range`` codes tensor
-after tensor, each one's scales before its codes, and knows what they are (``artifact.weight_coder``).
+The data of all tensors come first, those of one quantiser together, then all scales: a compressor fits its code table
+to what it has just seen. Reading back begins in ``artifact.payload``.
 """
 
 from __future__ import annotations
@@ -23,44 +23,19 @@ from torch import Tensor
 
 from bytegolf import __version__
 from bytegolf.artifact import container, layout
-from bytegolf.artifact.container import CODERS, BadStreamError, CoderName, Container, damaged
-from bytegolf.artifact.layout import (
-    NUMBERS,
-    SCALE,
-    TensorEntry,
-    data_of,
-    in_order,
-    is_size,
-    lay_out,
-    read_entries,
-    scales_of,
-)
+from bytegolf.artifact.container import CoderName
+from bytegolf.artifact.layout import numbers_of, read_entries
+from bytegolf.artifact.payload import MAX_STEPS, as_words, header_of, not_finite, open_payload, steps_of
 from bytegolf.artifact.plan import Plan, plan_of
-from bytegolf.artifact.quantize import QuantizedTensor, dequantize, quantize, quantizer
-from bytegolf.artifact.range_coder import BitCounter, BrokenStreamError, Decoder, Encoder
-from bytegolf.artifact.weight_coder import TensorReader, TensorWriter, count_steps, most_rows
+from bytegolf.artifact.quantize import QuantizedTensor, dequantize, quantize
+from bytegolf.artifact.range_coder import BitCounter, Encoder
+from bytegolf.artifact.stored import NUMBERS, SCALE, form_of
+from bytegolf.artifact.weight_coder import TensorWriter, most_rows
 from bytegolf.config import Config, to_dict
 from bytegolf.errors import BytegolfError
 from bytegolf.files import write_bytes
 from bytegolf.model.lm import outline
 from bytegolf.model.storage import storage_kinds
-from bytegolf.registry import UnknownNameError
-
-MAX_STEPS = 1 << 23
-"""The most steps that ``range`` takes: minutes. A model of 25 million weights takes less than a tenth of them. A file
-of a few hundred bytes may declare a tensor of 2³⁰ elements, and a range decoder never runs out of symbols."""
-
-
-@dataclass(frozen=True)
-class Payload:
-    """An artifact's file, read, checked and decompressed."""
-
-    box: Container
-    entries: list[TensorEntry]
-    payload: bytes
-    bits: list[float] | None
-    """how many bits of the file each tensor takes; None where it is one stream that cannot be told apart, or where
-    nobody asked"""
 
 
 def encode(
@@ -77,7 +52,7 @@ def encode(
     listed, payload = lay_out(ordered, not_counted)
     if coder == "range":
         most = most_rows(len(payload))
-        if _steps(read_entries(listed, len(payload), "the new artifact"), most) > MAX_STEPS:
+        if steps_of(read_entries(listed, len(payload), "the new artifact"), most) > MAX_STEPS:
             raise BytegolfError("the model has too many matrices of few and long rows for the range coder: use zstd")
         encoder = Encoder()
         writer = TensorWriter(encoder, most)
@@ -111,72 +86,50 @@ def _write(writer: TensorWriter, tensor: QuantizedTensor) -> None:
     writer.values(_as_bytes(scales))
     rows = data.shape[0] if data.size else 0
     codes = data.reshape(rows, data.size // rows if rows else 0)
-    writer.matrix(codes, quantizer(tensor.quantizer).largest_code, _words(scales))
+    writer.matrix(codes, form_of(tensor.quantizer).largest_code, as_words(scales))
+
+
+def in_order(stored: Sequence[QuantizedTensor]) -> list[QuantizedTensor]:
+    """As tensors lie in the file: codes, then fp16, then fp32; those of one quantiser together, else as given."""
+    dtypes = list(NUMBERS)
+    return sorted(stored, key=lambda tensor: (dtypes.index(str(tensor.data.dtype)), tensor.quantizer))
+
+
+def lay_out(
+    ordered: Sequence[QuantizedTensor], not_counted: frozenset[str] = frozenset()
+) -> tuple[list[dict[str, Any]], bytes]:
+    """The header's list and the payload: the data of all tensors, then the scales of all."""
+    listed: list[dict[str, Any]] = []
+    parts: list[bytes] = []
+    place = 0
+    for tensor in ordered:
+        parts.append(data_of(tensor).tobytes())
+        row: dict[str, Any] = {"name": tensor.name, "quantizer": tensor.quantizer, "shape": list(tensor.shape)}
+        row |= {"counted": False} if tensor.name in not_counted else {}
+        listed.append({**row, "offset": place, "bytes": len(parts[-1])})
+        place += len(parts[-1])
+    for row, tensor in zip(listed, ordered, strict=True):
+        if tensor.scale is not None:
+            parts.append(scales_of(tensor).tobytes())
+            row["scale_offset"] = place
+            row |= {"scales": len(tensor.scale)} if len(tensor.scale) != tensor.shape[0] else {}
+            place += len(parts[-1])
+    return listed, b"".join(parts)
+
+
+def data_of(tensor: QuantizedTensor) -> NDArray[Any]:
+    """Its data as the numbers of the file."""
+    return tensor.data.contiguous().numpy().astype(NUMBERS[str(tensor.data.dtype)], copy=False)
+
+
+def scales_of(tensor: QuantizedTensor) -> NDArray[Any]:
+    """Its scales as the numbers of the file."""
+    assert tensor.scale is not None
+    return tensor.scale.contiguous().numpy().astype(SCALE, copy=False)
 
 
 def _as_bytes(numbers: NDArray[Any]) -> NDArray[np.uint8]:
     return numbers.reshape(-1).view(np.uint8).reshape(numbers.size, numbers.itemsize)
-
-
-def _words(scales: NDArray[Any]) -> NDArray[np.int64]:
-    return scales.view("<u2").astype(np.int64)
-
-
-def open_payload(path: Path, counting: bool = False) -> Payload:
-    """Read and check the file at ``path``; with ``counting``, also how many bits each tensor takes.
-
-    Raises BytegolfError: it is missing, no artifact, damaged, or declares what it does not hold; or a quantiser of its
-    is not registered.
-    """
-    box, where = container.read(path), str(path)
-    header, coder = box.header, box.header.get("compression")
-    if coder not in CODERS:
-        raise damaged(where, f"its compression {str(coder)[:40]!r} is unknown")
-    size = header.get("payload_bytes")
-    if not is_size(size):
-        raise damaged(where, "its header declares no valid payload size")
-    try:
-        if coder == "range":
-            entries = read_entries(header.get("tensors"), size, where)
-            return Payload(box, entries, *_read(box.packed, entries, size, counting))
-        # compared with what the list says only after it has its declared size: a bomb is told as one
-        payload = container.decompress(coder, box.packed, size)
-        return Payload(box, read_entries(header.get("tensors"), size, where), payload, None)
-    except (BadStreamError, BrokenStreamError) as error:
-        raise damaged(where, str(error)) from error
-
-
-def _read(
-    packed: memoryview, entries: list[TensorEntry], size: int, counting: bool
-) -> tuple[bytes, list[float] | None]:
-    """The payload from a stream of the range coder, and the bits of each tensor if they are counted."""
-    most = most_rows(size)
-    if _steps(entries, most) > MAX_STEPS:
-        raise BadStreamError("it declares tensors that would take too many steps")
-    payload = bytearray(size)
-    decoder = Decoder(packed, counting)
-    reader = TensorReader(decoder, most)
-    bits = []
-    for entry in entries:
-        before = decoder.bits
-        by = quantizer(entry.quantizer)
-        if by.largest_code:
-            scales = reader.values(entry.scales, SCALE.itemsize)
-            payload[entry.scale_offset : entry.scale_offset + scales.size] = scales.tobytes()
-            codes = reader.matrix(*entry.matrix, by.largest_code, _words(scales.reshape(-1)))
-            payload[entry.offset : entry.offset + entry.size] = codes.tobytes()
-        else:
-            values = reader.values(entry.numel, NUMBERS[by.dtype].itemsize)
-            payload[entry.offset : entry.offset + entry.size] = values.tobytes()
-        bits.append(decoder.bits - before)
-    decoder.close()
-    return bytes(payload), bits if counting else None
-
-
-def _steps(entries: list[TensorEntry], most: int) -> int:
-    """How many steps ``range`` takes, rounded up; a value's bytes are at most four."""
-    values = sum((entry.scales + (0 if entry.scales else entry.numel)) // 256 + 4 for entry in entries)
-    return values + sum(count_steps(*entry.matrix, most) for entry in entries if entry.scales)
 
 
 @dataclass(frozen=True)
@@ -261,22 +214,6 @@ def write_artifact(
     return Summary(path, len(data), hashlib.sha256(data).hexdigest(), parameters)
 
 
-def config_of(table: dict[str, Any], version: str, where: str) -> Config:
-    """The configuration in the header of the artifact ``where``, written by the bytegolf ``version``.
-
-    Raises BytegolfError: this version does not know it.
-    """
-    try:
-        return Config.from_tables(table)
-    except UnknownNameError as error:
-        raise UnknownNameError(f"the artifact {where} needs what is missing: {str(error)[:400]}") from error
-    except (BytegolfError, RecursionError, OverflowError) as error:
-        raise BytegolfError(
-            f"the configuration in the artifact {where} is not one this bytegolf knows ({str(error)[:300]}): "
-            f"use bytegolf {version[:40]}, which wrote it"
-        ) from error
-
-
 def read_artifact(path: Path) -> Artifact:
     """Read the artifact at ``path``; the file may come from anywhere.
 
@@ -287,21 +224,15 @@ def read_artifact(path: Path) -> Artifact:
     quantiser of its is unknown here.
     """
     opened, where = open_payload(path), str(path)
-    box = opened.box
-    tables: dict[str, dict[str, Any]] = {}
-    for key in ("config", "tokenizer", "info"):
-        table = box.header.get(key)
-        if not isinstance(table, dict):
-            raise container.damaged(where, f"its header has no {key}")
-        tables[key] = table
-    version = box.header.get("bytegolf")
-    if not isinstance(version, str):
-        raise container.damaged(where, "its header names no bytegolf version")
-    config = config_of(tables["config"], version, where)
+    box, header = opened.box, header_of(opened.box, where)
     state: dict[str, Tensor] = {}
     for entry in opened.entries:
-        weight = dequantize(layout.load(entry, opened.payload, where))
+        data, scales = numbers_of(entry, opened.payload, where)
+        scale = None if scales is None else torch.from_numpy(scales)
+        weight = dequantize(QuantizedTensor(entry.name, entry.quantizer, torch.from_numpy(data), scale))
         if not bool(torch.isfinite(weight).all()):
-            raise container.damaged(where, f"its tensor {entry.name} holds NaN or infinite values")
+            raise not_finite(entry, where)
         state[entry.name] = weight
-    return Artifact(config, tables["tokenizer"], state, tables["info"], lambda: box.sha256, box.file_bytes, version)
+    return Artifact(
+        header.config, header.tokenizer, state, header.info, lambda: box.sha256, box.file_bytes, header.version
+    )

@@ -26,6 +26,7 @@ from jaxtyping import Float, Float16, Int8
 from torch import Tensor
 
 from bytegolf.artifact.quantizer import Quantizer, Storage
+from bytegolf.artifact.stored import ROW_BITS, groups_fit, levels
 from bytegolf.errors import BytegolfError
 from bytegolf.registry import QUANTIZERS
 
@@ -37,11 +38,6 @@ CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5)
 
 _BLOCK = 1 << 17
 """Elements whose error is worked out at a time: they stay in a CPU's cache."""
-
-
-def levels(bits: int) -> int:
-    """L, the largest code: they go from −L to L."""
-    return (1 << (bits - 1)) - 1
 
 
 class Rows(Quantizer):
@@ -66,7 +62,7 @@ class Rows(Quantizer):
 
     def scales_fit(self, shape: tuple[int, ...], count: int) -> bool:
         """Whether they are those of equal groups of rows."""
-        return (count == 0) == (shape[0] == 0) and (not count or shape[0] % count == 0)
+        return groups_fit(shape, count)
 
     def round_column(self, values: Float[Tensor, "R 1"], scale: Tensor, column: int) -> Int8[Tensor, "R 1"]:
         """The nearest codes; a row's scale is that of each of its columns."""
@@ -96,9 +92,6 @@ class Values(Quantizer):
         values = self.dequantize(*self.quantize(weight, storage))
         return torch.where(values.isfinite().all(), values, weight)
 
-
-ROW_BITS = {f"int{bits}_row": bits for bits in range(8, 2, -1)}
-"""The quantisers of rows, with the bits of a code."""
 
 ROWS = {bits: name for name, bits in ROW_BITS.items()}
 """The quantiser of rows of so many bits."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+LIMIT = 16_000_000
+"""Bytes of code and model together; decimal, not 16 MiB (the rules of Parameter Golf)."""
+
 
 @dataclass(frozen=True)
 class Written:

@@ -12,10 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from bytegolf import __version__
-from bytegolf.artifact.checkpoint import Progress, checkpoints, progress_of
+from bytegolf.artifact.checkpoint_folder import Progress, checkpoints, progress_of
 from bytegolf.config import Config, flatten, to_dict
 from bytegolf.data.identity import DataIdentity
 from bytegolf.data.tokenizer import SentencePieceTokenizer, Tokenizer
@@ -201,6 +199,8 @@ def data_folder(run: Path, config: Config) -> Path | None:
 
 def environment(command: list[str]) -> dict[str, Any]:
     """What a run was made with: versions, hardware, git state and command."""
+    import torch  # a second, which nothing else in this module needs
+
     packages = ("torch", "numpy", "sentencepiece", "safetensors")
     return {
         "bytegolf": __version__,

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from bytegolf import __version__
-from bytegolf.artifact.pack import Artifact, config_of
+from bytegolf.artifact.pack import Artifact
+from bytegolf.artifact.payload import config_of
 from bytegolf.artifact.plan import steers
 from bytegolf.artifact.public.safetensors_file import read_notes, read_safetensors, write_safetensors
 from bytegolf.config import Config, to_dict

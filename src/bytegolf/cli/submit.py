@@ -44,7 +44,7 @@ def submit(
     wallclock_seconds, bytes_total, bytes_model_int8_zlib, bytes_code).
     """
     from bytegolf.progress import Reporter
-    from bytegolf.tools.submission import folder
+    from bytegolf.tools.submission import folder, names
 
     reporter = Reporter()
     with reporter:
@@ -55,5 +55,5 @@ def submit(
     console.print(f"wrote {out}: {model:,} model + {code:,} code = {total:,} bytes", soft_wrap=True)
     console.print(f"{claims['val_bpb']:.6f} bits per byte, says its script (`bytegolf audit {out}`)", soft_wrap=True)
     if missing := [key for key in ("author", "github_id") if not claims[key]]:
-        console.print(f"fill in {' and '.join(missing)} in {out / folder.CLAIMS}", soft_wrap=True)
+        console.print(f"fill in {' and '.join(missing)} in {out / names.CLAIMS}", soft_wrap=True)
     finish(json, {"folder": str(out), **claims})

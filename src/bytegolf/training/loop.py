@@ -365,7 +365,7 @@ class Trainer:
         self.stepper.optimizer.load_state(saved.optimizer)
         if self.stepper.average:
             self.stepper.average.load_state(saved.averaged or saved.model)
-        self.progress = Progress.of(saved, path)
+        self.progress = Progress.of(saved.progress, path)
         depth, layers = len(levels(self.config.model.network)), self.config.model.soft.layers
         self._steps = MetricAccumulator.of(saved.progress.get("window", {}), depth, layers, path)
         self._resumed = step

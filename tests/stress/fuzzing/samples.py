@@ -27,9 +27,9 @@ from rich.console import Console
 from bytegolf.artifact import checkpoint
 from bytegolf.artifact.container import CODERS, MAGIC
 from bytegolf.artifact.pack import write_artifact
-from bytegolf.artifact.quantize import ROW_BITS
 from bytegolf.artifact.quantizer import Storage
 from bytegolf.artifact.run_folder import RunFolder
+from bytegolf.artifact.stored import ROW_BITS
 from bytegolf.config import (
     Config,
     DataConfig,

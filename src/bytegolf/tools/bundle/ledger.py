@@ -15,13 +15,10 @@ from rich import box
 from rich.table import Table
 
 from bytegolf.artifact import container
-from bytegolf.artifact.pack import Payload, config_of, open_payload
+from bytegolf.artifact.payload import Payload, config_of, open_payload
 from bytegolf.artifact.plan import group_of
-from bytegolf.artifact.results import Ledger, LedgerRow
+from bytegolf.artifact.results import LIMIT, Ledger, LedgerRow
 from bytegolf.tools.bundle.script import code_bytes
-
-LIMIT = 16_000_000
-"""Bytes of code and model together; decimal, not 16 MiB (the rules of Parameter Golf)."""
 
 
 def measure(path: Path, every: bool = False) -> Ledger:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
-from bytegolf.artifact import container
+from bytegolf.artifact import checkpoint_folder, container, payload
 from bytegolf.data.shards import read_shard
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors, lines_of, sha256
@@ -51,10 +51,8 @@ def judged(kind: str) -> Callable[[Look[P]], Callable[Concatenate[Path, P], Verd
 @judged("artifact")
 def artifact(path: Path) -> Found:
     """An artifact, by the hash at its end, and every tensor in it."""
-    from bytegolf.artifact.pack import read_artifact
-
-    found = read_artifact(path)
-    return "whole", f"its hash matches; {counted(len(found.state), 'tensor')}, SHA-256 {found.sha256[:16]}…"
+    found = payload.verify(path)
+    return "whole", f"its hash matches; {counted(len(found.entries), 'tensor')}, SHA-256 {found.box.sha256[:16]}…"
 
 
 @judged("weights")
@@ -106,11 +104,8 @@ def hashed(path: Path, known: str, remedy: str, more: str = "") -> Found:
 @judged("checkpoint")
 def checkpoint(path: Path) -> Found:
     """A checkpoint's folder: every file against its checksums, and each can be read."""
-    from bytegolf.artifact import checkpoint as store
-
-    saved = store.load(path)
-    count = len(saved.model) + len(saved.optimizer) + len(saved.averaged)
-    if (hashes := store.checksums(path)) is None:
+    hashes, count = checkpoint_folder.verify(path)
+    if hashes is None:
         return "no checksum", f"{counted(count, 'tensor')} can be read"
     if missing := [name for name in hashes if not (path / name).is_file()]:
         raise BytegolfError(f"{path} lacks {missing[0]}: delete the folder to go on from the one before")

@@ -15,6 +15,7 @@ from bytegolf.files import disk_errors, read_json
 from bytegolf.folders import Tally, ending_of, in_words, matching, walk
 from bytegolf.tools.check.files import Found, any_file, hashed, judged, plain, shard
 from bytegolf.tools.check.results import Verdict
+from bytegolf.tools.check.runs import reader
 from bytegolf.words import counted
 
 _FETCHED = "run the same `bytegolf fetch --verify` again"
@@ -61,8 +62,6 @@ def _reader(path: Path) -> Callable[[Path], Iterable[Verdict]] | None:
     """What reads a folder of a known kind as a whole; None for any other folder."""
     if (path / MANIFEST).exists() or unfinished(path) or unfinished(path, FETCHING):
         return _data
-    from bytegolf.tools.check.runs import reader  # which needs torch
-
     return reader(path)
 
 

@@ -6,17 +6,17 @@ import ast
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from bytegolf.artifact import checkpoint as store
+from bytegolf.artifact import checkpoint_folder as store
 from bytegolf.artifact.container import read as read_container
-from bytegolf.artifact.run_folder import RunFolder
+from bytegolf.artifact.run_folder import ARTIFACT_FILE, RunFolder
 from bytegolf.config import Config
 from bytegolf.data.identity import DataIdentity
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors, read_json_object, sha256
-from bytegolf.tools.bundle import entry, script
+from bytegolf.tools.bundle import script
 from bytegolf.tools.check.files import Found, artifact, checkpoint, hashed, judged, plain
 from bytegolf.tools.check.results import Verdict
-from bytegolf.tools.submission import folder as submission
+from bytegolf.tools.submission import names as submission
 from bytegolf.training.metrics_file import read_metrics
 from bytegolf.words import counted
 
@@ -69,7 +69,7 @@ def _tokenizer(path: Path, model: Path) -> Found:
 
 def _submission(path: Path) -> Iterator[Verdict]:
     """What a submission claims of its sizes, and its artifact; whether it obeys the rules is `audit`'s question."""
-    code, model = path / script.NAME, path / entry.ARTIFACT
+    code, model = path / script.NAME, path / ARTIFACT_FILE
     yield _script(code)
     yield artifact(model)
     if (path / "tokenizer.model").exists():

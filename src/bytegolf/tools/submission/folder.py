@@ -22,18 +22,16 @@ from bytegolf.api import evaluation as scoring
 from bytegolf.artifact import export as exporting
 from bytegolf.artifact import loading as opening
 from bytegolf.artifact.loading import LoadedModel
+from bytegolf.artifact.results import LIMIT
 from bytegolf.artifact.run_folder import RunFolder, data_folder
 from bytegolf.data.shards import open_split
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors, lines_of, make_folder, write_bytes, write_json
 from bytegolf.progress import Reporter
 from bytegolf.tools.bundle import entry, script
-from bytegolf.tools.bundle.ledger import LIMIT
+from bytegolf.tools.submission.names import CLAIMS, LOG, README
 from bytegolf.tools.submission.readme import readme
 
-CLAIMS = "submission.json"
-LOG = "train.log"
-README = "README.md"
 TRACK = "non-record-unlimited-compute-16mb"
 
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bytegolf.artifact.results import LIMIT
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors, parse_json
-from bytegolf.tools.bundle.ledger import LIMIT
-from bytegolf.tools.submission.folder import CLAIMS
+from bytegolf.tools.submission.names import CLAIMS
 from bytegolf.tools.submission.unpack import Sources
 from bytegolf.tools.submission.verdict import Finding
 

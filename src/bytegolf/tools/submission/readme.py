@@ -7,8 +7,8 @@ from typing import Any
 import tomli_w
 
 from bytegolf.artifact.loading import LoadedModel
+from bytegolf.artifact.results import LIMIT
 from bytegolf.config import to_dict
-from bytegolf.tools.bundle.ledger import LIMIT
 from bytegolf.tools.bundle.script import NAME
 
 _UNPACK = rf"""## Read it
