@@ -39,7 +39,8 @@ from bytegolf.data.shards import TokenStream, open_split, shard_paths
 from bytegolf.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 from bytegolf.device import choose_device, pick_precision
 from bytegolf.model.embed import row_tables
-from bytegolf.model.lm import LanguageModel, count_parameters
+from bytegolf.model.lm import LanguageModel
+from bytegolf.model.outline import count_parameters
 from bytegolf.tools.plan.measure import CLOCKS, matmul_peak, timed
 from bytegolf.tools.plan.work import forward_flops
 from bytegolf.training.compiling import compile_stacks

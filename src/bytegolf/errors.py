@@ -1,4 +1,8 @@
-"""The one exception that bad input raises."""
+"""The one exception that bad input raises, and how sentences for people are written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
 
 MOST_CHARACTERS = 1000
 """Of a sentence: it may quote what a stranger's file holds."""
@@ -51,3 +55,21 @@ def _shortened(sentence: str) -> str:
         return sentence
     half = MOST_CHARACTERS // 2 - 2
     return f"{sentence[:half]} … {sentence[-half:]}"
+
+
+def counted(number: float, word: str, plural: str = "") -> str:
+    """A number with its noun, in the plural unless there is one of it.
+
+    >>> counted(1, "run"), counted(1200, "byte"), counted(2, "match", "matches")
+    ('1 run', '1,200 bytes', '2 matches')
+    """
+    return f"{number:,} {word if number == 1 else plural or f'{word}s'}"
+
+
+def listed(words: Sequence[str]) -> str:
+    """Words as a sentence has them.
+
+    >>> listed(["77"]), listed(["77", "78"]), listed(["77", "78", "79"])
+    ('77', '77 and 78', '77, 78 and 79')
+    """
+    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fnmatch
 import glob
 import hashlib
 import io
@@ -255,6 +256,16 @@ def lines_of(text: str) -> list[str]:
     """
     lines = text.split("\n")
     return lines if lines[-1] else lines[:-1]
+
+
+def matching(folder: Path, pattern: str) -> list[Path]:
+    """The files in a folder whose names match, sorted; none where there is no such folder.
+
+    Raises BytegolfError if it may not be read, which ``Path.glob`` takes for an empty one.
+    """
+    with disk_errors(folder, "read the folder"):
+        names = os.listdir(folder) if folder.is_dir() else []  # noqa: PTH208 (names, not Paths)
+    return [folder / name for name in sorted(names) if fnmatch.fnmatchcase(name, pattern)]
 
 
 def sha256(path: Path) -> str:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import errno
-import fnmatch
 import os
 import stat
 from collections import deque
@@ -15,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from bytegolf.errors import BytegolfError
+from bytegolf.errors import BytegolfError, counted
 from bytegolf.files import disk_errors
-from bytegolf.words import counted
 
 Why = Literal[
     "ending", "hidden", "dead link", "known link", "link above", "pipe", "socket", "device", "null text", "blank"
@@ -124,16 +122,6 @@ def ending_of(name: str) -> str:
     """The ending of a file's name, in lower case; "" for none, or for what only looks like one ("Mr. Smith's text")."""
     ending = Path(name).suffix.lower()
     return ending if len(ending) <= LONGEST_ENDING and ending[1:].isalnum() else ""
-
-
-def matching(folder: Path, pattern: str) -> list[Path]:
-    """The files in a folder whose names match, sorted; none where there is no such folder.
-
-    Raises BytegolfError if it may not be read, which ``Path.glob`` takes for an empty one.
-    """
-    with disk_errors(folder, "read the folder"):
-        names = os.listdir(folder) if folder.is_dir() else []  # noqa: PTH208 (names, not Paths)
-    return [folder / name for name in sorted(names) if fnmatch.fnmatchcase(name, pattern)]
 
 
 def walk(

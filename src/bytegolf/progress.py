@@ -8,49 +8,11 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.console import Console
 from rich.live import Live
-from rich.segment import Segment
-from rich.table import Table
 from rich.text import Text
 
-from bytegolf.errors import shown
-from bytegolf.narrow import fitted
-
-
-class PlainConsole(Console):
-    """Where people read: texts are shown as they are, whatever a name, title or path holds.
-
-    Rich's own markup and emoji codes are off: ``runs[best]`` and ``:on:`` are names. Control characters are written as
-    what they are (``errors.shown``), so that no name can garble a screen. Styles come as arguments or in ``Text``.
-    """
-
-    def __init__(self, *, stderr: bool = False, quiet: bool = False, soft_wrap: bool = False, width: int | None = None):
-        super().__init__(
-            stderr=stderr, quiet=quiet, soft_wrap=soft_wrap, width=width, markup=False, emoji=False, highlight=False
-        )
-
-    def render_str(self, text: str, **settings: Any) -> Text:
-        """A string as rich prints it."""
-        return super().render_str(shown(text), **settings)
-
-    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
-        """What rich prints; ``Text``, in tables for instance, is made of any characters, and loses the same ones."""
-        for segment in super().render(renderable, options):
-            if segment.control or segment.text.isprintable():
-                yield segment
-            else:
-                lines = map(shown, segment.text.split("\n"))
-                yield Segment("\n".join(lines), segment.style)
-
-    def print(self, *objects: Any, **settings: Any) -> None:
-        """Print as rich does; a table that has no room becomes paragraphs (``narrow``)."""
-        super().print(*(fitted(self, each) if isinstance(each, Table) else each for each in objects), **settings)
-
-    def on_broken_pipe(self) -> None:
-        """Leave it to the command line, which takes it for success; rich would exit with 1."""
-        raise
-
+from bytegolf.console import PlainConsole
 
 PLAIN_LINE_EVERY = 15.0
 """Seconds between progress lines where there is no terminal to rewrite one on."""

@@ -22,7 +22,7 @@ from bytegolf.artifact.exchange import public_config
 from bytegolf.artifact.public.opening import BUDGET, RELEASED
 from bytegolf.config import Config, to_dict
 from bytegolf.config.public_hnet import from_public
-from bytegolf.model.lm import count_parameters, outline
+from bytegolf.model.outline import count_parameters, outline
 
 SENTENCE = "The people of the United States — naïve café."
 

@@ -18,7 +18,8 @@ from bytegolf.artifact.loading import load_model
 from bytegolf.config import Config, OptimConfig
 from bytegolf.errors import BytegolfError
 from bytegolf.evaluate.score import score
-from bytegolf.model.lm import LanguageModel, outline
+from bytegolf.model.lm import LanguageModel
+from bytegolf.model.outline import outline
 from bytegolf.progress import Reporter
 from bytegolf.training.loop import Trainer
 from bytegolf.training.optim import Optimizer, assignments, stage_multipliers

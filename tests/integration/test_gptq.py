@@ -28,7 +28,7 @@ from bytegolf.config import Config, ExportConfig
 from bytegolf.data.shards import TokenStream, open_split
 from bytegolf.errors import BytegolfError
 from bytegolf.model.layers import Linear
-from bytegolf.model.lm import outline
+from bytegolf.model.outline import outline
 from bytegolf.progress import Reporter
 from bytegolf.training.schedule import training_budget
 

@@ -13,8 +13,8 @@ from commands import VERBS, TinyRun, good, refused, small, text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bytegolf.analyze.excerpt import LEAST, MOST, excerpt
 from bytegolf.analyze.report import called
+from bytegolf.analyze.segment import LEAST, MOST, excerpt
 
 # ---------------------------------------------------------------------------------------------- wrong command lines
 

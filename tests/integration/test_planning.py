@@ -27,8 +27,9 @@ from bytegolf.config import (
 )
 from bytegolf.model.embed import row_tables
 from bytegolf.model.layers import Linear
-from bytegolf.model.lm import LanguageModel, count_parameters, outline
+from bytegolf.model.lm import LanguageModel
 from bytegolf.model.mixers.base import Mixer
+from bytegolf.model.outline import count_parameters, outline
 from bytegolf.ops import native
 from bytegolf.registry import MIXERS
 from bytegolf.tools.plan import devices, prediction, work

@@ -17,7 +17,8 @@ from conftest import scatter
 
 from bytegolf.cli.preset_list import SIZES, presets, shape, sizes
 from bytegolf.config import Config, flatten, levels, preset_chain, preset_names, to_dict
-from bytegolf.model.lm import LanguageModel, count_parameters, outline
+from bytegolf.model.lm import LanguageModel
+from bytegolf.model.outline import count_parameters, outline
 from bytegolf.ops.attention import DENSE_LENGTH
 
 PARAMETERS = {

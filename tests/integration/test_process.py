@@ -15,7 +15,7 @@ from commands import TinyRun, good, refused, small, text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bytegolf.progress import PlainConsole
+from bytegolf.console import PlainConsole
 
 COMMAND = [sys.executable, "-m", "bytegolf"]
 

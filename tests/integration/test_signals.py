@@ -17,7 +17,8 @@ from tiny_run import losses, make_trainer, tiny_config
 
 from bytegolf.artifact import checkpoint as store
 from bytegolf.bpb import Score
-from bytegolf.training.loop import SIGNALS, Trainer
+from bytegolf.training.interrupt import SIGNALS
+from bytegolf.training.loop import Trainer
 from bytegolf.training.step import Batch, StepFigures
 
 STEPS = 4

@@ -21,7 +21,8 @@ from bytegolf.data.tokenizer import ByteTokenizer, load_tokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.evaluate.sliding import last_losses
 from bytegolf.model.embed import BOS
-from bytegolf.model.lm import LanguageModel, count_parameters, outline
+from bytegolf.model.lm import LanguageModel
+from bytegolf.model.outline import count_parameters, outline
 from bytegolf.model.routers.losses import ratio_loss, surprisal_loss
 from bytegolf.model.soft_chunk import SoftChunker
 from bytegolf.training.optim import Optimizer

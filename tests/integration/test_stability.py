@@ -12,8 +12,8 @@ from commands import TinyRun, good, refused
 from conftest import ModelMaker
 from streams import BYTES, random_tokens, stream_of
 
-from bytegolf.analyze.results import Flips
 from bytegolf.analyze.stability import Cuts, capacities, flips, read_cuts, room, shifted
+from bytegolf.analyze.stability_results import Flips
 from bytegolf.artifact.loading import load_model
 from bytegolf.data.shards import open_split
 from bytegolf.evaluate.boundaries import TruncationStats

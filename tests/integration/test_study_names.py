@@ -15,8 +15,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bytegolf.config import Config
+from bytegolf.console import PlainConsole
 from bytegolf.errors import BytegolfError, shown
-from bytegolf.progress import PlainConsole
 from bytegolf.tools.check.files import results as check_results
 from bytegolf.tools.study import report
 from bytegolf.tools.study.definition import is_study, read_study

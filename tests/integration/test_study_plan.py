@@ -11,7 +11,7 @@ import pytest
 from commands import good
 
 from bytegolf.config import Config, HNetConfig, OptimConfig
-from bytegolf.data.identity import data_hash
+from bytegolf.data.manifest import data_hash
 from bytegolf.errors import BytegolfError
 from bytegolf.tools.study.definition import BudgetConfig, Study, read_study
 from bytegolf.tools.study.plan import Job, bytes_per_token, definition_hash, jobs

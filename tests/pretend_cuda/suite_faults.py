@@ -158,7 +158,7 @@ FAULTS: dict[str, tuple[Plant, Callable[[TinyRun, Path], None]]] = {
     ),
     "SGD at test time": (strays("torch.autograd:grad"), scored(ttt=TttConfig("sgd"))),
     "steps": (strays("bytegolf.model.mixers.attention_cache:CacheSpan.read"), step),
-    "a step's smoothing": (strays("bytegolf.model.hnet_passes:smooth_on"), step),
+    "a step's smoothing": (strays("bytegolf.model.hnet_steps:smooth_on"), step),
     "samples": (strays("bytegolf.model.lm:LanguageModel._no_history"), sample),
     "GPTQ's calibration": (strays("bytegolf.model.layers:Linear.forward"), calibrate),
     "GPTQ's rounding": (strays("bytegolf.artifact.gptq:_inverse_factor"), calibrate),

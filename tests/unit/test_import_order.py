@@ -12,8 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "src" / "bytegolf"
 LAYERS = (
     "errors",
-    "words",
-    "narrow",
+    "console",
     "results",
     "files",
     "folders",

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from rich.table import Table
 from rich.text import Text
 
+from bytegolf.console import PlainConsole
 from bytegolf.data import blocks, corpus
 from bytegolf.data.document import Document, Reading
 from bytegolf.data.manifest import read_manifest
@@ -18,7 +19,6 @@ from bytegolf.data.prepare import prepare
 from bytegolf.data.split import Split
 from bytegolf.files import json_line, lines_of, parse_json, read_json, write_json
 from bytegolf.folders import Tally, in_words
-from bytegolf.progress import PlainConsole
 
 ODD = [
     "a,b",

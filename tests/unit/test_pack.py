@@ -24,7 +24,7 @@ from bytegolf.artifact.quantizer import Storage
 from bytegolf.artifact.stored import ROW_BITS
 from bytegolf.config import Config, ExportConfig, ModelConfig, StackConfig, TrainConfig
 from bytegolf.errors import BytegolfError
-from bytegolf.model.lm import outline
+from bytegolf.model.outline import outline
 from bytegolf.model.storage import storage_kinds
 
 CONFIG = Config(

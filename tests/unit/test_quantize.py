@@ -24,7 +24,7 @@ from bytegolf.artifact.quantizer import Storage
 from bytegolf.artifact.stored import ROW_BITS, levels
 from bytegolf.config import ExportConfig, ModelConfig, NgramConfig, StackConfig
 from bytegolf.errors import BytegolfError
-from bytegolf.model.lm import outline
+from bytegolf.model.outline import outline
 from bytegolf.model.storage import declare, storage_kinds
 
 KINDS = storage_kinds(outline(ModelConfig(network=StackConfig(2, 16, 2, 1), ngrams=NgramConfig(longest=2))))

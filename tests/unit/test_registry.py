@@ -26,8 +26,9 @@ from bytegolf.data.tokenizer import ByteTokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.evaluate.sliding import last_losses
 from bytegolf.model.layers import Linear
-from bytegolf.model.lm import LanguageModel, outline
+from bytegolf.model.lm import LanguageModel
 from bytegolf.model.mixers.base import Mixer, Span
+from bytegolf.model.outline import outline
 from bytegolf.model.routers.base import THRESHOLD, Router
 from bytegolf.registry import MIXERS, ROUTERS, load_plugins
 from bytegolf.tools.bundle.script import script
@@ -240,7 +241,7 @@ def test_only_what_is_named_is_imported() -> None:
     code = """
         import sys
         from bytegolf.config import Config
-        from bytegolf.model.lm import outline
+        from bytegolf.model.outline import outline
         model = Config.load("cpu-demo", ["model.network.router.kind=stride"]).model
         assert not any(name.startswith("bytegolf.model.routers.s") for name in sys.modules)
         outline(model)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from bytegolf.analyze import plots
-from bytegolf.analyze.results import Level, ModelAnalysis, Moment, Stability, StabilityLevel, named
+from bytegolf.analyze.results import Level, ModelAnalysis, Moment, named
+from bytegolf.analyze.stability_results import Stability, StabilityLevel
 from bytegolf.files import make_folder
 
 LONGEST = 32

@@ -13,14 +13,13 @@ from jaxtyping import Int64
 from rich.console import Console
 
 from bytegolf.analyze import soft
-from bytegolf.analyze.excerpt import excerpt, excerpt_of
 from bytegolf.analyze.incremental import IncrementalReader, StateCache
 from bytegolf.analyze.metrics import describe, mean
 from bytegolf.analyze.packing import ShownText
 from bytegolf.analyze.parts import by_script, by_text
 from bytegolf.analyze.reading import NamedText, Reading, document, join, read, text_tokens
 from bytegolf.analyze.results import AnalysisResult, ModelAnalysis, Moment, TextInfo
-from bytegolf.analyze.segment import STANDARD_TEXT, Segmentation, segment, titled
+from bytegolf.analyze.segment import STANDARD_TEXT, Segmentation, excerpt, excerpt_of, segment, titled
 from bytegolf.analyze.stability import stability
 from bytegolf.analyze.tables import grids
 from bytegolf.artifact import checkpoint as store
@@ -34,7 +33,7 @@ from bytegolf.data.shards import open_split
 from bytegolf.data.tokenizer import SentencePieceTokenizer, Tokenizer, load_tokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.files import STDIN
-from bytegolf.model.lm import count_parameters
+from bytegolf.model.outline import count_parameters
 from bytegolf.model.routers.base import THRESHOLD
 from bytegolf.progress import Reporter
 from bytegolf.training.setup import initial_model

@@ -8,8 +8,10 @@ bytes it is made of: ``\\xNN``.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +21,13 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.text import Text
 
-from bytegolf.analyze.excerpt import excerpt_of
 from bytegolf.analyze.reading import read_text
-from bytegolf.data.shards import open_split
+from bytegolf.data.shards import TokenStream, open_split
 from bytegolf.data.tokenizer import Tokenizer
-from bytegolf.errors import BytegolfError
+from bytegolf.errors import BytegolfError, counted
 from bytegolf.evaluate.boundaries import BoundaryStats
 from bytegolf.model.lm import LanguageModel
 from bytegolf.model.routers.base import THRESHOLD
-from bytegolf.words import counted
 
 STANDARD_TEXT = (
     b"The quick brown fox jumps over the lazy dog. "
@@ -37,6 +37,15 @@ STANDARD_TEXT = (
 
 COLORS = ("black on #b7d4ea", "black on #f6d3a9")
 """Styles of even and odd chunks: light grounds that differ in every common form of colour blindness."""
+
+LEAST, MOST = 40, 160
+"""Bytes of an excerpt, a sentence or two of the text at hand; shorter where no document has so many. What becomes of an
+English fox says little of Chinese."""
+
+_LOOKED_AT = 1 << 14
+"""Tokens in which the excerpt is looked for."""
+
+_SENTENCE_END = re.compile(r"[.!?…]['\"’”)]*(?=\s)|[。！？]|\n")
 
 _SHORT = {"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
@@ -75,6 +84,41 @@ def example(tokenizer: Tokenizer, data: Path | None) -> bytes:
         with contextlib.suppress(BytegolfError):  # not there, or not of this tokenizer
             return excerpt_of(tokenizer, open_split(data, tokenizer.name, "val", tokenizer.vocab_size)) or STANDARD_TEXT
     return STANDARD_TEXT
+
+
+def excerpt_of(tokenizer: Tokenizer, stream: TokenStream | NDArray[np.int64]) -> bytes:
+    """The beginning of the first document that is long enough, or of the longest; empty if there is no text at all."""
+    ids = np.asarray(stream.slice(0, min(len(stream), _LOOKED_AT)) if isinstance(stream, TokenStream) else stream)
+    ids = ids[:_LOOKED_AT]
+    starts = np.flatnonzero(ids == tokenizer.BOS)
+    best = b""
+    for document in np.split(ids, starts):
+        found = excerpt(tokenizer.decode(document[: 4 * MOST]))
+        if len(found) >= LEAST:
+            return found
+        best = max(best, found, key=len)
+    return best
+
+
+def excerpt(data: bytes) -> bytes:
+    """The beginning of a text: whole sentences of up to ``MOST`` bytes, else whole words, else whole characters.
+
+    >>> excerpt(b"One. " + b"Two words and more of them, so that it becomes a sentence. " + b"x" * 200)
+    b'One. Two words and more of them, so that it becomes a sentence.'
+    """
+    data = data.strip()
+    if len(data) <= MOST:
+        return data
+    # a character that the cut goes through is left out; what is no UTF-8 stays as it is
+    text = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode(data[:MOST])
+    sentences = [found.end() for found in _SENTENCE_END.finditer(text)]
+    words = [found.start() for found in re.finditer(r"\s", text)]
+    for ends in (sentences, words):
+        cut = [end for end in ends if len(text[:end].encode("utf-8", "surrogateescape")) >= LEAST]
+        if cut:
+            text = text[: cut[-1]]
+            break
+    return text.strip().encode("utf-8", "surrogateescape")
 
 
 def segment(

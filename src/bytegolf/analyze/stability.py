@@ -28,7 +28,7 @@ from jaxtyping import Bool, Int, Integer
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bytegolf.analyze import results
+from bytegolf.analyze import stability_results
 from bytegolf.artifact import checkpoint as store
 from bytegolf.artifact.export import latest
 from bytegolf.artifact.loading import LoadedModel, with_weights
@@ -42,7 +42,8 @@ from bytegolf.evaluate.score import windows_at_once
 from bytegolf.evaluate.sliding import encode_and_route, router_receptive_field
 from bytegolf.model.chunk import Capacity
 from bytegolf.model.hnet import HNet
-from bytegolf.model.lm import Forward, LanguageModel, outline
+from bytegolf.model.lm import Forward, LanguageModel
+from bytegolf.model.outline import outline
 from bytegolf.model.stack import Stack
 from bytegolf.model.storage import storage_kinds
 from bytegolf.model.trace import RouterTrace
@@ -115,7 +116,7 @@ def capacities(model: LanguageModel, length: int) -> list[int | None]:
     return limits
 
 
-def room(cuts: Cuts, limit: int | None, divisors: Sequence[float]) -> results.Room:
+def room(cuts: Cuts, limit: int | None, divisors: Sequence[float]) -> stability_results.Room:
     """How many boundaries windows have, the first token's among them, and how many a fixed capacity cuts.
 
     ``limit`` is the model's own capacity (None: it cuts nothing), ``divisors`` are those of others.
@@ -124,7 +125,7 @@ def room(cuts: Cuts, limit: int | None, divisors: Sequence[float]) -> results.Ro
     length = cuts.boundary.shape[1]
     others = [(divisor, Capacity("fixed", divisor).limit(length)) for divisor in divisors]
     cut_windows, cut_boundaries = _cut(raw, limit)
-    return results.Room(
+    return stability_results.Room(
         mean=float(raw.mean()),
         std=float(raw.std()),
         least=int(raw.min()),
@@ -134,7 +135,7 @@ def room(cuts: Cuts, limit: int | None, divisors: Sequence[float]) -> results.Ro
         cut_windows=cut_windows,
         cut_boundaries=cut_boundaries,
         counts=sorted(Counter(raw.tolist()).items()),
-        divisors=[results.CapacityCost(divisor, size, *_cut(raw, size)) for divisor, size in others if size],
+        divisors=[stability_results.CapacityCost(divisor, size, *_cut(raw, size)) for divisor, size in others if size],
     )
 
 
@@ -144,12 +145,12 @@ def _cut(raw: Int[np.ndarray, " W"], limit: int | None) -> tuple[float, float]:
     return float((lost > 0).mean()), float(lost.sum() / raw.sum())
 
 
-def flips(one: Cuts, other: Cuts) -> results.Flips:
+def flips(one: Cuts, other: Cuts) -> stability_results.Flips:
     """What differs between two readings of the same windows; ``per_boundary`` is per boundary of ``one``."""
     free = _positions(one, other)
     changed = (one.boundary != other.boundary) & free
     count = int(changed.sum())
-    return results.Flips(
+    return stability_results.Flips(
         flips=count,
         appeared=int((changed & other.boundary).sum()),
         per_window=count / len(changed),
@@ -158,7 +159,7 @@ def flips(one: Cuts, other: Cuts) -> results.Flips:
     )
 
 
-def shifted(before: Cuts, after: Cuts, by: int) -> results.ShiftFlips:
+def shifted(before: Cuts, after: Cuts, by: int) -> stability_results.ShiftFlips:
     """What differs at the tokens that two readings have in common, of which ``after`` begins ``by`` later.
 
     With windows of 8 tokens and ``by`` = 2, a window reads tokens 0 … 7 and its shift 2 … 9. Tokens 2 … 7 are in both:
@@ -176,9 +177,9 @@ def shifted(before: Cuts, after: Cuts, by: int) -> results.ShiftFlips:
     while low < length:
         high = min(2 * low, length)
         positions, moved = int(total[low:high].sum()), int(changed[low:high].sum())
-        rows.append(results.DistanceFlips(low, high - 1, positions, moved, ratio(moved, positions)))
+        rows.append(stability_results.DistanceFlips(low, high - 1, positions, moved, ratio(moved, positions)))
         low = high
-    return results.ShiftFlips(**vars(flips(one, other)), by=by, distances=rows)
+    return stability_results.ShiftFlips(**vars(flips(one, other)), by=by, distances=rows)
 
 
 def _positions(one: Cuts, other: Cuts) -> Bool[np.ndarray, "W L"]:
@@ -190,7 +191,7 @@ def _positions(one: Cuts, other: Cuts) -> Bool[np.ndarray, "W L"]:
 
 def stability(
     source: Path, loaded: LoadedModel, texts: Sequence[Int[np.ndarray, " T"]], name: str, reporter: Reporter
-) -> results.Stability | None:
+) -> stability_results.Stability | None:
     """What moves the boundaries of a run or artifact ``source`` on windows of ``texts``; None without routers.
 
     Raises BytegolfError where no text has room for a window and its shift.
@@ -226,18 +227,18 @@ def stability(
         if loaded.artifact.info.get("steps") == saved.progress.step:
             compared["the artifact"] = shipped
     levels = [
-        results.StabilityLevel(
+        stability_results.StabilityLevel(
             **vars(room(one, limit, () if depth else DIVISORS)),
             shift=shifted(one, moved[depth], by),
             weights=[
-                results.WeightFlips(**vars(flips(exact[depth], found[depth])), weights=what)
+                stability_results.WeightFlips(**vars(flips(exact[depth], found[depth])), weights=what)
                 for what, found in compared.items()
             ],
         )
         for depth, (one, limit) in enumerate(zip(shipped, capacities(model, length), strict=True))
     ]
     step = saved.progress.step if saved else None
-    return results.Stability(len(starts), length, step, router_receptive_field(model, model.network), levels)
+    return stability_results.Stability(len(starts), length, step, router_receptive_field(model, model.network), levels)
 
 
 def _starts(texts: Sequence[Int[np.ndarray, " T"]], length: int, by: int) -> Iterator[int]:

@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from bytegolf.analyze import results
+from bytegolf.analyze import results, stability_results
 
 FORCED = {"open": "b = 1 everywhere", "closed": "b = 0 everywhere", "shuffled": "b shuffled"}
 """What b is replaced by in each of the scores besides its own."""
@@ -194,7 +194,7 @@ def _history(title: str, moments: list[results.Moment]) -> Grid:
 # ---------------------------------------------------------------------------------------------- stability
 
 
-def _room(found: Sequence[tuple[str, results.Stability, results.StabilityLevel]]) -> Grid:
+def _room(found: Sequence[tuple[str, stability_results.Stability, stability_results.StabilityLevel]]) -> Grid:
     """Boundaries per window against the room for them, a column per level."""
     levels = [level for _, _, level in found]
     rows = [
@@ -210,15 +210,15 @@ def _room(found: Sequence[tuple[str, results.Stability, results.StabilityLevel]]
     return Grid("room for boundaries", ["", *(name for name, _, _ in found)], rows)
 
 
-def _cut(one: results.CapacityCost | results.StabilityLevel | None) -> str:
+def _cut(one: stability_results.CapacityCost | stability_results.StabilityLevel | None) -> str:
     return "–" if one is None else f"{percent(one.cut_windows)} ({percent(one.cut_boundaries)})"
 
 
-def _moved(found: Sequence[tuple[str, results.Stability, results.StabilityLevel]]) -> Grid:
+def _moved(found: Sequence[tuple[str, stability_results.Stability, stability_results.StabilityLevel]]) -> Grid:
     """What a shift and what other weights move, a column per level."""
     levels = [level for _, _, level in found]
 
-    def moved(title: str, of: Sequence[results.Flips | None]) -> Iterator[list[str]]:
+    def moved(title: str, of: Sequence[stability_results.Flips | None]) -> Iterator[list[str]]:
         yield [f"{title}: flips per window", *(number(one.per_window, 2) if one else "–" for one in of)]
         yield ["· per boundary", *(percent(one.per_boundary, 3) if one else "–" for one in of)]
         yield ["· per position", *(percent(one.per_position, 3) if one else "–" for one in of)]

@@ -23,7 +23,7 @@ from bytegolf.evaluate.modes import ScoringMode
 from bytegolf.evaluate.one_pass import OnePass
 from bytegolf.evaluate.score import Observer
 from bytegolf.evaluate.windows import Window, targets_of
-from bytegolf.model.lm import count_parameters
+from bytegolf.model.outline import count_parameters
 from bytegolf.model.trace import RouterTrace
 from bytegolf.progress import Pace, Reporter
 from bytegolf.tools.bundle.script import code_bytes

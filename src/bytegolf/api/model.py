@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import io
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -23,24 +22,21 @@ from torch import Tensor
 from bytegolf.analyze.incremental import IncrementalReader, StateCache
 from bytegolf.analyze.reading import Reading, read_text
 from bytegolf.analyze.segment import Segmentation, segment
+from bytegolf.api.description import Description
 from bytegolf.api.evaluation import evaluate
 from bytegolf.api.results import Evaluation
-from bytegolf.artifact.loading import LoadedModel, data_of, in_fp32, with_weights
-from bytegolf.artifact.opening import is_weights, load_model, open_model
-from bytegolf.artifact.pack import write_artifact
-from bytegolf.artifact.run_folder import data_folder
-from bytegolf.artifact.weights_file import ENDING, write_weights
+from bytegolf.artifact.loading import LoadedModel, data_of, for_steps
+from bytegolf.artifact.opening import load_model
+from bytegolf.artifact.saving import save
 from bytegolf.bpb import Score
-from bytegolf.config import Config
-from bytegolf.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, Tokenizer
+from bytegolf.data.tokenizer import ByteTokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.evaluate.modes import ScoringMode, watched
-from bytegolf.files import disk_errors, write_bytes
 from bytegolf.infer.codec import Codec
 from bytegolf.infer.files import codec_of
 from bytegolf.infer.sample import Watch, as_text, generate
 from bytegolf.infer.speculative import Acceptance
-from bytegolf.model.lm import Forward, LanguageModel, count_parameters
+from bytegolf.model.lm import Forward
 from bytegolf.progress import Reporter
 from bytegolf.registry import load_plugins
 
@@ -80,76 +76,12 @@ def load(
     return Model(load_model(Path(source), None if data is None else Path(data), device, precision))
 
 
-class Model:
+class Model(Description):
     """A trained model with its tokenizer: look inside, score, generate, compress.
 
     Texts are read in windows of the length that the model was trained with (``config.train.seq_len``), which do not
     overlap: what a position sees is the window up to it.
     """
-
-    def __init__(self, loaded: LoadedModel) -> None:
-        self._loaded = loaded
-
-    def __repr__(self) -> str:
-        chunked = f"{self.levels} {'level' if self.levels == 1 else 'levels'} of chunks" if self.levels else "flat"
-        return f"<bytegolf.Model {self.name}: {self.parameters:,} parameters, {self.tokenizer.name}, {chunked}>"
-
-    # ------------------------------------------------------------------------------------------------ what it is
-
-    @property
-    def name(self) -> str:
-        """The name of its configuration."""
-        return self.config.name
-
-    @property
-    def config(self) -> Config:
-        """The configuration that it was trained with."""
-        return self._loaded.config
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """Text to token ids and back."""
-        return self._loaded.tokenizer
-
-    @property
-    def module(self) -> LanguageModel:
-        """The network, a ``torch.nn.Module`` in evaluation mode."""
-        return self._loaded.model
-
-    @property
-    def parameters(self) -> int:
-        """How many weights it has."""
-        return count_parameters(self.module)
-
-    @property
-    def device(self) -> torch.device:
-        """Where its weights are."""
-        return self.module.embedding.weight.device
-
-    @property
-    def levels(self) -> int:
-        """How many levels of chunking it has; 0 for a flat model."""
-        return len(self.module.levels()) or self.config.model.soft.layers
-
-    @property
-    def path(self) -> Path:
-        """The artifact's file."""
-        return self._loaded.path
-
-    @property
-    def data(self) -> Path | None:
-        """The folder of the data that it was trained on, wherever one stands; None if they are not to be found."""
-        return data_folder(self.path.parent, self.config)
-
-    @property
-    def origin(self) -> str:
-        """``hf:owner/name@COMMIT`` of a model from the hub: it names these very weights; else empty."""
-        return self._loaded.origin
-
-    @property
-    def sha256(self) -> str:
-        """Of the artifact's file, in hexadecimal."""
-        return self._loaded.artifact.sha256
 
     # ------------------------------------------------------------------------------------------------ distributions
 
@@ -335,17 +267,8 @@ class Model:
 
     @functools.cached_property
     def _writer(self) -> LoadedModel:
-        """The model in fp32, as native steps want it, with room for every chunk.
-
-        A fixed capacity is a share of a text's length, which is not known before the text is written. The copy has
-        weights in common with this model, and a capacity of its own.
-        """
-        found = in_fp32(self._loaded, self.device)
-        if all(level.capacity.mode != "fixed" for level in found.model.levels()):
-            return found
-        copy = with_weights(found, found.artifact.state)
-        copy.model.set_capacity("exact")
-        return copy
+        """The model as it writes."""
+        return for_steps(self._loaded, self.device)
 
     # ------------------------------------------------------------------------------------------------ compression
 
@@ -378,25 +301,7 @@ class Model:
         Weights that were not touched since it was loaded are the very file that it came from; otherwise they are
         quantised as ``config.export`` says. A ``path`` that ends in .safetensors gets them as they are instead.
         """
-        target, artifact = Path(path), self._loaded.artifact
-        state = {name: tensor.detach().cpu() for name, tensor in self.module.state_dict().items()}
-        opened = open_model(self.path)
-        shipped = opened.artifact.state  # the loaded state shares its memory with the network
-        if target.suffix == ENDING:
-            write_weights(target, state, self.config, self.tokenizer.identity(), artifact.info)
-        elif not is_weights(self.path) and all(torch.equal(tensor, shipped[name]) for name, tensor in state.items()):
-            with disk_errors(self.path, "read"):
-                write_bytes(target, self.path.read_bytes())
-        else:
-            write_artifact(
-                target, state, self.config, self.tokenizer.identity(), artifact.info, coder=self.config.export.coder
-            )
-        if isinstance(self.tokenizer, SentencePieceTokenizer):
-            beside = target.parent / "tokenizer.model"
-            if not beside.exists() or not beside.samefile(self.tokenizer.path):
-                with disk_errors(beside, "write"):
-                    shutil.copyfile(self.tokenizer.path, beside)
-        return target
+        return save(self._loaded, Path(path))
 
 
 def _bytes(text: Text) -> bytes:

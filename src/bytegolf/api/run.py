@@ -12,8 +12,7 @@ from typing import Any
 
 import torch
 
-from bytegolf.analyze.excerpt import excerpt_of
-from bytegolf.analyze.segment import STANDARD_TEXT, Segmentation, segment
+from bytegolf.analyze.segment import STANDARD_TEXT, Segmentation, excerpt_of, segment
 from bytegolf.api.evaluation import evaluate
 from bytegolf.api.model import Model, load
 from bytegolf.api.results import Summary

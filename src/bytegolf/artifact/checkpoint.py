@@ -35,7 +35,7 @@ from bytegolf.artifact.checkpoint_folder import (
 )
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors, make_folder, read_json_object, write_bytes, write_json
-from bytegolf.model.merging import merged
+from bytegolf.model.lora import merged
 
 __all__ = [
     "PROGRESS",

@@ -16,7 +16,8 @@ from bytegolf.config import Config, NetworkConfig, StackConfig
 from bytegolf.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, Tokenizer, byte_tokenizer, load_tokenizer
 from bytegolf.device import choose_device, pick_precision
 from bytegolf.errors import BytegolfError
-from bytegolf.model.lm import LanguageModel, outline
+from bytegolf.model.lm import LanguageModel
+from bytegolf.model.outline import outline
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,20 @@ def in_fp32(loaded: LoadedModel, device: torch.device) -> LoadedModel:
         return loaded
     again = _ready(loaded.config, loaded.artifact.state, str(loaded.path), device, torch.float32)
     return dataclasses.replace(loaded, model=again)
+
+
+def for_steps(loaded: LoadedModel, device: torch.device) -> LoadedModel:
+    """The same model in fp32, as native steps want it, with room for every chunk.
+
+    A fixed capacity is a share of a text's length, which is not known before the text is written. The copy has weights
+    in common with ``loaded``, and a capacity of its own.
+    """
+    found = in_fp32(loaded, device)
+    if all(level.capacity.mode != "fixed" for level in found.model.levels()):
+        return found
+    copy = with_weights(found, found.artifact.state)
+    copy.model.set_capacity("exact")
+    return copy
 
 
 def with_weights(opened: LoadedModel, state: dict[str, torch.Tensor]) -> LoadedModel:

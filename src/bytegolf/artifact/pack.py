@@ -34,7 +34,7 @@ from bytegolf.artifact.weight_coder import TensorWriter, most_rows
 from bytegolf.config import Config, to_dict
 from bytegolf.errors import BytegolfError
 from bytegolf.files import write_bytes
-from bytegolf.model.lm import outline
+from bytegolf.model.outline import outline
 from bytegolf.model.storage import storage_kinds
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from bytegolf import __version__
 from bytegolf.artifact.checkpoint_folder import Progress, checkpoints, progress_of
 from bytegolf.config import Config, flatten, to_dict
-from bytegolf.data.identity import DataIdentity
+from bytegolf.data.manifest import DataIdentity
 from bytegolf.data.tokenizer import SentencePieceTokenizer, Tokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.files import clear_leftovers, disk_errors, make_folder, only_one, write_bytes, write_json

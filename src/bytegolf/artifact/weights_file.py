@@ -24,7 +24,7 @@ from bytegolf.artifact.public.safetensors_file import read_notes, read_safetenso
 from bytegolf.config import Config, to_dict
 from bytegolf.errors import BytegolfError
 from bytegolf.files import parse_json, sha256
-from bytegolf.model.lm import outline
+from bytegolf.model.outline import outline
 from bytegolf.model.storage import storage_kinds
 
 WEIGHTS_FILE, ENDING = "model.safetensors", ".safetensors"

@@ -14,9 +14,9 @@ from typing import Annotated, Any, TypeVar
 from cyclopts import App, Parameter, validators
 
 from bytegolf.cli.version import version
+from bytegolf.console import PlainConsole
 from bytegolf.errors import BytegolfError
 from bytegolf.files import STDIN, json_line, piped_input, read_input
-from bytegolf.progress import PlainConsole
 from bytegolf.results import describe, to_json
 
 app = App(

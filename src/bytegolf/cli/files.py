@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter, validators
 
 from bytegolf.cli.common import COUNT, Json, answers, app, finish, screen
-from bytegolf.errors import BytegolfError
-from bytegolf.words import counted
+from bytegolf.errors import BytegolfError, counted
 
 if TYPE_CHECKING:
     from bytegolf.infer.files import Settings

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from bytegolf.api.results import Preset, Presets
 from bytegolf.config import Config, preset_names, to_dict
-from bytegolf.data.identity import short_hash
+from bytegolf.data.manifest import short_hash
 
 SIZES = "sizes.json"
 
@@ -36,7 +36,7 @@ def shape(config: Config) -> str:
 def sizes(config: Config) -> tuple[int, int]:
     """Parameters, and the artifact's estimated bytes. This takes torch, and seconds."""
     from bytegolf.artifact.plan import estimated_bytes
-    from bytegolf.model.lm import count_parameters, outline
+    from bytegolf.model.outline import count_parameters, outline
 
     model = outline(config.model)
     return count_parameters(model), estimated_bytes(model, config.export)

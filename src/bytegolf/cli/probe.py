@@ -7,7 +7,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from bytegolf.cli.common import COUNT, Data, Json, Model, answers, app, finish, screen
-from bytegolf.words import counted
+from bytegolf.errors import counted
 
 
 @app.command(sort_key=45)

@@ -12,9 +12,9 @@ from bytegolf.analyze.segment import titled
 from bytegolf.api.results import Evaluation, Summary, scope
 from bytegolf.api.run import Run
 from bytegolf.config import MixConfig, TttConfig
+from bytegolf.errors import counted
 from bytegolf.evaluate.results import BoundaryFigures, Truncation
 from bytegolf.infer.results import Compression
-from bytegolf.words import counted
 
 
 def score(console: Console, result: Evaluation) -> None:

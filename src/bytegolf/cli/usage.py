@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from cyclopts import CycloptsError, MissingArgumentError, UnknownOptionError, UnusedCliTokensError
 from cyclopts.exceptions import UnknownCommandError
 
-from bytegolf.words import listed
+from bytegolf.errors import listed
 
 _OPTION = re.compile(r"--?[A-Za-z][\w-]*(=.*)?", re.DOTALL)
 """What looks like an option; "- milk", "-5 degrees" and "--" are texts."""

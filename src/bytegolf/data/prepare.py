@@ -45,8 +45,8 @@ from bytegolf.data.split import Split
 from bytegolf.data.tokenizer import Tokenizer, TokenizerKind
 from bytegolf.data.train_tokenizer import make_tokenizer
 from bytegolf.errors import BytegolfError
-from bytegolf.files import disk_errors, make_folder, write_json
-from bytegolf.folders import Tally, in_words, matching
+from bytegolf.files import disk_errors, make_folder, matching, write_json
+from bytegolf.folders import Tally, in_words
 from bytegolf.progress import ProgressBar
 
 CHECKPOINT_SECONDS = 2.0

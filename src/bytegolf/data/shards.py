@@ -22,8 +22,7 @@ from numpy.typing import NDArray
 
 from bytegolf.data.manifest import dataset_folder
 from bytegolf.errors import BytegolfError
-from bytegolf.files import disk_errors
-from bytegolf.folders import matching
+from bytegolf.files import disk_errors, matching
 
 MAGIC = 20240520
 VERSION = 1

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from bytegolf.config import HNetConfig, NetworkConfig, StackConfig, outer_dim
 from bytegolf.model.chunk import Capacity, Chunks
 from bytegolf.model.embed import ChunkHashEmbedding
-from bytegolf.model.hnet_passes import Draft, Encoded, Extension, HNetState, Pass, SingleStep, WholeSequences
+from bytegolf.model.hnet_passes import Encoded, Pass, WholeSequences
+from bytegolf.model.hnet_steps import Draft, Extension, HNetState, SingleStep
 from bytegolf.model.layers import Linear
 from bytegolf.model.mixers.base import Rows
 from bytegolf.model.prenorm import PreNormStack

@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from bytegolf.errors import BytegolfError
 from bytegolf.model.layers import Linear
 from bytegolf.model.lm import LanguageModel
-from bytegolf.model.merging import PREFIX
+
+PREFIX = "adapters."
+"""How their names begin: adapters.a.MAP is A (R, I) of the map MAP, adapters.b.MAP its B (O, R)."""
 
 BETAS, EPS = (0.9, 0.95), 1e-8
 """Adam's, as in training (S0)."""
@@ -173,3 +175,13 @@ class Adapted(nn.Module):
         own = {PREFIX + name.replace("/", "."): name for name in self.adapters.state_dict()}
         given = {own.get(name, name): tensor for name, tensor in state.items() if name.startswith(PREFIX)}
         self.adapters.load_state_dict(given)
+
+
+def merged(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A model's weights with the trained adapters among them, if any, added: W + B·A."""
+    found = {name: tensor for name, tensor in state.items() if not name.startswith(PREFIX)}
+    for name, a in state.items():
+        if name.startswith(f"{PREFIX}a."):
+            target = name.removeprefix(f"{PREFIX}a.")
+            found[f"{target}.weight"] = found[f"{target}.weight"] + state[f"{PREFIX}b.{target}"] @ a
+    return found

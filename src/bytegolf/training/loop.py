@@ -9,14 +9,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import signal
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
-import torch
 from torch import Tensor
 
 from bytegolf.artifact import checkpoint as store
@@ -26,47 +22,15 @@ from bytegolf.config import Config, levels
 from bytegolf.distributed import SINGLE_PROCESS, DistributedContext
 from bytegolf.errors import BytegolfError
 from bytegolf.evaluate.score import score
-from bytegolf.model.merging import merged
+from bytegolf.model.lora import merged
 from bytegolf.progress import Teller
+from bytegolf.training.interrupt import Interrupt
 from bytegolf.training.metrics import MetricAccumulator, MetricsLogger
 from bytegolf.training.optim import Optimizer
 from bytegolf.training.schedule import Clock, learning_rate, remaining, training_budget
 from bytegolf.training.setup import TrainingData, model_to_train
-from bytegolf.training.sharding import own, released, whole
+from bytegolf.training.sharding import all_finite, gathered, released
 from bytegolf.training.step import Batch, Objective, StepFigures, Stepper, StepResult
-
-SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
-"""Ctrl-C, the end of a job's time (Slurm, a study), a closed terminal; the last one is not known on Windows."""
-
-
-class Interrupt:
-    """The first signal ends training after the current step; a second one interrupts at once."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        """whether training is to end after the current step"""
-
-    @contextlib.contextmanager
-    def awaited(self) -> Iterator[None]:
-        """Take the signals for that within the context, except ignored ones (``nohup``); only a main thread can."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
-        before = {number: signal.getsignal(number) for number in numbers}
-        for number in numbers:
-            if before[number] != signal.SIG_IGN:
-                signal.signal(number, self._on_signal)
-        try:
-            yield
-        finally:
-            for number in numbers:
-                signal.signal(number, before[number])
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
 
 
 class Trainer:
@@ -291,19 +255,8 @@ class Trainer:
         Where weights are spread over the ranks, every rank has to ask, and only the leader gets them.
         """
         with self.stepper.averaged():
-            weights = self._whole(self.stepper.weights())
+            weights = gathered(self.stepper.weights(), self.world)
             return merged({name: tensor.detach().cpu().clone() for name, tensor in weights.items()})
-
-    def _whole(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors as they are; of shards all of each, on the CPU of the leader, whom every rank has to help."""
-        if not self.stepper.sharded:
-            return tensors
-        found = {}
-        for name, tensor in tensors.items():  # one by one: all of them may not fit on the device
-            complete = whole(tensor.detach())
-            if self.world.leads:
-                found[name] = complete.cpu()
-        return found
 
     def export(self, path: Path) -> Exported | None:
         """Write the artifact alone: the leader does, with the help of the other ranks where weights are shards."""
@@ -319,14 +272,11 @@ class Trainer:
         """
         folder = self._checkpoints()
         self._settle()
-        parts = [own(weight.detach()) for weight in self.model.parameters()]
-        norms = torch._foreach_norm([part for part in parts if part.numel()])
-        broken = not bool(torch.stack(list(norms)).isfinite().all())
-        if self.world.total(float(broken))[0]:  # any rank's share
+        if not all_finite(self.model.parameters(), self.world):
             self._broken(f"the weights are not finite after step {self.progress.step}")
-        optimizer = self._whole(self.stepper.optimizer.state())  # in which every rank has a share
-        weights = self._whole(self.stepper.weights())
-        averaged = self._whole(self.stepper.average.state()) if self.stepper.average else {}
+        optimizer = gathered(self.stepper.optimizer.state(), self.world)  # in which every rank has a share
+        weights = gathered(self.stepper.weights(), self.world)
+        averaged = gathered(self.stepper.average.state(), self.world) if self.stepper.average else {}
         if self.world.leads:
             progress = {**dataclasses.asdict(self.progress), "window": self._steps.state()}
             progress[store.SAMPLE] = self.config.train.validate_tokens

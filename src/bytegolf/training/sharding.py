@@ -12,9 +12,10 @@ Legend: R ranks.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from bytegolf.config import Config
@@ -78,6 +79,26 @@ def whole(tensor: Tensor) -> Tensor:
     gather: Any = getattr(tensor, "full_tensor", None)
     found: Tensor = gather() if gather else tensor
     return found
+
+
+def gathered(tensors: dict[str, Tensor], world: DistributedContext) -> dict[str, Tensor]:
+    """Tensors as they are; of shards all of each, on the CPU of the leader, whom every rank has to help."""
+    if not any(hasattr(tensor, "full_tensor") for tensor in tensors.values()):
+        return tensors
+    found = {}
+    for name, tensor in tensors.items():  # one by one: all of them may not fit on the device
+        complete = whole(tensor.detach())
+        if world.leads:
+            found[name] = complete.cpu()
+    return found
+
+
+def all_finite(tensors: Iterable[Tensor], world: DistributedContext) -> bool:
+    """Whether every number is finite, in any rank's share; every rank has to ask."""
+    parts = [own(tensor.detach()) for tensor in tensors]
+    norms = torch._foreach_norm([part for part in parts if part.numel()])
+    broken = not bool(torch.stack(list(norms)).isfinite().all())
+    return not world.total(float(broken))[0]
 
 
 def own(tensor: Tensor) -> Tensor:

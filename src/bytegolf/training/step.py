@@ -25,8 +25,7 @@ from bytegolf.device import device_memory
 from bytegolf.distributed import DistributedContext
 from bytegolf.model.embed import row_tables
 from bytegolf.model.lm import Forward, LanguageModel
-from bytegolf.model.lora import Adapted, adaptable_maps
-from bytegolf.model.merging import PREFIX
+from bytegolf.model.lora import PREFIX, Adapted, adaptable_maps
 from bytegolf.progress import Teller
 from bytegolf.training.compiling import compile_stacks
 from bytegolf.training.memory import at_a_time

@@ -33,8 +33,7 @@ from bytegolf.data import json_lines
 from bytegolf.data.blocks import documents, of_files
 from bytegolf.data.corpus import expand
 from bytegolf.data.document import Reading
-from bytegolf.data.identity import data_hash
-from bytegolf.data.manifest import data_summary, validation_bytes
+from bytegolf.data.manifest import data_hash, data_summary, validation_bytes
 from bytegolf.data.shards import open_split, read_shard
 from bytegolf.data.specs import read_specs
 from bytegolf.data.tokenizer import SentencePieceTokenizer, load_tokenizer

@@ -13,12 +13,11 @@ from typing import Any, Concatenate, ParamSpec
 
 from bytegolf.artifact import checkpoint_folder, container, payload
 from bytegolf.data.shards import read_shard
-from bytegolf.errors import BytegolfError
+from bytegolf.errors import BytegolfError, counted
 from bytegolf.files import disk_errors, lines_of, sha256
 from bytegolf.folders import check_file
 from bytegolf.tools.check.results import Finding, Verdict
 from bytegolf.tools.study.results import CHECKSUM, row_of
-from bytegolf.words import counted
 
 RESULTS = "results.jsonl"
 ARTIFACT, COMPRESSED = ".bgolf", ".bgz"

@@ -10,13 +10,12 @@ import numpy as np
 
 from bytegolf.data.dataset_writer import SIDECAR
 from bytegolf.data.manifest import FETCHING, MANIFEST, UNFINISHED, path_in, read_manifest, unfinished
-from bytegolf.errors import BytegolfError
-from bytegolf.files import disk_errors, read_json
-from bytegolf.folders import Tally, ending_of, in_words, matching, walk
+from bytegolf.errors import BytegolfError, counted
+from bytegolf.files import disk_errors, matching, read_json
+from bytegolf.folders import Tally, ending_of, in_words, walk
 from bytegolf.tools.check.files import Found, any_file, hashed, judged, plain, shard
 from bytegolf.tools.check.results import Verdict
 from bytegolf.tools.check.runs import reader
-from bytegolf.words import counted
 
 _FETCHED = "run the same `bytegolf fetch --verify` again"
 _PREPARED = "run the same `bytegolf prepare` again"

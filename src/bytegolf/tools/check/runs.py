@@ -10,15 +10,14 @@ from bytegolf.artifact import checkpoint_folder as store
 from bytegolf.artifact.container import read as read_container
 from bytegolf.artifact.run_folder import ARTIFACT_FILE, RunFolder
 from bytegolf.config import Config
-from bytegolf.data.identity import DataIdentity
-from bytegolf.errors import BytegolfError
+from bytegolf.data.manifest import DataIdentity
+from bytegolf.errors import BytegolfError, counted
 from bytegolf.files import disk_errors, read_json_object, sha256
 from bytegolf.tools.bundle import script
 from bytegolf.tools.check.files import Found, artifact, checkpoint, hashed, judged, plain
 from bytegolf.tools.check.results import Verdict
 from bytegolf.tools.submission import names as submission
 from bytegolf.training.metrics_file import read_metrics
-from bytegolf.words import counted
 
 
 def reader(path: Path) -> Callable[[Path], Iterable[Verdict]] | None:

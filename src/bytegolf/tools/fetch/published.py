@@ -18,8 +18,7 @@ from bytegolf.data.shards import shard_path
 from bytegolf.data.sources import DOCUMENTS_ENDING, SIDECAR_ENDING
 from bytegolf.data.specs import parse_tokenizers
 from bytegolf.errors import BytegolfError
-from bytegolf.files import parse_json
-from bytegolf.folders import matching
+from bytegolf.files import matching, parse_json
 from bytegolf.tools.fetch.download import Retries
 from bytegolf.tools.fetch.mirrors import Mirror
 

@@ -15,7 +15,8 @@ from bytegolf.artifact.plan import estimated_bytes
 from bytegolf.config import Config, levels
 from bytegolf.device import choose_device, pick_precision
 from bytegolf.errors import BytegolfError
-from bytegolf.model.lm import LanguageModel, count_parameters, outline
+from bytegolf.model.lm import LanguageModel
+from bytegolf.model.outline import count_parameters, outline
 from bytegolf.ops import native
 from bytegolf.tools.plan.devices import DEVICES, LINK, SCAN, SCATTER, Device
 from bytegolf.tools.plan.measure import this_machine, timed

@@ -5,10 +5,10 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from bytegolf.errors import counted
 from bytegolf.tools.plan.devices import ATTENTION, DEVICES, MATMUL, MEMORY, SCAN, SCATTER
 from bytegolf.tools.plan.results import Plan, PublishedStep
 from bytegolf.tools.plan.work import SPREAD
-from bytegolf.words import counted
 
 
 def published(console: Console, rows: list[PublishedStep]) -> None:

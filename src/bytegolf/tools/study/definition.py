@@ -30,9 +30,8 @@ from typing import Any, Literal
 
 from bytegolf.config import flatten, from_dict, read_toml
 from bytegolf.config.fields import Ranged, doc
-from bytegolf.errors import BytegolfError, shown
+from bytegolf.errors import BytegolfError, counted, shown
 from bytegolf.files import disk_errors, folder_name
-from bytegolf.words import counted
 
 
 @dataclass(frozen=True)

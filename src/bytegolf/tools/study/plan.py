@@ -24,11 +24,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bytegolf.config import Config, flatten
-from bytegolf.data.identity import data_hash, short_hash
-from bytegolf.data.manifest import dataset_entry, validation_bytes
-from bytegolf.errors import BytegolfError
+from bytegolf.data.manifest import data_hash, dataset_entry, short_hash, validation_bytes
+from bytegolf.errors import BytegolfError, counted
 from bytegolf.tools.study.definition import BudgetConfig, Study, Variant
-from bytegolf.words import counted
 
 _NOT_OF_THE_RESULT = {
     "name",

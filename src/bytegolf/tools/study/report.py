@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table as RichTable
 
-from bytegolf.errors import BytegolfError
-from bytegolf.files import only_one, write_bytes
-from bytegolf.folders import matching
-from bytegolf.progress import PlainConsole, clock
+from bytegolf.console import PlainConsole
+from bytegolf.errors import BytegolfError, counted
+from bytegolf.files import matching, only_one, write_bytes
+from bytegolf.progress import clock
 from bytegolf.tools.study import run as running
 from bytegolf.tools.study import slurm
 from bytegolf.tools.study.definition import Study, is_study, read_study
@@ -23,7 +23,6 @@ from bytegolf.tools.study.picture import draw
 from bytegolf.tools.study.plan import Job, jobs
 from bytegolf.tools.study.results import collect
 from bytegolf.tools.study.table import ComparisonResult, Table, VariantResult, as_csv, cells, markdown, notes, tabulate
-from bytegolf.words import counted
 
 
 @dataclass(frozen=True)

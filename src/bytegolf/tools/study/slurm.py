@@ -16,11 +16,10 @@ import uuid
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from bytegolf.errors import BytegolfError
+from bytegolf.errors import BytegolfError, counted, listed
 from bytegolf.files import disk_errors, write_bytes
 from bytegolf.tools.study.definition import Study
 from bytegolf.tools.study.plan import Job
-from bytegolf.words import counted, listed
 
 SUBMITTED = "slurm-job"
 """In a run's folder: the task that has it, as 77_3."""

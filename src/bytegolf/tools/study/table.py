@@ -24,11 +24,10 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from bytegolf.api.results import scope
-from bytegolf.errors import shown
+from bytegolf.errors import counted, shown
 from bytegolf.tools.study.definition import Study
 from bytegolf.tools.study.plan import Job
 from bytegolf.tools.study.results import Row, Summary
-from bytegolf.words import counted
 
 FLOAT = "float"
 """The heading of what was scored before quantisation."""

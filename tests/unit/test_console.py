@@ -13,7 +13,7 @@ from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
-from bytegolf.progress import PlainConsole
+from bytegolf.console import PlainConsole
 
 WORDS = st.text(st.sampled_from("abcdefgh 0123456789.,:/é汉[]"), max_size=30)
 

@@ -1,17 +1,55 @@
-"""Tables on screens that are too narrow for them: no cell is cut off, each row becomes a paragraph instead."""
+"""Where people read: any text is shown as it is, and a table that has no room becomes paragraphs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from rich.cells import cell_len
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.padding import Padding
+from rich.segment import Segment
 from rich.table import Column, Table
 from rich.text import Text
 
+from bytegolf.errors import shown
+
 FOLDED = 24
 """Characters that a line of a path or the like has at least where it is folded."""
+
+
+class PlainConsole(Console):
+    """Texts are shown as they are, whatever a name, title or path holds.
+
+    Rich's own markup and emoji codes are off: ``runs[best]`` and ``:on:`` are names. Control characters are written as
+    what they are (``errors.shown``), so that no name can garble a screen. Styles come as arguments or in ``Text``.
+    """
+
+    def __init__(self, *, stderr: bool = False, quiet: bool = False, soft_wrap: bool = False, width: int | None = None):
+        super().__init__(
+            stderr=stderr, quiet=quiet, soft_wrap=soft_wrap, width=width, markup=False, emoji=False, highlight=False
+        )
+
+    def render_str(self, text: str, **settings: Any) -> Text:
+        """A string as rich prints it."""
+        return super().render_str(shown(text), **settings)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        """What rich prints; ``Text``, in tables for instance, is made of any characters, and loses the same ones."""
+        for segment in super().render(renderable, options):
+            if segment.control or segment.text.isprintable():
+                yield segment
+            else:
+                lines = map(shown, segment.text.split("\n"))
+                yield Segment("\n".join(lines), segment.style)
+
+    def print(self, *objects: Any, **settings: Any) -> None:
+        """Print as rich does; a table that has no room becomes paragraphs (``fitted``)."""
+        super().print(*(fitted(self, each) if isinstance(each, Table) else each for each in objects), **settings)
+
+    def on_broken_pipe(self) -> None:
+        """Leave it to the command line, which takes it for success; rich would exit with 1."""
+        raise
 
 
 def fitted(console: Console, table: Table) -> RenderableType:
