@@ -108,11 +108,12 @@ def solve(
     plain, scale = by.quantize(weight, storage)
     assert scale is not None, f"{storage.quantizer} says that GPTQ can work for it, and has no scales"
     exact = weight.to(torch.float64)
-    gone = (pruned(weight, storage.prune) == 0) & (weight != 0)
+    gone = (pruned(weight, storage.prune) == 0) & (weight != 0)  # stays 0, whatever errors are carried there
     order = hessian.diagonal().argsort(descending=True)  # what matters most is rounded first, with the most to amend it
     inverse = _inverse_factor(hessian.to(torch.float64)[order][:, order], damping)
     codes = torch.empty_like(plain)
     codes[:, order] = _rounded(exact[:, order], gone[:, order], order, by, scale, inverse)
+    # column by column is greedy: a row that ends up worse than by plain rounding keeps its plain codes
     better = output_error(by, weight, codes, scale, hessian) < output_error(by, weight, plain, scale, hessian)
     return torch.where(better.unsqueeze(1), codes, plain), scale
 
@@ -163,6 +164,7 @@ def _inverse_factor(hessian: Float[Tensor, "I I"], damping: float) -> Float[Tens
     while damping <= MAX_DAMPING:
         factor, failed = torch.linalg.cholesky_ex(hessian + damping * mean * eye)
         if not failed:
+            # H⁻¹ = UᵀU by way of H = LLᵀ; fp64, as H's condition is the square of the inputs'
             upper: Tensor = torch.linalg.cholesky_ex(torch.cholesky_inverse(factor), upper=True).L
             if bool(upper.isfinite().all() & (upper.diagonal() > 0).all()):
                 return upper

@@ -121,7 +121,9 @@ class Loader:
         self._seed = seed
         self._shuffled = order == "shuffled"
         self._first_row = rank * self.rank_sequences
-        # a window fewer when shuffled, so that there is one at every offset and epochs are equally long
+        # A window fewer when shuffled, so that there is one at every offset and epochs are equally long. A stream of 11
+        # and L = 3: sequential (11 − 1) // 3 = 3 windows, from 0, 3 and 6; shuffled (11 − 3) // 3 = 2 windows, and 3
+        # offsets: from 0 and 3, from 1 and 4, or from 2 and 5, whose last target is token 8.
         whole = (len(stream) - seq_len) // seq_len if self._shuffled else (len(stream) - 1) // seq_len
         self.windows = max(1, whole)
         self._offsets = min(seq_len, len(stream) - self.windows * seq_len)
@@ -134,7 +136,7 @@ class Loader:
         epoch, index = divmod(first, self.windows)
         parts: list[NDArray[np.int64]] = []
         missing = self.rank_sequences
-        while missing:
+        while missing:  # a batch may end one epoch and begin the next, or hold several of a tiny stream
             count = min(missing, self.windows - index)
             parts.append(self._epoch_starts(epoch, np.arange(index, index + count, dtype=np.int64)))
             missing -= count

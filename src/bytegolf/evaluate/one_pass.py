@@ -67,6 +67,8 @@ def one_pass(model: LanguageModel, stream: TokenStream, seq_len: int, stride: in
         )
     targets = targets_of(len(stream), seq_len, limit)
     windows(targets, seq_len, stride)  # raises if they do not fit
+    # For L = 1,024: 16,384 tokens are read at a time, of which 14,336 are new; of a text
+    # too short for that, the stride.
     length = min(WINDOWS * seq_len, targets)
     step = max(stride, length - CONTEXT * seq_len)
     return OnePass((seq_len, stride), length, step, _receptive_field(model, stream, seq_len - stride // 2))
@@ -78,6 +80,7 @@ def _receptive_field(model: LanguageModel, stream: TokenStream, length: int) -> 
     levels = len(model.levels())
     if not levels:
         return (length,)
+    # a short text has fewer places than samples: each counts once
     starts = np.unique(np.linspace(0, len(stream) - length, SAMPLES).astype(np.int64))
     counts = np.zeros(levels)
     device, size = model.embedding.weight.device, windows_at_once(model, length)
@@ -104,7 +107,7 @@ def with_receptive_field(model: LanguageModel, sizes: Sequence[int]) -> Iterator
         )
     each = tuple(sizes or (0,)) * (1 if len(sizes) == depths else depths)
     changed = [(stack, each[depth]) for depth, stack in found if stack.receptive_field is None and each[depth]]
-    for stack, window in changed:
+    for stack, window in changed:  # only those that saw everything: a local stack keeps its own window
         stack.see(window)
     try:
         yield

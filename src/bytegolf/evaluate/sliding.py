@@ -154,6 +154,7 @@ class Windows(Pass[_Encoded]):
         return self.chunks.chunk_of[:, self.windows.shape[1] - self.needed :]
 
     def select(self, encoded: _Encoded) -> tuple[Tensor, Tensor | None]:
+        # a window's chunk starts are positions in the window; `index` says which vectors of the table these are
         starts = encoded.table[encoded.index.gather(1, self.chunks.starts)]
         return starts, self.level.ended(self.windows, self.chunks, self.first)
 
@@ -176,6 +177,7 @@ class Windows(Pass[_Encoded]):
         z = smooth(z, self.chunks.select_values(encoded.p)[:, self.oldest :], fresh)
         rows = torch.arange(len(z), device=z.device).unsqueeze(1)
         needed = encoded.index[:, self.windows.shape[1] - self.needed :]
+        # numbered from `oldest` on, as z is: nothing older was worked out
         y = z[rows, self._chunk_of_needed() - self.oldest] + self.level.around(encoded.table)[needed]
         return y.to(encoded.table.dtype)
 
@@ -253,6 +255,8 @@ def _encode(model: LanguageModel, level: HNet, tokens: Int[Tensor, " S"], length
     table = prefixes.flatten(0, 1)
     if size == length:
         return _Encoded(table, index, p, boundary, size, None)
+    # The stretch's own first positions are a window's prefix too (window 0's), and are encoded twice: the table then
+    # has all prefixes first and the whole stretch behind them, so that every window is indexed alike.
     shared, shared_p, shared_boundary = encode_and_route(model, level, tokens.unsqueeze(0))
     places = torch.arange(len(tokens), device=device)
     stretch = _Encoded(shared[0], places.unsqueeze(0), shared_p, shared_boundary, len(tokens), None)
@@ -260,7 +264,7 @@ def _encode(model: LanguageModel, level: HNet, tokens: Int[Tensor, " S"], length
     boundary = torch.cat((boundary, shared_boundary[0].unfold(0, length, stride)[:, size:]), 1)
     index = torch.cat((index, len(table) + places.unfold(0, length, stride)[:, size:]), 1)
     table = torch.cat((table, shared[0]))
-    if isinstance(level.router, FixedRouter):
+    if isinstance(level.router, FixedRouter):  # every 6th byte, say: of the window, not of the stretch
         windows = tokens.unfold(0, length, stride)
         boundary = level.router.mark(windows, (windows == model.config.bos) & model.config.reset_at_bos)
         p = boundary.to(p.dtype)

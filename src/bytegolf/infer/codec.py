@@ -129,6 +129,7 @@ class Codec:
 
     def _header(self, first: int, block: int, stride: int, streams: int, size: int | None) -> Header:
         """The header of a file whose first block has ``first`` bytes."""
+        # the next power of 2 above 512 bytes of tables per byte of text: 100 kB want 51, so 64 megabytes
         wanted = MEGABYTES_PER_MB * (first if size is None and first < block else size or 1 << 62) // 1_000_000
         megabytes = min(MOST_MEGABYTES, max(LEAST_MEGABYTES, 1 << wanted.bit_length()))
         if self.model is None:
@@ -222,6 +223,7 @@ class _Coding:
         settings = MixConfig(megabytes=header.megabytes, contexts=CONTEXTS)
         if header.model is None:
             return Mixer(settings, experts=0, length=1 << 24)
+        # matches are found as far back as two blocks of one stream: a block more than the one that is coded
         return Mixer(settings, streams=header.streams, length=2 * -(-header.block // header.streams))
 
     def encode(self, block: bytes, place: int, streams: int, progress: Progress | None) -> Block:
@@ -276,6 +278,7 @@ class _Coding:
             frequencies = quantised(probabilities(logits, tokenizer.OFFSET)).astype(np.uint32)
             found = (tokens[None, rows, at] - tokenizer.OFFSET).astype(np.uint8)
             code_bytes(self._mixer, coder, found, frequencies[:, None], rows)
+            # an encoder writes what is there; a decoder has just learned it, and the next step reads it
             tokens[rows, at] = found[0].astype(np.uint16) + tokenizer.OFFSET
             if progress:
                 progress(len(rows))

@@ -84,6 +84,8 @@ def steps(
     runner = stepper(model)
     ahead = AHEAD if known and isinstance(runner, ExactModel) else 1
     for start, first, end in mode.windows(int(lengths.max()) - 1):
+        # Streams of 9, 9 and 8 tokens: the third is over at position 8. It stays in the batch to the window's end, as
+        # without it the products of the other two might round otherwise; the next window begins without it.
         live = np.flatnonzero(lengths > first)
         state = runner.start(len(live), mode.window)
         logits = runner.extend(_ids(model, tokens[live, start:first]), state)[:, -1:]

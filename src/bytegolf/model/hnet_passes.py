@@ -169,7 +169,7 @@ class WholeSequences(Pass[Tensor]):
         fresh = torch.zeros(z.shape[:2], dtype=torch.bool, device=z.device)
         if self.first is not None:
             fresh = self.chunks.select_values(self.first)
-        fresh[:, 0] = True
+        fresh[:, 0] = True  # also where nothing marks documents: a sequence has nothing before its first chunk
         z = self.level.smoothable(z, fresh)
         y = self.chunks.dechunk(z, self.p, self.level.around(encoded), self.first).to(encoded.dtype)
         return scale_gradient(y, self.level.config.router.grad_scale)

@@ -94,13 +94,14 @@ class Extension(Pass[Tensor]):
             boundary = boundary & (torch.arange(length, device=device) < ends.unsqueeze(1))
             last = (torch.arange(len(self.every), device=device), ends - 1)
         state.memory[self.index] = memories[last]
-        self.running = boundary.cumsum(1)
+        self.running = boundary.cumsum(1)  # in the worked example, for positions 4 to 7: 0 1 1 1
         if state.limit is not None:
             room = torch.from_numpy(state.limit - state.opened[self.every]).to(device).unsqueeze(1)
             boundary = boundary & (self.running <= room)
             self.running = torch.minimum(self.running, room)
         counts = np.full(len(self.every), length) if there is None else there
         self.traces.append(StepTrace(self.every, counts, self.p, boundary))
+        # the only wait for an accelerator: the host has to know how many chunks opened, to decide what runs next
         self.opened = self.running[:, -1].cpu().numpy()
         state.opened[self.every] += self.opened
         if self.level.chunk_hash is not None and self.tokens is not None:
@@ -109,7 +110,7 @@ class Extension(Pass[Tensor]):
             state.keys[self.index] = keys[last]
         if not self.opened.any():
             return False
-        if not self.opened.all():
+        if not self.opened.all():  # a row without a new chunk would be nothing but padding
             self.pick = torch.from_numpy(np.flatnonzero(self.opened)).to(device)
         self.chunks = Chunks.of(boundary[self.pick])
         return True
@@ -119,6 +120,7 @@ class Extension(Pass[Tensor]):
         return self.chunks.select(encoded[self.pick]), ended
 
     def main(self, z: Tensor) -> Tensor:
+        # `rows` None lets inner levels skip all indexing, and `counts` None the masks: most calls need neither
         reached = self.opened > 0
         rows, inner = self.rows if reached.all() else self.every[reached], self.opened[reached]
         counts = inner if (inner < z.shape[1]).any() else None
@@ -129,9 +131,11 @@ class Extension(Pass[Tensor]):
         if z is not None:
             weights = self.chunks.select_values(self.p[self.pick])
             first = self.first[self.pick]
+            # only a sequence's very first chunk starts afresh: column 0, in rows that had nothing before
             z = self.level.smoothable(z, F.pad(first.unsqueeze(1), (0, z.shape[1] - 1)))
             z = smooth_on(z, weights, smoothed[self.pick, 0], first)
             # column 0: what the sequence came with, which lasts until its first new chunk
+            # [z̄1] becomes [z̄1, z̄2], and the running counts 0 1 1 1 pick z̄1 z̄2 z̄2 z̄2; its last is remembered
             smoothed = smoothed.repeat(1, z.shape[1] + 1, 1)
             smoothed[self.pick, 1:] = z
             smoothed = smoothed[torch.arange(len(self.every), device=z.device).unsqueeze(1), self.running]
@@ -172,7 +176,7 @@ class SingleStep(Pass[Tensor]):
         self.p, boundary, memories = self.level.router.extend(encoded, state.memory[here], self.first, self.tokens)
         state.memory[here] = memories[:, 0]
         if state.limit is not None and state.opened[self.row] >= state.limit:
-            boundary = torch.zeros_like(boundary)
+            boundary = torch.zeros_like(boundary)  # no room: the position belongs to the last chunk
         self.traces.append(StepTrace(np.array([self.row]), np.ones(1, np.int64), self.p, boundary))
         if self.level.chunk_hash is not None and self.tokens is not None:
             before = state.keys[here].masked_fill(self.first, 0)

@@ -143,6 +143,7 @@ def smooth(
     keep = torch.where(fresh, torch.full_like(weight, _FORGET), torch.log1p(-weight))
     take = torch.where(fresh, torch.ones_like(weight), weight)
 
+    # padded to whole blocks with P = 0: what is added keeps all of the past and takes nothing, and is cut off again
     chunks = z.shape[1]
     size = min(_BLOCK, chunks)
     short = -chunks % size
@@ -156,6 +157,7 @@ def smooth(
         ends = out.select(2, -1)
         carried = decays(keep.sum(-1)).to(z.dtype) @ ends
         before = F.pad(carried.narrow(1, 0, carried.shape[1] - 1), (0, 0, 1, 0))
+        # what came before a block reaches its chunk c times all that was kept up to there: e^(Σ_{i≤c} keep_i)
         out = torch.addcmul(out, keep.cumsum(-1).exp().to(z.dtype).unsqueeze(-1), before.unsqueeze(2))
     return out.flatten(1, 2).narrow(1, 0, chunks)
 

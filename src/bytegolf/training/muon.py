@@ -140,6 +140,7 @@ class Muon:
         self.parameters: list[Tensor] = list(parameters)
         self.multipliers, self.ns_steps, self.world = multipliers, ns_steps, world
         found: dict[tuple[int, int], list[_Piece]] = defaultdict(list)
+        # by shape, so that one batched product orthogonalises all of them: a few large ones instead of many small
         for index, (parameter, rows) in enumerate(zip(parameters, splits, strict=True)):
             columns, first = parameter.shape[1], 0
             for count in rows:

@@ -86,7 +86,9 @@ def gathered(tensors: dict[str, Tensor], world: DistributedContext) -> dict[str,
     if not any(hasattr(tensor, "full_tensor") for tensor in tensors.values()):
         return tensors
     found = {}
-    for name, tensor in tensors.items():  # one by one: all of them may not fit on the device
+    # Every rank goes through the same names in the same order, as each gathering is a collective; one by one, since
+    # all tensors together may not fit on a device.
+    for name, tensor in tensors.items():
         complete = whole(tensor.detach())
         if world.leads:
             found[name] = complete.cpu()
@@ -95,6 +97,9 @@ def gathered(tensors: dict[str, Tensor], world: DistributedContext) -> dict[str,
 
 def all_finite(tensors: Iterable[Tensor], world: DistributedContext) -> bool:
     """Whether every number is finite, in any rank's share; every rank has to ask."""
+    # One launch for all tensors instead of one each. A norm is finite just if every number is, as a NaN or an infinity
+    # stays one through squares, sums and roots; weights are far from 1e19, whose square would be one too. A rank may
+    # own no rows of a small tensor: its empty part has no norm.
     parts = [own(tensor.detach()) for tensor in tensors]
     norms = torch._foreach_norm([part for part in parts if part.numel()])
     broken = not bool(torch.stack(list(norms)).isfinite().all())

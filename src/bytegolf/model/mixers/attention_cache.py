@@ -144,6 +144,8 @@ class CacheSpan:
             query = _to(at[:, None, None, None] + np.arange(length)[:, None], device)
             seen = torch.arange(used, device=device) <= query  # a ring that has come round is full
             bias = as_bias(seen, dtype)
+        # The positions that a ring holds, in the order of time; negative ones have not been. W = 4 and at = 2 make
+        # −2 −1 0 1, so slots 2 3 0 1, of which the first two are masked as another document.
         before = at[:, None] - window + np.arange(window)
         known = np.concatenate((before >= 0, np.ones((len(at), length), np.bool_)), 1) if ordered else None
         return CacheSpan(
@@ -189,6 +191,7 @@ def _moves(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Which new positions are kept, as ``Span.moves``: no padding, and the last ``size`` of each sequence at most."""
     position = at[:, None] + np.arange(length)
+    # W = 4, at = 6, L = 6: positions 6 … 11, of which 8 … 11 are kept; 6 and 7 would be overwritten by 10 and 11
     row, column = ((position < ends[:, None]) & (position >= ends[:, None] - size)).nonzero()
     sequence = row if rows is None else rows[row]
     slot = position[row, column] % size
@@ -254,6 +257,7 @@ def native_step(
     slots = state.blocks[0].keys.shape[2] if layers else 1
     if row and layers:
         keys = state.blocks[0].keys
+        # the table is of sequence 0; keys and values, its last two columns, lie `row` sequences further on
         addresses = addresses.clone()
         addresses[:, 9:] += row * keys.stride(0) * keys.element_size()
     sizes = (layers, x.shape[-1], heads, groups, hidden)
