@@ -10,10 +10,11 @@ from bytegolf.artifact.payload import open_payload
 from bytegolf.data.shards import open_split
 from bytegolf.data.tokenizer import load_tokenizer
 from bytegolf.errors import BytegolfError
+from bytegolf.tools.submission.decoders import MOST_BYTES
 from bytegolf.tools.submission.papers import Papers, check_papers, read_papers
 from bytegolf.tools.submission.reading import check_text
 from bytegolf.tools.submission.trial import LIMITS, Limits, not_run, trial
-from bytegolf.tools.submission.unpack import MOST_BYTES, Sources, read_sources, why_not
+from bytegolf.tools.submission.unpack import Sources, read_sources, why_not
 from bytegolf.tools.submission.verdict import TEXTUAL, Audit, Finding, conclude
 
 
