@@ -25,12 +25,12 @@ class Score:
 
     @property
     def val_loss(self) -> float:
-        """Nats a token."""
+        """Nats per token."""
         return self.nats / self.tokens
 
     @property
     def bpb(self) -> float:
-        """Bits a byte."""
+        """Bits per byte."""
         return bits_per_byte(self.nats, self.bytes)
 
 

@@ -201,5 +201,5 @@ class _Lines:
         self._console.print(f"{text}, {state}" if state else text)
 
     def _pace(self) -> float:
-        """Bytes a second since the start."""
+        """Bytes per second since the start."""
         return self._done / max(1e-9, time.monotonic() - self._started)

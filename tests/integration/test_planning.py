@@ -239,7 +239,7 @@ def test_adamw_shards_adapters_and_recomputation_are_counted() -> None:
     assert adapted.optimiser == 2 * adapted.gradients
 
 
-def test_a_lexicon_and_a_narrow_router_are_work_and_memory() -> None:
+def test_a_chunk_hash_embedding_and_a_narrow_router_are_work_and_memory() -> None:
     level = "model.network."
     plain = [f"{level}chunk_hash.dim=0", f"{level}router.cosine.dim=0"]
     without = Config.load("cpu-demo", plain)

@@ -54,7 +54,7 @@ def main() -> None:
         exact = back.getvalue() == text
         wrong += not exact
         size = len(packed.getvalue())
-        figures = {"bytes": len(text), "compressed": size, "bits a byte": 8 * size / max(1, len(text))}
+        figures = {"bytes": len(text), "compressed": size, "bits per byte": 8 * size / max(1, len(text))}
         rows.append({"document": number, **figures, "exact": str(exact)})
         print(f"{number + 1} of {len(texts)}: {time.perf_counter() - started:.1f} s", file=sys.stderr)
     print(table(rows))

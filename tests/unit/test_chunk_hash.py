@@ -75,7 +75,7 @@ def test_the_same_chunk_finds_the_same_row_wherever_it_lies() -> None:
     assert ended[4] == ended[8] != ended[11]
 
 
-def test_an_unseen_lexicon_adds_nothing_and_a_seen_row_learns() -> None:
+def test_an_unseen_chunk_adds_nothing_and_a_seen_row_learns() -> None:
     module = chunk_hash()
     ended = torch.tensor([[0, 12345, 0]])
     assert not module(ended, torch.float32).any()

@@ -46,7 +46,7 @@ def export(
         int,
         Parameter(help="With --fit: how much training text decides.", validator=validators.Number(gte=1)),
     ] = 32_768,
-    tensors: Annotated[bool, Parameter(help="A row a tensor instead of one a group.")] = False,
+    tensors: Annotated[bool, Parameter(help="A row per tensor instead of one per group.")] = False,
     format: Annotated[
         Literal["bgolf", "hnet"],
         Parameter(help="bgolf = an artifact; hnet = a folder as public H-Nets are published: JSON and safetensors."),

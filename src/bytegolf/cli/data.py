@@ -113,7 +113,7 @@ def prepare(
         str, Parameter(help="Field or column that holds the text; meta.text is one inside of another.")
     ] = "text",
     group_field: Annotated[str | None, Parameter(help="Field or column that holds the group.")] = None,
-    workers: Annotated[int, Parameter(help="Processes that encode; 0 = one a core.", validator=COUNT)] = 0,
+    workers: Annotated[int, Parameter(help="Processes that encode; 0 = one per core.", validator=COUNT)] = 0,
     ray: Annotated[bool, Parameter(help="Encode on a Ray cluster that sees the sources under these paths.")] = False,
     json: Json = False,
 ) -> None:

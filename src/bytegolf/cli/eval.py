@@ -119,7 +119,7 @@ def evaluate(
     data: Data = None,
     stride: Annotated[
         int | None,
-        Parameter(help="New tokens a window; 0 = windows do not overlap. By default as configured.", validator=COUNT),
+        Parameter(help="New tokens per window; 0 = windows do not overlap. By default as configured.", validator=COUNT),
     ] = None,
     limit: Annotated[
         int,

@@ -31,7 +31,7 @@ class StackConfig(Ranged):
     mlp_mult: float = doc("hidden width of the MLP, as a multiple of dim", 2.0, above=0)
     window: int = doc("positions a query sees, itself included (local attention); 0 = all (full causal)", 0, least=0)
     rope_base: float = doc("base of the rotary frequencies", 10_000.0, above=0)
-    qk_gain: float = doc("initial gain of the RMS-normalised queries, one a head", 1.5)
+    qk_gain: float = doc("initial gain of the RMS-normalised queries, one per head", 1.5)
     lr_mult: float = doc("learning-rate multiplier of this stage's parameters", 1.0, least=0)
     kind: str = doc("what mixes positions: attention, or another by `register_mixer`", "attention")
     options: dict[str, Any] = doc("what a registered kind has of its own", {})

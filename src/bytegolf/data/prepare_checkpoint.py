@@ -7,7 +7,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from bytegolf.data import blocks
 from bytegolf.data.dataset_writer import WriterState
@@ -21,13 +21,28 @@ from bytegolf.folders import LeftOut
 CHECKPOINT = "prepare.progress.json"
 
 
-def job_of(source: Source, split: Split, specs: Sequence[TokenizerSpec], shard_tokens: int) -> dict[str, Any]:
+class Job(TypedDict):
     """All that the files of an export depend on: a checkpoint is for the same job only."""
+
+    version: int
+    corpus: dict[str, Any]
+    """``Source.description``"""
+    files: list[tuple[str, int, int]]
+    """name, size and time of change in ns"""
+    split: str
+    tokenizers: list[dict[str, Any]]
+    """as in a manifest"""
+    shard_tokens: int
+    block_bytes: int
+
+
+def job_of(source: Source, split: Split, specs: Sequence[TokenizerSpec], shard_tokens: int) -> Job:
+    """The job of a `prepare`, with its files as they are now."""
     status = {file: Path(file).stat() for file in source.files if Path(file).is_file()}
     return {
         "version": 2,
         "corpus": source.description,
-        "files": [[file, its.st_size, its.st_mtime_ns] for file, its in status.items()],
+        "files": [(file, its.st_size, its.st_mtime_ns) for file, its in status.items()],
         "split": str(split),
         "tokenizers": [spec.to_json() for spec in specs],
         "shard_tokens": shard_tokens,
@@ -39,7 +54,7 @@ def job_of(source: Source, split: Split, specs: Sequence[TokenizerSpec], shard_t
 class Checkpoint:
     """What is finished of a job."""
 
-    job: dict[str, Any]
+    job: Job
     models: dict[str, str] = dataclasses.field(default_factory=dict)
     """the hashes of the SentencePiece models that are trained, by the suffix of their data sets"""
     blocks: int = 0
@@ -58,7 +73,7 @@ class Checkpoint:
         write_json(out / CHECKPOINT, dataclasses.asdict(self))
 
     @staticmethod
-    def load(out: Path, job: dict[str, Any]) -> Checkpoint:
+    def load(out: Path, job: Job) -> Checkpoint:
         """What ``out`` holds of ``job``; nothing finished where it holds none of it, or what cannot be read."""
         with contextlib.suppress(BytegolfError, TypeError, KeyError):
             if (out / CHECKPOINT).exists():

@@ -4,7 +4,7 @@ A sliding window forgets what lies more than its length back. In one pass attent
 attends to everything sees as many of its own positions (bytes, chunks, chunks of chunks) as it does in a window, on
 average over the targets that a window scores. That is not the same: a chunk here counts what it sees from itself and
 not from a window's start, and what earlier layers made of its past has seen further back than a window begins. How far
-the two are apart is measured, not proved (LOG.md: less than 1e-4 bits a byte).
+the two are apart is measured, not proved (LOG.md: less than 1e-4 bits per byte).
 
 Legend: L tokens of a window, S of them scored, N windows that are looked at.
 """

@@ -172,7 +172,7 @@ def damaged(where: str, why: str) -> BytegolfError:
 
 
 def _varint(number: int) -> bytes:
-    """7 bits a byte, the lowest first; all bytes but the last have their highest bit set.
+    """7 bits per byte, the lowest first; all bytes but the last have their highest bit set.
 
     >>> _varint(300).hex()
     'ac02'

@@ -5,7 +5,7 @@ follows. So probabilities become integers that sum to ``TOTAL`` and are all abov
 
 What a model finds unlikely may still be common in *this* file. Each stream therefore mixes the model with the uniform
 distribution, and shifts its trust to whichever of them foretold the last symbols better (fixed share: Herbster and
-Warmuth, "Tracking the best expert", 1998). A stream of noise then costs 8 bits a byte, and text 0.0004 bits a byte more
+Warmuth, "Tracking the best expert", 1998). A stream of noise then costs 8 bits per byte, and text 0.0004 more
 than under the model alone.
 
 Legend: R streams, V ids of the model, A symbols of the alphabet.

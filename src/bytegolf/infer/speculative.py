@@ -1,6 +1,6 @@
 """Self-speculative generation: an H-Net's outer networks draft, the whole model verifies many tokens in one pass.
 
-Most of a large H-Net's weights are in its main network, which runs once a chunk. A draft leaves it out: the outer
+Most of a large H-Net's weights are in its main network, which runs once per chunk. A draft leaves it out: the outer
 networks go on with the last chunk's vector, over boundaries too. One pass of the whole model over the draft then gives
 its own distribution at each place. A token is kept if it is the one that the whole model draws there, from the same
 random number (at temperature 0: if it is the likeliest); the first that is not is replaced by the model's, and what

@@ -1,6 +1,6 @@
 """Context mixing in plain Python and NumPy: what ``ops/kernels/exact_mixing.cpp`` computes, to the last bit.
 
-It is for tests, and for machines without a compiler (some kilobytes a second). Integers are Python's, cut to 64 bits
+It is for tests, and for machines without a compiler (some kilobytes per second). Integers are Python's, cut to 64 bits
 where hashes need it; what the kernel does in fp32 is done in fp32 here, in the same order.
 """
 

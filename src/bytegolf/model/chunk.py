@@ -69,7 +69,7 @@ class Capacity:
         return max(1, math.floor(length / self.divisor))
 
     def room(self, length: int, needed: int) -> int:
-        """The room for at most ``needed`` chunks a sequence, out of ``length`` positions, where nothing is dropped."""
+        """The room for up to ``needed`` chunks per sequence, out of ``length`` positions; nothing is dropped."""
         if self.mode == "exact":
             return needed
         return next(size for size in self.ladder(length) if size >= needed)
@@ -136,7 +136,7 @@ class Chunks:
         return select(x, self.starts, self.chunk_of, self.boundary)
 
     def select_values(self, x: Tensor) -> Tensor:
-        """The same for one value a position, (B, L) → (B, C)."""
+        """The same for one value per position, (B, L) → (B, C)."""
         return x.gather(1, self.starts)
 
     def dechunk(

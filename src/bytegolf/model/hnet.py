@@ -32,7 +32,7 @@ from bytegolf.ops.chunking import P_FLOOR
 
 
 class HNet(nn.Module):
-    """One level of an H-Net around a main network that runs once a chunk."""
+    """One level of an H-Net around a main network that runs once per chunk."""
 
     def __init__(self, config: HNetConfig, vocab_size: int = 0) -> None:
         """``vocab_size`` is the number of token ids, or 0 for an inner level."""

@@ -48,9 +48,9 @@ class Forward:
     logits: Float[Tensor, "B L V"]
     """before the softcap, in the compute dtype; ``LanguageModel.cap`` applies it"""
     traces: list[RouterTrace]
-    """one a chunking level, outermost first; empty for a flat model"""
+    """one per chunking level, outermost first; empty for a flat model"""
     soft: list[SoftTrace] = field(default_factory=list)
-    """one a layer of soft chunking, first to last"""
+    """one per layer of soft chunking, first to last"""
 
     def router_loss(self) -> Tensor | float:
         """The sum of the levels' weighted ratio losses."""

@@ -4,8 +4,8 @@ them (QAT, S3).
 In QAT the weights are exchanged, not the model: before a step's forward passes every parameter is overwritten with what
 would come back from the file (``artifact.quantize.fake_quantize``, the export's own quantiser), and after its backward
 passes it is given back. The gradient at the quantised weight is taken for the weight's own (straight-through). So
-quantising costs once a step, whatever the number of micro-batches, kernels see plain parameters, and a compiled graph,
-whose weights are its inputs, holds nothing of it that a compiler could fold away.
+quantising costs once per step, whatever the number of micro-batches, kernels see plain parameters, and a compiled
+graph, whose weights are its inputs, holds nothing of it that a compiler could fold away.
 
 With averaged weights (``train.ema_decay``) gradients are still taken at the quantised *current* weights; the average is
 of the unquantised ones, and is quantised once, when it is exported.

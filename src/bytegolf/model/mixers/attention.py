@@ -55,7 +55,7 @@ def _is_s0(block: Any) -> bool:
 
 @register_mixer("attention")
 class Attention(Mixer[Cache]):
-    """Grouped-query attention with rotary positions, RMS-normalised q and k and a learned gain a head (S0); without
+    """Grouped-query attention with rotary positions, RMS-normalised q and k and a learned gain per head (S0); without
     norm and gain, and with fewer dimensions rotated, where the configuration has it so (S4).
 
     ``window`` 0 sees every earlier position; otherwise the last ``window`` ones, itself included, so that time and

@@ -38,7 +38,7 @@ class Cache:
         return Cache(self.keys.clone(), self.values.clone(), True) if self.ring else Cache(self.keys, self.values)
 
     def grow(self, needed: int) -> None:
-        """Make room for ``needed`` positions, doubling so that the copies cost O(1) a position."""
+        """Make room for ``needed`` positions, doubling so that the copies cost O(1) per position."""
         have = self.keys.shape[2]
         if needed > have:
             extra = (0, 0, 0, max(needed, 2 * have) - have)

@@ -22,7 +22,7 @@ from bytegolf.tools.bundle.script import code_bytes
 
 
 def measure(path: Path, every: bool = False) -> Ledger:
-    """The ledger of the artifact at ``path``, as it lies on the disk; one row a tensor if ``every``, else one a group.
+    """The ledger of the artifact at ``path`` on the disk; one row per tensor if ``every``, else one per group.
 
     Raises BytegolfError: the file is missing, no artifact, damaged, or of an unknown configuration.
     """
@@ -64,7 +64,7 @@ def _weights(opened: Payload) -> list[int]:
 
 
 def table(ledger: Ledger) -> Table:
-    """The ledger for people: one row a group, then the total against the limit."""
+    """The ledger for people: one row per group, then the total against the limit."""
     spare = ledger.limit - ledger.total_bytes
     verdict = f"fits, {spare:,} bytes to spare" if ledger.fits else f"{-spare:,} bytes too large"
     drawn = Table(box=box.SIMPLE_HEAD, show_footer=True, pad_edge=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import io
 import tokenize
 from collections.abc import Iterator
@@ -276,6 +277,7 @@ def _is_aside(statement: ast.stmt) -> bool:
 _ASIDE = {"TYPE_CHECKING", "__name__"}
 
 
+@functools.cache  # nearly all of a script's cost, and the same for every configuration
 def read(name: str, text: bytes, modules: frozenset[str]) -> Module:
     """Read the module ``name``; ``modules`` are the names of all there are."""
     return _Reader(name, text, modules).module()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from bytegolf.data.manifest import MANIFEST, add_totals, read_manifest
 from bytegolf.data.shards import HEADER_BYTES, TOKEN_BYTES, read_shard
@@ -15,12 +15,21 @@ from bytegolf.tools.fetch.published import Published
 RECORD = "fetched.json"
 
 
+class Checked(TypedDict, total=False):
+    """A file as it was when it was checked."""
+
+    size: int
+    modified: int
+    """ns"""
+    sha256: str
+
+
 class Record:
     """The files of a data folder that were checked, with size, date and hash as they were then."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._files: dict[str, dict[str, Any]] = {}
+        self._files: dict[str, Checked] = {}
         if (folder / RECORD).is_file():
             value = read_json(folder / RECORD, "record of what was fetched")
             files = value.get("files") if isinstance(value, dict) else None
@@ -37,7 +46,8 @@ class Record:
 
     def noted(self, path: str) -> str | None:
         """The hash that a file had when it was checked, whatever has become of it."""
-        return (self._files.get(path) or {}).get("sha256")
+        entry = self._files.get(path)
+        return entry.get("sha256") if entry else None
 
     def size(self, path: str) -> int:
         """The size of a file that was checked."""

@@ -48,7 +48,7 @@ def readme(
 | | |
 |---|---|
 | val_bpb | **{claims["val_bpb"]:.6f}** over the whole validation split |
-| val_loss | {claims["val_loss"]:.6f} nats a token |
+| val_loss | {claims["val_loss"]:.6f} nats per token |
 | before quantisation | {claims["pre_quant_val_bpb"]:.6f} |
 | scored | {found["tokens"]:,} tokens, {found["bytes"]:,} bytes{tail} |
 | how | {way}, computed in {found["precision"]} |

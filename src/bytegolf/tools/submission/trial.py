@@ -186,7 +186,7 @@ def _counted(
             wrong.append(f"{whole['bytes']:,} bytes are counted, and the text has {int(sizes[scored].sum()):,}")
         bits = float(losses[scored, 0].sum()) / math.log(2) / max(1, int(sizes[scored].sum()))
         if abs(bits - whole["val_bpb"]) > SAME_BPB:
-            wrong.append(f"its losses come to {bits:.6f} bits a byte, and it says {whole['val_bpb']:.6f}")
+            wrong.append(f"its losses come to {bits:.6f} bits per byte, and it says {whole['val_bpb']:.6f}")
     said = "; ".join(wrong) or f"{whole['tokens']:,} of {targets:,} targets once each, {whole['bytes']:,} bytes"
     yield Finding("counted once", "broken" if wrong else "shown", said)
     if claim is None:
