@@ -7,7 +7,7 @@ key.
 Each field's meaning and range stand once, in its ``doc``; errors are made from there.
 """
 
-from bytegolf.config.fields import Ranged, doc
+from bytegolf.config.fields import Ranged, doc, flatten, from_dict, options_of, to_dict
 from bytegolf.config.layout import read_layout, write_layout
 from bytegolf.config.model import (
     BpeConfig,
@@ -27,7 +27,7 @@ from bytegolf.config.model import (
     outer_dim,
     stacks,
 )
-from bytegolf.config.reading import flatten, from_dict, options_of, preset_chain, preset_names, read_toml, to_dict
+from bytegolf.config.reading import preset_chain, preset_names, read_toml
 from bytegolf.config.run import (
     Config,
     ContextName,

@@ -1,14 +1,23 @@
-"""A configuration field: its documentation and range stand once, beside it, and errors are made from there."""
+"""Configuration fields: documentation and range stand once, beside each, and errors are made from there.
+
+A configuration is made of plain data by its fields' types; unknown keys and wrong types are errors.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import difflib
 import math
 import operator
-from collections.abc import Callable
-from typing import Any
+import types
+import typing
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, TypeVar
 
 from bytegolf.errors import BytegolfError
+
+T = TypeVar("T")
 
 
 def doc(
@@ -56,3 +65,112 @@ class Ranged:
 
     def __post_init__(self) -> None:
         check_ranges(type(self), vars(self), "")
+
+
+def from_dict(cls: type[T], raw: Any, where: str = "") -> T:
+    """Build the dataclass ``cls`` from plain data; ``where`` is the dotted path that errors name."""
+    if isinstance(raw, bool) and "on" in cls.__dict__:  # `eval.mix = true` for `[eval.mix]` with `on = true`
+        raw = {"on": raw}
+    if not isinstance(raw, dict):
+        raise BytegolfError(f"{where or 'the configuration'} must be a table of keys, not {raw!r}")
+    with _named(where):
+        raw = getattr(cls, "complete", dict)(raw)
+    hints = typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]  # T stands for dataclasses
+    dotted = f"{where}." if where else ""
+    for key in raw:
+        if key not in fields:
+            close = difflib.get_close_matches(key, fields, 1)
+            hint = f"did you mean {dotted}{close[0]}?" if close else f"known keys: {', '.join(fields)}"
+            raise BytegolfError(f"unknown configuration key {dotted}{key}: {hint}")
+    values = {}
+    for name, field in fields.items():
+        if name in raw:
+            values[name] = _value(hints[name], raw[name], dotted + name)
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise BytegolfError(f"configuration key {dotted}{name} is missing: {field.metadata['doc']}")
+    check_ranges(cls, values, dotted)
+    with _named(where):  # keys that do not go together
+        return cls(**values)
+
+
+@contextlib.contextmanager
+def _named(where: str) -> Iterator[None]:
+    """Put the dotted path ``where`` before the message of an error within."""
+    try:
+        yield
+    except BytegolfError as error:
+        raise type(error)(f"{where}: {error}" if where else str(error)) from error
+
+
+def _value(kind: Any, raw: Any, where: str) -> Any:
+    if type(None) in typing.get_args(kind):  # float | None
+        return None if raw is None else _value(typing.get_args(kind)[0], raw, where)
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        kind = _alternative(typing.get_args(kind), raw if isinstance(raw, dict) else {})
+    if dataclasses.is_dataclass(kind):
+        return from_dict(typing.cast("type[Any]", kind), raw, where)
+    if typing.get_origin(kind) is Literal:
+        choices = typing.get_args(kind)
+        if raw not in choices:
+            raise BytegolfError(f"{where} is {raw!r}: choose one of {', '.join(map(repr, choices))}")
+        return raw
+    if (origin := typing.get_origin(kind)) in (tuple, list):  # tuple[int, ...]
+        if not isinstance(raw, (list, tuple)):
+            raise BytegolfError(f"{where} is {raw!r}: give a list")
+        items = [_value(typing.get_args(kind)[0], item, f"{where}[{n}]") for n, item in enumerate(raw)]
+        for number, item in enumerate(items):
+            if isinstance(item, float) and not math.isfinite(item):
+                raise BytegolfError(f"{where}[{number}] is {item}: give a finite number")
+        return origin(items)
+    if typing.get_origin(kind) is dict:
+        if not isinstance(raw, dict):
+            raise BytegolfError(f"{where} is {raw!r}: give a table of keys")
+        return {key: _value(typing.get_args(kind)[1], item, f"{where}.{key}") for key, item in raw.items()}
+    if kind is Any:
+        return raw
+    if kind is float and isinstance(raw, int) and not isinstance(raw, bool) and abs(raw) < 1 << 1023:
+        return float(raw)
+    if type(raw) is not kind:
+        raise BytegolfError(f"{where} is {raw!r}, a {type(raw).__name__}: give a value of type {kind.__name__}")
+    return raw
+
+
+def _alternative(kinds: tuple[type[Any], ...], raw: dict[str, Any]) -> type[Any]:
+    """Which of several dataclasses a table is: the last one that has one of its keys alone, else the first.
+
+    A network is a stack or an H-Net, and of their keys only an H-Net has ``encoder``.
+    """
+    names = [{field.name for field in dataclasses.fields(kind)} for kind in kinds]
+    for at in range(len(kinds) - 1, 0, -1):
+        if raw.keys() & names[at] - set().union(*names[:at], *names[at + 1 :]):
+            return kinds[at]
+    return kinds[0]
+
+
+def options_of(kind: type[Any] | None, raw: dict[str, Any], who: str) -> Any:
+    """The free-form ``options`` of a registered class as the dataclass ``kind``, or None if the class has none.
+
+    Raises BytegolfError for options of a class without any, besides what ``from_dict`` raises.
+    """
+    if kind is not None:
+        return from_dict(kind, raw, f"options of {who}")
+    if raw:
+        raise BytegolfError(f"{who} takes no options, but these are given: {', '.join(raw)}")
+    return None
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The plain data of a configuration dataclass: what ``from_dict`` takes."""
+    return dataclasses.asdict(config)
+
+
+def flatten(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -208,12 +206,6 @@ def check_inner(level: HNetConfig) -> None:
 
 
 NetworkConfig = StackConfig | HNetConfig
-
-
-def network_kind(table: Mapping[str, Any]) -> type[NetworkConfig]:
-    """Which of the two a table of a configuration is: an HNet if it has any of an HNet's keys, else a stack."""
-    own = {field.name for field in dataclasses.fields(HNetConfig)}  # none of them is a stack's
-    return HNetConfig if own & table.keys() else StackConfig
 
 
 def outer_dim(network: NetworkConfig) -> int:

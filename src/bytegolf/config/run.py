@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from bytegolf.config.fields import Ranged, doc
+from bytegolf.config.fields import Ranged, doc, from_dict, to_dict
 from bytegolf.config.model import ModelConfig, check_fixed_capacity, levels, stacks
-from bytegolf.config.reading import change, from_dict, read_tables, to_dict
+from bytegolf.config.reading import change, read_tables
 from bytegolf.errors import BytegolfError
 from bytegolf.registry import MIXERS, QUANTIZERS, ROUTERS, UnknownNameError
 
