@@ -10,6 +10,7 @@ takes what ``lm_eval`` takes. `bytegolf bench RUN --task …` and ``import byteg
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -172,6 +173,9 @@ def evaluate(
     if unknown:
         raise BytegolfError(f"lm-eval knows no task {unknown[0]!r}: `lm_eval ls tasks` lists them, or name --include")
     adapter = BytegolfLM(model, batch_size=batch, max_length=length, noise=noise)
+    # Its bootstrap would fork this process, threads and all, and end the forks by SIGTERM. The command line handles
+    # that signal as it does Ctrl-C; where it reaches a fork before its loop, it is lost, and all wait for ever.
+    os.environ.setdefault("DISABLE_MULTIPROC", "1")  # the same figures, from the same seeds
     found = lm_eval.simple_evaluate(
         adapter, tasks=list(tasks), limit=limit or None, task_manager=manager, bootstrap_iters=1000, log_samples=True
     )
