@@ -30,7 +30,7 @@ from bytegolf.errors import MOST_CHARACTERS, BytegolfError
 FOLDER = Path(__file__).parents[1] / "stress"
 NAMES = (
     *("shard", "manifest", "specs", "sentencepiece", "artifact", "checkpoint", "resume", "compressed"),
-    *("public", "weights"),
+    *("public", "hnet", "weights"),
     *("config", "overrides", "study", "results", "ended", "documents"),
 )
 

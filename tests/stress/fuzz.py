@@ -53,6 +53,7 @@ COSTLY = {
     "study": 0.5,
     "artifact": 0.7,
     "public": 0.4,
+    "hnet": 0.4,
     "weights": 0.2,
 }
 """Shares of readers that are slower than the others."""

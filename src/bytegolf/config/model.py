@@ -166,10 +166,17 @@ class HNetConfig:
     main: StackConfig | HNetConfig = doc("the network over chunks: a stage, or a further level")
     decoder: StackConfig = doc("blocks after the chunks are expanded again")
     chunk_hash: ChunkHashConfig = doc("embeddings of whole chunks (outermost level only)", ChunkHashConfig())
+    residual: Literal["learned", "identity"] = doc(
+        "the map from encoder to decoder around the chunks; learned = it starts at 0 (S2, S4); identity = there is "
+        "none, as in SpaceByte (arXiv 2404.14408)",
+        "learned",
+    )
     residual_bias: bool = doc("the map from encoder to decoder around the chunks has a bias (S4)", False)
     residual_fp32: bool = doc("that map, and its sum with the chunks, are taken in fp32 (S4)", False)
 
     def __post_init__(self) -> None:
+        if self.residual == "identity" and self.residual_bias:
+            raise BytegolfError("residual is 'identity', which has no bias: set residual_bias to false")
         if self.encoder.dim != self.decoder.dim:
             raise BytegolfError(f"encoder.dim {self.encoder.dim} and decoder.dim {self.decoder.dim} differ: use one")
         if outer_dim(self.main) < self.encoder.dim:

@@ -50,6 +50,8 @@ class HNet(nn.Module):
         self.main = build_network(config.main)
         self.decoder = build_stack(config.decoder)
         self.residual = Linear(dim, dim, zero=True, bias=config.residual_bias)
+        if config.residual == "identity":  # a weight like any other to files and kernels, but never trained
+            nn.init.zeros_(self.residual.weight.requires_grad_(False)).fill_diagonal_(1)
         self.chunk_hash = ChunkHashEmbedding(config.chunk_hash, inner) if config.chunk_hash.dim else None
         # a wider main network gets a learned vector beside each chunk's own; coming back it is cut off (S4)
         self.pad = nn.Parameter(torch.zeros(inner - dim)) if inner > dim else None

@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import public_hnet
+import safetensors.torch
 import torch
 import zstandard
 
@@ -225,14 +226,10 @@ class Artifact(Reader):
         return load_artifact(artifact, path, device="cpu", precision="fp32")
 
 
-class Checkpoint(Reader):
-    """A run's latest checkpoint, as `export` opens it: an input is its files, one behind the other."""
+class Bundle(Reader):
+    """Several files as one input, one behind the other."""
 
-    name = "checkpoint"
-    FILES: ClassVar[tuple[str, ...]] = ("progress.json", "model.safetensors", "averaged.safetensors")
-
-    def prepare(self) -> list[bytes]:
-        return [bundled(*parts) for parts in samples.run_folder(self.folder, self.FILES)]
+    FILES: ClassVar[tuple[str, ...]]
 
     def alter(self, chance: Chance, data: bytes, other: bytes) -> bytes:
         parts, others = (unbundled(whole, len(self.FILES)) for whole in (data, other))
@@ -245,11 +242,19 @@ class Checkpoint(Reader):
         elif self.FILES[at].endswith("json"):
             part = structured(chance, part, others[at], json.loads, json_bytes)
         elif len(part) >= 8:
-            size = struct.unpack_from("<Q", part)[0]
-            header = structured(chance, part[8 : 8 + size], b"", json.loads, json_bytes)
-            part = struct.pack("<Q", len(header)) + header + part[8 + size :]
+            part = altered_header(chance, part)
         parts[at] = part
         return bundled(*parts)
+
+
+class Checkpoint(Bundle):
+    """A run's latest checkpoint, as `export` opens it."""
+
+    name = "checkpoint"
+    FILES: ClassVar[tuple[str, ...]] = ("progress.json", "model.safetensors", "averaged.safetensors")
+
+    def prepare(self) -> list[bytes]:
+        return [bundled(*parts) for parts in samples.run_folder(self.folder, self.FILES)]
 
     def read(self, data: bytes) -> object:
         self.place(*unbundled(data, len(self.FILES)))
@@ -464,6 +469,25 @@ class PublicFile(Reader):
         return len(open_public(self.written(data, "input.pt")).state)
 
 
+class PublicFolder(Bundle):
+    """A public H-Net's JSON and safetensors, as `import` opens them: what a file claims may fit the other or not."""
+
+    name = "hnet"
+    FILES = ("config.json", "model.safetensors")
+
+    def prepare(self) -> list[bytes]:
+        good = []
+        for config in (public_hnet.public(["m1"], (64,), d_state=4), public_hnet.public(d_model=(32, 64), d_state=4)):
+            state = safetensors.torch.save(public_hnet.weights(config))
+            good.append(bundled(json.dumps(config).encode(), state))
+        return good
+
+    def read(self, data: bytes) -> object:
+        for name, part in zip(self.FILES, unbundled(data, 2), strict=True):
+            self.written(part, name)
+        return len(open_public(self.folder).state)
+
+
 class Weights(Reader):
     """Imported weights: safetensors with a header of ours."""
 
@@ -475,12 +499,18 @@ class Weights(Reader):
         written = import_model(str(source), self.folder / "good.safetensors").weights
         return [written.read_bytes()]
 
+    def alter(self, chance: Chance, data: bytes, other: bytes) -> bytes:
+        if chance.random() < 0.5 or len(data) < 8:
+            return alter_bytes(chance, data, other)
+        return altered_header(chance, data)
+
     def read(self, data: bytes) -> object:
         return load_model(self.written(data, "input.safetensors"), precision="fp32").model
 
 
 READERS: tuple[type[Reader], ...] = (
-    *(Shards, Manifest, Specs, SentencePiece, Artifact, Checkpoint, Resume, Compressed, PublicFile, Weights),
+    *(Shards, Manifest, Specs, SentencePiece, Artifact, Checkpoint, Resume, Compressed),
+    *(PublicFile, PublicFolder, Weights),
     *(ConfigFile, Overrides, StudyFile, Results, Ended, Documents),
 )
 
@@ -503,6 +533,13 @@ def unbundled(data: bytes, count: int) -> list[bytes]:
         parts.append(data[4 : 4 + size])
         data = data[4 + size :]
     return parts
+
+
+def altered_header(chance: Chance, data: bytes) -> bytes:
+    """A safetensors file with its header changed as what it means."""
+    size = struct.unpack_from("<Q", data)[0]
+    header = structured(chance, data[8 : 8 + size], b"", json.loads, json_bytes)
+    return struct.pack("<Q", len(header)) + header + data[8 + size :]
 
 
 def altered_line(chance: Chance, data: bytes, other: bytes) -> bytes:
