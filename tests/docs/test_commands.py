@@ -97,7 +97,7 @@ def test_every_system_goes_from_preset_to_chunks(
     for name in ("default", "sp1024"):
         Path("data", name).symlink_to(tiny_data)
     rows = pages.table(GUIDE / "training.md", "system")
-    assert [row[0][:2] for row in rows[:4]] == ["S0", "S1", "S2", "S3"]
+    assert [row[0][:2] for row in rows[:5]] == ["S0", "S1", "S2", "S3", "S4"]
     columns = [
         [shlex.split(cell.strip("`"))[1:] for cell in column if "`" in cell] for column in zip(*rows, strict=True)
     ]
@@ -109,8 +109,16 @@ def test_every_system_goes_from_preset_to_chunks(
                 run = f"runs/{Path(arguments[-1]).stem}"
                 again = good("eval", run, "--limit", 1000, "--json").json
                 assert scored["bpb"] == again["bpb"]
-    for run in ("s1", "s2", "s3", "stride"):
-        assert "".join(good("segment", f"runs/{run}", "Fellow citizens", "--json").json["chunks"]) == "Fellow citizens"
+    for model, level in (
+        ("runs/s1", 0),
+        ("runs/s2", 0),
+        ("runs/s3", 0),
+        ("runs/stride", 0),
+        ("s4.bgolf", 0),
+        ("s4.bgolf", 1),
+    ):
+        cut = good("segment", model, "Fellow citizens", "--level", level, "--json").json
+        assert ("".join(cut["chunks"]), cut["level"]) == ("Fellow citizens", level)
 
 
 def _short(arguments: list[str]) -> list[str]:
