@@ -228,10 +228,20 @@ def test_the_script_holds_its_configuration_and_nothing_of_the_package() -> None
             else []
         )
     }
-    assert set(script.requirements()) == imported - set(sys.stdlib_module_names)
+    # what only Mamba-2 asks for is not in this one
+    assert set(script.requirements()) - {"causal_conv1d", "mamba_ssm"} == imported - set(sys.stdlib_module_names)
     assert not imported & {"bytegolf", "rich", "cyclopts", "jaxtyping"}
     assert all(ast.get_docstring(node) is None for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
     assert "#include" in text, "the kernels are in it"
+
+
+def test_a_layout_brings_its_mixers_along() -> None:
+    def classes(preset: str) -> set[str]:
+        tree = ast.parse(script.script(Config.load(preset)))
+        return {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
+
+    assert {"Mamba2", "Attention"} <= classes("cpu-hnet-2stage")
+    assert "Mamba2" not in classes("cpu-demo")
 
 
 @pytest.mark.parametrize("said", ["plain\nlines", 'with """ inside', "ends in \\", 'ends in "'])

@@ -251,7 +251,11 @@ _REGISTRY, _IMPORT = "bytegolf.registry", b'importlib.import_module(f"{package}.
 
 def _named(config: Config) -> Iterator[tuple[Registry, str]]:
     """The implementations that ``config`` names, each with its registry; one may come twice."""
-    yield from ((MIXERS, stack.kind) for stack in stacks(config.model.network))
+    for stack in stacks(config.model.network):
+        kinds = {kind for kind, _ in stack.sorts} or {
+            stack.kind
+        }  # a layout names its own; no blocks ask for a class, too
+        yield from ((MIXERS, kind) for kind in kinds)
     yield from ((ROUTERS, level.router.kind) for level in levels(config.model.network))
     if config.export.quantizer:
         yield QUANTIZERS, config.export.quantizer
