@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
 
-from bytegolf.config import Config, HNetConfig, ModelConfig
+from bytegolf.config import Config, HNetConfig, ModelConfig, StackConfig
 from bytegolf.errors import BytegolfError
 from bytegolf.model.lm import LanguageModel
 from bytegolf.training.optim import assignments
 
 
-def tiny(**changes: object) -> ModelConfig:
+def tiny(**changes: Any) -> ModelConfig:
     """hnet-2stage at a width of 16, its outer level changed."""
     config = Config.load("hnet-2stage").model
     assert isinstance(config.network, HNetConfig)
 
-    def narrow(network: object) -> object:
-        if isinstance(network, HNetConfig):
-            parts = {name: narrow(getattr(network, name)) for name in ("encoder", "main", "decoder")}
-            return dataclasses.replace(network, **parts)  # type: ignore[arg-type]
-        return dataclasses.replace(network, layers=1, dim=16, heads=2, kv_heads=2)  # type: ignore[type-var]
+    def narrow(stack: StackConfig | HNetConfig) -> StackConfig:
+        assert isinstance(stack, StackConfig)
+        return dataclasses.replace(stack, layers=1, dim=16, heads=2, kv_heads=2)
 
-    network = dataclasses.replace(narrow(config.network), **changes)  # type: ignore[type-var]
+    def narrowed(level: HNetConfig, **own: Any) -> HNetConfig:
+        inner = narrowed(level.main) if isinstance(level.main, HNetConfig) else narrow(level.main)
+        outer = dataclasses.replace(level, encoder=narrow(level.encoder), main=inner, decoder=narrow(level.decoder))
+        return dataclasses.replace(outer, **own)
+
+    network = narrowed(config.network, **changes)
     return dataclasses.replace(config, network=network)
 
 
