@@ -68,7 +68,7 @@ def measure(source: str, precision: str) -> dict[str, Any]:
 
     import bytegolf as package
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     before = peak_memory()
     started, spent = time.perf_counter(), time.process_time()
     model = package.load(source, precision=precision)  # type: ignore[arg-type]

@@ -37,6 +37,20 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
+TINY = (
+    "train.seq_len=64",
+    "train.batch_tokens=64",
+    "train.max_steps=1",
+    "train.max_seconds=0",
+    "train.precision=fp32",
+    "train.warmup_steps=0",
+    "train.validate_tokens=0",
+    "eval.limit=64",
+)
+STILL = ("optim.muon_lr=0", "optim.embed_lr=0", "optim.scalar_lr=0", "export.quantizer=fp32")
+"""One step that changes nothing."""
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("raw")
@@ -146,22 +160,25 @@ def test_a_model_trained_here_is_the_same_after_export_and_import(data: Path, tm
 
 
 def test_training_begins_with_imported_weights(imported: Path, data: Path, tmp_path: Path) -> None:
-    tiny = (
-        "train.seq_len=64",
-        "train.batch_tokens=64",
-        "train.max_steps=1",
-        "train.max_seconds=0",
-        "train.precision=fp32",
-    )
-    still = ("optim.muon_lr=0", "optim.embed_lr=0", "optim.scalar_lr=0", "export.quantizer=fp32")
-    change = (*tiny, *still, "train.warmup_steps=0", "train.validate_tokens=0", "eval.limit=64")
+    change = (*TINY, *STILL)
     good("train", "cpu-hnet-2stage", *change, f"train.init={imported}", "--data", data, "--out", tmp_path / "run")
     tuned, before = (bytegolf.load(each, precision="fp32") for each in (tmp_path / "run", imported))
     assert tuned.config.model == before.config.model
     assert np.abs(tuned.log_probs(SENTENCE) - before.log_probs(SENTENCE)).max() < 1e-3, "no learning rate, no change"
-    public = imported.parent / "public" / "model.pt"
-    said = refused("train", "cpu-hnet-2stage", *change, f"train.init={public}", "--data", data, "--out", tmp_path / "b")
-    assert "bring it in first" in said
+
+
+def test_training_begins_with_public_weights_from_the_hub(
+    imported: Path, data: Path, tmp_path: Path, local_hub: Hub
+) -> None:
+    """As they are published; the run names the commit, and its own configuration trains again."""
+    folder = imported.parent / "public"
+    commit = local_hub.add("a/b", {path.name: path.read_bytes() for path in folder.iterdir()})
+    change = [*TINY, *STILL, "train.adapters=2"]
+    good("train", "cpu-hnet-2stage", *change, "train.init=hf:a/b", "--data", data, "--out", tmp_path / "run")
+    tuned, before = (bytegolf.load(each, precision="fp32") for each in (tmp_path / "run", imported))
+    assert np.abs(tuned.log_probs(SENTENCE) - before.log_probs(SENTENCE)).max() < 1e-3, "no learning rate, no change"
+    assert tuned.config.train.init == f"hf:a/b@{commit}"
+    good("train", tmp_path / "run" / "config.toml", "--out", tmp_path / "again")
 
 
 @pytest.mark.parametrize("preset", ["cpu-hnet-1stage", "cpu-hnet-2stage", "hnet-2stage-L"])

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from range_reference import Reader
 from test_pack import CONFIG, TOKENIZER, weights
 
-from bytegolf.artifact import container, pack
+from bytegolf.artifact import container, encoding
 from bytegolf.artifact.container import CODERS, BadStreamError, CoderName, compress, decompress
 from bytegolf.artifact.pack import read_artifact, write_artifact
 from bytegolf.artifact.quantizer import Storage
@@ -238,7 +238,7 @@ def test_streams_that_no_encoder_writes() -> None:
 
 
 def test_a_model_that_would_take_forever_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pack, "MAX_STEPS", 10)
+    monkeypatch.setattr(encoding, "MAX_STEPS", 10)
     with pytest.raises(BytegolfError, match="use zstd"):
         write_artifact(tmp_path / "model", weights(), CONFIG, TOKENIZER, coder="range")
     assert not (tmp_path / "model").exists()

@@ -19,7 +19,10 @@ from bytegolf.config import (
     SoftConfig,
     StackConfig,
 )
+from bytegolf.data.tokenizer import ByteTokenizer
 from bytegolf.infer.native_step import ExactModel, Stepper, stepper
+from bytegolf.infer.sample import generate
+from bytegolf.infer.speculative import Acceptance
 from bytegolf.model.embed import BOS
 from bytegolf.model.lm import LanguageModel
 from bytegolf.ops import native
@@ -49,8 +52,7 @@ def wide(reset: bool = False) -> LanguageModel:
     return model.eval()
 
 
-MODELS: list[str] = [*(name for name in TINY if name != "paper"), "wide"]
-"""All whose parts the kernels know: S4's they do not."""
+MODELS: list[str] = [*TINY, "wide"]
 
 
 def made(name: str, make_model: ModelMaker, reset: bool = False) -> LanguageModel:
@@ -114,6 +116,71 @@ def test_it_is_as_near_to_fp64_as_the_plain_step() -> None:
     with native.disabled():
         truth = one_by_one(model, ids)
     assert float((found - truth).abs().max()) < 2 * float((rounded - truth).abs().max()) + 1e-6
+
+
+def halved(model: LanguageModel) -> LanguageModel:
+    """Matrices in bf16, as imported weights are; vectors stay in fp32."""
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1 and not name.endswith(".conv"):
+            parameter.data = parameter.data.bfloat16()
+    return model
+
+
+def test_bf16_weights_are_read_where_they_lie(make_model: ModelMaker) -> None:
+    """The same logits as of these weights in fp32, and the same bits in any grouping; nothing of them is copied."""
+    model, ids = halved(make_model("paper").eval()), sequences(3, 70) % 256
+    exact = stepper(model)
+    assert isinstance(exact, ExactModel)
+    there = {tensor.data_ptr() for tensor in exact._there}
+    matrices = [p for name, p in model.named_parameters() if p.dtype == torch.bfloat16 and name != "embedding.weight"]
+    assert {parameter.data_ptr() for parameter in matrices} == there
+    found = one_by_one(exact, ids)
+    with torch.inference_mode():
+        assert torch.equal(exact.extend(ids, exact.start(3)), found)
+        state = model.start(3)
+        plain = torch.stack([model.step(column, state) for column in ids.unbind(1)], 1)
+    torch.testing.assert_close(plain, found, rtol=0, atol=1e-5 * float(found.abs().max()))
+    wanted = make_model("paper").eval()
+    wanted.load_state_dict({name: tensor.float() for name, tensor in model.state_dict().items()})
+    torch.testing.assert_close(found, one_by_one(stepper(wanted), ids), rtol=0, atol=1e-5 * float(found.abs().max()))
+
+
+@pytest.mark.parametrize("name", ["two-level", "tables", "paper"])
+@pytest.mark.parametrize("temperature", [0.0, 1.2])
+def test_drafts_give_the_text_of_plain_generation(name: str, temperature: float, make_model: ModelMaker) -> None:
+    """To the bit, as a pass over a draft has the bits of single steps; forks share what only grows."""
+    model, acceptance = make_model(name, seed=3).eval(), Acceptance()
+    texts = []
+    with shapes_unchecked():
+        for draft in (0, 1, 4, 9):
+            pieces = generate(
+                model,
+                ByteTokenizer(),
+                ["state of"],
+                [5],
+                size=90,
+                temperature=temperature,
+                draft=draft,
+                acceptance=acceptance,
+            )
+            texts.append(b"".join(piece for _, piece in pieces))
+    assert len(texts[0]) > 20
+    assert texts.count(texts[0]) == len(texts)
+    assert acceptance.rate > 0
+
+
+def test_a_fork_leaves_the_original_as_it_was(make_model: ModelMaker) -> None:
+    for name in MODELS:
+        exact, ids = stepper(made(name, make_model)), sequences(2, 150)
+        assert isinstance(exact, ExactModel)
+        with torch.inference_mode():
+            state = exact.start(2)
+            exact.extend(ids[:, :60], state)
+            fork = exact.fork(state)
+            exact.extend(ids[:, 30:], fork)
+            found = exact.extend(ids[:, 60:], state)
+            assert torch.equal(found, exact.extend(ids, exact.start(2))[:, 60:]), name
+        assert exact.positions(state)[0][0] == 150
 
 
 def test_new_weights_are_packed_again(make_model: ModelMaker) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import stat
 import struct
 import zlib
@@ -30,10 +31,16 @@ VERSION = 3
 
 # A file may come from anywhere, and every one of its sizes is checked against these before memory is taken for it.
 # The header's limit bounds what json.loads may build (some ten times its text); the payload's bounds what a
-# decompressor may unpack and what the shapes of tensors may ask for. Both are far beyond any model that is golfed.
+# decompressor may unpack and what the shapes of tensors may ask for: 2³⁰ bytes, and more only in files that hold a fair
+# share of them themselves. So no small file takes more memory than a model that is golfed may.
 MAX_HEADER_BYTES = 1 << 24
-MAX_PAYLOAD_BYTES = 1 << 30
+MAX_PAYLOAD_BYTES = 1 << 36
 MAX_FILE_BYTES = MAX_HEADER_BYTES + MAX_PAYLOAD_BYTES
+UNASKED_BYTES, MOST_RATIO = 1 << 30, 20
+"""What any file's payload may have, and how many times its own size a larger one's."""
+
+MAPPED_BYTES = 1 << 26
+"""Files from this size on are mapped, and not read into memory."""
 
 _PRELUDE = struct.Struct("<8sII")  # magic, format version, bytes of the header
 PRELUDE_BYTES = _PRELUDE.size
@@ -52,8 +59,8 @@ class Container:
     """of the whole file, in hexadecimal, as ``sha256sum`` prints it"""
 
 
-def encode(header: Mapping[str, Any], packed: bytes, payload_bytes: int) -> bytes:
-    """The bytes of a file, whose packed payload has ``payload_bytes`` once it is decompressed.
+def begin(header: Mapping[str, Any], packed_bytes: int, payload_bytes: int) -> bytes:
+    """What comes before the packed payload of ``packed_bytes``, which is ``payload_bytes`` once decompressed.
 
     Equal input gives equal bytes: JSON keys are sorted and no date is written.
 
@@ -68,14 +75,18 @@ def encode(header: Mapping[str, Any], packed: bytes, payload_bytes: int) -> byte
         ) from error
     for what, size, limit in (
         ("header", len(encoded), MAX_HEADER_BYTES),
-        ("payload", max(payload_bytes, len(packed)), MAX_PAYLOAD_BYTES),
+        ("payload", max(payload_bytes, packed_bytes), payload_limit(packed_bytes)),
     ):
         if size > limit:
             raise BytegolfError(
                 f"the artifact's {what} has {size:,} bytes, over the format's {limit:,}: export a smaller one"
             )
-    body = _PRELUDE.pack(MAGIC, VERSION, len(encoded)) + encoded + packed
-    return body + hashlib.sha256(body).digest()
+    return _PRELUDE.pack(MAGIC, VERSION, len(encoded)) + encoded
+
+
+def payload_limit(packed_bytes: int) -> int:
+    """How many bytes a payload may unpack to."""
+    return min(MAX_PAYLOAD_BYTES, max(UNASKED_BYTES, MOST_RATIO * packed_bytes))
 
 
 def read(path: Path) -> Container:
@@ -92,11 +103,13 @@ def read(path: Path) -> Container:
                 f"{path} is no artifact ({status.st_size:,} bytes, the format allows {MAX_FILE_BYTES:,}): "
                 "name a file written by `bytegolf export`"
             )
-        data = path.read_bytes()
-    return decode(data, str(path))
+        if status.st_size < MAPPED_BYTES:
+            return decode(path.read_bytes(), str(path))
+        with path.open("rb") as file:
+            return decode(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), str(path))
 
 
-def decode(data: bytes, where: str) -> Container:
+def decode(data: bytes | mmap.mmap, where: str) -> Container:
     """Check and open a file's bytes; ``where`` is the file's name in errors."""
     if data[: len(MAGIC)] != MAGIC:
         raise BytegolfError(
@@ -118,7 +131,7 @@ def decode(data: bytes, where: str) -> Container:
         raise damaged(where, "its hash does not match its contents")
     header = _header(data[PRELUDE_BYTES:payload_at], where)
     packed = view[payload_at:payload_end]
-    return Container(header, packed, len(data), hashlib.sha256(data).hexdigest())
+    return Container(header, packed, len(data), hashlib.sha256(view).hexdigest())
 
 
 def damaged(where: str, why: str) -> BytegolfError:
@@ -151,30 +164,32 @@ class BadStreamError(Exception):
 
 
 def compress(coder: CoderName, data: bytes) -> bytes:
-    """The smallest that ``coder`` makes of ``data``.
+    """The smallest that ``coder`` makes of ``data``."""
+    if coder == "zstd":
+        return zstandard.ZstdCompressor(level=22).compress(data)
+    stream = compressor()
+    return bytes(stream.compress(data) + stream.flush())
 
-    zlib is at level 9 and tuned for noise: weights repeat no strings, so only long matches pay (``Z_FILTERED``). That
+
+def compressor() -> Any:
+    """A stream of zlib's.
+
+    It is at level 9 and tuned for noise: weights repeat no strings, so only long matches pay (``Z_FILTERED``). That
     and the larger block (``memLevel`` 9) save 0.3 % on normal and 0.7 % on heavy-tailed int8 weights over
     ``zlib.compress(data, 9)``, and any zlib reads it.
     """
-    if coder == "zstd":
-        return zstandard.ZstdCompressor(level=22).compress(data)
-    stream = zlib.compressobj(9, zlib.DEFLATED, zlib.MAX_WBITS, 9, zlib.Z_FILTERED)
-    return stream.compress(data) + stream.flush()
+    return zlib.compressobj(9, zlib.DEFLATED, zlib.MAX_WBITS, 9, zlib.Z_FILTERED)
 
 
-def decompress(coder: CoderName, packed: memoryview, size: int) -> bytes:
+def decompress(coder: CoderName, packed: memoryview, size: int) -> bytes | bytearray:
     """The ``size`` bytes that ``packed`` holds; no more than one byte beyond them is ever unpacked.
 
     Raises BadStreamError if it holds something else.
     """
-    data = None
+    data: bytes | bytearray | None = None
     try:
         if coder == "zlib":
-            stream = zlib.decompressobj()
-            # one byte more than declared: a bomb of 1,000 times its size is noticed, and not unpacked
-            found = stream.decompress(packed, size + 1)
-            data = found if stream.eof and not stream.unused_data else None
+            data = _inflated(packed, size)
         elif zstandard.frame_content_size(packed) == size:  # which is what would be allocated
             data = zstandard.ZstdDecompressor().decompress(packed, allow_extra_data=False)
     except (zlib.error, zstandard.ZstdError, MemoryError) as error:
@@ -182,3 +197,25 @@ def decompress(coder: CoderName, packed: memoryview, size: int) -> bytes:
     if data is None or len(data) != size:
         raise BadStreamError(f"its payload is not the declared {size:,} bytes")
     return data
+
+
+def _inflated(packed: memoryview, size: int) -> bytes | bytearray | None:
+    """What zlib unpacks, piece by piece into its own place; None where that is not ``size`` bytes and the end."""
+    if size < MAPPED_BYTES:
+        whole = zlib.decompressobj()
+        # one byte more than declared: a bomb of 1,000 times its size is noticed, and not unpacked
+        found = whole.decompress(packed, size + 1)
+        return found if whole.eof and not whole.unused_data else None
+    stream, data = zlib.decompressobj(), bytearray()
+    for at in range(0, len(packed), _PIECE):
+        rest: bytes | memoryview = packed[at : at + _PIECE]
+        while len(rest) and not stream.eof and len(data) <= size:
+            data += stream.decompress(rest, size + 1 - len(data))
+            rest = stream.unconsumed_tail
+        if stream.eof and (stream.unused_data or at + _PIECE < len(packed)):
+            return None
+    return data if stream.eof else None
+
+
+_PIECE = 1 << 20
+"""Bytes of a large payload that are unpacked at a time."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from bytegolf.artifact.pack import coded_bits
+from bytegolf.artifact.encoding import coded_bits
 from bytegolf.artifact.plan import Kinds, Plan, coded, group_of, steers, storage_of
 from bytegolf.artifact.quantize import fake_quantize, quantize
 from bytegolf.artifact.quantizer import Storage

@@ -49,10 +49,10 @@ class TensorEntry:
         rows = self.shape[0] if self.numel else 0
         return rows, self.numel // rows if rows else 0
 
-    def raw(self, payload: bytes) -> bytes:
+    def raw(self, payload: bytes | bytearray) -> bytes:
         """The tensor's stored bytes: its data, then its scales."""
         scales = payload[self.scale_offset : self.scale_offset + SCALE.itemsize * self.scales]
-        return payload[self.offset : self.offset + self.size] + scales
+        return bytes(payload[self.offset : self.offset + self.size] + scales)
 
 
 def read_entries(listed: Any, payload_bytes: int, where: str) -> list[TensorEntry]:
@@ -80,7 +80,9 @@ def read_entries(listed: Any, payload_bytes: int, where: str) -> list[TensorEntr
     return entries
 
 
-def numbers_of(entry: TensorEntry, payload: bytes, where: str) -> tuple[NDArray[Any], NDArray[np.float16] | None]:
+def numbers_of(
+    entry: TensorEntry, payload: bytes | bytearray, where: str
+) -> tuple[NDArray[Any], NDArray[np.float16] | None]:
     """The data of a tensor at a checked place of the payload, of its shape, and its scales, in the host's byte order.
 
     Raises BytegolfError: naming the file ``where``: a code is beyond its quantiser's largest.
@@ -88,7 +90,7 @@ def numbers_of(entry: TensorEntry, payload: bytes, where: str) -> tuple[NDArray[
     form = form_of(entry.quantizer)
     top = form.largest_code
     # astype copies, as torch wants writable memory, and turns little-endian into the host's order
-    stored = np.frombuffer(payload[entry.offset : entry.offset + entry.size], form.number)
+    stored = np.frombuffer(memoryview(payload)[entry.offset : entry.offset + entry.size], form.number)
     data = stored.astype(form.number.newbyteorder("="))
     if not top:
         return data.reshape(entry.shape), None

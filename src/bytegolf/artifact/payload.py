@@ -34,7 +34,7 @@ class Payload:
 
     box: Container
     entries: list[TensorEntry]
-    payload: bytes
+    payload: bytes | bytearray
     bits: list[float] | None
     """how many bits of the file each tensor takes; None where it is one stream that cannot be told apart, or where
     nobody asked"""
@@ -56,7 +56,7 @@ def open_payload(path: Path, counting: bool = False) -> Payload:
     if coder not in CODERS:
         raise damaged(where, f"its compression {str(coder)[:40]!r} is unknown")
     size = header.get("payload_bytes")
-    if not is_size(size):
+    if not is_size(size) or size > container.payload_limit(len(box.packed)):
         raise damaged(where, "its header declares no valid payload size")
     try:
         if coder == "range":

@@ -147,10 +147,11 @@ def _drafted(
         return int(drawn.choose(logits.cpu().clone()[None], draws[place]))
 
     begun = torch.tensor([[tokenizer.BOS, *tokenizer.encode(pair[0]).tolist()]], device=device)
-    state = model.start(1, begun.shape[1] + size + draft)
-    logits = model.extend(begun, state)[0, -1]
+    runner = stepper(model)
+    state = runner.start(1, begun.shape[1] + size + draft)
+    logits = runner.extend(begun, state)[0, -1]
     previous, written = int(begun[0, -1]), 0
-    for token, seen in speculate(model, state, logits, draw, draft, acceptance):
+    for token, seen in speculate(runner, state, logits, draw, draft, acceptance):
         if watch:
             watch(0, token, seen.cpu())
         if drawn.ends(token):

@@ -13,21 +13,23 @@ Worked example, greedy, a draft of 4 behind "th" (the whole model would write "t
     whole model        e   ␣   c   (?)     at the same places, in one pass over "h", "e", "␣", "d"
     kept               e   ␣   c           two of the draft, and the model's own next token
 
-The passes' work per token falls if drafts are good: reading the main network's weights once per several chunks, in
-place of once per chunk. What it costs are the drafts, copies of states, and another pass over what was kept where a
-draft fails.
+The passes' work per token falls if drafts are good: reading all weights once per several tokens, in place of the outer
+networks' once per token and the main network's once per chunk. What it costs are the drafts, copies of states, and
+another pass over what was kept where a draft fails. Where the whole-model step runs (``native_step``), whose numbers do
+not depend on how many tokens it takes at once, the text is plain generation's to the bit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bytegolf.model.lm import LanguageModel, ModelState
+from bytegolf.infer.native_step import Stepper
 
 Draw = Callable[[Float[Tensor, " V"], int], int]
 """The token that is drawn from logits at a place (from 0): the same whenever it is asked."""
@@ -59,8 +61,8 @@ class Acceptance:
 
 @torch.inference_mode()
 def speculate(
-    model: LanguageModel,
-    state: ModelState,
+    model: Stepper,
+    state: Any,
     logits: Float[Tensor, " V"],
     draw: Draw,
     length: int,
@@ -72,7 +74,7 @@ def speculate(
     for a flat model.
     """
     figures = figures if figures is not None else Acceptance()
-    device, place = model.embedding.weight.device, 0
+    device, place = logits.device, 0
     token = draw(logits, place)
     yield token, logits
     while True:

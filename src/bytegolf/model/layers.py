@@ -9,11 +9,11 @@ from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from bytegolf.config import StackConfig
+from bytegolf.ops.half_product import linear
 from bytegolf.ops.relu_squared import relu_squared
 from bytegolf.ops.swiglu import swiglu
 
@@ -36,7 +36,7 @@ class Cost(NamedTuple):
 
 
 class Linear(nn.Module):
-    """y = x·Wᵀ, with a bias if asked for; W is kept in fp32 and used in the dtype of x.
+    """y = x·Wᵀ, with a bias if asked for, in the dtype of x; W is fp32 in training, and in inference as it was stored.
 
     ``splits`` names how many rows of W belong to each of several maps that share their input (packed q, k, v): the
     optimiser orthogonalises them one by one, as if they were separate matrices.
@@ -57,7 +57,7 @@ class Linear(nn.Module):
             nn.init.uniform_(self.weight, -(inputs**-0.5), inputs**-0.5)
 
     def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
-        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+        return linear(x, self.weight, self.bias)
 
 
 class Mlp(nn.Module):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,9 +11,9 @@ from typing import Any
 
 import torch
 
-from bytegolf.artifact.loading import load_model
-from bytegolf.artifact.opening import is_ours
-from bytegolf.artifact.opening import load_model as open_any
+from bytegolf.artifact.loading import LoadedModel
+from bytegolf.artifact.opening import load_model
+from bytegolf.artifact.run_folder import RunFolder
 from bytegolf.config import Config
 from bytegolf.data.shards import TokenStream, open_split
 from bytegolf.data.tokenizer import Tokenizer, load_tokenizer
@@ -95,24 +97,39 @@ def resolve(config: Config | str | os.PathLike[str], changes: Sequence[str | Map
     config = config.with_(*changes) if isinstance(config, Config) else Config.load(os.fspath(config), changes)
     if not config.train.init or config.train.init_sha256:
         return config
-    found = open_any(config.train.init, Path(config.data.path), "cpu")
-    if not (found.path.suffix == ".bgolf" or is_ours(found.path)):
-        raise BytegolfError(f"{config.train.init} is a public model: bring it in first (`bytegolf import`)")
+    found = _start_of(config)
     own = [each for each in changes if isinstance(each, str) and each.startswith("model.")]
     taken = {
         "model": found.config.model,
         "data.tokenizer": found.tokenizer.name,
         "plugins": sorted({*config.plugins, *found.config.plugins}),
-        "train.init": str(found.path if found.origin else Path(config.train.init).absolute()),
+        "train.init": found.origin or str(Path(config.train.init).absolute()),
         "train.init_sha256": found.artifact.sha256,
     }
     return config.with_(taken, *own)
 
 
+def _start_of(config: Config) -> LoadedModel:
+    """The model of ``train.init``."""
+    path = RunFolder(Path(config.train.init)).artifact if Path(config.train.init).is_dir() else Path(config.train.init)
+    with contextlib.suppress(OSError):
+        status = path.stat()
+        return _read(config.train.init, config.data.path, status.st_mtime_ns, status.st_size)
+    return _read(config.train.init, config.data.path, 0, 0)
+
+
+@functools.lru_cache(maxsize=1)
+def _read(source: str, data: str, *stamp: int) -> LoadedModel:
+    """(why) Kept: the configuration is made of it, then the weights, and behind training the chunks before it. Weights
+    as they were imported are mapped, and cost no memory.
+    """
+    return load_model(source, Path(data), "cpu")
+
+
 def _init_weights(config: Config, model: LanguageModel) -> None:
     """Have the model begin with the weights of ``train.init``."""
     source, expected = config.train.init, config.train.init_sha256
-    found = load_model(Path(source), Path(config.data.path), "cpu")
+    found = _start_of(config)
     if expected and found.artifact.sha256 != expected:
         raise BytegolfError(
             f"train.init = {source} is another model than this run began with: give that one, or set "

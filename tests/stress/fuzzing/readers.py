@@ -201,7 +201,7 @@ class Artifact(Reader):
         try:
             told = json.loads(header)
             coder = told["compression"]
-            payload = decompress(coder, memoryview(packed), told["payload_bytes"])
+            payload = bytes(decompress(coder, memoryview(packed), told["payload_bytes"]))
             if chance.random() < 0.5:
                 payload = alter_bytes(chance, payload, other)
             elif chance.random() < 0.3:

@@ -4,6 +4,7 @@
 //   - An output of a product is one chain of fused multiply-adds over the inputs, from the first to the last. Lanes and
 //     rows are other outputs, never parts of one sum, and a vector of 8 or of 16 lanes makes no difference.
 //   - A sum over the elements of one vector is 16 chains (element i goes to chain i modulo 16) and then a fixed tree.
+//     An output of a matrix that is read where it lies (exact_rows.cpp) is 32 such chains.
 //   - Sources that include this are named exact_*.cpp: native.py compiles them without reassociation and without
 //     contractions of the compiler's own choice. Fused multiply-adds are written out.
 //
@@ -57,7 +58,23 @@ inline Lanes mul(Lanes a, Lanes b) { EACH_LANE a.v[l] *= b.v[l]; return a; }
 constexpr int WIDE = 1;
 #endif
 
-// The sum of the lanes, by halves.
+// The sum of the lanes, by halves: lane l and l + 8, of these l and l + 4, and so on.
+#if defined(__AVX512F__) || (defined(__AVX2__) && defined(__FMA__))
+inline float total(__m256 x) {
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
+}
+#endif
+#if defined(__AVX512F__)
+inline float total(Lanes a) {
+  const __m512d bits = _mm512_castps_pd(a.v);
+  const __m256 high = _mm256_castpd_ps(_mm512_extractf64x4_pd(bits, 1));
+  return total(_mm256_add_ps(_mm512_castps512_ps256(a.v), high));
+}
+#elif defined(__AVX2__) && defined(__FMA__)
+inline float total(Lanes a) { return total(_mm256_add_ps(a.low, a.high)); }
+#else
 inline float total(Lanes a) {
   float x[LANES];
   store(x, a);
@@ -65,6 +82,7 @@ inline float total(Lanes a) {
     for (int l = 0; l < half; l++) x[l] += x[l + half];
   return x[0];
 }
+#endif
 
 // n is a multiple of LANES, padded with zeros.
 inline float dot(const float* x, const float* y, i64 n) {
@@ -84,6 +102,13 @@ class Floats {
  public:
   Floats() = default;
   explicit Floats(i64 size) { resize(size); }
+  Floats(const Floats& other) {
+    resize(other.size_);
+    std::copy_n(other.data(), size_, data());
+  }
+  Floats& operator=(const Floats& other) { return *this = Floats(other); }
+  Floats(Floats&&) = default;
+  Floats& operator=(Floats&&) = default;
   float* data() { return memory_.get(); }
   const float* data() const { return memory_.get(); }
   i64 size() const { return size_; }
@@ -103,14 +128,22 @@ class Floats {
   i64 size_ = 0;
 };
 
-// A matrix as products read it: panels of PANEL outputs, in each the PANEL weights of input 0, then those of input 1, …
-// One row is so a product with a stream of memory that is read once from front to back; the last panel has zeros for
-// outputs that are not there.
+// A matrix as products read it. A small model's is copied: panels of PANEL outputs, in each the PANEL weights of input 0,
+// then those of input 1, … One row is so a product with a stream of memory that is read once from front to back; the
+// last panel has zeros for outputs that are not there. A large model's is read where it lies, row by row: a copy would
+// take its memory twice, and bf16 in fp32 its bandwidth twice.
 struct Matrix {
   i64 outputs = 0, inputs = 0;
   Floats packed;
+  const float* single = nullptr;  // (outputs, inputs), where it lies; or
+  const bf16* half = nullptr;
 
   Matrix() = default;
+  static Matrix at(const float* single, const bf16* half, i64 outputs, i64 inputs) {
+    Matrix found;
+    found.outputs = outputs, found.inputs = inputs, found.single = single, found.half = half;
+    return found;
+  }
   // `weight` is (outputs, inputs).
   Matrix(const float* weight, i64 outputs, i64 inputs)
       : outputs(outputs), inputs(inputs), packed(round_up(outputs, PANEL) * inputs) {
@@ -151,8 +184,11 @@ inline void panel(i64 inputs, const float* x, i64 x_row, const float* w, float* 
   for (i64 v = 0; v < PANEL / LANES; v += V) tile<R, V>(inputs, x, x_row, w + v * LANES, y + v * LANES, y_row);
 }
 
+void product_where_it_lies(const Matrix& m, const float* x, i64 x_row, i64 rows, float* y, i64 y_row);
+
 // y = W·x for each of `rows` rows; writes whole panels.
 inline void product(const Matrix& m, const float* x, i64 x_row, i64 rows, float* y, i64 y_row) {
+  if (m.single || m.half) return product_where_it_lies(m, x, x_row, rows, y, y_row);
   constexpr i64 TILE = 6;
   for (i64 o = 0; o < m.outputs; o += PANEL) {
     const float* w = m.packed.data() + o * m.inputs;

@@ -19,18 +19,17 @@ std::vector<StackState*> stacks(const std::vector<NetworkState*>& states, StackS
 
 Level::Level(Plan& plan) {
   width = plan.number(), inner = plan.number(), compared = plan.number();
+  strict = plan.number() != 0, from_zero = plan.number() != 0;
   shaped = plan.number() != 0, sharpness = plan.real(), offset = plan.real();
   query = plan.matrix(compared, width), key = plan.matrix(compared, width);
-  residual = plan.matrix(width, width);
+  residual = plan.matrix(width, width), residual_bias = plan.vector(width);
   pad = plan.vector(inner - width);
   hash_bits = plan.number(), hash_dim = plan.number(), hash_table = plan.address();
   if (hash_dim)
     hash_proj = plan.matrix(inner, hash_dim);
-  else
-    plan.number();
-  encoder = std::make_unique<Stack>(plan);
+  encoder = Stage::read(plan);
   main = std::make_unique<Network>(plan);
-  decoder = std::make_unique<Stack>(plan);
+  decoder = Stage::read(plan);
 }
 
 // p of a position, from its own vector and the key of the one before it (routers/cosine.py).
@@ -68,9 +67,10 @@ void Level::run(float* x, i64 rows, const std::vector<Span>& spans, const std::v
     for (i64 at = 0; at < spans[s].count; at++, row++) {
       begins[row] = at == 0 && first[s];
       p[row] = begins[row] ? 1.0f : boundary(q.data() + row * m, at ? k.data() + (row - 1) * m : state.memory.data());
-      opens[row] = p[row] >= THRESHOLD;
+      opens[row] = strict ? p[row] > THRESHOLD : p[row] >= THRESHOLD;
       const uint64_t ended = begins[row] ? 0 : state.hash;
       if (hash_dim) state.hash = uint64_t(tokens[row] + 1) + (opens[row] ? 0 : ended * BASE);
+      opens[row] = opens[row] && !state.drafting;
       if (!opens[row]) continue;
       float* start = z.data() + chunks * wide;
       std::copy_n(x + row * n, width, start);
@@ -98,6 +98,7 @@ void Level::run(float* x, i64 rows, const std::vector<Span>& spans, const std::v
   // z̄ = P·z + (1 − P)·z̄ of the chunk before; each position takes its chunk's, plus the residual map of its own vector
   Floats y(rows * n);
   product(residual, x, n, rows, y.data(), n);
+  const float kept = from_zero ? 1 - P_FLOOR : 1.0f;  // of a sequence's first chunk, where z̄ before it is 0 (S4)
   row = 0, chunks = 0;
   for (size_t s = 0; s < spans.size(); s++) {
     float* smoothed = states[s]->smoothed.data();
@@ -106,10 +107,12 @@ void Level::run(float* x, i64 rows, const std::vector<Span>& spans, const std::v
         const float weight = std::min(std::max(p[row], P_FLOOR), 1 - P_FLOOR);
         const float* fresh = z.data() + wide * chunks++;
         for (i64 i = 0; i < width; i++)
-          smoothed[i] = begins[row] ? fresh[i] : std::fma(weight, fresh[i], (1 - weight) * smoothed[i]);
+          smoothed[i] = begins[row] ? kept * fresh[i] : std::fma(weight, fresh[i], (1 - weight) * smoothed[i]);
       }
-      for (i64 i = 0; i < n; i += LANES)
-        store(x + row * n + i, add(load(smoothed + i), load(y.data() + row * n + i)));
+      float* around = y.data() + row * n;
+      if (residual_bias.size())
+        for (i64 i = 0; i < n; i += LANES) store(around + i, add(load(around + i), load(residual_bias.data() + i)));
+      for (i64 i = 0; i < n; i += LANES) store(x + row * n + i, add(load(smoothed + i), load(around + i)));
     }
   }
   decoder->run(x, rows, spans, stacks(states, &NetworkState::decoder));
@@ -119,7 +122,7 @@ Network::Network(Plan& plan) {
   if (plan.number())
     level = std::make_unique<Level>(plan);
   else
-    stack = std::make_unique<Stack>(plan);
+    stack = Stage::read(plan);
 }
 
 void Network::run(float* x, i64 rows, const std::vector<Span>& spans, const std::vector<NetworkState*>& states,
@@ -136,6 +139,14 @@ NetworkState::NetworkState(const Network& network) {
   memory.resize(round_up(level.compared, PANEL));
   smoothed.resize(round_up(level.width, PANEL));
   main = std::make_unique<NetworkState>(*level.main);
+}
+
+NetworkState NetworkState::fork(bool draft) const {
+  NetworkState found;
+  found.encoder = encoder.fork(), found.decoder = decoder.fork();
+  found.memory = memory, found.smoothed = smoothed, found.hash = hash, found.drafting = draft;
+  if (main && !draft) found.main = std::make_unique<NetworkState>(main->fork(false));
+  return found;
 }
 
 void NetworkState::forget() {

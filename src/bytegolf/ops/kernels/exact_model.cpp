@@ -13,18 +13,17 @@ constexpr i64 NOTHING = -1;
 Model::Model(Plan& plan) {
   alphabet = plan.number(), width = plan.number(), bos = plan.number(), softcap = plan.real();
   const float* weight = plan.address();
-  head = Matrix(weight, alphabet, width);
+  const bool normed = plan.number() != 0;
+  head = plan.matrix(alphabet, width);
   const i64 n = round_up(width, PANEL);
   embedding.resize(alphabet * n);
   for (i64 id = 0; id < alphabet; id++) {
     std::copy_n(weight + id * width, width, embedding.data() + id * n);
-    normalise(embedding.data() + id * n, embedding.data() + id * n, width, n, EPS);
+    if (normed) normalise(embedding.data() + id * n, embedding.data() + id * n, width, n, EPS);
   }
   lengths = plan.number(), bits = plan.number(), dim = plan.number(), table = plan.address();
   if (lengths)
     proj = plan.matrix(width, lengths * dim);
-  else
-    plan.number();
   network = std::make_unique<Network>(plan);
 }
 
@@ -138,6 +137,23 @@ extern "C" void exact_start(i64, i64 handle, i64 count, i64* states) {
   for (i64 s = 0; s < count; s++)
     states[s] = reinterpret_cast<i64>(new exact::Sequence{exact::NetworkState(*model.network),
                                                           std::vector<i64>(model.lengths, exact::NOTHING)});
+}
+
+// How many positions of each level (bytes, chunks, …) each of `count` sequences has had, (count, levels).
+extern "C" void exact_positions(i64, const i64* states, i64 count, i64 levels, i64* found) {
+  for (i64 s = 0; s < count; s++) {
+    const auto* state = &reinterpret_cast<const exact::Sequence*>(states[s])->network;
+    for (i64 level = 0; level < levels; level++, state = state->main.get())
+      found[s * levels + level] = state ? state->encoder.length : 0;
+  }
+}
+
+// Copies of the states of `count` sequences; drafts leave the main network out, and its state where it is.
+extern "C" void exact_fork(i64, const i64* states, i64 count, i64 draft, i64* forks) {
+  for (i64 s = 0; s < count; s++) {
+    const auto& from = *reinterpret_cast<const exact::Sequence*>(states[s]);
+    forks[s] = reinterpret_cast<i64>(new exact::Sequence{from.network.fork(draft != 0), from.history});
+  }
 }
 
 extern "C" void exact_forget(i64, const i64* states, i64 count) {

@@ -26,7 +26,13 @@ struct Plan {
   i64 number() { return *word++; }
   double real() { return __builtin_bit_cast(double, *word++); }
   const float* address() { return reinterpret_cast<const float*>(*word++); }
-  Matrix matrix(i64 outputs, i64 inputs) { return Matrix(address(), outputs, inputs); }
+  // How it is kept (0 packed, 1 fp32 where it lies, 2 bf16 where it lies), and its address.
+  Matrix matrix(i64 outputs, i64 inputs) {
+    const i64 kept = number(), at = number();
+    const auto* single = reinterpret_cast<const float*>(at);
+    if (kept == 0) return Matrix(single, outputs, inputs);
+    return Matrix::at(kept == 1 ? single : nullptr, kept == 2 ? reinterpret_cast<const bf16*>(at) : nullptr, outputs, inputs);
+  }
   // `size` numbers padded with zeros; nothing for a null address.
   Floats vector(i64 size) {
     const float* from = address();
@@ -40,33 +46,63 @@ struct Span {
   i64 sequence, count;
 };
 
+// What a block remembers of a sequence.
+//
+// Attention: keys of 16 positions lie side by side, so that 16 scores are one chain of multiply-adds: (slots / 16, G, K,
+// 16). Values are (slots, G, K padded). Position t has slot t modulo the slots; without a window there are always more
+// slots than positions. Mamba-2: the convolution's last inputs, (taps − 1, channels), and the state, (heads, N, P padded).
+struct Memory {
+  Floats keys, values, inputs, state;
+  bool grows = false;  // it has a slot for every position
+};
+
+struct StackState {
+  i64 length = 0;
+  std::vector<std::shared_ptr<Memory>> blocks;
+
+  // A copy that goes on by itself. What grows is shared: each of the two writes behind its own length before it reads
+  // there, so they may go on one after the other, as drafts do, and not in turns.
+  StackState fork() const;
+  void expect(size_t layers);
+};
+
+// The blocks of a stage. Rows have `round_up(width, PANEL)` numbers, changed in place; `states` are those of the spans.
+struct Stage {
+  i64 width = 0;
+  virtual ~Stage() = default;
+  virtual void run(float* x, i64 rows, const std::vector<Span>& spans, const std::vector<StackState*>& states) const = 0;
+  static std::unique_ptr<Stage> read(Plan& plan);
+};
+
 struct Block {
   Matrix qkv, out, in, down;
   Floats gain, mixer_scale, mlp_scale, mix0, mix1, skip;
 };
 
-// Keys of 16 positions lie side by side, so that 16 scores are one chain of multiply-adds: (slots / 16, G, K, 16).
-// Values are (slots, G, K padded). Position t has slot t modulo the slots; without a window there are always more slots
-// than positions.
-struct Cache {
-  Floats keys, values;
-};
-
-struct StackState {
-  i64 length = 0;
-  std::vector<Cache> blocks;
-};
-
-struct Stack {
-  i64 width, heads, groups, head, hidden, window;
+// S0's (exact_stack.cpp).
+struct Stack : Stage {
+  i64 heads, groups, head, hidden, window;
   bool norms_input;
   Floats frequencies;  // of the rotation, K/2
   std::vector<Block> blocks;
 
   explicit Stack(Plan& plan);
-  // Rows of `round_up(width, PANEL)` numbers, changed in place; `states` are those of the spans.
-  void run(float* x, i64 rows, const std::vector<Span>& spans, const std::vector<StackState*>& states) const;
+  void run(float* x, i64 rows, const std::vector<Span>& spans, const std::vector<StackState*>& states) const override;
 };
+
+// A mixer of a pre-norm block: rows of `round_up(width, PANEL)` numbers in and out; `memories` are those of the spans,
+// whose sequences have had `before` positions.
+struct Mixer {
+  virtual ~Mixer() = default;
+  virtual void run(const float* x, i64 rows, const std::vector<Span>& spans, const std::vector<Memory*>& memories,
+                   const std::vector<i64>& before, float* out) const = 0;
+};
+std::unique_ptr<Mixer> read_attention(Plan& plan, i64 width);
+std::unique_ptr<Mixer> read_mamba(Plan& plan, i64 width);
+
+// Scores, softmax and sum of one head over the positions from ... to (exact_stack.cpp).
+void attend(const float* q, const Memory& memory, i64 group, i64 groups, i64 head, i64 slots, i64 from, i64 to,
+            float* scores, float* out);
 
 struct Network;
 
@@ -75,11 +111,11 @@ struct NetworkState;
 struct Level {
   i64 width, inner, compared, hash_bits, hash_dim;
   double sharpness, offset;
-  bool shaped;
+  bool shaped, strict, from_zero;
   Matrix query, key, residual, hash_proj;
-  Floats pad;
+  Floats residual_bias, pad;
   const float* hash_table;
-  std::unique_ptr<Stack> encoder, decoder;
+  std::unique_ptr<Stage> encoder, decoder;
   std::unique_ptr<Network> main;
 
   explicit Level(Plan& plan);
@@ -90,7 +126,7 @@ struct Level {
 
 // One of the two.
 struct Network {
-  std::unique_ptr<Stack> stack;
+  std::unique_ptr<Stage> stack;
   std::unique_ptr<Level> level;
 
   explicit Network(Plan& plan);
@@ -104,9 +140,12 @@ struct NetworkState {
   StackState encoder, decoder;  // a stack alone has the first
   Floats memory, smoothed;      // the router's key of the position before; z̄ of the current chunk
   uint64_t hash = 0;            // of the chunk so far
+  bool drafting = false;        // the main network is left out, and its state is not here
   std::unique_ptr<NetworkState> main;
 
+  NetworkState() = default;
   explicit NetworkState(const Network& network);
+  NetworkState fork(bool draft) const;
   void forget();
 };
 
@@ -118,7 +157,7 @@ struct Sequence {
 struct Model {
   i64 alphabet, width, lengths, bits, dim, bos;
   double softcap;
-  Floats embedding;  // each id's row, normalised
+  Floats embedding;  // each id's row, normalised if it is to be
   Matrix head, proj;
   const float* table;
   std::unique_ptr<Network> network;

@@ -32,8 +32,10 @@ void turn(const float* x, float* y, const float* cos, const float* sin, i64 head
   }
 }
 
+}  // namespace
+
 // Σ softmax(q·k)·v over the positions from ... to (included). `scores` has room for all blocks of 16 that these touch.
-void attend(const float* q, const Cache& cache, i64 group, i64 groups, i64 head, i64 slots, i64 from, i64 to,
+void attend(const float* q, const Memory& cache, i64 group, i64 groups, i64 head, i64 slots, i64 from, i64 to,
             float* scores, float* out) {
   const i64 start = from / LANES * LANES, padded = round_up(head, LANES);
   float top = -INFINITY;
@@ -65,8 +67,6 @@ void attend(const float* q, const Cache& cache, i64 group, i64 groups, i64 head,
     std::copy_n(found, std::min<i64>(head - k, 4 * LANES), out + k);
   }
 }
-
-}  // namespace
 
 Stack::Stack(Plan& plan) {
   const i64 layers = plan.number();
@@ -107,8 +107,10 @@ void Stack::run(float* x, i64 rows, const std::vector<Span>& spans, const std::v
     const i64 end = states[s]->length + spans[s].count;
     longest = std::max(longest, end);
     const i64 slots = window ? round_up(window + PIECE, LANES) : round_up(end, LANES);
-    states[s]->blocks.resize(layers);
-    for (Cache& cache : states[s]->blocks) {
+    states[s]->expect(layers);
+    for (const auto& memory : states[s]->blocks) {
+      Memory& cache = *memory;
+      cache.grows = !window;
       const i64 have = cache.values.size() / std::max<i64>(groups * padded, 1);
       if (slots <= have) continue;
       const i64 room = window ? slots : std::max(slots, 2 * have);
@@ -137,7 +139,7 @@ void Stack::run(float* x, i64 rows, const std::vector<Span>& spans, const std::v
     product(b.qkv, normed.data(), n, rows, mixed.data(), packed);
     row = 0;
     for (size_t s = 0; s < spans.size(); s++) {
-      Cache& cache = states[s]->blocks[layer];
+      Memory& cache = *states[s]->blocks[layer];
       const i64 slots = cache.values.size() / (groups * padded), first = states[s]->length;
       for (i64 t = first; t < first + spans[s].count; t++, row++) {  // all keys and values, then all queries
         const float *one = mixed.data() + row * packed, *cos = angles.data() + row * 2 * half, *sin = cos + half;
