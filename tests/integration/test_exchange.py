@@ -173,7 +173,7 @@ def test_training_begins_with_public_weights_from_the_hub(
     """As they are published; the run names the commit, and its own configuration trains again."""
     folder = imported.parent / "public"
     commit = local_hub.add("a/b", {path.name: path.read_bytes() for path in folder.iterdir()})
-    change = [*TINY, *STILL, "train.adapters=2"]
+    change = (*TINY, *STILL)
     good("train", "cpu-hnet-2stage", *change, "train.init=hf:a/b", "--data", data, "--out", tmp_path / "run")
     tuned, before = (bytegolf.load(each, precision="fp32") for each in (tmp_path / "run", imported))
     assert np.abs(tuned.log_probs(SENTENCE) - before.log_probs(SENTENCE)).max() < 1e-3, "no learning rate, no change"
