@@ -95,8 +95,9 @@ def page(model: Path, keys: int) -> None:
         )
         row(*head, "browser")
         row(*["---"] * 9)
-        for name, share in (("at the end", 1.0), ("in the middle", 0.5), ("at the beginning", 0.0)):
-            text = words(TYPED, 1)
+        places = (("at the end", 1.0), ("in the middle", 0.5), ("at the beginning", 0.0))
+        for seed, (name, share) in enumerate(places, 1):
+            text = words(TYPED, seed)  # of its own: nothing of it is known
             found.run(f"editor.value = {json.dumps(text)}; changed()")
             found.until(f"!busy && live.panes[0].reading.data.length === {len(text)}")
             found.run(f"editor.focus(); editor.setSelectionRange({int(share * TYPED)}, {int(share * TYPED)})")

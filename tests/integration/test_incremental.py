@@ -34,7 +34,8 @@ def same(model: bytegolf.Model, reader: IncrementalReader, data: bytes) -> int:
 def test_whatever_is_done_to_a_text(
     fixture: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bytegolf.analyze.incremental.PIECE", 16)
+    for name, value in {"SPACING": 16, "BEHIND": 4, "SHORT": 32, "ROUND": 8}.items():
+        monkeypatch.setattr(f"bytegolf.analyze.incremental.{name}", value)
     run: TinyRun = request.getfixturevalue(fixture)
     model, draw = bytegolf.load(run.folder, data=run.data, precision="fp32"), random.Random(4)
     reader, written = model.reader(), text(400)

@@ -1,21 +1,24 @@
-"""Reading a text that changes, as somebody types it: only what lies behind the first change is computed again.
+"""Reading a text that changes, as somebody types it: only what lies behind the change is computed again.
 
-A model is causal: what it makes of a byte depends on the bytes before it, within the window. So the text is read in
-pieces, and the model's state behind each piece is kept under a hash of the window up to there. Whoever reads a text
-that begins in the same way finds it, whether that is the same person a letter later or another one. One call over many
-tokens costs much less than several over few, so the first piece that is not found is short, for the sake of the next
-change in it, and the rest of the window is one piece:
+A model is causal: what it makes of a token depends on the tokens before it, within the window. So what was made of the
+beginning of a window is kept, with the model's state behind it. Whoever reads a text that begins in the same way goes
+on from there, whether that is the same person a letter later or another one. Behind a change nothing can be kept, not
+even where chunks fall as before: every vector there has seen the change.
 
-    window of 1,024 tokens, short pieces of 256, a text of 900
+A state is kept where it will be wanted: behind a text, where the next letter comes, and shortly before a change, as the
+next change is likely to be near it.
 
-    first read       [0, 256) [256, 900)                   are computed and kept
-    one more letter  [0, 256) [256, 900) are found         900 is computed; [256, 901) is kept
-    changed at 600   [0, 256) is found                     [256, 512) [512, 901) are computed
-    changed at 601   [0, 256) [256, 512) are found         [512, 768) [768, 901) are computed
-    changed at 602   the same                              and so on: at most this much for each letter typed there
+    window of 1,024 tokens, a text of 900
 
-Windows before the last one are read whole, and found again if nothing changed in them. Models whose positions depend on
-how long the text is (a fixed capacity), or whose steps leave no trace (soft chunking), have whole windows only.
+    first read       all is computed; the state behind 900 is kept
+    one more letter  from 900: 1 token is computed; the state behind 901 is kept
+    changed at 600   no state but the first is known before it: 584 tokens for a state, and 317 from it
+    changed at 601   from 584: 318 tokens; and so on, until the change is 128 further: then there is another state
+    changed at 100   so near the beginning a plain pass over all of the window is quicker, and it leaves no state
+
+Windows behind the one with the change hold other tokens than before, if a letter came or went: each is one plain pass.
+Models whose positions depend on how long the text is (a fixed capacity), or whose steps leave no trace (soft chunking),
+have plain passes only.
 
 Legend: N bytes of a text, T tokens, L tokens of a piece, V alphabet, K candidates.
 """
@@ -23,14 +26,14 @@ Legend: N bytes of a text, T tokens, L tokens of a piece, V alphabet, K candidat
 from __future__ import annotations
 
 import copy
-import hashlib
-from collections import OrderedDict
+import itertools
+from collections import OrderedDict, deque
 from collections.abc import Generator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Int, Int64
+from jaxtyping import Bool, Float32, Int, Int64, UInt64
 from torch import Tensor
 
 from bytegolf.analyze.reading import Reading, document, in_bytes, token_cuts
@@ -41,13 +44,29 @@ from bytegolf.model.lm import ModelState
 from bytegolf.model.routers.base import THRESHOLD
 from bytegolf.model.trace import RouterTrace, StepTrace
 
-PIECE = 256
-"""Tokens of a short piece."""
+SPACING = 128
+"""So many tokens behind a state, a change gets another one."""
+
+BEHIND = 16
+"""So many tokens before a change its state is: the next change may lie a little before it."""
+
+SHORT = 256
+"""A window that is not longer is never read by a plain pass: going on from a state costs about as much."""
+
+ROUND = 32
+"""Tokens that are computed at once are padded to a multiple of this: what PyTorch prepares for a new shape takes longer
+than so many tokens more."""
+
+RECENT = 32
+"""Texts that a new one is compared with, to see where it was changed."""
 
 CANDIDATES = 8
 """The likeliest next tokens that are kept of each position (K)."""
 
 CACHE_BYTES = 256_000_000
+
+BASE = 0x9E37_79B9_7F4A_7C15
+"""Of the hash: odd, so that no power of it is 0."""
 
 
 @dataclass(frozen=True)
@@ -85,85 +104,89 @@ class LiveReading:
 
 
 @dataclass(frozen=True)
-class _Piece:
-    """What was computed of the tokens from a piece's first one on."""
+class _Beginning:
+    """What was made of the first tokens of a window, all of it or less."""
 
+    tokens: Int64[np.ndarray, " L"]
     state: ModelState | None
-    """behind the last of them; None where windows are read whole"""
+    """behind the last of them; None after a plain pass"""
     cuts: list[LevelCuts]
     nats: Float32[np.ndarray, " M"]
-    """of each token but the first, whose loss is the piece before's; M = L − 1"""
+    """of each token but the first, which nothing in this window predicts; M = L − 1"""
     ids: Int[np.ndarray, "L K"]
     p: Float32[np.ndarray, "L K"]
     last: Float32[np.ndarray, " V"]
     """log p of what comes behind the last one"""
 
+    def followed_by(self, more: _Beginning) -> _Beginning:
+        """With the tokens that come next in the window."""
+        cuts = [
+            LevelCuts(np.concatenate((one.p, two.p)), np.concatenate((one.boundary, two.boundary)))
+            for one, two in zip(self.cuts, more.cuts, strict=True)
+        ]
+        return _Beginning(
+            np.concatenate((self.tokens, more.tokens)),
+            more.state,
+            cuts,
+            np.concatenate((self.nats, -self.last[more.tokens[:1]], more.nats)),
+            np.concatenate((self.ids, more.ids)),
+            np.concatenate((self.p, more.p)),
+            more.last,
+        )
 
-def _joined(pieces: list[_Piece], firsts: list[int]) -> _Piece:
-    """Pieces in a row as one; ``firsts`` are the first tokens of all but the first."""
-    nats = [pieces[0].nats]
-    for before, first, piece in zip(pieces, firsts, pieces[1:], strict=False):
-        nats += [-before.last[first : first + 1], piece.nats]
-    return _Piece(
-        pieces[-1].state,
-        [
-            LevelCuts(np.concatenate([one.p for one in level]), np.concatenate([one.boundary for one in level]))
-            for level in zip(*(piece.cuts for piece in pieces), strict=True)
-        ],
-        np.concatenate(nats),
-        np.concatenate([piece.ids for piece in pieces]),
-        np.concatenate([piece.p for piece in pieces]),
-        pieces[-1].last,
-    )
-
-
-class _Window:
-    """The tokens of a window, and the key of each piece of it."""
-
-    def __init__(self, ids: Int64[np.ndarray, " T"], salt: bytes) -> None:
-        self.ids = ids
-        self._hashed = hashlib.blake2b(salt, digest_size=16)
-        self._whole = self._hashed.copy()
-        self._whole.update(ids.tobytes())
-        self._digests = [self._hashed.digest()]
-
-    def key(self, first: int, end: int) -> bytes:
-        """Of the piece from ``first`` to ``end``: the hash of all tokens up to ``end``, and where it begins."""
-        if end == len(self.ids):  # asked for first, and often enough
-            return self._whole.digest() + first.to_bytes(4, "little")
-        while len(self._digests) < len(self.ids):
-            self._hashed.update(self.ids[len(self._digests) - 1].tobytes())
-            self._digests.append(self._hashed.digest())
-        return self._digests[end] + first.to_bytes(4, "little")
+    @property
+    def nbytes(self) -> int:
+        """Of the arrays, without the state."""
+        cuts = sum(cut.p.nbytes + cut.boundary.nbytes for cut in self.cuts)
+        return cuts + sum(one.nbytes for one in (self.tokens, self.nats, self.ids, self.p, self.last))
 
 
 class StateCache:
-    """Pieces by the hash of what leads up to them; the one that was not asked for the longest goes first."""
+    """Beginnings of windows, found by hash; the one that was not asked for the longest goes first.
+
+    The hash of the tokens x₀ … xₙ is Σ xᵢ·bⁱ mod 2⁶⁴, so that one pass gives those of all beginnings. Two sequences of
+    one hash are easily made: what is found is compared.
+    """
 
     def __init__(self, limit: int = CACHE_BYTES) -> None:
-        """``limit``: bytes of all pieces together."""
+        """``limit``: bytes of all of them together."""
         self.limit, self.used = limit, 0
-        self._pieces: OrderedDict[bytes, tuple[_Piece, int]] = OrderedDict()
+        self._kept: OrderedDict[tuple[bytes, int, int], tuple[_Beginning, int]] = OrderedDict()
+        self._powers: UInt64[np.ndarray, " T"] = np.ones(1, np.uint64)
 
     def __len__(self) -> int:
-        return len(self._pieces)
+        return len(self._kept)
 
-    def get(self, key: bytes) -> _Piece | None:
-        """The piece, which now is the one asked for last."""
-        found = self._pieces.get(key)
-        if found is None:
-            return None
-        self._pieces.move_to_end(key)
-        return found[0]
+    def longest(self, salt: bytes, tokens: Int64[np.ndarray, " T"]) -> _Beginning | None:
+        """The longest beginning of ``tokens`` that is known, which now is the one asked for last; one without a state
+        only if it is all of them.
+        """
+        hashes = self._hashes(tokens).tolist()
+        for end in range(len(tokens), 0, -1):
+            found = self._kept.get((salt, end, hashes[end - 1]))
+            if found and (found[0].state or end == len(tokens)) and np.array_equal(found[0].tokens, tokens[:end]):
+                self._kept.move_to_end((salt, end, hashes[end - 1]))
+                return found[0]
+        return None
 
-    def put(self, key: bytes, piece: _Piece, size: int) -> None:
-        """Keep a piece of ``size`` bytes."""
-        if key in self._pieces:
-            self.used -= self._pieces.pop(key)[1]
-        self._pieces[key] = (piece, size)
+    def put(self, salt: bytes, beginning: _Beginning, size: int) -> None:
+        """Keep one of ``size`` bytes."""
+        tokens = beginning.tokens
+        key = (salt, len(tokens), int(self._hashes(tokens)[-1]))
+        if key in self._kept:
+            self.used -= self._kept.pop(key)[1]
+        self._kept[key] = (beginning, size)
         self.used += size
-        while self.used > self.limit and self._pieces:
-            self.used -= self._pieces.popitem(last=False)[1][1]
+        while self.used > self.limit and self._kept:
+            self.used -= self._kept.popitem(last=False)[1][1]
+
+    def _hashes(self, tokens: Int64[np.ndarray, " T"]) -> UInt64[np.ndarray, " T"]:
+        """Of each beginning."""
+        if len(self._powers) < len(tokens):
+            powers = np.full(len(tokens) + 1, BASE, np.uint64)
+            powers[0] = 1
+            self._powers = np.cumprod(powers, dtype=np.uint64)
+        return np.cumsum(tokens.astype(np.uint64) * self._powers[: len(tokens)], dtype=np.uint64)
 
 
 class IncrementalReader:
@@ -181,6 +204,7 @@ class IncrementalReader:
         self._depth = len(model.levels())
         self._salt = f"{loaded.artifact.sha256} {model.precision} {threshold}".encode()
         self._state_bytes = state_bytes(model, self.window) if self.stepwise else 0
+        self._recent: deque[Int64[np.ndarray, " T"]] = deque(maxlen=RECENT)
 
     def read(self, data: bytes, where: str = "the text") -> LiveReading:
         """Read a text as one document behind a BOS. Raises BytegolfError for one that the tokenizer cannot take."""
@@ -198,79 +222,77 @@ class IncrementalReader:
 
     def steps_of_ids(self, ids: Int64[np.ndarray, " T"]) -> Generator[None, None, LiveReading]:
         """``read_ids`` in steps."""
-        tokenizer = self.loaded.tokenizer
-        one_document = not (ids[1:] == tokenizer.BOS).any()
-        pieces: list[_Piece] = []
-        firsts: list[int] = []
+        one_document = not (ids[1:] == self.loaded.tokenizer.BOS).any()
+        changed = max((_common(ids, other) for other in self._recent), default=0)
+        self._recent.append(ids)
+        windows: list[_Beginning] = []
         computed = 0
         for start in range(0, len(ids), self.window):
-            # a full window in one pass costs half as much as in pieces, and is typed into less often than the last one
-            stepwise = self.stepwise and one_document and start + self.window > len(ids)
-            window = _Window(ids[start : start + self.window], self._salt + bytes([stepwise]))
-            at, misses, state = 0, 0, None
-            while at < len(window.ids):
-                piece, end = self._found(window, at, stepwise)
-                if piece is None or (end < len(window.ids) and end % PIECE):
-                    short = piece is None and not misses and stepwise
-                    until = min(at + PIECE, len(window.ids)) if short else len(window.ids)
-                    computed += until - end
-                    piece, end = self._go_on(window, at, piece, until, state, stepwise), until
-                    misses += 1
-                pieces.append(piece)
-                firsts.append(int(window.ids[at]))
-                at, state = end, piece.state
-                yield
-        return self._put_together(ids, _joined(pieces, firsts[1:]), computed)
+            tokens = ids[start : start + self.window]
+            known = self.cache.longest(self._salt, tokens)
+            begun = len(known.tokens) if known else 0
+            computed += len(tokens) - begun
+            if known is None or begun < len(tokens):
+                # a first token is always a BOS: more than that in common, or this is another text
+                fresh = changed <= 1 and start + self.window >= len(ids)
+                place = max(begun, changed - start)
+                if self.stepwise and one_document and (fresh or len(tokens) <= SHORT or 4 * place >= len(tokens)):
+                    if place - begun > SPACING:
+                        known = self._go_on(tokens[: place - BEHIND], known)
+                        yield
+                    known = self._go_on(tokens, known)
+                else:
+                    computed += begun
+                    known = self._compute(tokens, None)
+                    self.cache.put(self._salt, known, known.nbytes)
+            windows.append(known)
+            yield
+        return self._put_together(ids, windows, computed)
 
-    def _put_together(self, ids: Int64[np.ndarray, " T"], whole: _Piece, computed: int) -> LiveReading:
+    def _put_together(self, ids: Int64[np.ndarray, " T"], windows: list[_Beginning], computed: int) -> LiveReading:
         tokenizer = self.loaded.tokenizer
-        nats = np.concatenate((np.full(1, np.nan), whole.nats)).astype(np.float64)
+        nats = [np.full(1, np.nan, np.float32), windows[0].nats]
+        for before, window in itertools.pairwise(windows):
+            nats += [-before.last[window.tokens[:1]], window.nats]
         sizes = tokenizer.byte_counts(ids[1:], ids[:-1])
         starts = np.concatenate((np.zeros(1, np.int64), np.cumsum(sizes)))
-        reading = in_bytes(tokenizer, ids, self.window, nats, [whole.cuts])
-        return LiveReading(reading, Candidates(whole.ids, whole.p), starts, computed)
+        cuts = [window.cuts for window in windows]
+        reading = in_bytes(tokenizer, ids, self.window, np.concatenate(nats).astype(np.float64), cuts)
+        expected = Candidates(
+            np.concatenate([window.ids for window in windows]), np.concatenate([window.p for window in windows])
+        )
+        return LiveReading(reading, expected, starts, computed)
 
-    def _found(self, window: _Window, first: int, stepwise: bool) -> tuple[_Piece | None, int]:
-        """The longest piece of a window that begins at ``first`` and is known, and where it ends."""
-        for end in range(len(window.ids), first, -1) if stepwise else (len(window.ids),):
-            if piece := self.cache.get(window.key(first, end)):
-                return piece, end
-        return None, first
-
-    def _go_on(
-        self, window: _Window, first: int, piece: _Piece | None, end: int, state: ModelState | None, stepwise: bool
-    ) -> _Piece:
-        """The piece from ``first`` to ``end`` of a window, ``piece`` being its known beginning, and ``state`` that of
-        what comes before; what is new in it is computed, and all of it kept.
-        """
-        begun = first + len(piece.ids) if piece else first
-        state = piece.state if piece else state
-        if stepwise:
-            state = copy.deepcopy(state) if begun else self.loaded.model.start(1, self.window)
-        more = self._compute(window.ids[begun:end], state)
-        if piece:
-            more = _joined([piece, more], [int(window.ids[begun])])
-        held = self._state_bytes + more.last.nbytes + sum(one.nbytes for one in (more.nats, more.ids, more.p))
-        held += sum(cut.p.nbytes + cut.boundary.nbytes for cut in more.cuts)
-        self.cache.put(window.key(first, end), more, held)
-        return more
+    def _go_on(self, tokens: Int64[np.ndarray, " L"], known: _Beginning | None) -> _Beginning:
+        """The first ``tokens`` of a window, ``known`` being their known beginning, with the state behind them."""
+        begun = len(known.tokens) if known else 0
+        state = copy.deepcopy(known.state) if known else self.loaded.model.start(1, self.window)
+        found = self._compute(tokens[begun:], state)
+        if known:
+            found = known.followed_by(found)
+        self.cache.put(self._salt, found, self._state_bytes + found.nbytes)
+        return found
 
     @torch.inference_mode()
-    def _compute(self, ids: Int64[np.ndarray, " L"], state: ModelState | None) -> _Piece:
+    def _compute(self, ids: Int64[np.ndarray, " L"], state: ModelState | None) -> _Beginning:
         """The tokens ``ids`` behind ``state``, which is changed in place; without one they are a window's first."""
-        model = self.loaded.model
+        model, length = self.loaded.model, len(ids)
         batch = torch.from_numpy(ids).to(model.embedding.weight.device).unsqueeze(0)
+        padding = -length % ROUND if self.stepwise and length > 1 else 0
+        padded = torch.nn.functional.pad(batch, (0, padding))
         if state is None:
-            out = model(batch)
+            out = model(padded)
             logits, cuts = model.cap(out.logits)[0], token_cuts(out, 0, self.threshold)
         else:
-            logits = model.extend(batch, state)[0]
-            cuts = _cuts(state.traces, len(ids), self._depth)
+            logits = model.extend(padded, state, counts=np.array([length]) if padding else None)[0]
+            cuts = _cuts(state.traces, length, self._depth)
             state.traces = []
+        logits, cuts = logits[:length], [LevelCuts(cut.p[:length], cut.boundary[:length]) for cut in cuts]
         log_p = torch.log_softmax(logits.float(), -1)
         top = log_p.topk(min(CANDIDATES, log_p.shape[-1]), -1)
         nats = -log_p[:-1].gather(1, batch[0, 1:, None])[:, 0]
-        return _Piece(
+        return _Beginning(
+            ids,
             state,
             cuts,
             _host(nats),
@@ -289,6 +311,13 @@ def _end(steps: Generator[None, None, LiveReading]) -> LiveReading:
             return found
 
 
+def _common(one: Int64[np.ndarray, " T"], two: Int64[np.ndarray, " U"]) -> int:
+    """How many of the first tokens are the same."""
+    most = min(len(one), len(two))
+    differs = one[:most] != two[:most]
+    return int(differs.argmax()) if differs.any() else most
+
+
 def _host(values: Tensor) -> Float32[np.ndarray, ...]:
     return values.float().cpu().numpy()
 
@@ -298,7 +327,9 @@ def _cuts(traces: list[StepTrace], length: int, depth: int) -> list[LevelCuts]:
 
     A level that nothing reached left no trace: no chunk of the level around it began.
     """
-    whole = [RouterTrace(one.p, one.boundary, one.boundary, None, one.p.new_zeros(())) for one in traces]
+    # what lies beyond the length is padding, which inner levels have not seen
+    own = [(one.p[:, :length], one.boundary[:, :length]) for one in traces]
+    whole = [RouterTrace(p, boundary, boundary, None, p.new_zeros(())) for p, boundary in own]
     found = token_levels(whole, 0)
     nothing = LevelCuts(np.full(length, np.nan, np.float32), np.zeros(length, np.bool_))
     return [*found, *[nothing] * (depth - len(found))]

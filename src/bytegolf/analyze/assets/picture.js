@@ -31,6 +31,9 @@ function colors() {
     probe.style.color = `var(--${name})`;
     palette[name] = getComputedStyle(probe).color;
   }
+  const parts = (text) => text.match(/[\d.]+/g).map(Number), [low, high] = [parts(palette.low), parts(palette.high)];
+  const most = TALL.at(-1); // a bar's colour goes from that of little surprise to that of much
+  palette.bars = Array.from({ length: most + 1 }, (_, tall) => `rgb(${low.map((part, at) => Math.round(part + ((high[at] - part) * tall) / most)).join(" ")})`);
   probe.remove();
   return palette;
 }
@@ -38,16 +41,17 @@ function colors() {
 class Picture {
   // `box` scrolls, and holds `text`, which takes the characters; `point` is called with the byte that somebody points at.
   constructor(box, text, point) {
-    Object.assign(this, { box, text, reading: null, chars: [], spans: [], marks: {}, lanes: [], here: null, due: false, options: {} });
+    Object.assign(this, { box, text, reading: null, chars: [], spans: [], marks: {}, lanes: [], rows: [], here: null, options: {} });
+    Object.assign(this, { place: new Float32Array(0), measured: 0, due: false });
     this.canvas = element("canvas", "paint");
     this.canvas.setAttribute("aria-hidden", "true");
     this.rest = element("span");
     text.append(this.rest);
     box.prepend(this.canvas);
-    box.addEventListener("scroll", () => this.paint(), { passive: true });
+    box.addEventListener("scroll", () => this.later(), { passive: true });
     new ResizeObserver(() => {
-      this.measure(0);
-      this.paint();
+      this.measured = 0;
+      this.later();
     }).observe(text);
     for (const kind of ["pointermove", "click"]) {
       box.addEventListener(kind, (event) => {
@@ -60,9 +64,25 @@ class Picture {
   // `was`: what `carriedOver` says of the chunks before an edit; `other`: the boundaries of another model.
   draw(reading, options = {}) {
     Object.assign(this, { reading, options });
-    const changed = this.write(characters(reading.data));
+    let start = this.write(characters(reading.data));
     this.look();
-    this.measure(changed);
+    const { place } = this; // what stands before the change stands where it stood, but
+    while (start > 0 && place[3 * start - 2] === place[3 * start + 1]) start--; // a line may break elsewhere now
+    this.measured = Math.max(0, Math.min(this.measured, start - 200)); // and a word may have come up from it
+    this.later();
+  }
+
+  // Measure and paint with the next frame, once, whatever else changes until then.
+  later() {
+    if (this.due) return;
+    this.due = true;
+    requestAnimationFrame(() => this.settle());
+  }
+
+  settle() {
+    if (!this.due) return;
+    this.due = false;
+    this.measure();
     this.paint();
   }
 
@@ -127,27 +147,23 @@ class Picture {
     this.text.setAttribute("data-lanes", this.lanes.length);
   }
 
-  // Where the characters from `start` on are, within the text; lines begin at `rows`.
-  measure(start) {
-    const size = this.spans.length;
-    if (!size) {
-      this.rows = [];
-      return;
-    }
-    const origin = this.text.getBoundingClientRect(), old = this.place ?? new Float32Array(0);
+  // Where the characters are within the text, as far down as can be seen; lines begin at `rows`.
+  measure() {
+    const size = this.spans.length, old = this.place, origin = this.text.getBoundingClientRect();
     const place = this.place = new Float32Array(3 * size); // left, top, width
-    while (start > 0 && old[3 * start - 2] === old[3 * start + 1]) start--; // a line may break elsewhere now
-    start = Math.max(0, start - 200); // and a word may have come up from it
-    place.set(old.subarray(0, 3 * start));
-    for (let i = start; i < size; i++) {
-      const found = this.spans[i].getBoundingClientRect();
-      place[3 * i] = found.left - origin.left;
-      place[3 * i + 1] = found.top - origin.top;
-      place[3 * i + 2] = found.width;
+    let at = Math.min(this.measured, size);
+    place.set(old.subarray(0, 3 * at));
+    const bottom = this.box.scrollTop + this.box.clientHeight + 200;
+    for (; at < size && !(at && place[3 * at - 2] > bottom); at++) {
+      const found = this.spans[at].getBoundingClientRect();
+      place[3 * at] = found.left - origin.left;
+      place[3 * at + 1] = found.top - origin.top;
+      place[3 * at + 2] = found.width;
     }
-    this.letter = this.spans[0].getBoundingClientRect().height || 20;
+    this.measured = at;
+    this.letter = this.spans[0]?.getBoundingClientRect().height || 20;
     this.rows = [];
-    for (let i = 0; i < size; i++) if (!i || Math.abs(place[3 * i + 1] - place[3 * i - 2]) > 20) this.rows.push(i);
+    for (let i = 0; i < at; i++) if (!i || Math.abs(place[3 * i + 1] - place[3 * i - 2]) > 20) this.rows.push(i);
   }
 
   // Paint what can be seen.
@@ -166,7 +182,7 @@ class Picture {
     pen.clearRect(0, 0, wide, high);
     pen.translate(0, -box.scrollTop);
     const row = this.rows.findLastIndex((i) => this.place[3 * i + 1] < from), first = row < 0 ? 0 : this.rows[row];
-    for (let i = first; i < this.spans.length && this.place[3 * i + 1] < to; i++) this.paintOne(pen, i);
+    for (let i = first; i < this.measured && this.place[3 * i + 1] < to; i++) this.paintOne(pen, i);
     if (this.here !== null) this.frame(pen);
   }
 
@@ -180,7 +196,7 @@ class Picture {
     };
     if (!hidden.contains("no-chunks")) fill(this.flat ? "plain" : marks.odd[i] ? "odd" : "even", x + gap, y, w - gap + 0.3, letter);
     if (!hidden.contains("no-heat") && marks.heat[i]) {
-      pen.fillStyle = mixed(marks.heat[i] / 15);
+      pen.fillStyle = look.bars[marks.heat[i]];
       pen.fillRect(x, y - 1 - marks.heat[i], Math.max(2, w - 1), marks.heat[i]);
     }
     if (!hidden.contains("no-p") && marks.p[i]) fill(marks.begin[i] ? "yes" : "maybe", x, low + 1, marks.begin[i] ? 4 : 2, marks.p[i]);
@@ -233,11 +249,11 @@ class Picture {
 
   // A frame around the byte that is looked at; behind the text, a mark where the next one would be.
   frame(pen) {
-    const index = this.indexOf(this.here), size = this.spans.length;
+    const index = this.indexOf(this.here);
     pen.strokeStyle = colors().ink;
     pen.lineWidth = 2;
     pen.beginPath();
-    if (index < size) {
+    if (index < this.measured) {
       const x = this.place[3 * index], w = this.chars[index].kind === "newline" ? 10 : this.place[3 * index + 2];
       pen.roundRect(x - 1, this.place[3 * index + 1] - 17, w + 2, this.letter + 32, 3);
     } else return;
@@ -245,12 +261,13 @@ class Picture {
   }
 
   byteAt(event) { // under the pointer
-    if (!this.rows?.length) return null;
+    this.settle();
+    if (!this.rows.length) return null;
     const origin = this.text.getBoundingClientRect(), x = event.clientX - origin.left, y = event.clientY - origin.top + 16;
     const line = this.rows.findLastIndex((i) => this.place[3 * i + 1] <= y + this.letter / 2);
     if (line < 0) return null;
     let i = this.rows[line];
-    const end = this.rows[line + 1] ?? this.spans.length;
+    const end = this.rows[line + 1] ?? this.measured;
     while (i + 1 < end && this.place[3 * i + 3] <= x) i++;
     return this.chars[i].at;
   }
@@ -268,7 +285,7 @@ class Picture {
   mark(at) { // the byte that is looked at
     if (this.here === at) return;
     this.here = at;
-    this.paint();
+    this.later();
   }
 
   show(at) { // scroll it into view
@@ -282,10 +299,4 @@ class Picture {
 
 function lane(boundary, names, kind = "level") {
   return { boundary, colors: names, kind, now: 0, odd: new Uint8Array(MOST_DRAWN), begin: new Uint8Array(MOST_DRAWN) };
-}
-
-function mixed(share) { // from the colour of little surprise to that of much
-  const { low, high } = colors(), parts = (text) => text.match(/[\d.]+/g).map(Number);
-  const [one, two] = [parts(low), parts(high)];
-  return `rgb(${one.map((part, at) => Math.round(part + (two[at] - part) * share)).join(" ")})`;
 }

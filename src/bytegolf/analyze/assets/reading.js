@@ -4,10 +4,16 @@
 const NOTHING = 65535; // stands for a number that is not there
 const OFFSET = 4; // token id of byte 0 in a byte model; 1 and 2 end a text
 
-const bytesOf = (base64) => Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
-const shortsOf = (base64) => {
-  const raw = bytesOf(base64);
-  return Uint16Array.from({ length: raw.length / 2 }, (_, i) => raw[2 * i] | (raw[2 * i + 1] << 8));
+const bytesOf = (base64) => {
+  if (Uint8Array.fromBase64) return Uint8Array.fromBase64(base64);
+  const text = atob(base64), found = new Uint8Array(text.length);
+  for (let i = 0; i < text.length; i++) found[i] = text.charCodeAt(i);
+  return found;
+};
+const shortsOf = (base64) => { // little-endian, whatever the machine is
+  const raw = bytesOf(base64), found = new Uint16Array(raw.length / 2);
+  for (let i = 0; i < found.length; i++) found[i] = raw[2 * i] | (raw[2 * i + 1] << 8);
+  return found;
 };
 const hex = (byte) => byte.toString(16).padStart(2, "0");
 
