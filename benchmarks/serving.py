@@ -1,6 +1,6 @@
 """`bytegolf serve`: how long from a key to the picture, and what fifty clients at once do to it.
 
-    python benchmarks/serving.py page --model runs/cpu-demo     # in a headless Chromium
+    python benchmarks/serving.py page --model runs/cpu-demo     # in a headless Chromium; beside others, as nice -n -12
     python benchmarks/serving.py load --model runs/cpu-demo --seconds 20
 
 `page` types into a text of 2,000 bytes: at its end, in its middle, at its beginning. The time runs from the key to
@@ -61,6 +61,17 @@ def processor(process: int) -> float:
     return used + sum(processor(int(child)) for child in children)
 
 
+def prefer(process: int) -> None:
+    """Give all threads of a process and its children this one's priority (Linux): a browser sets its own to 0, so that
+    beside others the benchmark would measure these.
+    """
+    for task in Path(f"/proc/{process}/task").iterdir():
+        with contextlib.suppress(OSError):  # it may have ended
+            os.setpriority(os.PRIO_PROCESS, int(task.name), os.getpriority(os.PRIO_PROCESS, 0))
+            for child in (task / "children").read_text().split():
+                prefer(int(child))
+
+
 def words(count: int, seed: int) -> str:
     """A text of so many bytes."""
     draw = random.Random(seed)
@@ -102,6 +113,7 @@ def page(model: Path, keys: int) -> None:
             found.until(f"!busy && live.panes[0].reading.data.length === {len(text)}")
             found.run(f"editor.focus(); editor.setSelectionRange({int(share * TYPED)}, {int(share * TYPED)})")
             found.run("performance.clearMeasures()")
+            prefer(found.process)
             time.sleep(0.5)
             before = [processor(process), processor(found.process)]
             for letter, size in zip(itertools.cycle("and so "), range(TYPED + 1, TYPED + keys + 1), strict=False):

@@ -33,7 +33,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Int, Int64, UInt64
+from jaxtyping import Bool, Float, Float32, Int, Int64, UInt64
 from torch import Tensor
 
 from bytegolf.analyze.reading import Reading, document, in_bytes, token_cuts
@@ -289,17 +289,32 @@ class IncrementalReader:
             state.traces = []
         logits, cuts = logits[:length], [LevelCuts(cut.p[:length], cut.boundary[:length]) for cut in cuts]
         log_p = torch.log_softmax(logits.float(), -1)
-        top = log_p.topk(min(CANDIDATES, log_p.shape[-1]), -1)
+        likeliest, values = _likeliest(log_p, min(CANDIDATES, log_p.shape[-1]))
         nats = -log_p[:-1].gather(1, batch[0, 1:, None])[:, 0]
         return _Beginning(
             ids,
             state,
             cuts,
             _host(nats),
-            top.indices.cpu().numpy().astype(np.int32),
-            _host(top.values.exp()),
+            likeliest,
+            np.exp(values),
             _host(log_p[-1]),
         )
+
+
+def _likeliest(log_p: Float[Tensor, "L V"], count: int) -> tuple[Int[np.ndarray, "L K"], Float32[np.ndarray, "L K"]]:
+    """The ``count`` likeliest tokens of each position and their log p, most likely first."""
+    if log_p.device.type == "cpu":  # NumPy partitions with vector instructions, in half of topk's time
+        found = log_p.numpy()
+        floor = np.partition(found, -count, -1)[:, -count, None]
+        rows, ids = np.nonzero(found >= floor)
+        if len(ids) == count * len(found):  # no ties at the floor
+            values = found[rows, ids].reshape(-1, count)
+            order = np.argsort(-values, -1, kind="stable")
+            ids = np.take_along_axis(ids.reshape(-1, count), order, -1)
+            return ids.astype(np.int32), np.take_along_axis(values, order, -1)
+    top = log_p.topk(count, -1)
+    return top.indices.cpu().numpy().astype(np.int32), _host(top.values)
 
 
 def _end(steps: Generator[None, None, LiveReading]) -> LiveReading:
