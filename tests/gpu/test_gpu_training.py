@@ -87,3 +87,26 @@ def test_validation_and_what_is_shipped(tiny_data: Path, tmp_path: Path) -> None
         losses(trainer, 2)
     assert gpu.validate() == pytest.approx(cpu.validate(), rel=RTOL)
     assert {tensor.device.type for tensor in gpu.export_state().values()} == {"cpu"}
+
+
+@pytest.mark.parametrize("preset", ["cpu-demo", "hnet-2stage-L"])
+def test_activations_are_computed_again(preset: str, tiny_data: Path) -> None:
+    changes = ("train.recompute=true",)
+    found, expected = (losses(trainer_on(device, preset, tiny_data, *changes), 2) for device in ("cuda", "cpu"))
+    assert found == pytest.approx(expected, rel=5 * RTOL)
+
+
+def test_adapters_in_place_of_weights(tiny_data: Path, tmp_path: Path) -> None:
+    """Trained, checkpointed, resumed, merged into what is shipped."""
+    changes = ("train.adapters=2", "optim.adapter_lr=0.01", "train.max_steps=3")
+    trainers = [
+        trainer_on(device, "cpu-demo", tiny_data, *changes, folder=tmp_path / device) for device in ("cuda", "cpu")
+    ]
+    found, expected = (losses(trainer, 2) for trainer in trainers)
+    assert found == pytest.approx(expected, rel=5 * RTOL)
+    trainers[0].checkpoint()
+    again = trainer_on("cuda", "cpu-demo", tiny_data, *changes, folder=tmp_path / "cuda")
+    assert again.resume()
+    assert losses(again, 1) == pytest.approx(losses(trainers[1], 1), rel=5 * RTOL)
+    shipped = trainers[0].export_state()
+    assert {tensor.device.type for tensor in shipped.values()} == {"cpu"}

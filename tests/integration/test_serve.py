@@ -150,6 +150,8 @@ def test_the_refusals(client: Any) -> None:
     assert f"{LIMIT:,}" in refused(413, "/segment", content=b"x" * 10_000_000)
     refused(413, "/compress", content=b"x" * (LIMIT + 1))
     refused(413, "/v1/completions", param="prompt", json={"prompt": ["a" * LIMIT, "b"]})
+    refused(400, "/v1/completions", param="temperature", content=b'{"temperature": NaN}')
+    refused(400, "/v1/completions", param="top_p", content=b'{"top_p": -1e999}')
     refused(400, "/segment", content=b"{")
     refused(400, "/segment", content=b"[" * 20_000)
     refused(400, "/segment", content=b"[]")
@@ -175,7 +177,7 @@ def test_who_may_ask(models: Collection) -> None:
         assert status("wrong", "/health") == status("", "/openapi.json") == 200
         assert status(host="lab.example:8000") == 200
         assert status(host="evil.example") == status(host="[") == 403, "a rebound name"
-        assert status(origin="http://evil.example") == status(origin="null") == 403
+        assert status(origin="http://evil.example") == status(origin="null") == status(origin="http://[") == 403
         assert status(origin="http://192.168.1.7:8000") == 200
         assert status(**{"sec-fetch-site": "cross-site"}) == 403
     local = Guard(app, "127.0.0.1")
@@ -231,7 +233,8 @@ def test_streams_are_the_same_in_pieces_and_stops_are_cut_off(client: Any) -> No
     assert "".join(piece["choices"][0]["text"] for piece in pieces) == cut["text"]
 
 
-def test_log_probabilities(client: Any, models: Collection) -> None:
+def test_log_probabilities(client: Any, models: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bytegolf.tools.serve.completions.PIECE", 4)
     model = models.named("hnet").model
     asked = {"prompt": "The café", "seed": 3, "max_tokens": 12, "logprobs": 3, "echo": True}
     (choice,) = complete(client, **asked)["choices"]
@@ -261,6 +264,9 @@ def test_log_probabilities(client: Any, models: Collection) -> None:
         ("max_tokens", 1.5),
         ("n", 0),
         ("n", 33),
+        ("n", 10**15),
+        ("max_tokens", 10**9),
+        ("stream_options", {"include_usage": "no"}),
         ("logprobs", 21),
         ("stop", [""]),
         ("presence_penalty", 1),
@@ -269,6 +275,7 @@ def test_log_probabilities(client: Any, models: Collection) -> None:
         ("prompt", [[9999]]),
         ("prompt", []),
         ("prompt", [255]),
+        ("prompt", [10**30]),
         ("tools", []),
     ],
 )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import public_hnet
 import pytest
 import torch
 from commands import TinyRun
@@ -15,7 +17,10 @@ from gpu_runs import BIG, RunOf, losses, on_both, run_of, trainer_on  # noqa: F4
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from bytegolf.config import TttConfig
+import bytegolf
+from bytegolf.config import MixConfig, TttConfig
+from bytegolf.infer.frequencies import Encoder
+from bytegolf.infer.streams import Mode, code_streams
 from bytegolf.model.embed import BOS
 from pretend_cuda.tensors import PretendTensor
 
@@ -40,6 +45,29 @@ def strays(where: str, change: Callable[[Any], Any] = to_cpu) -> Plant:
         monkeypatch.setattr(owner, last, lambda *args, **kwargs: change(real(*args, **kwargs)))
 
     return plant
+
+
+def stray_state(state: Any) -> Any:
+    """A model's state whose history strays to the CPU."""
+    state.history = state.history.cpu()
+    return state
+
+
+def stray_hook(hook: Any) -> Any:
+    """A hook of adapters whose result strays."""
+    return lambda *args: hook(*args).cpu()
+
+
+def stray_stream(stream: Any) -> Any:
+    """A stream between blocks that strays."""
+    return dataclasses.replace(stream, base=stream.base.cpu())
+
+
+def stray_weight(model: Any) -> Any:
+    """A loaded model of which a weight stays where its file was mapped."""
+    embedding = model.embedding
+    embedding.weight = torch.nn.Parameter(embedding.weight.detach().cpu(), requires_grad=False)
+    return model
 
 
 class Stray(torch.autograd.Function):
@@ -126,6 +154,49 @@ def distributions(run: TinyRun, tmp_path: Path) -> None:
     on_both(run)[1].log_probs("Fellow citizens")
 
 
+def train_adapters(run: TinyRun, tmp_path: Path) -> None:
+    losses(trainer_on("cuda", "cpu-demo", run.data, "train.adapters=2"), 2)
+
+
+def recompute(run: TinyRun, tmp_path: Path) -> None:
+    losses(trainer_on("cuda", "cpu-demo", run.data, "train.recompute=true"), 1)
+
+
+def read_on(run: TinyRun, tmp_path: Path) -> None:
+    reader = on_both(run)[1].reader()
+    for text in (b"Fellow", b"Fellows"):
+        reader.read(text)
+
+
+def complete(run: TinyRun, tmp_path: Path) -> None:
+    from bytegolf.tools.serve.answers import CompletionRequest
+    from bytegolf.tools.serve.completions import Order, drawing
+    from bytegolf.tools.serve.served import Served
+
+    model = on_both(run)[1]
+    asked = CompletionRequest("The", max_tokens=2, logprobs=2, echo=True)
+    list(drawing(Order.of(asked, Served("model", model, model.reader()), 100)))
+
+
+def draft(run: TinyRun, tmp_path: Path) -> None:
+    list(on_both(run)[1].generate_bytes(["The"], [1], 3, 0.0, 0.9, draft=2))
+
+
+def public_model(run: TinyRun, tmp_path: Path) -> None:
+    config = public_hnet.public()
+    source = public_hnet.write(tmp_path, config, public_hnet.weights(config, torch.bfloat16))
+    model = bytegolf.load(source, device="cuda", precision="fp32")
+    model.log_probs("The")
+    state = model.module.start(1)
+    for token in (70, 71):
+        model.module.step(torch.tensor([token], device="cuda"), state)
+
+
+def code(run: TinyRun, tmp_path: Path) -> None:
+    tokens = np.array([[BOS, 70, 71, 72]], np.uint16)
+    code_streams(on_both(run)[1].module, tokens, np.array([4]), Mode(4, 2), Encoder(), 4)
+
+
 def fixed_momenta(monkeypatch: pytest.MonkeyPatch) -> None:
     """A resumed optimiser takes over tensors as they were read."""
     from bytegolf.training.muon import Muon
@@ -163,6 +234,15 @@ FAULTS: dict[str, tuple[Plant, Callable[[TinyRun, Path], None]]] = {
     "GPTQ's calibration": (strays("bytegolf.model.layers:Linear.forward"), calibrate),
     "GPTQ's rounding": (strays("bytegolf.artifact.gptq:_inverse_factor"), calibrate),
     "an export": (strays("bytegolf.artifact.quantize:checked", lambda tensor: tensor.to("cuda")), save),
+    "trained adapters": (strays("bytegolf.model.lora:_beside", stray_hook), train_adapters),
+    "activations computed again": (strays("bytegolf.model.stack:checkpoint", stray_stream), recompute),
+    "the page's reader": (strays("bytegolf.model.mixers.attention_cache:CacheSpan.read"), read_on),
+    "completions": (forgotten, complete),
+    "drafts": (strays("bytegolf.model.lm:LanguageModel.fork", stray_state), draft),
+    "public weights": (strays("bytegolf.artifact.loading:_ready", stray_weight), public_model),
+    "Mamba-2": (strays("bytegolf.model.mixers.mamba2:ssd"), public_model),
+    "mixing": (forgotten, scored(mix=MixConfig(on=True, megabytes=1))),
+    "the codec's streams": (forgotten, code),
     "chunks of a text": (forgotten, analyse),
     "distributions": (forgotten, distributions),
 }

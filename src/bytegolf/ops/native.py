@@ -133,6 +133,8 @@ def call(name: str, like: Tensor, *arguments: Tensor | int | float | None) -> No
     for argument in arguments:
         if isinstance(argument, Tensor):
             assert argument.is_contiguous(), name
+            if not argument.is_cpu:  # its address would be read as one of this memory
+                raise RuntimeError(f"Expected all tensors to be on the same device, but {name} got {argument.device}")
             packed.append(argument.data_ptr())
         else:
             packed.append(argument)

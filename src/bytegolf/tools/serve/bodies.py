@@ -36,7 +36,7 @@ async def read_body(request: Request, limit: int, said: int = 0) -> bytes:
     declared = request.headers.get("content-length", "")
     try:
         async with asyncio.timeout(BODY_SECONDS):
-            if not (declared.isdigit() and int(declared) > 1000 * limit):
+            if not (declared.isdecimal() and int(declared) > 1000 * limit):
                 async for chunk in request.stream():
                     size += len(chunk)
                     if size <= limit:
@@ -47,7 +47,7 @@ async def read_body(request: Request, limit: int, said: int = 0) -> bytes:
         raise RefusedError(408, f"the request did not come within {BODY_SECONDS:.0f} seconds") from None
     except ClientDisconnect:
         raise ClientLeftError from None
-    if size > limit or (declared.isdigit() and int(declared) > limit):
+    if size > limit or (declared.isdecimal() and int(declared) > limit):
         raise too_large(max(size, int(declared or 0)), said or limit)
     return bytes(kept)
 
@@ -99,7 +99,7 @@ def _is(value: Any, kind: Any) -> bool:
     if origin is list:
         return isinstance(value, list) and all(_fits(one, typing.get_args(kind)[0]) for one in value)
     if origin is dict:
-        return isinstance(value, dict)
+        return isinstance(value, dict) and all(_fits(one, typing.get_args(kind)[1]) for one in value.values())
     if kind is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     return type(value) is kind

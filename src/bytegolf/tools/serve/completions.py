@@ -28,6 +28,15 @@ MOST_CHOICES = 32
 """Continuations in one answer: as many as are drawn side by side."""
 
 MOST_TOKENS = 4096
+MOST_PROMPT = 65_536
+"""Bytes of all prompts together: a prompt is read in one call, during which nobody else is answered."""
+
+MOST_ECHOED = 16_384
+"""The same where log-probabilities of the prompts are wanted, which are a hundred times as long."""
+
+PIECE = 1024
+"""Tokens of a prompt that are looked at together where its log-probabilities are wanted."""
+
 MOST_LOGPROBS = 20
 MOST_STOPS = 4
 SUBWORD_BYTES = 16
@@ -58,7 +67,7 @@ class Order:
             ("frequency_penalty", asked.frequency_penalty != 0, "penalties are not supported: leave it at 0"),
             ("logit_bias", bool(asked.logit_bias), "it is not supported"),
             ("best_of", asked.best_of not in (None, asked.n), "only n itself is supported"),
-            ("n", asked.n < 1, "give 1 or more"),
+            ("n", not 1 <= asked.n <= MOST_CHOICES, f"give 1 to {MOST_CHOICES}"),
             ("max_tokens", not 0 <= asked.max_tokens <= MOST_TOKENS, f"give 0 to {MOST_TOKENS}"),
             ("temperature", not 0 <= asked.temperature <= 100, "give 0 (always the likeliest token) to 100"),
             ("top_p", not 0 < asked.top_p <= 1, "give a share above 0 and up to 1"),
@@ -72,8 +81,9 @@ class Order:
             said = f"{len(prompts)} continuations are asked for, and {MOST_CHOICES} are made at once: ask for fewer"
             raise RefusedError(400, said, param="n")
         size = sum(len(prompt.encode("utf-8", "surrogatepass")) for prompt in prompts)
-        if size > limit:
-            said = f"the prompts have {size:,} bytes, and this server takes {limit:,} at a time"
+        most = min(limit, MOST_ECHOED if asked.echo and asked.logprobs is not None else MOST_PROMPT)
+        if size > most:
+            said = f"the prompts have {size:,} bytes, and {most:,} are taken: send their end"
             raise RefusedError(413, said, param="prompt", code="too_large")
         stops = [asked.stop] if isinstance(asked.stop, str) else list(asked.stop or [])
         if len(stops) > MOST_STOPS or "" in stops:
@@ -110,10 +120,10 @@ def _prompts(given: Any, served: Served) -> list[str]:
     found = []
     for prompt in many:
         if isinstance(prompt, list):
-            ids = np.array(prompt, np.int64)
-            if ids.size and not 0 <= ids.min() <= ids.max() < served.model.tokenizer.vocab_size:
-                last = served.model.tokenizer.vocab_size - 1
+            last = served.model.tokenizer.vocab_size - 1
+            if not all(0 <= token <= last for token in prompt):
                 raise RefusedError(400, f"token ids of {served.name} go from 0 to {last}", param="prompt")
+            ids = np.array(prompt, np.int64)
             try:
                 prompt = served.model.tokenizer.decode(ids).decode("utf-8")
             except UnicodeDecodeError as error:
@@ -211,8 +221,8 @@ def _top(tokenizer: Tokenizer, log_p: Tensor, count: int) -> dict[str, float]:
     }
 
 
-def drawing(order: Order) -> Generator[dict[str, Any], None, dict[str, int]]:
-    """The pieces of the answer, as choices; at last the usage."""
+def drawing(order: Order) -> Generator[dict[str, Any] | None, None, dict[str, int]]:
+    """The pieces of the answer, as choices (None: only a pause); at last the usage."""
     asked, served = order.asked, order.served
     tokenizer, wanted = served.model.tokenizer, asked.logprobs
     choices = [_Choice(index, prompt) for index, prompt in enumerate(order.prompts)]
@@ -254,22 +264,28 @@ def drawing(order: Order) -> Generator[dict[str, Any], None, dict[str, int]]:
     return {"prompt_tokens": read, "completion_tokens": drawn_count, "total_tokens": read + drawn_count}
 
 
-def _echo(choice: _Choice, served: Served, wanted: int | None) -> Generator[dict[str, Any], None, None]:
+def _echo(choice: _Choice, served: Served, wanted: int | None) -> Generator[dict[str, Any] | None, None, None]:
     """The prompt as the beginning of the answer, with what it cost."""
     if wanted is not None and choice.prompt:
         tokenizer = served.model.tokenizer
         ids = tokenizer.encode(choice.prompt)
-        seen = torch.from_numpy(np.concatenate(([tokenizer.BOS], ids[:-1])).astype(np.int64))
-        log_ps = torch.log_softmax(served.model.logits(seen.unsqueeze(0))[0].double().cpu(), -1)
+        module = served.model.module
+        seen = torch.from_numpy(np.concatenate(([tokenizer.BOS], ids[:-1])).astype(np.int64)).to(served.model.device)
+        state = module.start(1, len(ids))
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         at, previous = 0, tokenizer.BOS
-        for token, log_p in zip(ids.tolist(), log_ps, strict=True):
-            piece = tokenizer.decode([token], previous)
-            first = not choice.tokens
-            value = None if first else round(float(log_p[token]), 6)  # OpenAI says nothing of the first
-            top = None if first or not wanted else _top(tokenizer, log_p, wanted)
-            choice.tokens.append(_Token(token, piece, at, value, top))
-            at, previous = at + len(decoder.decode(piece)), token
+        for start in range(0, len(ids), PIECE):
+            with torch.inference_mode():
+                logits = module.extend(seen[None, start : start + PIECE], state)[0].double().cpu()
+            log_ps = torch.log_softmax(logits, -1)
+            for token, log_p in zip(ids[start : start + PIECE].tolist(), log_ps, strict=True):
+                piece = tokenizer.decode([token], previous)
+                first = not choice.tokens
+                value = None if first else round(float(log_p[token]), 6)  # OpenAI says nothing of the first
+                top = None if first or not wanted else _top(tokenizer, log_p, wanted)
+                choice.tokens.append(_Token(token, piece, at, value, top))
+                at, previous = at + len(decoder.decode(piece)), token
+            yield None
     choice.text = choice.prompt
     yield _piece(choice, choice.prompt, wanted)
 

@@ -94,7 +94,7 @@ class Guard:
         if not self.knows(host):
             raise RefusedError(403, f"this server is not called {host!r}: start it with --allow-host for that name")
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        if origin is not None and _place(origin) != host.lower():
             raise RefusedError(403, f"a page of {origin} may not ask this server")
         if headers.get("sec-fetch-site") == "cross-site" and path not in OPEN:
             raise RefusedError(403, "a page of another site may not ask this server")
@@ -119,3 +119,11 @@ class Guard:
     def _proved(self, headers: Headers) -> bool:
         scheme, _, given = headers.get("authorization", "").partition(" ")
         return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), self.token.encode())
+
+
+def _place(origin: str) -> str:
+    """Host and port of an Origin header; nothing of one that is none."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""
