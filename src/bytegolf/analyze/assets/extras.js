@@ -1,15 +1,19 @@
 "use strict";
 // What the live page does besides reading: generate, work on files, links that hold the text, keys.
 
+const MOST_PROMPT = 16384; // characters of a text's end that are continued: more than any window sees
+
 let halting = null;
 
 const escapes = (text) => text.replaceAll("\\n", "\n").replaceAll("\\t", "\t");
+
+const ending = (text) => (text.length > MOST_PROMPT ? text.slice(-MOST_PROMPT).replace(/^[\udc00-\udfff]/, "") : text);
 
 async function generate() {
   if (live.generating) return;
   const number = (id) => Number($(id).value), before = editor.value, started = performance.now();
   const asked = {
-    model: $("model").value, prompt: before, stream: true, max_tokens: number("max-tokens"),
+    model: $("model").value, prompt: ending(before), stream: true, max_tokens: number("max-tokens"),
     temperature: number("temperature"), top_p: number("top-p"), stop: escapes($("stop").value) || null,
   };
   halting = new AbortController();
