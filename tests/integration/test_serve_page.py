@@ -237,6 +237,11 @@ def test_hostile_text_stays_text(page: browser.Browser) -> None:
     assert page.run("live.panes[0].picture.spans.map((span) => span.textContent).join('')") == hostile
 
 
+def test_letters_that_run_leftwards_begin_at_their_right(page: browser.Browser) -> None:
+    found = page.run("characters(coded.encode('aé\u05e9\u0645我')).map((one) => one.leftwards)")
+    assert found == [False, False, True, True, False]
+
+
 def test_the_editor_lies_on_the_picture(page: browser.Browser) -> None:
     """Letter on letter: both break lines alike, whatever the text and the width."""
     words = [

@@ -187,23 +187,24 @@ class Picture {
   }
 
   paintOne(pen, i) {
-    const { marks, place, letter } = this, look = colors(), hidden = $("panes").classList, { kind, label } = this.chars[i];
+    const { marks, place, letter } = this, look = colors(), hidden = $("panes").classList, { kind, label, leftwards } = this.chars[i];
     const x = place[3 * i], y = place[3 * i + 1], low = y + letter;
     const w = kind === "newline" ? 10 : Math.max(place[3 * i + 2], label ? 2 : 0), gap = marks.begin[i] ? 2 : 0;
     const fill = (color, left, top, width, height) => {
       pen.fillStyle = look[color];
       pen.fillRect(left, top, width, height);
     };
-    if (!hidden.contains("no-chunks")) fill(this.flat ? "plain" : marks.odd[i] ? "odd" : "even", x + gap, y, w - gap + 0.3, letter);
+    if (!hidden.contains("no-chunks")) fill(this.flat ? "plain" : marks.odd[i] ? "odd" : "even", leftwards ? x : x + gap, y, w - gap + 0.3, letter);
     if (!hidden.contains("no-heat") && marks.heat[i]) {
       pen.fillStyle = look.bars[marks.heat[i]];
       pen.fillRect(x, y - 1 - marks.heat[i], Math.max(2, w - 1), marks.heat[i]);
     }
-    if (!hidden.contains("no-p") && marks.p[i]) fill(marks.begin[i] ? "yes" : "maybe", x, low + 1, marks.begin[i] ? 4 : 2, marks.p[i]);
+    const wide = marks.begin[i] ? 4 : 2, edge = leftwards ? x + w : x; // where the character begins
+    if (!hidden.contains("no-p") && marks.p[i]) fill(marks.begin[i] ? "yes" : "maybe", leftwards ? edge - wide : edge, low + 1, wide, marks.p[i]);
     this.lanes.forEach((one, depth) => {
       if (hidden.contains(one.kind === "tokens" ? "no-tokens" : "no-outer")) return;
       const cut = one.begin[i] ? 2 : 0;
-      fill(one.colors[one.odd[i] ? 0 : 1], x + cut, low + FIRST_LANE + LANE * depth, w - cut + 0.3, 5);
+      fill(one.colors[one.odd[i] ? 0 : 1], leftwards ? x : x + cut, low + FIRST_LANE + LANE * depth, w - cut + 0.3, 5);
     });
     const middle = y + letter / 2, line = (color, left, top, bottom, dash) => {
       pen.strokeStyle = look[color];
@@ -230,19 +231,28 @@ class Picture {
       } else if (kind === "newline" || kind === "tab") {
         pen.font = "15px ui-monospace, 'DejaVu Sans Mono', monospace";
         pen.fillText(kind === "tab" ? "→" : "↵", x, low - 4);
+      } else if (label && place[3 * i + 2] < 2) { // it takes no room: its name would lie on its neighbours
+        pen.beginPath();
+        pen.moveTo(x - 3, y - 4);
+        pen.lineTo(x + 3, y - 4);
+        pen.lineTo(x, y + 3);
+        pen.fill();
       } else if (label) {
         pen.font = "9px ui-monospace, 'DejaVu Sans Mono', monospace";
         pen.fillText(label, x, y - 2);
       }
     }
-    if (marks.cut[i]) line("ink", x + w / 2, y, low, [2, 2]);
-    if (marks.gone[i]) line("ghost", x, y - 4, low + 12, [4, 3]);
-    if (marks.come[i]) line("ring", x, y - 4, low + 12, []);
+    if (marks.cut[i]) { // above and below, so that the letter can be read
+      line("ink", x + w / 2, y - 1, y + 4, []);
+      line("ink", x + w / 2, low - 4, low + 1, []);
+    }
+    if (marks.gone[i]) line("ghost", edge, y - 4, low + 12, [4, 3]);
+    if (marks.come[i]) line("ring", edge, y - 4, low + 12, []);
     if (marks.differs[i]) {
       pen.strokeStyle = look.ring;
       pen.lineWidth = 2;
       pen.beginPath();
-      pen.arc(x + 1, low + 6, 5, 0, 7);
+      pen.arc(leftwards ? edge - 1 : edge + 1, low + 6, 5, 0, 7);
       pen.stroke();
     }
   }

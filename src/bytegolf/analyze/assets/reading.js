@@ -39,6 +39,7 @@ function codeAt(data, i, size) {
 
 const SPACES = { 0x20: "space", 0xa0: "no-break space", 0x3000: "ideographic space", 0x202f: "narrow no-break space" };
 const UNSEEN = /[\p{C}\p{Z}]/u;
+const LEFTWARDS = /[\p{Script=Hebrew}\p{Script=Arabic}\p{Script=Syriac}\p{Script=Thaana}\p{Script=Nko}]/u; // begins at its right edge
 
 // The characters of a text: where each begins, its bytes, what to show of it, and its kind. Whether a boundary falls
 // inside does not matter: a character is always whole. Only a byte that is no UTF-8 is shown in hexadecimal.
@@ -52,7 +53,7 @@ function characters(data) {
       continue;
     }
     const code = codeAt(data, at, size), text = String.fromCodePoint(code);
-    const one = { at, size, text, kind: "", name: "", units: text.length };
+    const one = { at, size, text, kind: "", name: "", units: text.length, leftwards: code > 0x58f && LEFTWARDS.test(text) };
     if (code === 10) Object.assign(one, { kind: "newline", name: "line end" });
     else if (code === 9) Object.assign(one, { kind: "tab", name: "tab" });
     else if (code === 13) Object.assign(one, { kind: "control", name: "carriage return", label: "CR" });
