@@ -66,6 +66,15 @@ def test_log_probs_are_of_each_byte_before_it(model: Model) -> None:
     assert np.array_equal(found, model.log_probs(data)), "bytes and str are the same text"
 
 
+def test_a_mixed_score_learns_from_the_text(model: Model) -> None:
+    text = TEXT * 6
+    plain, mixed = model.score(text), model.score(text, mix=True)
+    assert mixed.bytes == mixed.tokens == plain.bytes
+    assert mixed.bpb < 0.8 * plain.bpb
+    first = model.score(TEXT[:1])
+    assert model.score(TEXT[:1], mix=True).nats == pytest.approx(first.nats, abs=0.3), "weights begin near the model's"
+
+
 def test_a_text_longer_than_a_window_is_scored_whole(model: Model) -> None:
     text = TEXT * 20
     assert len(text) > model.config.train.seq_len

@@ -18,7 +18,7 @@ from bytegolf.bpb import Score
 from bytegolf.config import MixConfig, TttConfig
 from bytegolf.data.tokenizer import RawByteTokenizer, Tokenizer
 from bytegolf.errors import BytegolfError
-from bytegolf.evaluate import checks
+from bytegolf.evaluate import checks, modes
 from bytegolf.evaluate.mixing import Mixing
 from bytegolf.evaluate.modes import MemoryStream, ScoringMode
 from bytegolf.evaluate.windows import Window
@@ -169,3 +169,31 @@ def test_progress_and_limits_are_those_of_any_score(make_model: ModelMaker) -> N
     assert total.tokens == 100
     assert told[-1] == total
     assert [one.tokens for one in told] == [32, 64, 96, 100]
+
+
+def test_the_chunk_beside_mixing_is_short_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modes, "MIXED_CHUNK", 8)
+    adapting = dataclasses.replace(PLAIN, ttt=TttConfig("sgd"))
+    chunks = [
+        mode.learning.chunk
+        for mode in (
+            adapting,
+            dataclasses.replace(adapting, stride=16),
+            dataclasses.replace(adapting, mix=MixConfig()),
+            dataclasses.replace(adapting, ttt=TttConfig("sgd", chunk=5)),
+        )
+    ]
+    assert chunks == [8, 16, 0, 5]
+
+
+def test_one_pass_is_mixed_in_order_too(make_model: ModelMaker) -> None:
+    """Each target once and in order, for about what the overlapping windows that it stands for cost."""
+    model, tokens = make_model("one-level"), text()
+    sliding = dataclasses.replace(PLAIN, stride=8)
+    with shapes_unchecked():
+        once, how = sliding.in_one_pass(model, MemoryStream(np.array(tokens)))
+    found = costs(once, model, tokens)
+    assert how.stands_for == (SEQ_LEN, 8)
+    assert len(found) == len(tokens) - 1
+    assert found.mean() < costs(dataclasses.replace(once, mix=MixConfig()), model, tokens).mean() - 0.5
+    assert abs(found.mean() - costs(sliding, model, tokens).mean()) < 0.1

@@ -16,7 +16,7 @@ from typing import Any, Literal, overload
 import numpy as np
 import torch
 from jaxtyping import Float
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from bytegolf.analyze.incremental import IncrementalReader, StateCache
@@ -31,11 +31,13 @@ from bytegolf.artifact.saving import save
 from bytegolf.bpb import Score
 from bytegolf.data.tokenizer import ByteTokenizer
 from bytegolf.errors import BytegolfError
+from bytegolf.evaluate.mixing import Mixing, opens
 from bytegolf.evaluate.modes import ScoringMode, watched
 from bytegolf.infer.codec import Codec
 from bytegolf.infer.files import codec_of
 from bytegolf.infer.sample import Watch, as_text, generate
 from bytegolf.infer.speculative import Acceptance
+from bytegolf.mixing.frequencies import frequencies_of
 from bytegolf.model.lm import Forward
 from bytegolf.progress import Reporter
 from bytegolf.registry import load_plugins
@@ -118,13 +120,34 @@ class Model(Description):
         found = torch.cat(rows)[:-1].float().numpy()  # the last row is of what comes after the text
         return found[:, self.tokenizer.OFFSET :] if isinstance(self.tokenizer, ByteTokenizer) else found
 
-    def score(self, text: Text) -> Score:
+    def score(self, text: Text, mix: bool = False) -> Score:
         """What ``text`` costs: ``.nats`` of loss, ``.tokens``, ``.bytes``, and ``.bpb``, its bits per byte.
 
-        The text is one document behind a BOS. The score of a whole validation split is ``evaluate``'s.
+        The text is one document behind a BOS. With ``mix`` the model's distributions are mixed with those of contexts
+        of the text so far, as ``config.eval.mix`` says, whether that is on or not. The score of a whole validation
+        split is ``evaluate``'s.
         """
+        if mix:
+            return self._mixed(text)
         reading = self.read(text)
         return Score(reading.nats, reading.tokens, int(np.isfinite(reading.bits).sum()))
+
+    def _mixed(self, text: Text) -> Score:
+        tokenizer, data = self.tokenizer, np.frombuffer(_bytes(text), np.uint8)
+        cap = self.module.config.softcap
+        mixing = Mixing(self.config.eval.mix, tokenizer, len(data) + 1, cap)
+        assert isinstance(tokenizer, ByteTokenizer)  # or Mixing would have refused it
+        parts: list[tuple[NDArray[np.uint32], NDArray[np.bool_]]] = []
+
+        def see(out: Forward) -> None:
+            flat = out.logits.flatten(0, 1).cpu()
+            parts.append((frequencies_of(flat, cap), opens(out, out.logits.shape[1]).ravel()))
+
+        with watched(self.module, see):
+            self.read(text)
+        frequencies, opened = (np.concatenate(each)[: len(data)] for each in zip(*parts, strict=True))
+        nats = mixing.text(frequencies, data.astype(np.int64) + tokenizer.OFFSET, opened, 0)
+        return Score(float(nats.sum()), len(data), len(data))
 
     def evaluate(
         self,

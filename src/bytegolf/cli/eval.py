@@ -23,7 +23,8 @@ class TestTime:
         Parameter(help="Test-time training: learn from each chunk once it is scored."),
     ] = None
     ttt_chunk: Annotated[
-        int | None, Parameter(help="Tokens scored before they are learned from; 0 = a window's.", validator=COUNT)
+        int | None,
+        Parameter(help="Tokens scored before they are learned from; 0 = a window's, 256 with --mix.", validator=COUNT),
     ] = None
     ttt_steps: Annotated[
         int | None, Parameter(help="Updates after each chunk.", validator=validators.Number(gte=1))

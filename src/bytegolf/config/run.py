@@ -189,7 +189,9 @@ class TttConfig(Ranged):
     mode: Literal["off", "lora", "sgd"] = doc(
         "lora = low-rank adapters beside the matrices, moved by Adam; sgd = plain SGD on the weights themselves", "off"
     )
-    chunk: int = doc("tokens scored before they are learned from; 0 = seq_len", 0, least=0)
+    chunk: int = doc(
+        "tokens scored before they are learned from; 0 = seq_len; where scores are mixed, 256 or the stride", 0, least=0
+    )
     steps: int = doc("updates after each chunk, all on that chunk", 1, least=1)
     reset: Literal["document", "never"] = doc(
         "document = each one starts with the shipped weights, and is read by itself; never = carried on", "document"
@@ -220,7 +222,7 @@ class MixConfig(Ranged):
     reset: Literal["document", "never"] = doc(
         "document = each one starts with empty tables; never = carried on", "never"
     )
-    megabytes: int = doc("memory for contexts, a power of 2 or the one below", 64, least=1, most=1 << 14)
+    megabytes: int = doc("memory for contexts, a power of 2 or the one below", 256, least=1, most=1 << 14)
     contexts: tuple[ContextName, ...] = doc(
         "what is looked up: the last n bytes (o0 … o24); word = the letters so far, words = with the word before, "
         "word-skip = the word before and the last byte; chunk, chunks, chunk-skip = the same with the model's chunks; "

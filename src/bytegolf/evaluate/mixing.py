@@ -69,10 +69,10 @@ class Mixing:
         opened = opens(out, size)
         for number, count in enumerate(counted.tolist()):
             frequencies = frequencies_of(logits[number, :count].detach().cpu(), self._cap)
-            found[number, :count] = self._text(frequencies, targets[number, :count], opened[number, :count], row)
+            found[number, :count] = self.text(frequencies, targets[number, :count], opened[number, :count], row)
         return found
 
-    def _text(
+    def text(
         self,
         frequencies: UInt32[np.ndarray, "n V"],
         targets: Int[np.ndarray, " n"],

@@ -29,6 +29,9 @@ from bytegolf.evaluate.score import Book, Observer, score
 from bytegolf.evaluate.ttt import score_adapting
 from bytegolf.model.lm import Forward, LanguageModel
 
+MIXED_CHUNK = 256
+"""Tokens between updates of test-time training beside mixing, unless told otherwise."""
+
 
 class MemoryStream(TokenStream):
     """A stream of tokens that are in memory."""
@@ -92,6 +95,13 @@ class ScoringMode:
         return self.ttt.mode != "off"
 
     @property
+    def learning(self) -> TttConfig:
+        """Test-time training with its chunk: what a long one would teach, mixing has learned before it is over."""
+        if self.ttt.chunk or not self.mix.on:
+            return self.ttt
+        return dataclasses.replace(self.ttt, chunk=min(self.seq_len, max(MIXED_CHUNK, self.stride)))
+
+    @property
     def in_order(self) -> bool:
         """Whether what is learned from a target counts for those behind it, so that processes cannot share the text."""
         return self.adapts or self.mix.on
@@ -143,7 +153,7 @@ class ScoringMode:
                     stream,
                     tokenizer,
                     self.seq_len,
-                    self.ttt,
+                    self.learning,
                     stride=self.stride,
                     limit=limit,
                     observer=observer,
