@@ -122,6 +122,20 @@ def test_it_resumes_from_a_checkpoint_of_its_own(known: Path, tiny_data: Path, t
     assert_same_weights(tmp_path / "run", known)
 
 
+def test_tables_that_start_from_counts_resume_too(tiny_data: Path, tmp_path: Path) -> None:
+    """What is left out of each fold is in no checkpoint: it is counted again."""
+    counts = ("model.ngrams.start=counts", "model.ngrams.folds=2", "train.max_steps=4")
+    whole, first, second = (trainer_of(tiny_data, *counts, folder=tmp_path / name) for name in ("whole", "cut", "cut"))
+    expected = [whole.step(batch).loss for batch in whole]
+    found = [first.step().loss, first.step().loss]
+    first.checkpoint()
+    assert second.resume()
+    found += [second.step(batch).loss for batch in second]
+    assert found == expected
+    zero = trainer_of(tiny_data, "train.max_steps=1")
+    assert zero.step().loss != expected[0]
+
+
 def test_another_objective_trains_something_else(known: Path, tiny_data: Path) -> None:
     trainer, found = trainer_of(tiny_data, "train.max_steps=3"), []
     for batch in trainer:

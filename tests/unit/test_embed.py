@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -17,7 +19,8 @@ ids = st.lists(st.integers(0, 65_535), min_size=LONGEST, max_size=30)
 
 
 def embedding(**settings: int) -> NgramEmbedding:
-    return NgramEmbedding(NgramConfig(**{"longest": LONGEST, "bits": BITS, "dim": 4, **settings}), 8)
+    given: dict[str, Any] = {"longest": LONGEST, "bits": BITS, "dim": 4, **settings}
+    return NgramEmbedding(NgramConfig(**given), 8)
 
 
 def rows_of(numbers: list[int], reset: bool = False) -> torch.Tensor:

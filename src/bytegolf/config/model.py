@@ -243,6 +243,14 @@ class NgramConfig(Ranged):
     longest: int = doc("n-grams of 2 to so many tokens are looked up at each position; 1 = none", 1, least=1, most=32)
     bits: int = doc("each length has a table of 2^bits rows, which n-grams share by their hash", 15, least=4, most=24)
     dim: int = doc("width of a row", 64, least=1)
+    start: Literal["zero", "counts"] = doc(
+        "rows before training: zero; counts = the mean of the codes of the tokens that followed in the training text",
+        "zero",
+    )
+    folds: int = doc(
+        "start = counts: parts of that text, a sequence's own of which is left out in training", 4, least=2
+    )
+    scale: float = doc("start = counts: standard deviation of a code", 0.5, above=0)
 
 
 @dataclass(frozen=True)

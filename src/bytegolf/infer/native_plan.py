@@ -86,7 +86,7 @@ class Plan:
         if model.ngrams is None:
             self.words += [0] * 4
         else:
-            _known(config.ngrams, "longest", "bits", "dim")
+            _known(config.ngrams, "longest", "bits", "dim", "start", "folds", "scale")  # the last three: of training
             self.words += [model.ngrams.lengths, config.ngrams.bits, config.ngrams.dim]
             self._table("ngrams.table")
             self._matrix("ngrams.proj.weight", there)

@@ -13,7 +13,9 @@ Legend: B batch, L positions, N lengths of n-grams (2 … longest), E width of a
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
@@ -77,11 +79,23 @@ class NgramEmbedding(RowTable):
         super().__init__(self.lengths << config.bits, config.dim)
         self.config, self.bos = config, bos
         self.proj = Linear(self.lengths * config.dim, dim)
+        self.left_out: Tensor | None = None
+        """(F·M, E): what rows are without each of F folds of the training text, less what they are (counted_start)"""
+        self._folds: Tensor | None = None
 
     @property
     def context(self) -> int:
         """How many ids before its own a position's n-grams reach back."""
         return self.config.longest - 1
+
+    @contextlib.contextmanager
+    def leaving_out(self, folds: Int[Tensor, " B"]) -> Iterator[None]:
+        """Within the context sequences see the rows without the ``folds`` of the training text that they are from."""
+        self._folds = folds
+        try:
+            yield
+        finally:
+            self._folds = None
 
     def rows(self, ids: Int[Tensor, "B M"], reset_at_bos: bool) -> Int[Tensor, "B L N"]:
         """The table's row for each n-gram that ends at one of the last L = M − context positions.
@@ -92,7 +106,7 @@ class NgramEmbedding(RowTable):
         if reset_at_bos:
             crossed = (reach[..., :-1] == self.bos + 1).cumsum(-1) > 0
             reach = torch.cat((reach[..., :1], reach[..., 1:].masked_fill(crossed, NOTHING + 1)), -1)
-        powers = torch.tensor(_ngram_powers(self.config.longest), device=ids.device)
+        powers = torch.tensor(ngram_powers(self.config.longest), device=ids.device)
         keys = (reach * powers).cumsum(-1)[..., 1:]  # wraps around, as hashes do
         tables = torch.arange(self.lengths, device=ids.device) << self.config.bits
         return hashed(keys, self.config.bits) + tables
@@ -100,11 +114,14 @@ class NgramEmbedding(RowTable):
     def forward(self, ids: Int[Tensor, "B M"], reset_at_bos: bool, precision: torch.dtype) -> Float[Tensor, "B L D"]:
         """The embedding of the last L = M − context positions of ``ids`` in ``precision``."""
         rows = self.rows(ids, reset_at_bos)
-        return self.proj(self.look_up(rows).flatten(-2).to(precision))
+        found = self.look_up(rows)
+        if self.left_out is not None and self._folds is not None:
+            found = found + F.embedding(rows + (self._folds * len(self.table)).view(-1, 1, 1), self.left_out)
+        return self.proj(found.flatten(-2).to(precision))
 
 
 @functools.cache
-def _ngram_powers(number: int) -> tuple[int, ...]:
+def ngram_powers(number: int) -> tuple[int, ...]:
     """The powers of the hash's base, one for each id that it reaches."""
     powers = [1]
     while len(powers) < number:

@@ -133,6 +133,9 @@ class Trainer:
                 self.logger.open(self._resumed, self._steps)
             self.stepper.warm_up()
             self.clock.restart()
+            self.stepper.count(fresh=self._resumed is None)
+            if self._resumed is None:  # counting is training, and takes of its time
+                self._take_time()
 
     # ------------------------------------------------------------------------------------------ the whole loop
 

@@ -66,6 +66,8 @@ def memory_use(config: Config, model: LanguageModel, sequences: int, ranks: int,
     elif config.optim.algorithm == "adamw":
         moments = (2 * (parameters - rows) + rows) / share
     copies = trained if train.ema_decay else 0.0
+    if model.ngrams is not None and model.ngrams.config.start == "counts":  # what is left out of each fold
+        copies += model.ngrams.config.folds * model.ngrams.table.numel()
     activations = sequences * train.seq_len * activation_bytes(model, rates, train.recompute)
     return MemoryUse(FP32 * (parameters / share + copies), FP32 * trained, FP32 * moments, activations)
 

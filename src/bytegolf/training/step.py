@@ -23,6 +23,7 @@ from bytegolf.data.shards import TokenStream
 from bytegolf.data.tokenizer import Tokenizer
 from bytegolf.device import device_memory
 from bytegolf.distributed import DistributedContext
+from bytegolf.model.counted_start import count, fold_of
 from bytegolf.model.embed import row_tables
 from bytegolf.model.lm import Forward, LanguageModel
 from bytegolf.model.lora import PREFIX, Adapted, adaptable_maps
@@ -46,6 +47,8 @@ class Batch(NamedTuple):
     """the ids that follow"""
     bytes: int
     """of text that the targets stand for"""
+    starts: Int[Tensor, " B"] | None = None
+    """where the sequences begin in the training split, if they are from there"""
 
 
 class StepFigures(NamedTuple):
@@ -127,6 +130,7 @@ class Stepper:
         trained = self.adapted.state() if self.adapted else dict(model.named_parameters())
         self.average = WeightAverage(trained, settings.ema_decay) if settings.ema_decay else None
         self._levels = model.levels()
+        self._train = train
         self._budget = training_budget(config)
         self._qat: QuantizedTraining | None = None
         self._quantized = contextlib.ExitStack()
@@ -135,7 +139,17 @@ class Stepper:
         """What step number ``step`` (from 0) trains on: the same whatever came before it."""
         inputs, targets = self.loader.batch(step)
         size = int(self.tokenizer.byte_counts(targets, inputs).sum())
-        return Batch(torch.from_numpy(inputs), torch.from_numpy(targets), size)
+        starts = torch.from_numpy(self.loader.starts(step))
+        return Batch(torch.from_numpy(inputs), torch.from_numpy(targets), size, starts)
+
+    def count(self, fresh: bool) -> None:
+        """Have tables that start from counts be counted; their rows begin anew if ``fresh``.
+
+        Those of a model that training starts from (``train.init``) are what they are.
+        """
+        ngrams = self.model.ngrams
+        if ngrams is not None and ngrams.config.start == "counts" and not self.config.train.init:
+            count(ngrams, self._train, self.config.model.vocab_size, self.config.model.reset_at_bos, fresh)
 
     def prepare(self, step: int, seconds: float) -> None:
         """Have the model be what step number ``step`` takes its gradients at, after ``seconds`` of training.
@@ -177,7 +191,8 @@ class Stepper:
             last = first + size >= sequences
             # gradients stay local but in the last forward pass, which averages them over the ranks
             parallel, many = self._parallel, nn.parallel.DistributedDataParallel
-            with parallel.no_sync() if isinstance(parallel, many) and not last else contextlib.nullcontext():
+            local = parallel.no_sync() if isinstance(parallel, many) and not last else contextlib.nullcontext()
+            with local, self._leaving_out(batch.starts, first, size):
                 out = parallel(ids)
                 losses = self.model.losses(out, wanted)
                 torch.autograd.backward(objective(out, losses) * share)
@@ -189,6 +204,14 @@ class Stepper:
         if chunker:
             soft[2] = chunker.gradient_norms()
         return StepFigures(loss, levels, soft)
+
+    def _leaving_out(self, starts: Tensor | None, first: int, size: int) -> contextlib.AbstractContextManager[None]:
+        """Tables that start from counts do without the folds of the sequences ``first`` … (see ``counted_start``)."""
+        ngrams = self.model.ngrams
+        if ngrams is None or ngrams.left_out is None or starts is None:
+            return contextlib.nullcontext()
+        folds = fold_of(starts[first : first + size], len(self._train), ngrams.config.folds)
+        return ngrams.leaving_out(folds.to(self.world.device))
 
     def _to_device(self, tensor: Tensor) -> Tensor:
         if self.world.device.type == "cuda":
