@@ -75,8 +75,8 @@ class TrainConfig(Ranged):
         False,
     )
     init: str = doc(
-        "the run, artifact or imported model whose weights training starts from; its model and tokenizer are taken "
-        "over; empty = random weights",
+        "the run, artifact, imported or public model whose weights training starts from; its model and tokenizer are "
+        "taken over; empty = random weights",
         "",
     )
     init_sha256: str = doc("the hash of that artifact: it is written when its model is taken over", "")
