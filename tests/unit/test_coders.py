@@ -242,3 +242,22 @@ def test_a_model_that_would_take_forever_is_refused(tmp_path: Path, monkeypatch:
     with pytest.raises(BytegolfError, match="use zstd"):
         write_artifact(tmp_path / "model", weights(), CONFIG, TOKENIZER, coder="range")
     assert not (tmp_path / "model").exists()
+
+
+def test_large_files_are_mapped_and_unpacked_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As small ones are: the same weights, and what is cut short, longer or a bomb is damaged."""
+    path = tmp_path / "model"
+    write_artifact(path, weights(), CONFIG, TOKENIZER)
+    wanted = read_artifact(path).state
+    monkeypatch.setattr(container, "MAPPED_BYTES", 1)
+    monkeypatch.setattr(container, "_PIECE", 1000)
+    found = read_artifact(path).state
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    for wrong in (-8, 8):
+        size = container.read(path).header["payload_bytes"] + wrong
+        assert "not the declared" in refused(forged(path, {"payload_bytes": size}), tmp_path / "wrong")
+    monkeypatch.setattr(container, "UNASKED_BYTES", 0)
+    assert container.payload_limit(10) == 200
+    data = bytes(1 << 20)
+    with pytest.raises(BadStreamError):
+        decompress("zlib", memoryview(compress("zlib", data)), 1000)
