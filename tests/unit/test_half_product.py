@@ -44,7 +44,9 @@ def test_threads_share_a_large_matrix() -> None:
 class Largest(TorchDispatchMode):
     """The most elements of an fp32 tensor that an operation gives."""
 
-    elements = 0
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.elements = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = func(*args, **(kwargs or {}))
