@@ -24,12 +24,14 @@ docs: install
 
 install: .venv/installed
 
-# `requirements.lock` pins the versions; torch comes first and with its exact version, so that nothing pulls another build
+# `requirements.lock` pins the versions, setuptools among them, so nothing is fetched to build with. Of 16,000 files some
+# 3,000 are ever imported: Python compiles those when they are, rather than pip all of them. torch comes first and with
+# its exact version, so that nothing pulls another build
 .venv/installed: pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit("bytegolf needs Python 3.11 or newer: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else 0'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
 $(DATA)/manifest.json: | install
