@@ -245,6 +245,7 @@ def local_hub(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPath
         template = f"{state.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", cache)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # whatever the first test that imported it had set
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # its storage is not spoken here
         monkeypatch.setattr("huggingface_hub.utils._http.time", Impatient())
         monkeypatch.setenv("HF_TOKEN", "secret")
