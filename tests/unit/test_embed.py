@@ -97,3 +97,19 @@ def test_gradients_are_those_of_the_rows_alone(sparse: bool) -> None:
     assert gradient.is_sparse == sparse
     used = set(layer.rows(text, False).flatten().tolist())
     assert set(gradient.to_dense().any(1).nonzero()[:, 0].tolist()) == used
+
+
+def test_dropout_leaves_out_whole_rows_in_training_and_makes_up_for_them() -> None:
+    layer = NgramEmbedding(NgramConfig(longest=LONGEST, bits=BITS, dim=4, dropout=0.25), 8)
+    with torch.no_grad():
+        layer.table.fill_(1.0)
+    rows = torch.arange(4000).view(1, 1000, 4)
+    torch.manual_seed(3)
+    found = layer.train().look_up(rows)
+    left_out = (found == 0).all(-1)
+    assert found[~left_out].unique().tolist() == pytest.approx([1 / 0.75])  # so that the mean stays
+    assert left_out.float().mean() == pytest.approx(0.25, abs=0.03)
+    assert 0 < left_out.sum(-1).float().var()  # each row by itself, not all of a position
+    (gradient,) = torch.autograd.grad(found.sum(), layer.table)
+    assert gradient[:4000][left_out.flatten()].eq(0).all()
+    assert layer.eval().look_up(rows).eq(1).all()

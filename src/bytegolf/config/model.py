@@ -155,6 +155,7 @@ class ChunkHashConfig(Ranged):
 
     dim: int = doc("width of a row; 0 = no chunk_hash", 0, least=0)
     bits: int = doc("a table of 2^bits rows, which chunks share by their hash", 15, least=4, most=24)
+    dropout: float = doc("share of looked-up rows that training leaves out: for text read often", 0.0, least=0, below=1)
 
 
 @dataclass(frozen=True)
@@ -251,6 +252,7 @@ class NgramConfig(Ranged):
         "start = counts: parts of that text, a sequence's own of which is left out in training", 4, least=2
     )
     scale: float = doc("start = counts: standard deviation of a code", 0.5, above=0)
+    dropout: float = doc("share of looked-up rows that training leaves out: for text read often", 0.0, least=0, below=1)
 
 
 @dataclass(frozen=True)

@@ -55,15 +55,20 @@ class RowTable(nn.Module):
 
     learning_rates: ClassVar = {"table": "ngram_lr"}
 
-    def __init__(self, rows: int, dim: int) -> None:
+    def __init__(self, rows: int, dim: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.table = nn.Parameter(torch.zeros(rows, dim))
         declare(self, "table", "table")
         self.sparse_gradients = False
+        self.dropout = dropout
 
     def look_up(self, rows: Int[Tensor, "*B"]) -> Float[Tensor, "*B E"]:
-        """The vectors of ``rows``."""
-        return F.embedding(rows, self.table, sparse=self.sparse_gradients)
+        """The vectors of ``rows``; in training a share ``dropout`` of them is left out, and the others made up for it."""
+        found = F.embedding(rows, self.table, sparse=self.sparse_gradients)
+        if not (self.training and self.dropout > 0):
+            return found
+        kept = torch.rand(rows.shape, device=rows.device) >= self.dropout
+        return found * (kept / (1 - self.dropout)).unsqueeze(-1)
 
 
 def row_tables(model: nn.Module) -> list[RowTable]:
@@ -76,7 +81,7 @@ class NgramEmbedding(RowTable):
 
     def __init__(self, config: NgramConfig, dim: int, bos: int = BOS) -> None:
         self.lengths = config.longest - 1
-        super().__init__(self.lengths << config.bits, config.dim)
+        super().__init__(self.lengths << config.bits, config.dim, config.dropout)
         self.config, self.bos = config, bos
         self.proj = Linear(self.lengths * config.dim, dim)
         self.left_out: Tensor | None = None
@@ -162,7 +167,7 @@ class ChunkHashEmbedding(RowTable):
     """A learned map of ``table[hash(the last whole chunk)]``."""
 
     def __init__(self, config: ChunkHashConfig, dim: int) -> None:
-        super().__init__(1 << config.bits, config.dim)
+        super().__init__(1 << config.bits, config.dim, config.dropout)
         self.config = config
         self.proj = Linear(config.dim, dim)
 
