@@ -63,7 +63,7 @@ class RowTable(nn.Module):
         self.dropout = dropout
 
     def look_up(self, rows: Int[Tensor, "*B"]) -> Float[Tensor, "*B E"]:
-        """The vectors of ``rows``; in training a share ``dropout`` of them is left out, and the others made up for it."""
+        """The vectors of ``rows``; in training a share ``dropout`` is left out, and the others make up for it."""
         found = F.embedding(rows, self.table, sparse=self.sparse_gradients)
         if not (self.training and self.dropout > 0):
             return found
