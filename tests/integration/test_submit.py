@@ -116,8 +116,10 @@ def test_the_folder_is_whole(submitted: Submitted, tiny_run: TinyRun) -> None:
     assert claims["bytes_total"] == claims["bytes_code"] + claims["bytes_model_int8_zlib"]
     assert claims["pre_quant_val_bpb"] == pytest.approx(claims["val_bpb"], abs=0.01)
     assert f"{claims['val_bpb']:.6f}" in files["README.md"].read_text()
-    rows = [json.loads(line)["kind"] for line in files["train.log"].read_text().splitlines()]
-    assert (rows[0], rows[-1]) == ("environment", "summary")
+    lines = [json.loads(line) for line in files["train.log"].read_text().splitlines()]
+    rows = [line["kind"] for line in lines]
+    assert (rows[0], *rows[-2:]) == ("environment", "summary", "script")
+    assert lines[-1]["val_bpb"] == claims["val_bpb"], "a log has what is claimed, even of a run that was scored in bf16"
     assert {"train", "validation"} <= set(rows)
 
 

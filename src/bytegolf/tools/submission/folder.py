@@ -96,9 +96,9 @@ def submit(
         shutil.copyfile(opened.path, home / entry.ARTIFACT)
         if folder.tokenizer.exists():
             shutil.copyfile(folder.tokenizer, home / folder.tokenizer.name)
-        write_bytes(home / LOG, _log(folder).encode())
         tell("scoring with the submission's own script")
         found = run_script(home / script.NAME, "eval", "--data", str(data.absolute()))
+        write_bytes(home / LOG, _log(folder, found).encode())
         claims = _claims(opened, by, found, whole.bpb, (home / script.NAME).stat().st_size)
         write_json(home / CLAIMS, claims)
         write_bytes(home / README, readme(opened, claims, found, _versions(), pack).encode())
@@ -158,8 +158,10 @@ def _claims(opened: LoadedModel, by: By, found: dict[str, Any], whole: float, co
     }
 
 
-def _log(folder: RunFolder) -> str:
-    """The training log: what it ran on, the rows of metrics.jsonl, and the summary, one JSON object a line."""
+def _log(folder: RunFolder, found: dict[str, Any]) -> str:
+    """The training log: what it ran on, the rows of metrics.jsonl, the summary, and what the script ``found``, whose
+    score is in fp32 (the summary's is in the precision of training); one JSON object a line.
+    """
     lines = []
     for path, kind in ((folder.path / "environment.json", "environment"), (folder.summary, "summary")):
         if path.exists():
@@ -168,7 +170,7 @@ def _log(folder: RunFolder) -> str:
     metrics = folder.path / "metrics.jsonl"
     with disk_errors(metrics, "read"):
         rows = lines_of(metrics.read_text(encoding="utf-8"))
-    return "\n".join([*lines[:1], *rows, *lines[1:]]) + "\n"
+    return "\n".join([*lines[:1], *rows, *lines[1:], json.dumps({"kind": "script", **found})]) + "\n"
 
 
 def _versions() -> dict[str, str]:
