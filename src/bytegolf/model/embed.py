@@ -62,9 +62,17 @@ class RowTable(nn.Module):
         self.sparse_gradients = False
         self.dropout = dropout
 
-    def look_up(self, rows: Int[Tensor, "*B"]) -> Float[Tensor, "*B E"]:
-        """The vectors of ``rows``; in training a share ``dropout`` is left out, and the others make up for it."""
+    def look_up(
+        self, rows: Int[Tensor, "*B"], corrections: Float[Tensor, "*B E"] | None = None
+    ) -> Float[Tensor, "*B E"]:
+        """The vectors of ``rows`` with ``corrections``.
+
+        In training a share ``dropout`` is left out, corrections and all (what one alone says of the text is what it is
+        to hide), and the others make up for it.
+        """
         found = F.embedding(rows, self.table, sparse=self.sparse_gradients)
+        if corrections is not None:
+            found = found + corrections
         if not (self.training and self.dropout > 0):
             return found
         kept = torch.rand(rows.shape, device=rows.device) >= self.dropout
@@ -119,10 +127,10 @@ class NgramEmbedding(RowTable):
     def forward(self, ids: Int[Tensor, "B M"], reset_at_bos: bool, precision: torch.dtype) -> Float[Tensor, "B L D"]:
         """The embedding of the last L = M − context positions of ``ids`` in ``precision``."""
         rows = self.rows(ids, reset_at_bos)
-        found = self.look_up(rows)
+        corrections = None
         if self.left_out is not None and self._folds is not None:
-            found = found + F.embedding(rows + (self._folds * len(self.table)).view(-1, 1, 1), self.left_out)
-        return self.proj(found.flatten(-2).to(precision))
+            corrections = F.embedding(rows + (self._folds * len(self.table)).view(-1, 1, 1), self.left_out)
+        return self.proj(self.look_up(rows, corrections).flatten(-2).to(precision))
 
 
 @functools.cache
