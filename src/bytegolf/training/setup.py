@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from bytegolf.artifact.loading import LoadedModel
+from bytegolf.artifact.opening import load_model
 from bytegolf.artifact.run_folder import RunFolder
 from bytegolf.config import Config
 from bytegolf.data.shards import TokenStream, open_split
@@ -122,8 +123,6 @@ def _read(source: str, data: str, *stamp: int) -> LoadedModel:
     """(why) Kept: the configuration is made of it, then the weights, and behind training the chunks before it. Weights
     as they were imported are mapped, and cost no memory.
     """
-    from bytegolf.artifact.opening import load_model  # the hub's part is no part of a submission's script
-
     return load_model(source, Path(data), "cpu")
 
 

@@ -245,16 +245,21 @@ _FOLDERS = {MIXERS: "bytegolf.model.mixers", ROUTERS: "bytegolf.model.routers"}
 """Where the package's own implementations lie, one per module of its name; its quantisers are in one module."""
 
 
-_REGISTRY, _IMPORT = "bytegolf.registry", b'importlib.import_module(f"{package}.{name}")'
-"""Where an implementation is imported by name: an auditor cannot read what is imported so."""
+_REPLACED = {
+    "bytegolf.registry": (b'importlib.import_module(f"{package}.{name}")', b"raise KeyError(name)"),
+    "bytegolf.training.setup": (
+        b'return load_model(source, Path(data), "cpu")',
+        b'raise BytegolfError(f"train.init = {source}: this script has no model to start from")',
+    ),
+}
+"""What a script has instead of what reaches beyond it: implementations that are imported by name, which an auditor
+cannot read, and models to start from, which may be fetched from the hub."""
 
 
 def _named(config: Config) -> Iterator[tuple[Registry, str]]:
     """The implementations that ``config`` names, each with its registry; one may come twice."""
     for stack in stacks(config.model.network):
-        kinds = {kind for kind, _ in stack.sorts} or {
-            stack.kind
-        }  # a layout names its own; no blocks ask for a class, too
+        kinds = {kind for kind, _ in stack.sorts} or {stack.kind}  # a stack without blocks asks for a class, too
         yield from ((MIXERS, kind) for kind in kinds)
     yield from ((ROUTERS, level.router.kind) for level in levels(config.model.network))
     if config.export.quantizer:
@@ -279,8 +284,9 @@ def _around_config(registered: tuple[str, ...], mixes: bool) -> tuple[str, str]:
     assert texts[ROOT.module].count(_CONFIG) == 1
     marker = "the configuration goes here"
     texts[ROOT.module] = texts[ROOT.module].replace(_CONFIG, f'\nCONFIG = "{marker}"\n'.encode())
-    assert texts[_REGISTRY].count(_IMPORT) == 1
-    texts[_REGISTRY] = texts[_REGISTRY].replace(_IMPORT, b"raise KeyError(name)")  # all that it needs is in the script
+    for module, (written, instead) in _REPLACED.items():
+        assert texts[module].count(written) == 1
+        texts[module] = texts[module].replace(written, instead)
     flattened = Flattened(texts, ROOT, *(_class(module, texts[module]) for module in registered))
     parts = [_HEAD.format(version=__version__), "from __future__ import annotations\n\n", *flattened.imports()]
     for module, text in flattened.blocks():
