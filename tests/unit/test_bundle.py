@@ -10,7 +10,7 @@ import pytest
 
 from bytegolf.config import Config, to_dict
 from bytegolf.tools.bundle import script
-from bytegolf.tools.bundle.script import Flattened
+from bytegolf.tools.bundle.flatten import Flattened
 from bytegolf.tools.bundle.syntax import Target
 
 MODULES = {
