@@ -527,6 +527,20 @@ def test_a_packed_copy_of_a_submission_runs_like_the_clear_one(toy: Path, data: 
     assert {outcome for outcome, _ in found.values()} == {"shown"}, found
 
 
+def test_modules_without_byte_code_are_read_and_get_none(toy: Path, data: Path, tmp_path: Path) -> None:
+    """Python would write it beside them, also where an installer wrote none: no write of the script's."""
+    folder = tmp_path / "in two files"
+    shutil.copytree(toy, folder)
+    (folder / "helper.py").write_text("WIDTH = 1\n")
+    script = folder / "train_gpt.py"
+    script.write_text(f"import sys\nsys.path.insert(0, {str(folder)!r})\nimport helper\n{script.read_text()}")
+    files = sorted(folder.rglob("*"))
+    found = outcomes(folder, "--data", data)
+    assert found["self-contained"][0] != "broken", found
+    assert found["causal"][0] == "shown", found
+    assert sorted(folder.rglob("*")) == files
+
+
 def test_bad_input(tmp_path: Path, toy: Path) -> None:
     assert "is no folder" in refused("audit", tmp_path / "none")
     assert "is empty" in refused("audit", tmp_path)

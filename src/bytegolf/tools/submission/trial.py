@@ -87,7 +87,8 @@ def _run(job: Path, scratch: Path, folder: Path, seconds: float) -> str:
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "BYTEGOLF_"))}
     environment |= {"HOME": str(scratch), "TMPDIR": str(scratch), "XDG_CACHE_HOME": str(scratch)}
     environment |= {"CUDA_VISIBLE_DEVICES": "", "BYTEGOLF_NATIVE": "0"}  # nothing is compiled
-    command = [sys.executable, "-E", "-P", str(Path(experiments.__file__)), str(job)]
+    # -B: of modules that were installed without byte code Python would write it, which is no write of the script's
+    command = [sys.executable, "-E", "-P", "-B", str(Path(experiments.__file__)), str(job)]
     with subprocess.Popen(
         command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
     ) as process:
