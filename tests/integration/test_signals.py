@@ -22,7 +22,7 @@ from bytegolf.training.loop import Trainer
 from bytegolf.training.step import Batch, StepFigures
 
 STEPS = 4
-MOMENTS = ("prepare_step", "gradients", "update", "validate", "checkpoint", "_settle", "_take_time", "_log")
+MOMENTS = ("_begin", "prepare_step", "gradients", "update", "validate", "checkpoint", "_settle", "_take_time", "_log")
 """Methods of the trainer, whose calls a signal comes in the middle of, or behind."""
 
 
@@ -105,6 +105,8 @@ def handled(ignored: bool) -> Iterator[dict[int, Any]]:
 )
 @example("checkpoint", 2, ["SIGTERM", "SIGTERM"], False, False)
 @example("update", STEPS, ["SIGHUP"], True, True)
+@example("_take_time", 1, ["SIGINT"], False, False)
+@example("_begin", 1, ["SIGTERM"], False, False)
 def test_any_signals_at_any_moment(
     data: Path,
     tmp_path_factory: pytest.TempPathFactory,

@@ -148,9 +148,10 @@ class Trainer:
         if resume:
             self.resume()
         if not self.done:
-            self._begin()
-            with self.interrupt.awaited(), self.reporter:
-                self._loop()
+            with self.interrupt.awaited():  # counting and compiling before the first step take their time, too
+                self._begin()
+                with self.reporter:
+                    self._loop()
         elif self._resumed is not None:  # what was validated then may have been another sample
             self.validate()
         return self.progress
