@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from commands import TinyRun, text
 from conftest import shapes_unchecked
 
 import bytegolf
-from bytegolf.analyze.incremental import IncrementalReader, StateCache
+from bytegolf.analyze.incremental import IncrementalReader, StateCache, _likeliest
 
 
 def same(model: bytegolf.Model, reader: IncrementalReader, data: bytes) -> int:
@@ -99,3 +100,14 @@ def test_none_and_bytes_that_are_no_text(tiny_run: TinyRun, tmp_path: Path) -> N
     empty = model.reader().read(b"")
     assert (empty.reading.data, empty.reading.nats, len(empty.expected.ids)) == (b"", 0.0, 1)
     same(model, model.reader(), bytes(range(256)))
+
+
+def test_candidates_are_the_likeliest_also_where_many_are_equal() -> None:
+    torch.manual_seed(1)
+    coarse = torch.log_softmax((3 * torch.randn(200, 260)).bfloat16().float(), -1)
+    assert (coarse.topk(9).values[:, 7] == coarse.topk(9).values[:, 8]).any(), "the eighth is one of several somewhere"
+    for log_p in (coarse, torch.zeros(2, 260), torch.log_softmax(torch.randn(3, 8), -1)):
+        ids, values = _likeliest(log_p, 8)
+        np.testing.assert_array_equal(values, log_p.topk(8).values)
+        np.testing.assert_array_equal(np.take_along_axis(log_p.numpy(), ids.astype(np.int64), -1), values)
+        assert all(len(set(row)) == 8 for row in ids.tolist())

@@ -304,15 +304,19 @@ class IncrementalReader:
 
 def _likeliest(log_p: Float[Tensor, "L V"], count: int) -> tuple[Int[np.ndarray, "L K"], Float32[np.ndarray, "L K"]]:
     """The ``count`` likeliest tokens of each position and their log p, most likely first."""
-    if log_p.device.type == "cpu":  # NumPy partitions with vector instructions, in half of topk's time
+    if log_p.device.type == "cpu":  # NumPy partitions with vector instructions, in a third of topk's time
         found = log_p.numpy()
-        floor = np.partition(found, -count, -1)[:, -count, None]
-        rows, ids = np.nonzero(found >= floor)
-        if len(ids) == count * len(found):  # no ties at the floor
-            values = found[rows, ids].reshape(-1, count)
-            order = np.argsort(-values, -1, kind="stable")
-            ids = np.take_along_axis(ids.reshape(-1, count), order, -1)
-            return ids.astype(np.int32), np.take_along_axis(values, order, -1)
+        places = np.flatnonzero(found >= np.partition(found, -count, -1)[:, -count, None])
+        rows, ids = np.divmod(places, found.shape[-1])
+        # bf16's logits are often equal: a row may have more than it asks for, and all rows get as many columns
+        kept = np.bincount(rows, minlength=len(found))
+        columns = np.arange(len(rows)) - np.repeat(np.cumsum(kept) - kept, kept)
+        values = np.full((len(found), max(count, int(kept.max()))), -np.inf, found.dtype)
+        values[rows, columns] = found.ravel()[places]
+        wide = np.zeros(values.shape, np.int32)
+        wide[rows, columns] = ids
+        order = np.argsort(-values, -1, kind="stable")[:, :count]
+        return np.take_along_axis(wide, order, -1), np.take_along_axis(values, order, -1)
     top = log_p.topk(count, -1)
     return top.indices.cpu().numpy().astype(np.int32), _host(top.values)
 

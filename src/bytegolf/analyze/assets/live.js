@@ -273,7 +273,7 @@ async function begin() {
   document.addEventListener("selectionchange", () => {
     if (document.activeElement !== editor) return;
     live.at = null;
-    follow();
+    if (!busy) follow(); // else the text has changed, and what comes of it is about to be drawn
   });
   choose();
   about();
