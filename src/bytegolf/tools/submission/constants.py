@@ -1,27 +1,28 @@
-"""What an expression of a script is, as far as that can be told without running it: constants, decoded and joined."""
+"""What an expression of a script is, worked out without running it: literals, names that are bound once, slices and
+joins, the standard library's decoders and decompressors, and files of the folder.
+
+Whatever could be something else is Unknown: a name that is bound twice, a list that may have been changed, a decoder
+that the script defines or replaces itself. Work and memory are bounded.
+"""
 
 from __future__ import annotations
 
 import ast
 import lzma
+import re
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bytegolf.tools.submission.decoders import DECODERS, MOST_BYTES, TEXT, Unknown
+from bytegolf.tools.submission.bindings import Bindings
+from bytegolf.tools.submission.decoders import DECODERS, ENCODINGS, MOST_BYTES, Unknown
 from bytegolf.tools.submission.values import dotted
 
+MOST_STEPS = 200_000
+"""Expressions that are worked out for one source."""
+
 _DEEPEST = 30
-"""Names that stand for names, one behind the other."""
-
-_METHODS = frozenset({"encode", "decode", "join", "replace", "strip", "lstrip", "rstrip", "split", "splitlines", "read",
-                      "getvalue", "lower", "upper"})  # fmt: skip
-
-
-_ORDINARY = frozenset({"open", "io.open", "builtins.open", "pathlib.Path", "Path", "os.path.join", "os.path.dirname",
-                       "os.path.abspath", "os.path.realpath", "os.fspath", "bytes", "bytearray", "chr", "ord", "str",
-                       "int", "tuple", "list", "io.BytesIO", "io.StringIO", "reversed", "map"})  # fmt: skip
 
 
 class Folder:
@@ -29,52 +30,31 @@ class Folder:
 
     def __init__(self, folder: Path, nodes: list[ast.AST]) -> None:
         self._folder = folder
+        self.names = Bindings(nodes)
         self.read: set[Path] = set()
         """files whose contents entered a value"""
-        self.bound: dict[str, ast.expr] = {}
-        """names that are given one value in all"""
-        self._library: dict[str, str] = {}
-        self._defined: set[str] = set()
-        counts: dict[str, int] = {}
+        self.used: set[str] = set()
+        """names whose values entered one"""
+        self._found: dict[int, Any] = {}
+        self._steps = 0
+        self.patched: set[str] = set()
+        """names of libraries that the script gives other values"""
         for node in nodes:
-            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-                counts[node.id] = counts.get(node.id, 0) + 1
-            elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-                self._defined.add(node.name)
-            elif isinstance(node, ast.arg):
-                counts[node.arg] = counts.get(node.arg, 0) + 2  # a parameter is given another value by each call
-            elif isinstance(node, ast.Import):
-                for alias in node.names:
-                    first = alias.name.partition(".")[0]
-                    self._library[alias.asname or first] = alias.name if alias.asname else first
-            elif isinstance(node, ast.ImportFrom):
-                self._library |= {one.asname or one.name: f"{node.module}.{one.name}" for one in node.names}
-        for node in nodes:
-            if isinstance(node, ast.Assign):
-                for target in node.targets:
-                    if isinstance(target, ast.Name):
-                        self.bound[target.id] = node.value
-                    elif isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
-                        self.bound |= {one.id: value for one, value in zip(target.elts, node.value.elts, strict=False)
-                                       if isinstance(one, ast.Name)}  # fmt: skip
-            elif isinstance(node, (ast.AnnAssign, ast.NamedExpr)) and isinstance(node.target, ast.Name) and node.value:
-                self.bound[node.target.id] = node.value
-        # `x = b"…"` and later `x = decode(x)`: which of the two a call sees takes running, so x is not known at all
-        self.bound = {name: value for name, value in self.bound.items() if counts.get(name) == 1}
-
-    def shadowed(self, name: str) -> bool:
-        """Whether the script itself defines a function of that name."""
-        return name in self._defined
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+                self.patched.add(self.real(node))
+            elif isinstance(node, ast.Call) and node.args and dotted(node.func) in ("setattr", "delattr"):
+                self.patched.add(f"{self.real(node.args[0])}.*")
 
     def real(self, node: ast.AST, depth: int = 0) -> str:
         """The full name of what ``node`` stands for: ``base64.b85decode`` of ``b`` after ``from base64 import …``."""
         if depth > _DEEPEST:
             return ""
         if isinstance(node, ast.Name):
-            if node.id in self._library:
-                return self._library[node.id]
-            if node.id in self.bound and isinstance(self.bound[node.id], (ast.Name, ast.Attribute, ast.Call)):
-                return self.real(self.bound[node.id], depth + 1) or node.id
+            if node.id in self.names.library:
+                return self.names.library[node.id]
+            held = self.names.bound.get(node.id)
+            if isinstance(held, (ast.Name, ast.Attribute, ast.Call, ast.Subscript)):
+                return self.real(held, depth + 1) or node.id
             return node.id
         if isinstance(node, ast.Attribute):
             before = self.real(node.value, depth + 1)
@@ -89,27 +69,54 @@ class Folder:
                     return f"{base}.{self.value(node.args[1], depth + 1)}".replace("__builtins__", "builtins")
             except Unknown:
                 return ""
-        if isinstance(node, ast.Subscript) and dotted(node.value) in ("__builtins__", "__builtins__.__dict__"):
+        if isinstance(node, ast.Subscript):
+            table = self.real(node.value, depth + 1)
             try:
-                return f"builtins.{self.value(node.slice, depth + 1)}"
+                if table == "sys.modules":
+                    return str(self.value(node.slice, depth + 1))
+                if table in ("__builtins__", "__builtins__.__dict__", "builtins.__dict__"):
+                    return f"builtins.{self.value(node.slice, depth + 1)}"
             except Unknown:
                 return ""
         return ""
 
+    def constant(self, node: ast.expr) -> Any:
+        """What an expression is; None where that is not seen."""
+        try:
+            return self.value(node)
+        except Unknown:
+            return None
+
     def path(self, named: object) -> Path | None:
         """The file of the folder that a text names."""
+        inside = self.inside(named)
+        return inside if inside is not None and inside.is_file() else None
+
+    def inside(self, named: object) -> Path | None:
+        """The place in the folder that a text names, whether something is there or not."""
         if not isinstance(named, (str, Path)) or not str(named) or len(str(named)) > 4096 or "\0" in str(named):
             return None
         try:
             path = (self._folder / named).resolve()
-            inside = path.is_relative_to(self._folder.resolve()) and path.is_file()
-        except (OSError, ValueError):
+            return path if path.is_relative_to(self._folder.resolve()) else None
+        except (OSError, ValueError, RuntimeError):  # the last for links that lead to each other
             return None
-        return path if inside else None
 
     def value(self, node: ast.expr, depth: int = 0) -> Any:
         """What an expression is; raises Unknown."""
-        if depth > 200:
+        if id(node) not in self._found:
+            try:
+                self._found[id(node)] = self._value(node, depth)
+            except Unknown as why:
+                self._found[id(node)] = why
+        found = self._found[id(node)]
+        if isinstance(found, Unknown):
+            raise found
+        return found
+
+    def _value(self, node: ast.expr, depth: int) -> Any:
+        self._steps += 1
+        if depth > 200 or self._steps > MOST_STEPS:
             raise Unknown("it is nested too deeply")
 
         def one(part: ast.expr) -> Any:
@@ -121,8 +128,12 @@ class Folder:
             if isinstance(node, ast.Name):
                 if node.id == "__file__":
                     return str(self._folder / "script.py")
-                if node.id in self.bound:
-                    return one(self.bound[node.id])
+                if node.id in self.names.bound and not self.names.changes(node.id):
+                    self.used.add(node.id)
+                    held = one(self.names.bound[node.id])
+                    if isinstance(held, (list, dict, bytearray)) and not self.names.only_read(node.id):
+                        raise Unknown(f"{node.id} may be changed")
+                    return held
                 raise Unknown(f"{node.id} is not a constant")
             if isinstance(node, (ast.List, ast.Tuple, ast.Set)):
                 return [one(part) for part in node.elts]
@@ -155,10 +166,9 @@ class Folder:
             return left + right
         if isinstance(node.op, ast.Div) and isinstance(left, Path):
             return left / right
-        # `"a" * 10**9` is checked before it is made, as is `%`, whose widths can ask for as much
         if isinstance(node.op, ast.Mult) and len(left) * right <= MOST_BYTES:
             return left * right
-        if isinstance(node.op, ast.Mod) and isinstance(left, str) and len(left) < 1000:
+        if isinstance(node.op, ast.Mod) and isinstance(left, str) and not _WIDE.search(left[:MOST_BYTES]):
             return left % (tuple(right) if isinstance(right, list) else right)
         raise Unknown(f"`{ast.unparse(node)[:60]}` is computed")
 
@@ -180,6 +190,8 @@ class Folder:
     def _called(self, call: ast.Call, one: Callable[[ast.expr], Any]) -> Any:
         """The value of a call of a decoder, of a reader of files, or of a method of texts."""
         name = self.real(call.func)
+        if name in DECODERS or name in _ORDINARY:
+            self._check_own(call.func, name)
 
         def given() -> list[Any]:
             return [one(part) for part in call.args]
@@ -192,6 +204,20 @@ class Folder:
         if isinstance(call.func, ast.Attribute):
             return self._method(one(call.func.value), call.func.attr, given(), {k: one(v) for k, v in named.items()})
         raise Unknown(f"`{ast.unparse(call.func)[:60]}` is not a decoder that is known here")
+
+    def _check_own(self, function: ast.expr, name: str) -> None:
+        """Raise Unknown where the script, or a file of its folder, may have put something else under a name."""
+        root = function
+        while isinstance(root, ast.Attribute):
+            root = root.value
+        module = name.partition(".")[0]
+        shadowed = any((self._folder / one).exists() for one in (f"{module}.py", module)) if "." in name else False
+        if (
+            shadowed
+            or (isinstance(root, ast.Name) and self.names.replaced(root.id))
+            or {name, f"{module}.*"} & self.patched
+        ):
+            raise Unknown(f"`{ast.unparse(function)[:60]}` may be the script's own")
 
     def _ordinary(self, name: str, call: ast.Call, given: Callable[[], list[Any]]) -> Any:
         if name == "map":
@@ -213,7 +239,13 @@ class Folder:
             return int(*arguments)
         if name in ("BytesIO", "StringIO"):
             return first
-        plain: dict[str, Callable[..., Any]] = {"bytes": bytes, "bytearray": bytes, "chr": chr, "ord": ord, "str": str}
+        plain: dict[str, Callable[..., Any]] = {
+            "bytes": bytes,
+            "bytearray": bytearray,
+            "chr": chr,
+            "ord": ord,
+            "str": str,
+        }
         if name in ("bytes", "bytearray") and isinstance(first, int):
             raise Unknown("zeros")
         return plain[name](*arguments) if name in plain else list(first)[:: -1 if name == "reversed" else 1]
@@ -234,18 +266,53 @@ class Folder:
                 return held
             if name in ("with_name", "joinpath", "with_suffix"):
                 return getattr(held, name)(*map(str, given))
-        if isinstance(held, (str, bytes)) and name in _METHODS:
+        if isinstance(held, (str, bytes, bytearray)) and name in _METHODS:
             if (
                 name in ("encode", "decode")
-                and str(given[0] if given else "utf-8").replace("_", "-").lower() not in TEXT
+                and str(given[0] if given else "utf-8").replace("_", "-").lower() not in ENCODINGS
             ):
                 raise Unknown(f"the encoding {given[0]}")
             if name in ("read", "getvalue", "hex"):
                 return held.hex() if name == "hex" and isinstance(held, bytes) else held
-            if (name == "encode" and isinstance(held, bytes)) or (name == "decode" and isinstance(held, str)):
+            if (name == "encode" and isinstance(held, (bytes, bytearray))) or (
+                name == "decode" and isinstance(held, str)
+            ):
                 return held  # an open file's contents, whose mode is not looked at
+            if name == "join":
+                parts = list(given[0])
+                _room(sum(map(len, parts)) + len(held) * len(parts))
+                return held.join(parts)
+            if name == "format" and isinstance(held, str) and _WIDE_FORMAT.search(held):
+                raise Unknown("it is too large")
+            if name in ("zfill", "ljust", "rjust", "center", "expandtabs"):
+                _room(sum(one * max(1, len(held)) for one in given if isinstance(one, int)))
+            if name == "replace":
+                _room(len(held) + (held.count(given[0]) * len(given[1]) if len(given) > 1 else 0))
             return getattr(held, name)(*given, **named)
         raise Unknown(f".{name}() is not known here")
+
+
+_METHODS = frozenset({"encode", "decode", "join", "replace", "strip", "lstrip", "rstrip", "split", "splitlines", "read",
+                      "getvalue", "lower", "upper", "format", "translate", "removeprefix", "removesuffix", "swapcase",
+                      "title", "capitalize", "casefold", "partition", "rpartition", "rsplit", "zfill", "ljust",
+                      "rjust", "center", "expandtabs", "hex"})  # fmt: skip
+
+
+_ORDINARY = frozenset({"open", "io.open", "builtins.open", "pathlib.Path", "Path", "os.path.join", "os.path.dirname",
+                       "os.path.abspath", "os.path.realpath", "os.fspath", "bytes", "bytearray", "chr", "ord", "str",
+                       "int", "tuple", "list", "io.BytesIO", "io.StringIO", "reversed", "map"})  # fmt: skip
+
+
+_WIDE = re.compile(r"%[^a-zA-Z%]*(\d{4}|\*)")
+"""A format that makes more of a value than is there."""
+
+
+_WIDE_FORMAT = re.compile(r"\d{4}|\{[^}]*\{")
+
+
+def _room(size: int) -> None:
+    if size > 4 * MOST_BYTES:
+        raise Unknown("it is too large")
 
 
 def _bounded(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The standard library's decoders and decompressors, of untrusted text: none gives more than anybody would read."""
+"""The standard library's decoders and decompressors, by their full names, each with a bound on what it makes."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from typing import Any
 MOST_BYTES = 4_000_000
 """Of a script, and of what one call unpacks: nobody reads more."""
 
-TEXT = frozenset({"utf-8", "utf8", "ascii", "latin-1", "latin1", "iso-8859-1", "utf-16", "utf-32", "cp437", "cp1252",
-                   "raw-unicode-escape", "unicode-escape"})  # fmt: skip
-"""Encodings of text that a script may name."""
-
 
 class Unknown(Exception):  # noqa: N818  (an answer)
     """An expression whose value is not to be had without running the script."""
+
+
+ENCODINGS = frozenset({"utf-8", "utf8", "ascii", "latin-1", "latin1", "iso-8859-1", "utf-16", "utf-32", "cp437",
+                       "cp1252", "raw-unicode-escape", "unicode-escape"})  # fmt: skip
 
 
 def _bytes(text: Any) -> bytes:
@@ -34,9 +34,8 @@ def _limited(made: Any) -> Callable[..., bytes]:
 
     def decompress(data: Any, *given: Any, **named: Any) -> bytes:
         rest, found = _bytes(data), b""
-        while rest:  # `xz` files may be several streams in a row, with zeros between them
+        while rest:
             unpacker = made(*given, **named)
-            # never more than one byte beyond the limit is unpacked: a bomb is noticed, and takes no memory
             found += unpacker.decompress(rest, MOST_BYTES + 1 - len(found))
             if len(found) > MOST_BYTES or not unpacker.eof:
                 raise Unknown("it unpacks to too much, or is cut short")
@@ -46,7 +45,13 @@ def _limited(made: Any) -> Callable[..., bytes]:
     return decompress
 
 
+_MOST_MEMORY = 1 << 28
+
+
 def _lzma(format: int = lzma.FORMAT_AUTO, memlimit: int | None = None, filters: Any = None) -> lzma.LZMADecompressor:
+    for one in filters or ():
+        if one.get("dict_size", 0) > _MOST_MEMORY or one.get("preset", 0) & 31 > 9:
+            raise Unknown("it asks for too much memory")
     return lzma.LZMADecompressor(format, 512 * 2**20 if format != lzma.FORMAT_RAW else None, filters)
 
 
@@ -70,7 +75,7 @@ def _codec(text: Any, name: str = "utf-8", *_: Any) -> Any:
         return DECODERS[by_name[kind]](text)
     if kind in ("rot13", "rot_13"):
         return codecs.decode(text, "rot13")
-    if name not in TEXT:
+    if name not in ENCODINGS:
         raise Unknown(f"the encoding {name}")
     return _bytes(text).decode(name)
 
@@ -81,9 +86,9 @@ DECODERS: MappingProxyType[str, Callable[..., Any]] = MappingProxyType({
         "decodebytes", "b32hexdecode")},
     "binascii.unhexlify": binascii.unhexlify, "binascii.a2b_hex": binascii.a2b_hex,
     "binascii.a2b_base64": binascii.a2b_base64, "bytes.fromhex": bytes.fromhex, "bytearray.fromhex": bytes.fromhex,
+    "str.maketrans": str.maketrans, "bytes.maketrans": bytes.maketrans,
     "zlib.decompress": _limited(lambda wbits=15, bufsize=0: zlib.decompressobj(wbits)),
     "gzip.decompress": _limited(lambda: zlib.decompressobj(31)),
     "bz2.decompress": _limited(bz2.BZ2Decompressor), "lzma.decompress": _limited(_lzma),
     "brotli.decompress": _brotli, "codecs.decode": _codec,
 })  # fmt: skip
-"""By their full names; each raises Unknown, or whatever its library does, for what it cannot decode."""

@@ -23,6 +23,7 @@ from bytegolf.tools.submission.values import (
     dotted,
     named_validation,
     names_validation,
+    takes_any_split,
     union,
 )
 
@@ -52,6 +53,9 @@ class Expressions(Statements):
         """Follow a function with these arguments; what it returns."""
 
     def _value(self, node: ast.expr) -> Value:
+        if hasattr(node, "names_validation"):  # an expression that `unpack` worked out
+            self.sources.add((self._frame.file, node.lineno))
+            return Value(frozenset({VALIDATION}))
         if isinstance(node, ast.Name):
             found = self._scope.find(node.id)
             if found is None and node.id in _BUILTIN:
@@ -62,6 +66,9 @@ class Expressions(Statements):
         if isinstance(node, ast.Call):
             return self._call(node)
         if isinstance(node, ast.Constant):
+            if takes_any_split(node.value):
+                said = f"the pattern {node.value!r} takes files of any split"
+                self.unresolved.setdefault((self._frame.file, node.lineno), said)
             if names_validation(node.value):
                 self.sources.add((self._frame.file, node.lineno))
                 return Value(frozenset({VALIDATION}))

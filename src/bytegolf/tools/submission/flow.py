@@ -41,6 +41,7 @@ from bytegolf.tools.submission.values import (
     Scope,
     Value,
     dotted,
+    takes_validation,
     union,
 )
 
@@ -141,6 +142,8 @@ class Flow(Expressions):
             self._sink("file", call, "unsure", "what is written is made of them")
         if name in _FORGETS or name in SHAPES:
             return Value(everything.labels - {VALIDATION, SCORE})
+        if takes_validation(getattr(call, "real", "") or dotted(call.func), call):
+            self.unresolved.setdefault((self._frame.file, call.lineno), "the files it takes may be any split's")
         results = [self._apply(ref, call, given, named, everything) for ref in function.refs]
         known = [one for one in results if one is not None]
         if known:

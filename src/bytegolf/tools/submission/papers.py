@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import math
 import os
 import re
@@ -13,6 +14,7 @@ from typing import Any
 from bytegolf.artifact.results import LIMIT
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors, parse_json
+from bytegolf.folders import check_file
 from bytegolf.tools.submission.names import CLAIMS
 from bytegolf.tools.submission.unpack import Sources
 from bytegolf.tools.submission.verdict import Finding
@@ -40,6 +42,8 @@ NOTES = frozenset({".md", ".json", ".tsv", ".csv", ".sh", ".toml", ".yaml", ".ym
 PICTURES = frozenset({".png", ".jpg", ".jpeg", ".svg", ".gif", ".pdf", ".webp"})
 MOST_FILES = 1000
 _CLAIMED = re.compile(r"submission.*\.json$")
+_MOST_LOOKED_AT = 1 << 26
+"""Bytes of a text that are read to tell what it is."""
 _LONGEST_WORD = 65_536
 """Bytes without a space: beyond, a text is no prose and no log, but something packed."""
 
@@ -79,10 +83,13 @@ def read_papers(folder: Path) -> Papers:
         for home, folders, names in os.walk(folder, onerror=_raise):
             for name in [*names, *(one for one in folders if (Path(home) / one).is_symlink())]:
                 path = Path(home) / name
-                real = path.resolve()
+                real = Path(os.path.realpath(path))  # `resolve` fails at a link to itself
                 if path.is_symlink() and not (real.is_relative_to(root) and real.exists()):
                     outside.append(path)
                 elif not real.is_dir():
+                    check_file(path, "a submission holds files")
+                    with path.open("rb"):  # all of it is looked at
+                        pass
                     found.setdefault(real, path)  # each file once, by whichever name
             if len(found) > MOST_FILES:
                 raise BytegolfError(f"{folder} holds more than {MOST_FILES} files: name the folder of one submission")
@@ -106,7 +113,8 @@ def _script(folder: Path, files: tuple[Path, ...]) -> Path | None:
                      if path.suffix in (".md", ".sh") and path.stat().st_size < 10**6)  # fmt: skip
 
     def order(path: Path) -> tuple[bool, bool, bool, int]:
-        started = bool(re.search(rf"(python3?|torchrun)[^\n`]*\s(\./)?{re.escape(path.name)}", texts))
+        named = re.compile(rf"\s(\./)?{re.escape(path.name)}")
+        started = any(("python" in line or "torchrun" in line) and named.search(line) for line in texts.split("\n"))
         return path.name != "train_gpt.py", path.parent != folder, not started, -path.stat().st_size
 
     return min(scripts, key=order, default=None)
@@ -124,9 +132,10 @@ def _is_paper(path: Path) -> bool:
     """Whether a file is text for people."""
     if path.suffix in PICTURES:
         return True
-    contents = path.read_bytes()
+    with path.open("rb") as file:
+        contents = file.read(_MOST_LOOKED_AT)
     try:
-        contents.decode()
+        codecs.getincrementaldecoder("utf-8")().decode(contents)  # the end may cut a character in two
     except UnicodeDecodeError:
         return False
     return b"\0" not in contents and max(map(len, contents.split()), default=0) <= _LONGEST_WORD
@@ -199,7 +208,7 @@ def _seeds(claims: dict[str, Any]) -> list[float]:
 def _sizes(papers: Papers, sources: Sources | None) -> Iterator[Finding]:
     """Count everything that is no paper; a paper that the script opens is none."""
     opened = {path.resolve() for path in sources.opened} if sources else set()
-    code = weights = 0
+    code = weights = texts = 0
     others, counted = [], []
     for path in papers.files:
         size, place = path.stat().st_size, path.relative_to(papers.folder).as_posix()
@@ -217,6 +226,11 @@ def _sizes(papers: Papers, sources: Sources | None) -> Iterator[Finding]:
         ):
             weights += size
             counted.append(place)
+        else:
+            texts += size
+    if sources and sources.unseen and weights + code + texts > LIMIT >= weights + code:
+        said = f"{texts:,} bytes of texts are not counted, and which files {sources.unseen[0]} opens is not seen"
+        yield Finding("size", "not proved", said)
     if others:
         yield Finding("size", "nothing found", f"not counted, as the script does not use them: {', '.join(others)}")
     yield from _against(papers, code, weights, counted)
@@ -272,6 +286,14 @@ def _against(papers: Papers, code: int, weights: int, counted: list[str]) -> Ite
             )
 
 
+_NUMBER = re.compile(r"\d\.\d{3,}")
+
+
+def _beginning(path: Path) -> str:
+    with path.open("rb") as file:
+        return file.read(_MOST_LOOKED_AT).decode(errors="replace")
+
+
 def _claimed(papers: Papers) -> Finding:
     """Whether a log says what is claimed; a run says more."""
     bpb = papers.claim("val_bpb", "mean_val_bpb")
@@ -279,7 +301,7 @@ def _claimed(papers: Papers) -> Finding:
         return Finding("as claimed", "not proved", f"{CLAIMS} claims no val_bpb")
     scores = [bpb, *_seeds(papers.claims or {})]
     for path in papers.logs:
-        numbers = {float(one) for one in re.findall(r"\d\.\d{3,}", path.read_text(encoding="utf-8"))}
+        numbers = {float(one) for one in _NUMBER.findall(_beginning(path))}
         if any(abs(number - one) < 6e-5 for number in numbers for one in scores):
             return Finding(
                 "as claimed", "nothing found", f"{path.name} has the score that is claimed; no run was made here"

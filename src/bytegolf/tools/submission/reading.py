@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
+from bytegolf.tools.submission import powers
 from bytegolf.tools.submission.flow import Flow
 from bytegolf.tools.submission.unpack import Sources
 from bytegolf.tools.submission.values import dotted
@@ -40,15 +41,28 @@ NETWORK = frozenset(
         "gdown",
         "pycurl",
         "socketserver",
+        "_socket",
+        "_ssl",
+        "imaplib",
+        "poplib",
+        "nntplib",
+        "webbrowser",
+        "pip",
+        "kagglehub",
     ]
 )
 """Modules whose purpose is a network."""
 
-NETWORK_CALLS = frozenset({"torch.hub.load", "torch.hub.load_state_dict_from_url", "torch.hub.download_url_to_file"})
+NETWORK_CALLS = re.compile(
+    r"torch\.hub\.\w+|torch\.utils\.model_zoo\.\w+|asyncio\.(open|start)_\w+|multiprocessing\.connection\.\w+|"
+    r"logging\.handlers\.(Socket|HTTP|SMTP|Datagram|SysLog)Handler"
+)
 COMMANDS = re.compile(r"\b(curl|wget|git clone|pip3? install|rsync|scp|ssh|aws s3|gsutil|nc)\b")
 STARTS = re.compile(r"(^|\.)(system|run|Popen|check_output|check_call|call|getoutput|popen)$")
 NATIVE = re.compile(r"#\s*include\s*<\s*(sys/socket|netdb|netinet|arpa/inet|curl/)|\bgetaddrinfo\s*\(")
 READERS = re.compile(r"(^|\.)(open|load|read_text|read_bytes|fromfile|memmap|loadtxt|load_file|Path)$")
+DATA = re.compile(r"data|fineweb|token|shard|corpus", re.I)
+"""What a path says that may lead to the data, of which a script's own default may be anywhere."""
 SYSTEM = ("/proc", "/sys", "/dev", "/tmp")
 TARGET = re.compile(r"(^|_)(targets?|tgts?|labels?|ys?|next_(token|byte|id)s?|actual)(_|$)")
 TABLE = re.compile(r"cache|table|ngram|count|hash|memo|stats|lookup")
@@ -70,7 +84,7 @@ Search = Callable[[ast.Module, set[str]], Iterator[tuple[int, str]]]
 def check_text(sources: Sources) -> Iterator[Finding]:
     """Findings of all rules that a text tells something about."""
     every = list(sources.every())
-    lines = sum(len(ast.unparse(source.tree).splitlines()) for source in every)
+    lines = sum(len({node.lineno for node in ast.walk(source.tree) if hasattr(node, "lineno")}) for source in every)
     read = f"reading {len(every)} pieces of code" if len(every) > 1 else "reading the script"
     modules = {source.name for source in every}
     for obstacle in sources.obstacles:
@@ -81,7 +95,8 @@ def check_text(sources: Sources) -> Iterator[Finding]:
         if found:
             name, line, said = found[0]
             more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-            yield Finding(rule, "broken", f"{said} ({name}:{line}{more})")
+            outcome: Literal["broken", "not proved"] = "not proved" if search is _data_elsewhere else "broken"
+            yield Finding(rule, outcome, f"{said} ({name}:{line}{more})")
         else:
             yield Finding(rule, "nothing found", f"{read} ({lines:,} lines) found {what}; a run would show it")
     yield from check_flow(sources)
@@ -153,18 +168,39 @@ def _imports(tree: ast.Module) -> Iterator[tuple[int, str]]:
 
 def _network(tree: ast.Module, modules: set[str]) -> Iterator[tuple[int, str]]:
     for line, name in _imports(tree):
-        if name.partition(".")[0] in NETWORK:
+        first = name.partition(".")[0]
+        if first in NETWORK and f"{first}.py" not in modules and not _harmless(tree, name):
             yield line, f"it imports {name}"
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
-            if dotted(node.func) in NETWORK_CALLS:
-                yield node.lineno, f"it calls {dotted(node.func)}"
-            if STARTS.search(dotted(node.func)):
-                words = " ".join(_texts(node))
+            called = _called(node)
+            if NETWORK_CALLS.fullmatch(called):
+                yield node.lineno, f"it calls {called}"
+            if STARTS.search(called):
+                words = getattr(node, "words", "") or " ".join(_texts(node))
                 if COMMANDS.search(words):
                     yield node.lineno, f"it runs {words[:60]!r}"
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and NATIVE.search(node.value):
             yield node.lineno, "its native code opens a connection"
+
+
+def _called(call: ast.Call) -> str:
+    """The full name of what is called, as far as `unpack` has seen it."""
+    return getattr(call, "real", "") or dotted(call.func)
+
+
+def _harmless(tree: ast.Module, name: str) -> bool:
+    """Whether of a module of the network only what uses none is used: `urllib.parse`, the name of the machine."""
+    if name in ("urllib.parse", "urllib.error"):
+        return True
+    first = name.partition(".")[0]
+    used: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == first:
+            used.add(node.attr)
+        elif isinstance(node, ast.ImportFrom) and node.module == name:
+            used.update(alias.name for alias in node.names)
+    return name == first and bool(used) and all(powers.allowed(f"{first}.{one}") for one in used)
 
 
 def _foreign(tree: ast.Module, modules: set[str]) -> Iterator[tuple[int, str]]:
@@ -174,11 +210,23 @@ def _foreign(tree: ast.Module, modules: set[str]) -> Iterator[tuple[int, str]]:
             yield line, f"it imports {name}, which is not counted"
         elif name.strip(".") and name.startswith(".") and f"{name.strip('.').partition('.')[0]}.py" not in modules:
             yield line, f"it imports {name}, which is not in the folder"
+    yield from ((line, f"it reads {text!r}") for line, text in _outside(tree) if not DATA.search(text))
+
+
+def _data_elsewhere(tree: ast.Module, modules: set[str]) -> Iterator[tuple[int, str]]:
+    """Readers of paths out of the folder that may lead to the data."""
+    yield from ((line, f"it reads {text!r}, which may be data") for line, text in _outside(tree) if DATA.search(text))
+
+
+def _outside(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """The paths out of the folder that a script reads, and their lines."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and READERS.search(dotted(node.func)) and not _writes(node):
-            for text in (one for part in node.args[:1] for one in _texts(part)):
+        if isinstance(node, ast.Call) and READERS.search(_called(node)) and not _writes(node):
+            named = getattr(node, "named", None)
+            texts = [named] if isinstance(named, str) else [one for part in node.args[:1] for one in _texts(part)]
+            for text in texts:
                 if ".." in Path(text).parts or text.startswith("~") or (_rooted(text) and not text.startswith(SYSTEM)):
-                    yield node.lineno, f"it reads {text!r}"
+                    yield node.lineno, text
 
 
 def _writes(call: ast.Call) -> bool:
@@ -308,6 +356,7 @@ def _unwrapped(node: ast.expr) -> ast.expr:
 _SEARCHES: tuple[tuple[str, Search, str], ...] = (
     ("no network", _network, "no module or call for it"),
     ("self-contained", _foreign, "no import of ours, and no path that leads out of the folder"),
+    ("self-contained", _data_elsewhere, "no path to data that leads out of the folder"),
     ("normalised", _caches, "no table that is looked up by a key that holds the target"),
     ("counted once", _spaces, "no space's byte that is counted twice"),
 )

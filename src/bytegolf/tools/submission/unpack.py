@@ -13,17 +13,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bytegolf.tools.submission import powers
+from bytegolf.tools.submission.bindings import stored
 from bytegolf.tools.submission.constants import Folder
 from bytegolf.tools.submission.decoders import MOST_BYTES, Unknown
+from bytegolf.tools.submission.values import names_validation
 
 _DEEPEST = 30
-_RUNS = frozenset({"exec", "eval", "compile"})
-_MODULES = frozenset({"import_module", "__import__", "run_module", "run_path", "spec_from_file_location", "execfile",
-                      "resolve_name", "load_source", "load_module", "zipimporter"})  # fmt: skip
-_OPAQUE = frozenset({"marshal.loads", "marshal.load", "pickle.loads", "dill.loads", "cloudpickle.loads",
-                     "types.CodeType",
-                     "types.FunctionType", "code.InteractiveInterpreter", "ctypes.CDLL", "ctypes.cdll.LoadLibrary",
-                     "torch.ops.load_library", "torch.jit.load", "torch.classes.load_library"})  # fmt: skip
+_DEEPEST = 30
 
 
 @dataclass(frozen=True)
@@ -47,6 +44,8 @@ class Sources:
     """what could not be read, with file and line"""
     opened: set[Path] = field(default_factory=set)
     """files of the folder that it names"""
+    unseen: list[str] = field(default_factory=list)
+    """where it opens what is not seen, with file and line"""
 
     def every(self) -> Iterator[Source]:
         """The script, its modules, and what is packed in them."""
@@ -80,8 +79,29 @@ def read_sources(folder: Path, script: Path) -> Sources | None:
     if tree is None:
         return None
     found = Sources(Source(script.relative_to(folder).as_posix(), tree))
-    _Reader(folder, found).read(found.script, 0)
+    reader = _Reader(folder, found)
+    reader.read(found.script, 0)
+    reader.beside()
     return found
+
+
+_MODULES = frozenset({"importlib.import_module", "__import__", "builtins.__import__", "importlib.__import__",
+                      "runpy.run_module", "runpy.run_path", "importlib.util.spec_from_file_location"})  # fmt: skip
+"""Functions that run code by its name or its file's."""
+
+_STARTS = re.compile(
+    r"(os|posix|nt)\.(system|popen|startfile|exec\w+|spawn\w+|posix_spawnp?)|pty\.spawn|"
+    r"subprocess\.(run|Popen|call|check_call|check_output|getoutput|getstatusoutput)"
+)
+_OPENS = frozenset({"open", "Path", "load", "fromfile", "memmap", "read_text", "read_bytes", "load_file", "joinpath",
+                    "loadtxt", "genfromtxt", "glob", "iglob", "rglob"})  # fmt: skip
+_WRITES = frozenset({"write_text", "write_bytes"})
+_PROGRAMS = frozenset({"nvidia-smi", "rocm-smi", "uname", "hostname", "lscpu", "nproc", "free", "df", "ls", "pwd",
+                       "which", "whoami", "date", "pyminify", "lrzip", "zstd", "xz", "gzip", "bzip2",
+                       "brotli"})  # fmt: skip
+"""Programs that may be started: what they do is known."""
+_GIT = frozenset({"rev-parse", "status", "log", "diff", "describe", "show"})
+_INTERPRETERS = re.compile(r"(^|/)(python[\d.]*|sh|bash|dash|zsh|perl|node|ruby|lua|env|make|ninja)$")
 
 
 class _Reader:
@@ -90,28 +110,76 @@ class _Reader:
     def __init__(self, folder: Path, sources: Sources) -> None:
         self._folder, self._sources = folder, sources
         self._spent = 0
+        self._searches_all = False
+        self._from_files: list[tuple[Source, ast.AST, Path]] = []
+        self._written: list[Path] = []
 
     def read(self, source: Source, depth: int) -> None:
         """Find what ``source`` runs, imports and opens."""
         try:
             nodes = list(ast.walk(source.tree))
             folder = Folder(self._folder, nodes)
+            names = folder.names
+            if any(
+                folder.real(node).startswith(("sys.path", "site.")) for node in nodes if isinstance(node, ast.Attribute)
+            ):
+                self._paths(source, nodes, folder)
+            for place, why in powers.obstacles(nodes, names, folder.real, folder.constant, self._here):
+                self._obstacle(source, place, why)
+            for node in nodes:
+                if isinstance(node, (ast.Import, ast.ImportFrom)):
+                    self._import(node, depth)
+                elif isinstance(node, ast.Call):
+                    node.real = folder.real(node.func)  # type: ignore[attr-defined]  # for the searches in the text
+                    self._call(source, node, folder, depth)
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    self._named(node.value)
+                made = isinstance(node, (ast.BinOp, ast.Call, ast.Subscript, ast.JoinedStr))
+                if made and names_validation(folder.constant(node)):
+                    node.__dict__["names_validation"] = True  # for the flow
         except RecursionError:
             self._obstacle(source, None, "it is nested too deeply")
             return
-        called = {id(node.func) for node in nodes if isinstance(node, ast.Call)}
-        decorated = {id(part) for node in nodes for part in getattr(node, "decorator_list", ())}
+        inner = [self._sources.unpacked[id(node)] for node in nodes if id(node) in self._sources.unpacked]
+        for name in sorted(folder.used & {name for one in inner for name in stored(one.tree)}):
+            self._obstacle(source, None, f"what it unpacks gives {name} another value")
+
+    def beside(self) -> None:
+        """What of the folder Python runs without being told, and what is code and no text; once all is read."""
+        for path in sorted(self._folder.rglob("*")):
+            place = path.relative_to(self._folder).as_posix()
+            if path.name in ("sitecustomize.py", "usercustomize.py"):
+                self._module(path.stem, 0)
+                self._sources.obstacles.append(f"{place} may run by itself")
+            elif path.suffix in (".pth", ".pyc", ".pyo", ".so", ".pyd", ".egg", ".whl", ".pyz"):
+                self._sources.obstacles.append(f"{place} is compiled or packed code, which is not read")
+        for source, node, path in self._from_files:
+            if path in self._written:
+                self._obstacle(source, node, f"the script writes {path.name}, and runs what is in it")
+
+    def _here(self, module: str) -> bool:
+        """Whether the folder has a module of that name."""
+        if self._searches_all:
+            return bool(self._places(module))
+        return any(map(Path.exists, (self._folder / f"{module}.py", self._folder / module)))
+
+    def _places(self, module: str) -> list[Path]:
+        """Where ``module`` is searched: in the folder, and in all folders of it where the path is changed."""
+        roots = [self._folder]
+        if self._searches_all:
+            roots += sorted(path for path in self._folder.rglob("*") if path.is_dir())
+        return [root for root in roots if (root / f"{module}.py").is_file() or (root / module).is_dir()]
+
+    def _paths(self, source: Source, nodes: list[ast.AST], folder: Folder) -> None:
+        """`sys.path` is changed: modules may lie anywhere in the folder, and elsewhere where that is not seen."""
+        self._searches_all = True
         for node in nodes:
-            if isinstance(node, (ast.Import, ast.ImportFrom)):
-                self._import(source, node, depth)
-            elif isinstance(node, ast.Call):
-                self._call(source, node, folder, depth)
-            # `run = exec` or `map(exec, parts)`: what is neither called here nor decorates is called elsewhere
-            elif isinstance(node, ast.Name) and id(node) not in called | decorated and isinstance(node.ctx, ast.Load):
-                if folder.real(node) in _RUNS | {"__builtins__", "__import__"} and not folder.shadowed(node.id):
-                    self._obstacle(source, node, f"{node.id} is passed on as a value")
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                self._named(node.value)
+            if not isinstance(node, ast.Call) or not folder.real(node.func).startswith("sys.path."):
+                continue
+            place = folder.constant(node.args[-1]) if node.args else None
+            inside = folder.inside(place)
+            if inside is None or not inside.is_dir():
+                self._obstacle(source, node, "modules are searched where it is not seen")
 
     def _named(self, text: str) -> None:
         """Note a file of the folder that a string names."""
@@ -120,9 +188,9 @@ class _Reader:
             if not text.startswith("/") and ".." not in path.parts and path.is_file():
                 self._sources.opened.add(path)
 
-    def _import(self, source: Source, node: ast.Import | ast.ImportFrom, depth: int) -> None:
+    def _import(self, node: ast.Import | ast.ImportFrom, depth: int) -> None:
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
-        if isinstance(node, ast.ImportFrom) and (node.level or not node.module):
+        if isinstance(node, ast.ImportFrom):
             names += [".".join(filter(None, (node.module, alias.name))) for alias in node.names]
         for name in names:
             self._module(name, depth)
@@ -130,64 +198,68 @@ class _Reader:
     def _module(self, name: str, depth: int) -> bool:
         """Read a module of the folder; whether there is one of that name."""
         parts = name.split(".")
-        for number in range(1, len(parts) + 1):
-            place = self._folder.joinpath(*parts[:number])
-            module = ".".join(parts[:number])
-            path = next((one for one in (place.with_suffix(".py"), place / "__init__.py") if one.is_file()), None)
-            native = list(self._folder.glob(f"{'/'.join(parts[:number])}*.so"))
-            for one in native:
-                self._sources.obstacles.append(f"{one.name} is compiled code, which is not read")
-            if path is None or module in self._sources.modules or path.name == self._sources.script.name:
-                continue
-            self._sources.opened.add(path)
-            tree = parse(path.read_bytes()) if path.stat().st_size <= MOST_BYTES else None
-            if tree is None:
-                self._sources.obstacles.append(f"{path.name} is no Python that can be read")
-                continue
-            self._sources.modules[module] = Source(path.relative_to(self._folder).as_posix(), tree)
-            self.read(self._sources.modules[module], depth + 1)
+        for root in self._places(parts[0]) if parts[0] and parts[0] != "*" else []:
+            for number in range(1, len(parts) + 1):
+                place, module = root.joinpath(*parts[:number]), ".".join(parts[:number])
+                path = next((one for one in (place.with_suffix(".py"), place / "__init__.py") if one.is_file()), None)
+                if path is None or module in self._sources.modules or path.name == self._sources.script.name:
+                    continue
+                self._sources.opened.add(path)
+                tree = parse(path.read_bytes()) if path.stat().st_size <= MOST_BYTES else None
+                if tree is None:
+                    self._sources.obstacles.append(f"{path.name} is no Python that can be read")
+                    continue
+                found = self._sources.modules[module] = Source(path.relative_to(self._folder).as_posix(), tree)
+                self._from_files.append((found, tree, path.resolve()))
+                self.read(found, depth + 1)
         return name in self._sources.modules
 
     def _call(self, source: Source, call: ast.Call, folder: Folder, depth: int) -> None:
         name = folder.real(call.func)
         last = name.rpartition(".")[2]
-        if name in _RUNS or name in {f"builtins.{one}" for one in _RUNS}:
-            if folder.shadowed(name):
-                return
-            self._code(source, call, folder, depth)
-        elif last in _MODULES and call.args:
+        if name.removeprefix("builtins.") in powers.RUNS:
+            if not (isinstance(call.func, ast.Name) and folder.names.own(call.func)):
+                self._code(source, call, folder, depth)
+        elif name in _MODULES and call.args:
             self._dynamic(source, call, folder, last, depth)
-        elif name in _OPAQUE:
-            if last not in ("CDLL", "LoadLibrary", "load_library") or self._file_of(call, folder):
-                self._obstacle(source, call, f"{name} runs what is not text")
         elif not name and isinstance(call.func, (ast.Subscript, ast.Call)) and _reaches(call.func):
             self._obstacle(source, call, f"{ast.unparse(call.func)[:60]} is called")
-        elif last in ("run", "Popen", "system", "call", "check_call", "check_output", "execv", "execvp", "spawnv"):
+        elif _STARTS.fullmatch(name):
             self._started(source, call, folder, depth)
-        elif last in ("open", "Path", "load", "fromfile", "memmap", "read_text", "read_bytes", "load_file", "joinpath"):
-            self._file_of(call, folder)
+        elif name in ("os.listdir", "os.scandir", "os.walk") or getattr(call.func, "attr", "") == "iterdir":
+            self._sources.unseen.append(f"{source.name}:{call.lineno}")
+        elif (last or getattr(call.func, "attr", "")) in _OPENS | _WRITES:
+            self._file_of(source, call, folder)
 
-    def _file_of(self, call: ast.Call, folder: Folder) -> Path | None:
-        """The file of the folder that a call's first argument names; it is noted."""
-        try:
-            path = folder.path(folder.value(call.args[0])) if call.args else None
-        except Unknown:
-            return None
-        if path is not None:
+    def _file_of(self, source: Source, call: ast.Call, folder: Folder) -> None:
+        """Note the file of the folder that a call's first argument names, or that it is not seen."""
+        mode = folder.constant(call.args[1]) if len(call.args) > 1 else "r"
+        named = folder.constant(call.args[0]) if call.args else None
+        if isinstance(call.func, ast.Attribute) and call.func.attr in _WRITES:
+            named, mode = folder.constant(call.func.value), "w"
+        if isinstance(named, (str, Path)):
+            call.named = str(named)  # type: ignore[attr-defined]  # for the search of paths
+        path = folder.inside(named)
+        if path is not None and (mode is None or (isinstance(mode, str) and set(mode) & set("wax+"))):
+            self._written.append(path)
+        if path is not None and path.is_file():
             self._sources.opened.add(path)
-        return path
+        elif (
+            call.args
+            and (named is None or "*" in str(named))
+            and not (isinstance(mode, str) and set(mode) & set("wax"))
+        ):
+            self._sources.unseen.append(f"{source.name}:{call.lineno}")
 
     def _code(self, source: Source, call: ast.Call, folder: Folder, depth: int) -> None:
         """What exec, eval or compile is given."""
         argument = (
             call.args[0] if call.args else next((one.value for one in call.keywords if one.arg == "source"), None)
         )
-        if isinstance(argument, ast.Call) and folder.real(argument.func).rpartition(".")[2] == "compile":
+        held = folder.names.bound.get(argument.id) if isinstance(argument, ast.Name) else argument
+        compiled = isinstance(held, ast.Call) and folder.real(held.func).removeprefix("builtins.") == "compile"
+        if compiled and folder.real(call.func) != "compile":
             return  # which is looked at itself
-        if argument is not None and isinstance(argument, ast.Name):
-            held = folder.bound.get(argument.id)
-            if isinstance(held, ast.Call) and folder.real(held.func) == "compile":
-                return
         try:
             if argument is None:
                 raise Unknown("nothing")
@@ -197,12 +269,14 @@ class _Reader:
             return
         self._run(source, call, text, depth)
         self._sources.opened |= folder.read
+        self._from_files += [(source, call, path) for path in folder.read]
 
     def _run(self, source: Source, call: ast.Call, text: object, depth: int) -> None:
-        if not isinstance(text, (str, bytes)):
+        if not isinstance(text, (str, bytes, bytearray)):
             self._obstacle(source, call, "what is run is no text")
             return
-        self._spent += len(text)  # of all levels together: packed code may unpack more packed code
+        text = bytes(text) if isinstance(text, bytearray) else text
+        self._spent += len(text)
         tree = parse(text.strip()) if depth < _DEEPEST and self._spent <= 4 * MOST_BYTES else None
         if tree is None:
             self._obstacle(source, call, f"what is run cannot be read: {why_not(text.strip())}")
@@ -220,34 +294,53 @@ class _Reader:
             self._obstacle(source, call, f"which module is imported is not seen: {why}")
             return
         path = folder.path(named)
-        if path is not None and last not in ("import_module", "__import__"):
+        if path is not None and last in ("run_path", "spec_from_file_location"):
             self._sources.opened.add(path)
+            self._from_files.append((source, call, path))
             self._run(source, call, path.read_bytes()[: MOST_BYTES + 1], depth)
         elif isinstance(named, str) and last in ("import_module", "__import__", "run_module"):
             call.imports = named  # type: ignore[attr-defined]
             self._module(named.lstrip("."), depth)
+            if unknown := powers.unknown_module(named.lstrip("."), self._here):
+                self._obstacle(source, call, unknown)
         else:
             self._obstacle(source, call, "the code that it runs is not in the folder")
 
     def _started(self, source: Source, call: ast.Call, folder: Folder, depth: int) -> None:
-        """A program that is started: if it is one of the folder, it is read; text for an interpreter is, too."""
+        """A program that is started: one of the folder is read; any other must be a known and harmless one."""
         words: list[str] = []
-        for node in (part for argument in call.args for part in ast.walk(argument)):
-            try:
-                value = folder.value(node) if isinstance(node, ast.expr) else None
-            except Unknown:
-                continue
-            words += value.split() if isinstance(value, str) else []
-        program = any(re.search(r"(^|/)(python[\d.]*|sh|bash|perl|node|ruby)$", word) for word in words)
-        program |= "sys.executable" in ast.unparse(call)
-        for word in dict.fromkeys(words):
+        for node in (part for argument in call.args for part in ast.walk(argument) if isinstance(part, ast.expr)):
+            value = folder.constant(node)
+            parts = value if isinstance(value, list) else [value]
+            words += [word for part in parts if isinstance(part, str) for word in part.split()]
+        words = list(dict.fromkeys(words))
+        call.words = " ".join(words)  # type: ignore[attr-defined]  # for the search of networks
+        for word in words:
             path = folder.path(word)
             if path is not None and path.name != self._sources.script.name:
                 self._sources.opened.add(path)
+                self._from_files.append((source, call, path))
                 self._run(source, call, path.read_bytes()[: MOST_BYTES + 1], depth)
-                return
-        if program:
+        first = folder.constant(call.args[0]) if call.args else None
+        command = first if isinstance(first, str) else None
+        if command is None and call.args and isinstance(call.args[0], (ast.List, ast.Tuple)) and call.args[0].elts:
+            head = folder.constant(call.args[0].elts[0])
+            command = head if isinstance(head, str) else None
+        elif isinstance(first, list) and first and isinstance(first[0], str):
+            command = first[0]
+        if "sys.executable" in ast.unparse(call) or any(map(_INTERPRETERS.search, words)):
             self._obstacle(source, call, "it starts an interpreter")
+        elif command is None:
+            self._obstacle(source, call, "which program it starts is not seen")
+        else:
+            self._program(source, call, command, words)
+
+    def _program(self, source: Source, call: ast.Call, command: str, words: list[str]) -> None:
+        program, *rest = command.split() or [""]
+        odd = {one.arg for one in call.keywords} & {"executable", "env", "preexec_fn", None}
+        git = program == "git" and (rest or words[1:2] or [""])[0] in _GIT
+        if not (git or program in _PROGRAMS) or odd or re.search(r"[;|&$`<>\n]", command):
+            self._obstacle(source, call, f"it starts {program[:60] or 'a program'}, whose doings are not read")
 
     def _obstacle(self, source: Source, node: ast.AST | None, why: str) -> None:
         line = f":{node.lineno}" if node is not None and hasattr(node, "lineno") else ""
@@ -260,4 +353,5 @@ def _reaches(node: ast.AST) -> bool:
     """Whether a called expression may be exec under another name: getattr(builtins, …), globals()[…]."""
     words = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
     words |= {part.attr for part in ast.walk(node) if isinstance(part, ast.Attribute)}
-    return bool(words & {"builtins", "__builtins__", "globals", "__dict__", "vars", "__import__", "import_module"})
+    return bool(words & {"builtins", "__builtins__", "globals", "locals", "__dict__", "vars", "__import__",
+                         "import_module", "modules"})  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import fnmatch
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -160,3 +161,22 @@ def names_validation(text: object) -> bool:
         and bool(_SPLIT.search(text))
         and not _FIGURE.search(text)
     )
+
+
+_LISTS = frozenset({"os.listdir", "os.scandir", "os.walk"})
+_SHARD = "fineweb_val_000000.bin"
+
+
+def takes_any_split(text: object) -> bool:
+    """Whether a string is a pattern that takes the validation split's files without naming it: `fineweb_*.bin`."""
+    if not isinstance(text, str) or len(text) > 200 or not re.search(r"[*?\[]", text) or names_validation(text):
+        return False
+    last = text.rpartition("/")[2]
+    return fnmatch.fnmatch(_SHARD, last) and ("bin" in last or "fineweb" in last or text.endswith("/*"))
+
+
+def takes_validation(name: str, call: ast.Call) -> bool:
+    """Whether a call lists all files of a folder, or by a pattern those of any split."""
+    last = name.rpartition(".")[2] or (call.func.attr if isinstance(call.func, ast.Attribute) else "")
+    named = getattr(call, "named", None)
+    return name in _LISTS or last == "iterdir" or (last in ("glob", "iglob", "rglob") and takes_any_split(named))

@@ -124,7 +124,8 @@ def table(audit: Audit) -> Table:
 
 def markdown(audit: Audit) -> str:
     """A summary to paste under a pull request."""
-    lines = [f"**`bytegolf audit`: {audit.summary}.** Script: `{audit.script or 'none'}`.", ""]
+    script = audit.script.replace("`", "'") or "none"
+    lines = [f"**`bytegolf audit`: {audit.summary}.** Script: `{_printable(script)}`.", ""]
     lines += ["| rule | outcome | evidence |", "|---|---|---|"]
     for row in audit.verdicts:
         evidence = _plain("; ".join(row.evidence[:2]))
@@ -136,8 +137,13 @@ def markdown(audit: Audit) -> str:
 _MARKS: dict[Outcome, str] = {"shown": "✅", "not proved": "❔", "broken": "❌"}
 
 
+def _printable(text: str) -> str:
+    """A name with what cannot be printed, or would end a line, as Python writes it."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
 def _plain(text: str) -> str:
     """Evidence in a cell of a table: no markup of its own, no line breaks, not too long."""
-    short = " ".join(text.split())
+    short = _printable(" ".join(text.split()))
     short = short if len(short) <= 240 else f"{short[:240]}…"
     return "".join(f"\\{one}" if one in "\\|`*_<>[]#@!" else one for one in short)
