@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 MOST_CHARACTERS = 1000
 """Of a sentence: it may quote what a stranger's file holds."""
@@ -73,3 +74,10 @@ def listed(words: Sequence[str]) -> str:
     ('77', '77 and 78', '77, 78 and 79')
     """
     return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
+
+
+def install(extra: str) -> str:
+    """The command that installs what an extra of the package needs: of a checkout's own, where this is one."""
+    root = Path(__file__).parents[2]
+    checkout = Path(__file__).parents[1].name == "src" and (root / "pyproject.toml").is_file()
+    return f"pip install -e '{root}[{extra}]'" if checkout else f"pip install 'bytegolf[{extra}]'"

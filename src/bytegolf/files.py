@@ -166,7 +166,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 MOST_BYTES = 1 << 28
-"""Of a file that is read as a whole: configurations, JSON, tokenizers. It may be called /dev/zero."""
+"""Of a file that is read as a whole: configurations, JSON, tokenizers, texts. It may be called /dev/zero."""
 
 
 def read_file(path: Path, what: str) -> bytes:
@@ -183,11 +183,10 @@ STDIN = Path("-")
 
 
 def read_input(path: Path) -> bytes:
-    """The contents of a file that a user named, or of stdin for ``-``."""
+    """The contents of a file that a user named, or of stdin for ``-``; neither may go on for ever."""
     if path == STDIN:
-        return sys.stdin.buffer.read()
-    with disk_errors(path, "read"):
-        return path.read_bytes()
+        return _read_stdin()
+    return read_file(path, "text")
 
 
 def piped_input() -> bytes:
@@ -204,7 +203,14 @@ def piped_input() -> bytes:
         return b""
     if os.name != "nt" and not select.select([handle], [], [], 1.0)[0]:
         sys.stderr.write("reading the text from stdin\n")
-    return sys.stdin.buffer.read()
+    return _read_stdin()
+
+
+def _read_stdin() -> bytes:
+    data = sys.stdin.buffer.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise BytegolfError(f"stdin brings more than {MOST_BYTES:,} bytes: give a part of it, as `head -c` does")
+    return data
 
 
 def read_json(path: Path, what: str) -> Any:

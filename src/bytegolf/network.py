@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from bytegolf.errors import BytegolfError
+from bytegolf.errors import BytegolfError, install
 
 _CLIENTS = ("aiohttp", "httpx", "httpx2", "huggingface_hub", "fsspec")
 """Packages whose exceptions stand for failures of the network."""
@@ -104,7 +104,7 @@ def required(module: str, doing: str, instead: str) -> Any:
         found = importlib.import_module(module)
     except ImportError as error:
         raise BytegolfError(
-            f"{doing} needs {module.partition('.')[0]}: run `pip install 'bytegolf[hub]'`, or {instead}"
+            f"{doing} needs {module.partition('.')[0]}: run `{install('hub')}`, or {instead}"
         ) from error
     if module == "huggingface_hub":
         _check_hub_proxy()

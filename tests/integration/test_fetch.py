@@ -648,7 +648,7 @@ def test_a_hub_that_is_not_there(hub: Server, tmp_path: Path, monkeypatch: pytes
     with pytest.raises(BytegolfError, match=r"train_000001\.bin does not exist"):
         from_hub(tmp_path / "data")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(BytegolfError, match=r"pip install 'bytegolf\[hub\]'.*--mirror"):
+    with pytest.raises(BytegolfError, match=r"pip install .*\[hub\]'.*--mirror"):
         from_hub(tmp_path / "data")
 
 

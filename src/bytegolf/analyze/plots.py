@@ -7,7 +7,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from bytegolf.errors import BytegolfError
+from bytegolf.errors import BytegolfError, install
 from bytegolf.files import write_atomically
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -19,7 +19,7 @@ def canvas(width: float, height: float) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise BytegolfError("pictures need matplotlib: install it with `pip install 'bytegolf[plots]'`") from error
+        raise BytegolfError(f"pictures need matplotlib: install it with `{install('plots')}`") from error
     return Figure(figsize=(width, height), layout="constrained")
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter, validators
 
 from bytegolf.cli.common import COUNT, Data, app, screen
-from bytegolf.errors import BytegolfError
+from bytegolf.errors import BytegolfError, install
 
 
 @app.command(sort_key=55)
@@ -50,7 +50,7 @@ def serve(
         import starlette  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
-        raise BytegolfError(f"serving needs {error.name}: pip install 'bytegolf[serve]'") from error
+        raise BytegolfError(f"serving needs {error.name}: {install('serve')}") from error
     from bytegolf.tools.serve.served import Collection
     from bytegolf.tools.serve.server import serve as run
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
-from bytegolf.data import json_lines, parquet
+from bytegolf.data import json_lines, parquet, tables
 from bytegolf.data.compression import HEAD_BYTES, DamagedError, check_head, split_ending, unpacked
 from bytegolf.data.document import MIN_CUT, Advance, Document, Reading
 from bytegolf.errors import BytegolfError
@@ -33,6 +33,8 @@ STDIN_TEXT, STDIN_LINES = "-", "-.jsonl"
 Remark = Callable[[str], None]
 """Told, in a sentence, what is odd and no error."""
 
+_LONGEST_HEADER = 1 << 13
+"""Bytes of a table's first line, which a buffer holds."""
 _LIKE_JSON = re.compile(rb'\s*(\{\s*"|\[\s*\{)')
 
 
@@ -134,9 +136,9 @@ def _opened(file: str) -> Iterator[tuple[io.BufferedIOBase, str, Callable[[], in
         yield stream, file, raw.tell if raw.seekable() else None
 
 
-def _head(stream: io.BufferedIOBase) -> bytes:
+def _head(stream: io.BufferedIOBase, size: int = HEAD_BYTES) -> bytes:
     """The first bytes of a stream, which stay in it; none where that cannot be (a stdin that somebody has replaced)."""
-    return stream.peek(HEAD_BYTES)[:HEAD_BYTES] if hasattr(stream, "peek") else b""
+    return stream.peek(size)[:size] if hasattr(stream, "peek") else b""
 
 
 def _damaged(file: str, where: str, error: Exception) -> BytegolfError:
@@ -150,7 +152,7 @@ def check_start(file: str) -> None:
 
 
 def documents(file: str, reading: Reading, advance: Advance, remark: Remark = lambda said: None) -> Iterator[Document]:
-    """The documents of a plain text, a ``.json`` or a Parquet file.
+    """The documents of a plain text, a table, a ``.json`` or a Parquet file.
 
     Raises BytegolfError where it is not UTF-8, lacks a field, breaks off or is of no kind of text.
     """
@@ -158,7 +160,17 @@ def documents(file: str, reading: Reading, advance: Advance, remark: Remark = la
         yield from parquet.documents(Path(file), reading, advance)
         return
     with _opened(file) as (stream, name, position):
-        if split_ending(file)[0].endswith(JSON_ENDING):
+        table = None
+        if split_ending(file)[0].endswith(tables.ENDINGS):
+            table = tables.columns(_head(stream, _LONGEST_HEADER), file, reading)
+            if table is None:
+                remark(f"{file} is read as plain text: --field COLUMN makes a document of each of its rows")
+        if table is not None:
+            try:
+                yield from tables.documents(stream, name, table, reading, advance, position or (lambda: 0))
+            except DamagedError as error:
+                raise _damaged(file, "the beginning", error) from error
+        elif split_ending(file)[0].endswith(JSON_ENDING):
             yield from _json(stream, name, reading)
             advance(position() if position else 0)
         else:

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from bytegolf.data.blocks import BLOCK_BYTES, Block
 from bytegolf.data.split import Split
 from bytegolf.data.tokenizer import Tokenizer
-from bytegolf.errors import BytegolfError
+from bytegolf.errors import BytegolfError, install
 from bytegolf.folders import LeftOut, Tally
 
 DIGEST_BYTES = hashlib.sha256().digest_size
@@ -257,7 +257,7 @@ def encode_all_on_ray(encoder: Encoder, blocks: Iterable[Block]) -> Generator[En
     try:
         ray: Any = importlib.import_module("ray")
     except ImportError as error:
-        raise BytegolfError("--ray needs the package ray: `pip install 'bytegolf[ray]'`, or leave --ray out") from error
+        raise BytegolfError(f"--ray needs the package ray: `{install('ray')}`, or leave --ray out") from error
     if not ray.is_initialized():
         ray.init(log_to_driver=False, logging_level="error")
     task = ray.remote(num_cpus=1)(lambda encoder, block: encoder(block))

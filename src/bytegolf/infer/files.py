@@ -25,6 +25,7 @@ from bytegolf.data.shards import open_split
 from bytegolf.data.tokenizer import BYTE_TOKENIZERS, ByteTokenizer, load_tokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors, write_atomically
+from bytegolf.folders import check_file
 from bytegolf.infer import compressors
 from bytegolf.infer.codec import Codec
 from bytegolf.infer.results import (
@@ -290,6 +291,8 @@ def _reading(source: Path) -> Iterator[tuple[IO[bytes], os.stat_result | None]]:
     if source == PIPE:
         yield sys.stdin.buffer, None
         return
+    if source.exists():
+        check_file(source, "name a file, or - for stdin", pipes=True)
     with disk_errors(source, "read"):
         file = source.open("rb")
         known = os.fstat(file.fileno()) if source.is_file() else None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from bytegolf.errors import BytegolfError
+from bytegolf.errors import BytegolfError, install
 from bytegolf.files import disk_errors, lines_of, make_folder, parse_json, write_bytes
 
 TENSORBOARD = "tensorboard"
@@ -145,7 +145,7 @@ def event_log(run: Path, first: int) -> Callable[[dict[str, Any]], None]:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise BytegolfError(
-            "train.tensorboard is on, but the package is not installed: pip install 'bytegolf[tensorboard]', or leave "
+            f"train.tensorboard is on, but the package is not installed: {install('tensorboard')}, or leave "
             "it off, as metrics.jsonl has all figures too"
         ) from error
     writer: Any = SummaryWriter(str(run / TENSORBOARD), purge_step=first or None)

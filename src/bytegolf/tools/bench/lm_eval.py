@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bytegolf.errors import BytegolfError
+from bytegolf.errors import BytegolfError, install
 
 try:
     import lm_eval
@@ -26,7 +26,7 @@ try:
     from lm_eval.utils import simple_parse_args_string
 except ImportError as error:
     raise BytegolfError(
-        "tasks of lm-eval need the package lm_eval: pip install 'bytegolf[bench]'; the tasks noise, characters and "
+        f"tasks of lm-eval need the package lm_eval: {install('bench')}; the tasks noise, characters and "
         "boundaries, and --file, need nothing"
     ) from error
 

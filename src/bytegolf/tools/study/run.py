@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from bytegolf.errors import BytegolfError
+from bytegolf.errors import BytegolfError, install
 from bytegolf.files import disk_errors, lock_file, make_folder, write_bytes
 from bytegolf.tools.study.definition import Study
 from bytegolf.tools.study.plan import Job
@@ -213,7 +213,7 @@ class Ray:
             self._ray: Any = importlib.import_module("ray")
         except ImportError as error:
             raise BytegolfError(
-                "--launcher ray needs the package ray: `pip install 'bytegolf[ray]'`, or choose another launcher"
+                f"--launcher ray needs the package ray: `{install('ray')}`, or choose another launcher"
             ) from error
         if not self._ray.is_initialized():
             self._ray.init(log_to_driver=False, logging_level="error")

@@ -134,9 +134,9 @@ class _Reader:
                     self._call(source, node, folder, depth)
                 elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                     self._named(node.value)
-                made = isinstance(node, (ast.BinOp, ast.Call, ast.Subscript, ast.JoinedStr))
-                if made and names_validation(folder.constant(node)):
-                    node.__dict__["names_validation"] = True  # for the flow
+                made = node if isinstance(node, (ast.BinOp, ast.Call, ast.Subscript, ast.JoinedStr)) else None
+                if made is not None and names_validation(folder.constant(made)):
+                    made.__dict__["names_validation"] = True  # for the flow
         except RecursionError:
             self._obstacle(source, None, "it is nested too deeply")
             return
