@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import stat
@@ -22,6 +23,7 @@ from typing import Any
 import pytest
 import tomli_w
 from commands import Ran, TinyRun, cli, good, refused, small
+from rich.cells import cell_len
 
 from bytegolf.artifact import checkpoint as store
 from bytegolf.config import Config, to_dict
@@ -123,6 +125,18 @@ def test_what_is_there_is_not_repeated_and_outlives_runs_and_data(here: Path, mo
     Path("s.toml").write_text(FILE.format(data="nowhere", python=sys.executable))
     assert good("study", "show", "s.toml", "--json").json == first.json
     assert "bytegolf prepare" in refused("study", "run", "s.toml")
+
+
+def test_the_table_of_a_running_study_loses_nothing_on_a_phone(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table that is rewritten does not go through the console's own way to make room."""
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # to rich, that is a terminal
+    said = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", good("study", "run", "s.toml").err).replace("\r", "\n")
+    assert all(cell_len(line) <= 40 for line in said.split("\n"))
+    assert "…" not in said
+    assert "4 of 4 done" in said
+    for part in ("done: 2/2", "BPB: 1.2015", "+0.1000 ± 0.0000", "best so far muon_lr=0.1 1.1015"):
+        assert part in " ".join(said.split()), part
 
 
 def test_only_what_is_named_or_has_changed_is_run_and_the_rest_is_kept_apart(here: Path) -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table as RichTable
 
-from bytegolf.console import PlainConsole
+from bytegolf.console import PlainConsole, fitted
 from bytegolf.errors import BytegolfError, counted
 from bytegolf.files import matching, only_one, write_bytes
 from bytegolf.progress import clock
@@ -218,7 +218,8 @@ class Overview:
 
     def __init__(self, study: Study) -> None:
         self._study = study
-        self._console = PlainConsole(stderr=True, soft_wrap=True)
+        self._console = PlainConsole(stderr=True)
+        self._console.soft_wrap = not self._console.is_terminal  # in a log each run keeps to its line
         self.live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
 
     def __call__(self, state: running.State, just: Job | None) -> None:
@@ -228,7 +229,7 @@ class Overview:
             said = f"bpb {row.summary.bpb:.4f}" if row.summary else f"failed: {row.error}"
             self._console.print(f"{just.label}: {said}{'' if self.live else f' ({self._line(state)})'}")
         if self.live:
-            self.live.update(self._table(state), refresh=True)
+            self.live.update(fitted(self._console, self._table(state)), refresh=True)
 
     def _line(self, state: running.State) -> str:
         """How far it is, in a line."""
