@@ -17,7 +17,8 @@ from packed_submissions import CODERS, DISHONEST, HONEST, IMPORTS, PACKINGS, PLA
 from test_submit import Submitted, submitted  # noqa: F401  (a fixture)
 from toy_submission import SCRIPT, write
 
-from bytegolf.tools.submission.audit import audit
+from bytegolf.tools.submission.audit import audit, is_ours
+from bytegolf.tools.submission.papers import read_papers
 from bytegolf.tools.submission.reading import check_text
 from bytegolf.tools.submission.unpack import Source, Sources, read_sources
 from bytegolf.tools.submission.verdict import EXITS, RULES, TEXTUAL, Whole
@@ -72,6 +73,18 @@ def changed(toy: Path, home: Path, old: str, new: str) -> Path:
 def test_our_own_submission_passes(submitted: Submitted, tiny_run: TinyRun) -> None:  # noqa: F811
     found = outcomes(submitted.path, "--data", tiny_run.data)
     assert {outcome for outcome, _ in found.values()} == {"shown"}, found
+
+
+def test_our_own_script_is_known_where_nothing_else_is_there(submitted: Submitted, tmp_path: Path) -> None:  # noqa: F811
+    folder = tmp_path / "ours"
+    shutil.copytree(submitted.path, folder)
+    assert is_ours(read_papers(folder))
+    (folder / "filelock.py").write_text("import socket\n")
+    assert not is_ours(read_papers(folder)), "its script would import it"
+    (folder / "filelock.py").unlink()
+    with (folder / "train_gpt.py").open("a") as script:
+        script.write("import socket\n")
+    assert not is_ours(read_papers(folder))
 
 
 def test_a_strangers_honest_submission_passes(toy: Path, data: Path) -> None:

@@ -13,6 +13,7 @@ from bytegolf.data.tokenizer import load_tokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.tools.bundle import script as bundle
 from bytegolf.tools.submission.decoders import MOST_BYTES
+from bytegolf.tools.submission.names import CLAIMS
 from bytegolf.tools.submission.papers import Papers, check_papers, read_papers
 from bytegolf.tools.submission.reading import check_text
 from bytegolf.tools.submission.trial import LIMITS, Limits, not_run, trial
@@ -35,10 +36,11 @@ def audit(folder: Path, data: Path | None, tokenizer: str | None = None, limits:
         if len(stream) < 64:
             raise BytegolfError(f"the validation split in {data} has {len(stream)} tokens, too few for an audit")
     sources = read_sources(folder, papers.script) if papers.script else None
-    if sources is not None and sources.obstacles and _is_ours(papers):
+    ours = sources is not None and is_ours(papers)
+    if sources is not None and ours:
         sources.obstacles.clear()  # what this bytegolf writes into a script is known
     findings = list(check_papers(papers, sources))
-    findings += _static(papers, sources)
+    findings += _static(papers, sources, ours)
     if papers.script is None:
         findings += not_run("there is no script")
     elif data is None:
@@ -53,9 +55,15 @@ def audit(folder: Path, data: Path | None, tokenizer: str | None = None, limits:
     return conclude(findings, papers.script.relative_to(folder).as_posix() if papers.script else "")
 
 
-def _is_ours(papers: Papers) -> bool:
-    """Whether the script is, byte for byte, what `bytegolf submit` writes for the artifact beside it."""
+def is_ours(papers: Papers) -> bool:
+    """Whether the script is, byte for byte, what `bytegolf submit` writes for the artifact beside it.
+
+    Only in a folder that holds nothing else, since a `torch.py` would be imported by our script as by any other.
+    """
     assert papers.script is not None
+    names = {path.relative_to(papers.folder).as_posix() for path in papers.files}
+    if papers.outside or not names <= {bundle.NAME, "artifact.bgolf", "train.log", "README.md", CLAIMS}:
+        return False
     text = papers.script.read_bytes()
     for path in papers.files:
         if path.suffix != ".bgolf":
@@ -80,12 +88,12 @@ def _strings(sources: Sources) -> Iterator[str]:
                 yield node.value
 
 
-def _static(papers: Papers, sources: Sources | None) -> Iterator[Finding]:
-    """What the texts say."""
+def _static(papers: Papers, sources: Sources | None, ours: bool) -> Iterator[Finding]:
+    """What the texts say; ``ours`` is whether the script is known byte for byte."""
     if papers.script is None:
         return
     if sources is not None:
-        yield from check_text(sources)
+        yield from check_text(sources, ours)
         return
     large = papers.script.stat().st_size > MOST_BYTES
     why = f"it is larger than {MOST_BYTES:,} bytes" if large else why_not(papers.script.read_bytes())

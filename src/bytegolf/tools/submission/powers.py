@@ -128,6 +128,11 @@ def allowed(name: str) -> bool:
     return True
 
 
+def listed(module: str) -> bool:
+    """Whether the names of ``module`` that are harmless are listed one by one."""
+    return module in _ONLY
+
+
 def unknown_module(name: str, here: Callable[[str], bool]) -> str:
     """Why the module ``name`` is an obstacle; empty if it is none."""
     first = name.partition(".")[0]
