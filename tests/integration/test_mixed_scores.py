@@ -22,11 +22,13 @@ from bytegolf.evaluate import checks, modes
 from bytegolf.evaluate.mixing import Mixing
 from bytegolf.evaluate.modes import MemoryStream, ScoringMode
 from bytegolf.evaluate.windows import Window
+from bytegolf.mixing.primer import Primer
 from bytegolf.model.lm import LanguageModel
 
 MIX = MixConfig(on=True, megabytes=1, contexts=("o1", "o2", "o4", "word", "chunk"))
 SEQ_LEN = 32
 PLAIN = ScoringMode(SEQ_LEN, mix=MIX, tail="score")
+PRIMER = Primer.of(b"the models mix of bytes. bytes. the models of the mix " * 4)
 MODES = {
     "plain": PLAIN,
     "batches of 2": dataclasses.replace(PLAIN, batch=2),
@@ -34,6 +36,8 @@ MODES = {
     "sgd": dataclasses.replace(PLAIN, ttt=TttConfig("sgd", chunk=16)),
     "lora, 3 documents at once": dataclasses.replace(PLAIN, ttt=TttConfig("lora", rank=2, documents=3)),
     "each document afresh": dataclasses.replace(PLAIN, mix=dataclasses.replace(MIX, reset="document")),
+    "primed": dataclasses.replace(PLAIN, primer=PRIMER),
+    "primed, afresh": dataclasses.replace(PLAIN, mix=dataclasses.replace(MIX, reset="document"), primer=PRIMER),
 }
 every_mode = pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
 
@@ -110,6 +114,16 @@ def test_each_document_afresh_costs_as_much_as_alone(make_model: ModelMaker) -> 
     assert np.array_equal(afresh[: SEQ_LEN - 1], afresh[SEQ_LEN : 2 * SEQ_LEN - 1])
     kept = costs(PLAIN, model, tokens)
     assert kept[2 * SEQ_LEN : -1].sum() < 0.6 * afresh[2 * SEQ_LEN : -1].sum()
+
+
+def test_a_primer_is_known_before_any_text_and_to_every_document(make_model: ModelMaker) -> None:
+    model, tokens = make_model("one-level"), text()
+    kinds = {name: costs(MODES[name], model, tokens) for name in ("primed", "primed, afresh", "each document afresh")}
+    assert kinds["primed"][:50].sum() < 0.8 * costs(PLAIN, model, tokens)[:50].sum()
+    assert np.array_equal(kinds["primed"][:50], kinds["primed, afresh"][:50])
+    assert kinds["primed, afresh"].sum() < 0.8 * kinds["each document afresh"].sum()
+    unread = dataclasses.replace(PLAIN, mix=dataclasses.replace(MIX, primer=False), primer=PRIMER)
+    assert np.array_equal(costs(unread, model, tokens), costs(PLAIN, model, tokens))
 
 
 def test_it_is_no_matter_how_many_windows_are_read_at_a_time(make_model: ModelMaker) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from bytegolf.artifact import loading as opening
+from bytegolf.artifact import pack
 from bytegolf.artifact.loading import LoadedModel
 from bytegolf.artifact.pack import write_artifact
+from bytegolf.artifact.primer import training_text
 from bytegolf.bpb import Score
 from bytegolf.config import Config, preset_chain, preset_names
 from bytegolf.data.shards import open_split
@@ -31,7 +34,9 @@ from bytegolf.evaluate.modes import ScoringMode
 from bytegolf.evaluate.results import Check
 from bytegolf.evaluate.windows import Window, windows
 from bytegolf.infer.native_step import ExactModel
+from bytegolf.mixing.primer import Primer
 from bytegolf.model.lm import Forward, LanguageModel
+from bytegolf.tools.bundle.ledger import measure
 
 LITTLE = verification.Effort(cuts=1, places=2, streams=24, tokens=1024)
 
@@ -89,6 +94,29 @@ def test_every_preset_is_proved(preset: str, tiny_data: Path, tmp_path: Path) ->
     assert kinds.count("causal") == (7 if opened.model.levels() else 2) + mixed
     expected = {"causal", "normalised", "counted once", "frequencies", "coded size", "decoded"}
     assert set(kinds) == expected | ({"normalised, mixed", "coded size, mixed"} if byte else set())
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_primer_must_be_of_the_training_split(split: str, tiny_run: TinyRun, tmp_path: Path) -> None:
+    run = pack.read_artifact(tiny_run.folder / "artifact.bgolf")
+    config = run.config.with_("eval.mix=true", "eval.mix.megabytes=1", "export.primer=3000")
+    stream = open_split(tiny_run.data, "pure_byte_260", split, 260)
+    primer = Primer.of(training_text(stream, ByteTokenizer(), 3000))
+    path = tmp_path / "a.bgolf"
+    write_artifact(path, run.state, config, run.tokenizer, run.info, primer=primer)
+    opened = opening.load_model(path, precision="fp32")
+    made = {check.name.partition(":")[0]: check for check in verification.verify(opened, tiny_run.data, LITTLE)}
+    assert made.pop("primer").passed == (split == "train")
+    assert {"normalised, mixed", "coded size, mixed", "recomputed"} < set(made)
+    assert all(check.passed for check in made.values()), made
+    rows = {row.group: row for row in measure(path).rows}
+    assert (rows["primer"].raw_bytes, rows["primer"].packed_bytes) == (3000, len(primer.packed))
+    damaged = bytearray(path.read_bytes())
+    damaged[-40] ^= 1
+    body = bytes(damaged[:-32])
+    path.write_bytes(body + hashlib.sha256(body).digest())
+    with pytest.raises(BytegolfError, match="primer"):
+        pack.read_artifact(path)
 
 
 def test_the_future_is_not_learned_from(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import lzma
 import math
 
 import numpy as np
@@ -17,6 +18,7 @@ from bytegolf.mixing import tables
 from bytegolf.mixing.coding import BitCoder, code_byte
 from bytegolf.mixing.frequencies import TOTAL, frequencies_of, quantised
 from bytegolf.mixing.mixer import Engine, Kernel, Mixer
+from bytegolf.mixing.primer import BadPrimerError, Primer
 from bytegolf.mixing.reference import Reference
 from bytegolf.mixing.state import CONTEXTS, SELECTORS, State
 from bytegolf.ops import native
@@ -59,6 +61,59 @@ def test_the_kernel_is_the_reference_bit_for_bit(experts: int) -> None:
     assert found.min() >= 1
     for name in ARRAYS:
         assert np.array_equal(getattr(kernel, name), getattr(plain, name)), name
+
+
+@needs_kernel
+def test_priming_is_the_reference_too() -> None:
+    data = words(200)
+    states = [State(EVERYTHING, 1, 1, length=128, primed=True) for _ in range(2)]
+    for engine in (Kernel(states[0]), Reference(states[1])):
+        engine.prime(1, data)
+        engine.run(0, distributions(40), openings(40), data[:40])
+    for name in ARRAYS:
+        assert np.array_equal(getattr(states[0], name), getattr(states[1], name)), name
+
+
+def test_a_primed_mixer_knows_the_text_and_counts_as_one_that_scored_it() -> None:
+    data, later = words(300), words(60, seed=5)
+    given = distributions(60)
+    primed, scored = Mixer(SMALL, length=512, primed=True), Mixer(SMALL, length=512, primed=True)
+    primed.read(Primer.of(data.tobytes()))
+    scored.engine.run(1, distributions(300), np.zeros(300, np.bool_), data)
+    assert np.array_equal(primed.state.table[:, 1:] & 0xFFFF, scored.state.table[:, 1:] & 0xFFFF)
+    assert not (primed.state.table[:, 1:] >> 16).any(), "corrections are of a model's predictions"
+    for name in ("maps", "match_maps", "positions", "text", "history"):
+        assert np.array_equal(getattr(primed.state, name), getattr(scored.state, name)), name
+    fresh = Mixer(SMALL, length=512).run(later, given).sum()
+    assert primed.run(later, given).sum() < 0.8 * fresh
+
+
+def test_a_primer_is_read_once_and_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    primer, given, later = Primer.of(words(300).tobytes()), distributions(60), words(60, seed=5)
+    first, second = (Mixer(SMALL, length=512, primed=True) for _ in range(2))
+    first.read(primer)
+    costs = first.run(later, given)
+    monkeypatch.setattr(Primer, "data", None)
+    second.read(primer)
+    assert np.array_equal(second.run(later, given), costs)
+    first.read(primer)
+    assert np.array_equal(first.run(later, given), costs), "what it learned since is forgotten"
+
+
+def test_a_primer_that_is_not_what_it_says_is_refused() -> None:
+    text = words(5000).tobytes()
+    primer = Primer.of(text)
+    assert primer.text == text
+    assert len(primer.packed) < 2000
+    for wrong in (
+        Primer(primer.packed[:-9], primer.size, primer.sha256),
+        Primer(b"no xz" + primer.packed, primer.size, primer.sha256),
+        Primer(primer.packed, primer.size - 1, primer.sha256),
+        Primer(primer.packed, primer.size + 1, primer.sha256),
+        Primer(lzma.compress(bytes(1 << 22)), primer.size, primer.sha256),
+    ):
+        with pytest.raises(BadPrimerError):
+            wrong.check()
 
 
 @needs_kernel

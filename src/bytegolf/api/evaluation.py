@@ -50,7 +50,7 @@ def evaluate(
     Raises BytegolfError for a mode that does not fit model or text.
     """
     config, tokenizer, model = loaded.config, loaded.tokenizer, loaded.model
-    mode = mode or ScoringMode.configured(config)
+    mode = mode or ScoringMode.configured(config, loaded.artifact.primer)
     stream = open_split(data, tokenizer.name, "val", tokenizer.vocab_size)
     once: OnePass | None = None
     if one_pass:

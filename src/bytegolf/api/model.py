@@ -134,8 +134,8 @@ class Model(Description):
 
     def _mixed(self, text: Text) -> Score:
         tokenizer, data = self.tokenizer, np.frombuffer(_bytes(text), np.uint8)
-        cap = self.module.config.softcap
-        mixing = Mixing(self.config.eval.mix, tokenizer, len(data) + 1, cap)
+        cap, primer = self.module.config.softcap, self._loaded.artifact.primer
+        mixing = Mixing(self.config.eval.mix, tokenizer, len(data) + 1, cap, primer=primer)
         assert isinstance(tokenizer, ByteTokenizer)  # or Mixing would have refused it
         parts: list[tuple[NDArray[np.uint32], NDArray[np.bool_]]] = []
 
@@ -175,7 +175,7 @@ class Model(Description):
 
         ``model.mode(stride=64, capacity="exact")``; see ``bytegolf.evaluate.modes.ScoringMode``.
         """
-        return dataclasses.replace(ScoringMode.configured(self.config), **changes)
+        return dataclasses.replace(ScoringMode.configured(self.config, self._loaded.artifact.primer), **changes)
 
     # ------------------------------------------------------------------------------------------------ chunks
 

@@ -26,8 +26,8 @@ from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors
 
 MAGIC = b"BYTEGOLF"
-VERSION = 3
-"""Of the format; 1 and 2 were read by nothing that was released."""
+VERSION, WITH_PRIMER = 3, 4
+"""Of the format, without a primer and with one; 1 and 2 were read by nothing that was released."""
 
 # A file may come from anywhere, and every one of its sizes is checked against these before memory is taken for it.
 # The header's limit bounds what json.loads may build (some ten times its text); the payload's bounds what a
@@ -54,6 +54,8 @@ class Container:
     header: dict[str, Any]
     packed: memoryview
     """the payload as it lies in the file"""
+    primer: memoryview
+    """the primer's code behind it; empty if there is none"""
     file_bytes: int
     sha256: str
     """of the whole file, in hexadecimal, as ``sha256sum`` prints it"""
@@ -61,6 +63,8 @@ class Container:
 
 def begin(header: Mapping[str, Any], packed_bytes: int, payload_bytes: int) -> bytes:
     """What comes before the packed payload of ``packed_bytes``, which is ``payload_bytes`` once decompressed.
+
+    A header with ``primer_bytes`` is that of a file with a primer behind the payload.
 
     Equal input gives equal bytes: JSON keys are sorted and no date is written.
 
@@ -81,7 +85,8 @@ def begin(header: Mapping[str, Any], packed_bytes: int, payload_bytes: int) -> b
             raise BytegolfError(
                 f"the artifact's {what} has {size:,} bytes, over the format's {limit:,}: export a smaller one"
             )
-    return _PRELUDE.pack(MAGIC, VERSION, len(encoded)) + encoded
+    version = WITH_PRIMER if header.get("primer_bytes") else VERSION
+    return _PRELUDE.pack(MAGIC, version, len(encoded)) + encoded
 
 
 def payload_limit(packed_bytes: int) -> int:
@@ -118,9 +123,9 @@ def decode(data: bytes | mmap.mmap, where: str) -> Container:
     if len(data) < PRELUDE_BYTES + DIGEST_BYTES:
         raise damaged(where, f"it ends after {len(data)} bytes")
     _, version, header_bytes = _PRELUDE.unpack_from(data)
-    if version != VERSION:
+    if version not in (VERSION, WITH_PRIMER):
         raise BytegolfError(
-            f"the artifact {where} has format version {version} and this bytegolf reads version {VERSION} only: "
+            f"the artifact {where} has format version {version} and this bytegolf reads {VERSION} and {WITH_PRIMER}: "
             "use the bytegolf that wrote it, or export it again from its run"
         )
     payload_at, payload_end = PRELUDE_BYTES + header_bytes, len(data) - DIGEST_BYTES
@@ -130,8 +135,12 @@ def decode(data: bytes | mmap.mmap, where: str) -> Container:
     if hashlib.sha256(view[:payload_end]).digest() != data[payload_end:]:
         raise damaged(where, "its hash does not match its contents")
     header = _header(data[PRELUDE_BYTES:payload_at], where)
-    packed = view[payload_at:payload_end]
-    return Container(header, packed, len(data), hashlib.sha256(view).hexdigest())
+    size = header.get("primer_bytes") if version == WITH_PRIMER else 0
+    if type(size) is not int or not 0 <= size <= payload_end - payload_at:
+        raise damaged(where, "its header declares no valid size of its primer")
+    primer_at = payload_end - size
+    packed, primer = view[payload_at:primer_at], view[primer_at:payload_end]
+    return Container(header, packed, primer, len(data), hashlib.sha256(view).hexdigest())
 
 
 def damaged(where: str, why: str) -> BytegolfError:

@@ -28,6 +28,7 @@ from bytegolf.artifact.range_coder import BitCounter, Encoder
 from bytegolf.artifact.stored import NUMBERS, SCALE, form_of
 from bytegolf.artifact.weight_coder import TensorWriter, most_rows
 from bytegolf.errors import BytegolfError
+from bytegolf.mixing.primer import Primer
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,10 @@ def encode(
     stored: Sequence[Pending],
     coder: CoderName = "zlib",
     not_counted: frozenset[str] = frozenset(),
+    primer: Primer | None = None,
 ) -> tuple[int, str]:
-    """Write a file with ``stored`` in it to ``out``; its size and SHA-256. ``header`` is the rest of its header.
+    """Write a file with ``stored`` in it, and perhaps a ``primer``, to ``out``; its size and SHA-256. ``header`` is the
+    rest of its header.
 
     zlib takes one tensor after the other, and what it makes of them waits in ``folder`` until the header is known: no
     more than a tensor is in memory. The other coders need all.
@@ -83,6 +86,8 @@ def encode(
         else:
             listed, size = _pack_whole(ordered, packed, coder, not_counted)
         full = {**header, "tensors": listed, "compression": coder, "payload_bytes": size}
+        if primer:
+            full |= {"primer_bytes": len(primer.packed), "primer": {"bytes": primer.size, "sha256": primer.sha256}}
         digest, written = hashlib.sha256(), 0
 
         def put(data: bytes) -> None:
@@ -94,6 +99,8 @@ def encode(
         packed.seek(0)
         while data := packed.read(1 << 20):
             put(data)
+        if primer:
+            put(primer.packed)
         put(digest.digest())
     return written, digest.hexdigest()
 

@@ -18,6 +18,7 @@ from bytegolf.artifact.loading import build
 from bytegolf.artifact.opening import is_weights, locate, open_model
 from bytegolf.artifact.pack import Summary, write_artifact
 from bytegolf.artifact.plan import plan_of
+from bytegolf.artifact.primer import primer_of
 from bytegolf.artifact.quantize import QuantizedTensor
 from bytegolf.artifact.results import ExportResult
 from bytegolf.artifact.run_folder import RunFolder, data_folder
@@ -150,7 +151,9 @@ def export_weights(
     stored = solved(config, tokenizer, state, device, data) if config.export.gptq else state
     spent = now() - started if config.export.gptq else 0.0
     told = info(progress, spent) | ({"gptq_seconds": round(spent, 1)} if config.export.gptq else {})
-    return Exported(write_artifact(path, stored, config, tokenizer.identity(), told, coder=config.export.coder), spent)
+    primer = primer_of(config, tokenizer, data or Path(config.data.path))
+    identity, coder = tokenizer.identity(), config.export.coder
+    return Exported(write_artifact(path, stored, config, identity, told, coder=coder, primer=primer), spent)
 
 
 def info(progress: Progress, more_seconds: float = 0.0) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from bytegolf.artifact.frontier import Point, descend, fill, mean_loss, measure_
 from bytegolf.artifact.gptq import quantize_state, sample_windows, second_moments, with_gptq
 from bytegolf.artifact.loading import build
 from bytegolf.artifact.pack import Summary, read_artifact, write_artifact
+from bytegolf.artifact.primer import primer_of
 from bytegolf.artifact.quantize import QuantizedTensor
 from bytegolf.artifact.results import FitResult, FrontierPoint
 from bytegolf.bpb import Score
@@ -125,6 +126,7 @@ class _Fit:
         self.whole = mean_loss(self.model, self.windows)
         self.options = measure_options(self.model, self.state, self.windows, tell.progress)
         self.path = descend(self.options)
+        self.primer = primer_of(config, self.saved.tokenizer, self.data)
 
     def _stream(self, split: str) -> TokenStream:
         tokenizer = self.saved.tokenizer
@@ -132,8 +134,9 @@ class _Fit:
 
     def choose(self, room: int) -> Point | None:
         """The best point whose file, written with ``range``, takes at most ``room`` bytes; None if there is none."""
+        primed = len(self.primer.packed) if self.primer else 0
         for point in self.path:
-            if point.payload_bytes > room:  # the header not yet in it
+            if point.payload_bytes + primed > room:  # the header not yet in it
                 continue
             written = self.write(point, self.state).file_bytes
             while written <= room:
@@ -158,7 +161,8 @@ class _Fit:
         self.tell.progress(f"fit · writing an artifact of about {point.payload_bytes:,} bytes with {coder}")
         identity = self.saved.tokenizer.identity()
         told = exporting.info(self.saved.progress) | (info or {})
-        return write_artifact(path or self.scratch, state, self.saved.config, identity, told, point.plan, coder)
+        place, config = path or self.scratch, self.saved.config
+        return write_artifact(place, state, config, identity, told, point.plan, coder, self.primer)
 
     def solved(self, point: Point) -> dict[str, Tensor | QuantizedTensor]:
         """The weights with their linear maps quantised by GPTQ, as the point says, on training text."""

@@ -22,12 +22,13 @@ from bytegolf.artifact import layout
 from bytegolf.artifact.container import CoderName
 from bytegolf.artifact.encoding import encode, pending
 from bytegolf.artifact.layout import numbers_of
-from bytegolf.artifact.payload import header_of, not_finite, open_payload
+from bytegolf.artifact.payload import header_of, not_finite, open_payload, primer_in
 from bytegolf.artifact.plan import Plan, plan_of
 from bytegolf.artifact.quantize import QuantizedTensor, dequantize
 from bytegolf.config import Config, to_dict
 from bytegolf.errors import BytegolfError
 from bytegolf.files import write_atomically
+from bytegolf.mixing.primer import Primer
 from bytegolf.model.outline import outline
 from bytegolf.model.storage import storage_kinds
 
@@ -60,6 +61,8 @@ class Artifact:
     file_bytes: int
     version: str
     """of the bytegolf that wrote it"""
+    primer: Primer | None = None
+    """text for contexts to read first, if it carries some"""
 
     @functools.cached_property
     def sha256(self) -> str:
@@ -75,6 +78,7 @@ def write_artifact(
     info: Mapping[str, Any] | None = None,
     plan: Plan | None = None,
     coder: CoderName = "zlib",
+    primer: Primer | None = None,
 ) -> Summary:
     """Quantise ``state`` and write it atomically to ``path``; equal arguments give equal bytes.
 
@@ -87,6 +91,7 @@ def write_artifact(
         info: further plain JSON for people, such as steps and seconds.
         plan: how each tensor is stored; by default as ``config.export`` says and the model of ``config`` declares.
         coder: what the payload is compressed with.
+        primer: training text for contexts to read before they score; see ``artifact.primer``.
 
     Raises BytegolfError: a weight cannot be exported, a name or value cannot be stored, or writing failed.
     """
@@ -106,7 +111,7 @@ def write_artifact(
     }
     rules = frozenset(name for name, kind in kinds.items() if kind == "rule")
     found: list[tuple[int, str]] = []
-    write_atomically(path, lambda file: found.append(encode(file, path.parent, header, stored, coder, rules)))
+    write_atomically(path, lambda file: found.append(encode(file, path.parent, header, stored, coder, rules, primer)))
     parameters = sum(math.prod(weight.shape) for name, weight in state.items() if name not in rules)
     return Summary(path, *found[0], parameters)
 
@@ -130,6 +135,5 @@ def read_artifact(path: Path) -> Artifact:
         if not bool(torch.isfinite(weight).all()):
             raise not_finite(entry, where)
         state[entry.name] = weight
-    return Artifact(
-        header.config, header.tokenizer, state, header.info, lambda: box.sha256, box.file_bytes, header.version
-    )
+    told = header.tokenizer, state, header.info, lambda: box.sha256, box.file_bytes, header.version
+    return Artifact(header.config, *told, primer_in(box, where))

@@ -21,6 +21,7 @@ from bytegolf.artifact.stored import SCALE, form_of
 from bytegolf.artifact.weight_coder import TensorReader, count_steps, most_rows
 from bytegolf.config import Config
 from bytegolf.errors import BytegolfError
+from bytegolf.mixing.primer import MOST_BYTES, BadPrimerError, Primer
 from bytegolf.registry import UnknownNameError
 
 MAX_STEPS = 1 << 23
@@ -143,6 +144,25 @@ def header_of(box: Container, where: str) -> Header:
     return Header(config_of(tables["config"], version, where), tables["tokenizer"], tables["info"], version)
 
 
+def primer_in(box: Container, where: str) -> Primer | None:
+    """The primer of the artifact ``where``, unpacked; None if it has none.
+
+    Raises BytegolfError if it is not what the header says.
+    """
+    if not box.primer:
+        return None
+    told = box.header.get("primer")
+    size, digest = (told.get("bytes"), told.get("sha256")) if isinstance(told, dict) else (None, None)
+    if type(size) is not int or not 0 < size <= MOST_BYTES or not isinstance(digest, str):
+        raise damaged(where, "its header does not say what its primer is")
+    found = Primer(bytes(box.primer), size, digest)
+    try:
+        found.check()
+    except BadPrimerError as error:
+        raise damaged(where, str(error)) from error
+    return found
+
+
 def not_finite(entry: TensorEntry, where: str) -> BytegolfError:
     """The error for a tensor that holds a NaN or an infinite value."""
     return damaged(where, f"its tensor {entry.name} holds NaN or infinite values")
@@ -158,6 +178,7 @@ def verify(path: Path) -> Payload:
     """
     opened, where = open_payload(path), str(path)
     header_of(opened.box, where)
+    primer_in(opened.box, where)
     for entry in opened.entries:
         data, scales = numbers_of(entry, opened.payload, where)
         finite = bool(np.isfinite(data).all()) and (scales is None or not data.size or bool(np.isfinite(scales).all()))

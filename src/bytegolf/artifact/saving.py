@@ -27,7 +27,8 @@ def save(loaded: LoadedModel, target: Path) -> Path:
         with disk_errors(loaded.path, "read"):
             write_bytes(target, loaded.path.read_bytes())
     else:
-        write_artifact(target, state, config, tokenizer.identity(), artifact.info, coder=config.export.coder)
+        told, coder = (tokenizer.identity(), artifact.info), config.export.coder
+        write_artifact(target, state, config, *told, coder=coder, primer=artifact.primer)
     if isinstance(tokenizer, SentencePieceTokenizer):
         beside = target.parent / "tokenizer.model"
         if not beside.exists() or not beside.samefile(tokenizer.path):

@@ -77,6 +77,7 @@ class Mixed:
     mix_megabytes: Annotated[int | None, Parameter(help="Memory for contexts.", validator=validators.Number(gte=1))] = (
         None
     )
+    mix_primer: Annotated[bool | None, Parameter(help="Read the artifact's primer first, if it has one.")] = None
     mix_without: Annotated[
         list[str] | None, Parameter(help="Contexts and selectors to leave out.", consume_multiple=True, negative=())
     ] = None
@@ -108,7 +109,7 @@ class Mixed:
         return from_dict(MixConfig, raw, "eval.mix")
 
 
-_NUMBERS = ("mix_reset", "mix_megabytes")
+_NUMBERS = ("mix_reset", "mix_megabytes", "mix_primer")
 
 
 @app.command(name="eval", sort_key=20)

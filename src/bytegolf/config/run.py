@@ -172,6 +172,10 @@ class ExportConfig(Ranged):
     gptq_tokens: int = doc("how much of that text it looks at; this takes training time", 65_536, least=1)
     gptq_damping: float = doc("what it adds to the diagonal of its second moments, times their mean", 0.01, above=0)
     gptq_seconds: float = doc("seconds of train.max_seconds that are kept for it", 0.0, least=0)
+    primer: int = doc(
+        "bytes of training text that the artifact carries, packed, for mixing's contexts to read first; 0 = none", 0,
+        least=0, most=1 << 28,
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -230,6 +234,7 @@ class MixConfig(Ranged):
         "byte back; slope4 = where the 16 bits 8 and 4 back lead",
         ("o1", "o2", "o3", "o4", "o5", "o6", "o8", "o12", "o16", "word", "words"),
     )
+    primer: bool = doc("read the artifact's primer (export.primer) first, if it has one", True)
     selectors: tuple[SelectorName, ...] = doc(
         "what chooses weights, a set of them each: the bits so far, the last byte, the one before, the match and the "
         "model's confidence, how many contexts are known, how unsure the model is, the place in the chunk",

@@ -36,6 +36,7 @@ from bytegolf.errors import BytegolfError
 from bytegolf.evaluate.modes import MemoryStream, ScoringMode, watched
 from bytegolf.evaluate.results import Check
 from bytegolf.evaluate.windows import Window
+from bytegolf.mixing.primer import Primer
 from bytegolf.model.lm import Forward, LanguageModel
 from bytegolf.model.trace import RouterTrace
 
@@ -65,9 +66,12 @@ class Trial:
     """whether shapes do not depend on the text, so that equality is bit for bit"""
 
 
-def trials(model: LanguageModel, seq_len: int, stride: int = 0, mix: MixConfig | None = None) -> list[Trial]:
+def trials(
+    model: LanguageModel, seq_len: int, stride: int = 0, mix: MixConfig | None = None, primer: Primer | None = None
+) -> list[Trial]:
     """Every mode in which ``model`` can be scored: without overlap and with (``stride`` tokens per window, or a quarter
-    of one), in each capacity that it can have, with test-time training, and mixed as ``mix`` says (None: never).
+    of one), in each capacity that it can have, with test-time training, and mixed as ``mix`` says (None: never), by
+    contexts that have read ``primer``.
     """
     overlap = stride if 0 < stride < seq_len else max(1, seq_len // 4)
     plain, sliding = ScoringMode(seq_len, batch=1), ScoringMode(seq_len, overlap, batch=1)
@@ -89,7 +93,8 @@ def trials(model: LanguageModel, seq_len: int, stride: int = 0, mix: MixConfig |
             (f"mixed, stride {overlap}", sliding),
             *((f"mixed, {one.name}", one.mode) for one in adapting[-1:]),
         ]
-        adapting += [Trial(name, dataclasses.replace(all_chunks(mode), mix=mix)) for name, mode in mixed]
+        mixed = [(name, dataclasses.replace(mode, mix=mix, primer=primer)) for name, mode in mixed]
+        adapting += [Trial(name, all_chunks(mode)) for name, mode in mixed]
     if not model.levels():
         return [*(Trial(name, mode) for name, mode in named), *adapting]
     found = [Trial(f"{name}, room for all chunks", all_chunks(mode)) for name, mode in named]

@@ -20,6 +20,7 @@ from bytegolf.data.tokenizer import ByteTokenizer, Tokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.mixing.frequencies import TOTAL, frequencies_of
 from bytegolf.mixing.mixer import Mixer
+from bytegolf.mixing.primer import Primer
 from bytegolf.model.lm import Forward
 
 Watch = Callable[[Float64[np.ndarray, "n V"]], None]
@@ -30,7 +31,7 @@ class Mixing:
     """Mixes the scores of ``rows`` texts that are read at a time, each in its order.
 
     Rows share what is learned, unless every document begins with nothing (``reset``): then each has its own.
-    ``length`` is an upper bound of a text's tokens.
+    ``length`` is an upper bound of a text's tokens. A ``primer`` is read before any text.
 
     Raises BytegolfError for a model of subwords: their bytes have no distributions of their own.
     """
@@ -43,6 +44,7 @@ class Mixing:
         cap: float,
         rows: int = 1,
         watch: Watch | None = None,
+        primer: Primer | None = None,
     ) -> None:
         if not isinstance(tokenizer, ByteTokenizer):
             raise BytegolfError(
@@ -52,8 +54,19 @@ class Mixing:
         self._offset, self._bos, self._cap, self._watch = tokenizer.OFFSET, tokenizer.BOS, cap, watch
         self._forgets = settings.reset == "document"
         own = rows if self._forgets else 1
-        mixers = [Mixer(settings, rows // own, 1, length) for _ in range(own)]
+        self._primer = primer if settings.primer else None
+        length = max(length, self._primer.size if self._primer else 0)
+        mixers = [Mixer(settings, rows // own, 1, length, self._primer is not None) for _ in range(own)]
+        for mixer in mixers:
+            self._begin(mixer)
         self._places = [(mixers[row % own], row // own) for row in range(rows)]
+
+    def _begin(self, mixer: Mixer) -> None:
+        """Have ``mixer`` know what is known before a text."""
+        if self._primer:
+            mixer.read(self._primer)
+        else:
+            mixer.reset()
 
     def nats(
         self, out: Forward, targets: Int[np.ndarray, "N n"], counted: Int[np.ndarray, " N"], row: int = 0
@@ -98,7 +111,7 @@ class Mixing:
             if end < stop:  # the byte before a special token is told whether it opened a chunk, and nothing comes of it
                 mixer.begin(experts[end:stop], opens[end:stop], rows)
             if self._forgets and stop > start and targets[stop - 1] == self._bos:
-                mixer.reset()
+                self._begin(mixer)
             start = stop
         return found
 

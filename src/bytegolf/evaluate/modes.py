@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -27,6 +27,7 @@ from bytegolf.evaluate.mixing import Mixing, Watch
 from bytegolf.evaluate.one_pass import OnePass, one_pass, with_receptive_field
 from bytegolf.evaluate.score import Book, Observer, score
 from bytegolf.evaluate.ttt import score_adapting
+from bytegolf.mixing.primer import Primer
 from bytegolf.model.lm import Forward, LanguageModel
 
 MIXED_CHUNK = 256
@@ -63,6 +64,8 @@ class ScoringMode:
     """test-time training"""
     mix: MixConfig = MixConfig()
     """mixing with context models"""
+    primer: Primer | None = field(default=None, compare=False)
+    """what these read first; the artifact's"""
     receptive_field: tuple[int, ...] = ()
     """positions that attention to everything sees, per network from the outermost inwards; empty: everything"""
     batch: int = 0
@@ -71,12 +74,13 @@ class ScoringMode:
     """what becomes of the targets behind the last full stride: auto drops them in plain windows, as published"""
 
     @staticmethod
-    def configured(config: Config) -> ScoringMode:
-        """The mode in which ``config`` has its artifact scored. Its capacity is the model's since it was loaded."""
+    def configured(config: Config, primer: Primer | None = None) -> ScoringMode:
+        """The mode in which ``config`` has its artifact scored, which carries ``primer``. Its capacity is the model's
+        since it was loaded.
+        """
         settings = config.eval
-        return ScoringMode(
-            config.train.seq_len, settings.stride, ttt=settings.ttt, mix=settings.mix, batch=settings.batch
-        )
+        windows = ScoringMode(config.train.seq_len, settings.stride, batch=settings.batch)
+        return dataclasses.replace(windows, ttt=settings.ttt, mix=settings.mix, primer=primer)
 
     def in_one_pass(self, model: LanguageModel, stream: TokenStream, limit: int = 0) -> tuple[ScoringMode, OnePass]:
         """Long windows that stand for this mode's overlapping ones (``one_pass``), and how they were found.
@@ -145,7 +149,7 @@ class ScoringMode:
                 )
 
             def mixing(rows: int) -> Mixing:
-                return Mixing(self.mix, tokenizer, len(stream), model.config.softcap, rows, watch)
+                return Mixing(self.mix, tokenizer, len(stream), model.config.softcap, rows, watch, self.primer)
 
             if self.adapts:
                 return score_adapting(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import shutil
@@ -20,6 +21,7 @@ from rich.text import Text
 
 from bytegolf.artifact.loading import LoadedModel
 from bytegolf.artifact.opening import is_weights
+from bytegolf.artifact.primer import training_text
 from bytegolf.artifact.weights_file import WEIGHTS_FILE, write_weights
 from bytegolf.bpb import Score
 from bytegolf.config import MixConfig
@@ -38,11 +40,15 @@ from bytegolf.infer.streams import Mode, code_streams
 from bytegolf.mixing.coding import BitCoder, code_byte
 from bytegolf.mixing.frequencies import TOTAL, frequencies_of
 from bytegolf.mixing.mixer import Mixer
+from bytegolf.mixing.primer import Primer
 from bytegolf.model.lm import Forward
 from bytegolf.progress import Reporter
 
 CODED_MORE = 0.005
 """How much longer than claimed the code of a sample may be."""
+
+PRIMED_SAMPLE = 256
+"""Bytes of a validation document's beginning that are looked for in a primer."""
 
 LAST_WORDS = 64
 """Bits that a range coder may need at its end."""
@@ -104,26 +110,31 @@ def verify(
     mixed = opened.config.eval.mix
     if isinstance(tokenizer, ByteTokenizer) and not mixed.on:
         mixed = dataclasses.replace(mixed, on=True, megabytes=1)  # what is tried does not depend on the room
-    for trial in checks.trials(model, seq_len, stride, mixed if mixed.on else None):
+    primer = opened.artifact.primer if opened.config.eval.mix.on and mixed.primer else None
+    for trial in checks.trials(model, seq_len, stride, mixed if mixed.on else None, primer):
         tell(f"changing the future: {trial.name}")
         # learning makes a try many times as long: there the borders of windows must do
         yield checks.causality(model, tokenizer, sample, trial, 0 if trial.mode.in_order else effort.cuts)
     yield checks.normalisation(model, tokenizer, sample, ScoringMode(seq_len, batch=1), effort.places)
 
     if mixed.on:
-        yield checks.mixed_normalisation(model, tokenizer, sample, ScoringMode(seq_len, batch=1, mix=mixed))
+        yield checks.mixed_normalisation(
+            model, tokenizer, sample, ScoringMode(seq_len, batch=1, mix=mixed, primer=primer)
+        )
+    if opened.artifact.primer and isinstance(tokenizer, ByteTokenizer):
+        yield _primed(opened.artifact.primer, data, tokenizer)
 
     tell("scoring")
     limit = 0 if claim is not None else effort.limit(seq_len, stride)
     counting = Counting(stream, tokenizer)
-    mode = ScoringMode(seq_len, stride, mix=opened.config.eval.mix, batch=opened.config.eval.batch)
+    mode = ScoringMode(seq_len, stride, mix=opened.config.eval.mix, primer=primer, batch=opened.config.eval.batch)
     total = mode.score(model, stream, tokenizer, limit=limit, observer=lambda: counting.observe)
     yield counting.check(total, validation_bytes(data, tokenizer.name))
     tell("coding a sample")
     yield from _coded(opened, stream, effort.streams)
     if mixed.on:
         tell("coding it mixed")
-        yield _coded_mixed(opened, sample, mixed)
+        yield _coded_mixed(opened, sample, mixed, primer)
     if fresh:
         tell("scoring in a process of its own")
         yield _recomputed(opened, data, total, limit)
@@ -189,13 +200,34 @@ def _coded(opened: LoadedModel, stream: TokenStream, most: int) -> Iterator[Chec
     yield Check("decoded", same, "every token came back" if same else "the decoded tokens are not those coded")
 
 
-def _coded_mixed(opened: LoadedModel, tokens: Int[np.ndarray, " N"], mix: MixConfig) -> Check:
+def _primed(primer: Primer, data: Path, tokenizer: ByteTokenizer) -> Check:
+    """Make the primer again, from the training split and nothing else, and look for the validation split's documents in
+    it.
+    """
+    train, val = (open_split(data, tokenizer.name, split, tokenizer.vocab_size) for split in ("train", "val"))
+    same = training_text(train, tokenizer, primer.size) == primer.text
+    tokens = val.slice(0, len(val))
+    starts = np.flatnonzero(tokens == tokenizer.BOS)
+    found = 0
+    for start, end in itertools.pairwise([*starts.tolist(), len(tokens)]):
+        head = tokenizer.decode(tokens[start:end])[:PRIMED_SAMPLE]
+        found += len(head) == PRIMED_SAMPLE and head in primer.text
+    evidence = (
+        f"{primer.size:,} bytes, " + ("those" if same else "NOT those") + f" that the training split in {data} gives"
+    )
+    return Check(
+        "primer", same and not found, f"{evidence}; {found} of {len(starts):,} validation documents begin in it"
+    )
+
+
+def _coded_mixed(opened: LoadedModel, tokens: Int[np.ndarray, " N"], mix: MixConfig, primer: Primer | None) -> Check:
     """Code some text with mixed probabilities, bit by bit, and decode it again, from nothing but the code and what the
     model said of each byte (which ``_coded`` decodes); it must take what its mixed score claims.
     """
     model, tokenizer = opened.model, opened.tokenizer
     assert isinstance(tokenizer, ByteTokenizer)
-    scoring, offset = ScoringMode(opened.config.train.seq_len, batch=1, mix=mix), tokenizer.OFFSET
+    scoring = ScoringMode(opened.config.train.seq_len, batch=1, mix=mix, primer=primer)
+    offset = tokenizer.OFFSET
     seen: list[tuple[UInt32[np.ndarray, "n V"], Bool[np.ndarray, " n"]]] = []
     size = scoring.fitting(len(tokens), windows=3)
 
@@ -211,7 +243,10 @@ def _coded_mixed(opened: LoadedModel, tokens: Int[np.ndarray, " N"], mix: MixCon
     free -= np.log2(1 - frequencies[wanted, :offset].sum(1) / TOTAL).sum()
 
     def code(coder: BitCoder, data: UInt8[np.ndarray, " n"]) -> UInt8[np.ndarray, " n"]:
-        mixer, found = Mixer(mix, length=size), data.copy()
+        found = data.copy()
+        mixer = Mixer(mix, length=max(size, primer.size if primer else 0), primed=primer is not None)
+        if primer:
+            mixer.read(primer)
         for number, at in enumerate(range(size - 1)):
             mixer.begin(frequencies[at : at + 1, None, offset:], opened_chunk[at : at + 1])
             if number in places:

@@ -54,6 +54,11 @@ def context(h: dict[str, int], kind: int) -> int:
     return by_kind[kind] & MASK
 
 
+def hashed(h: dict[str, int], c: int, kind: int) -> int:
+    """The hash of a stream's c-th context, which is of a ``kind``."""
+    return mixed(context(h, kind) + (c + 1) * 0xD6E8FEB86659FD93)
+
+
 def letter(byte: int) -> int:
     """A letter in lower case, or a byte of a character that is not ASCII; 0 for anything else."""
     c = byte + 32 if 65 <= byte <= 90 else byte

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from bytegolf.config import MixConfig
 from bytegolf.mixing import tables
+from bytegolf.mixing.primer import Primer
 from bytegolf.mixing.reference import Reference
 from bytegolf.mixing.state import State
 from bytegolf.ops import native
@@ -40,6 +41,9 @@ class Engine(Protocol):
     def learn(self, rows: Int[np.ndarray, " R"], data: UInt8[np.ndarray, " R"]) -> None:
         """The byte that came in each row."""
 
+    def prime(self, row: int, data: UInt8[np.ndarray, " n"]) -> None:
+        """n bytes of one row, counted and not predicted."""
+
     def run(
         self,
         row: int,
@@ -55,7 +59,7 @@ class Kernel:
 
     def __init__(self, state: State) -> None:
         self._state = state
-        self._frames = np.zeros(state.streams * 16384 + 64, np.uint8)
+        self._frames = np.zeros(state.rows * 16384 + 64, np.uint8)
         start = self._frames.ctypes.data + -self._frames.ctypes.data % 64
         self._kept: list[NDArray[Any] | int] = [
             state.table, state.maps, state.match_maps, state.weights, state.final_weights, state.apm, state.positions,
@@ -99,6 +103,9 @@ class Kernel:
         self._call("mixing_run", row, len(data), frequencies.ctypes.data, stride, opens, data, out)
         return out
 
+    def prime(self, row: int, data: NDArray[np.uint8]) -> None:
+        self._call("mixing_prime", row, len(data), data)
+
     def code(
         self,
         rows: NDArray[np.int64],
@@ -133,18 +140,38 @@ class Mixer:
     predictions between are made from what was learned before ``begin``. Several rows at a time are worked out from the
     same knowledge and learned in their order. ``run`` does the whole for many bytes of one stream.
 
-    ``length`` is how many bytes back a repetition can be found. Without ``native`` kernels plain NumPy computes the
+    ``length`` is how many bytes back a repetition can be found. ``primed``: a text is going to be read before all
+    streams (``prime``). Without ``native`` kernels plain NumPy computes the
     same, some hundred times slower.
     """
 
-    def __init__(self, settings: MixConfig, streams: int = 1, experts: int = 1, length: int = 1 << 24) -> None:
-        self.state = State(settings, streams, experts, length)
+    def __init__(
+        self, settings: MixConfig, streams: int = 1, experts: int = 1, length: int = 1 << 24, primed: bool = False
+    ) -> None:
+        self.state = State(settings, streams, experts, length, primed)
         self._begun = np.zeros(streams, np.bool_)
         self.engine: Engine = Kernel(self.state) if native.why_not() is None else Reference(self.state)
 
     def reset(self) -> None:
         """Forget everything."""
         self.state.reset()
+
+    def read(self, primer: Primer) -> None:
+        """Know a text and nothing else: what follows its contexts is counted, and none of it predicted, so that weights
+        and corrections are as new. All streams know it, and none goes on from its end.
+
+        What is known then is copied for the next mixer of the same kind: a proof makes dozens.
+        """
+        state = self.state
+        assert state.rows > state.streams, "this mixer has no room for a text before all others"
+        kind = (state.settings, state.rows, state.experts, state.ring)
+        if kind in primer.known:
+            state.restore(primer.known[kind])
+            return
+        self.reset()
+        self.engine.prime(state.streams, primer.data)
+        primer.known.clear()
+        primer.known[kind] = state.snapshot()
 
     def begin(
         self,

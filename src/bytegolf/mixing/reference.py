@@ -17,8 +17,8 @@ from bytegolf.mixing.arithmetic import (
     F,
     clip,
     confidence,
-    context,
     dot,
+    hashed,
     length_class,
     letter,
     log,
@@ -149,9 +149,7 @@ class Reference:
             self._advance(row, bool(opens[i]))
             frame, state = self._frames[row], self._state
             h = frame.history = self._history(row)
-            frame.hashes = [
-                mixed(context(h, kind) + (c + 1) * 0xD6E8FEB86659FD93) for c, kind in enumerate(state.contexts)
-            ]
+            frame.hashes = [hashed(h, c, kind) for c, kind in enumerate(state.contexts)]
             frame.order2 = mixed(h["last8"] & 0xFFFF) >> 32
             frame.expected = self._expected(h)
             frame.x = np.zeros((8, state.inputs), np.float32)
@@ -190,6 +188,20 @@ class Reference:
         for row, byte in pairs:
             self._learn(self._frames[row], byte)
             self._state.history[row, HISTORY.index("pending")] = byte
+
+    def prime(self, row: int, data: NDArray[np.uint8]) -> None:
+        state = self._state
+        for byte in data.tolist():
+            self._advance(row, False)
+            h = self._history(row)
+            expected = self._expected(h)
+            if expected >= 0:
+                self._learn_match(expected, h["match_bytes"], byte)
+            for c, kind in enumerate(state.contexts):
+                first = hashed(h, c, kind)
+                self._learn_bucket(None, c, first, 0, byte)
+                self._learn_bucket(None, c, second(first, 16 | byte >> 4), 1, byte)
+            state.history[row, HISTORY.index("pending")] = byte
 
     def run(
         self, row: int, frequencies: NDArray[np.uint32], opens: NDArray[np.bool_], data: NDArray[np.uint8]
@@ -297,7 +309,6 @@ class Reference:
     def _learn(self, frame: _Frame, byte: int) -> None:
         state, numbers = self._state, self._state.numbers
         rate = numbers[1] + numbers[0] / (F(1) + F(state.counts[1]) * numbers[2])
-        node = 1
         for k in range(8):
             bit = byte >> 7 - k & 1
             final = state.final_weights[frame.final_set[k]]
@@ -308,16 +319,22 @@ class Reference:
             for cell in frame.cells[k]:
                 value = int(state.apm[cell])
                 state.apm[cell] = value + ((65535 if bit else 0) - value >> 6)
-            if frame.expected >= 0 and (frame.expected | 256) >> 8 - k == node:
-                at = length_class(frame.history["match_bytes"])
-                self._learn_map(state.match_maps, at, frame.expected >> 7 - k & 1 == bit)
-            node = 2 * node + bit
+        if frame.expected >= 0:
+            self._learn_match(frame.expected, frame.history["match_bytes"], byte)
         for c, first in enumerate(frame.hashes):
             for half in (0, 1):
-                self._learn_bucket(frame, c, second(first, 16 | byte >> 4) if half else first, half, byte)
+                self._learn_bucket(frame.corrected, c, second(first, 16 | byte >> 4) if half else first, half, byte)
         state.counts[1] += 1
 
-    def _learn_bucket(self, frame: _Frame, c: int, hash_: int, half: int, byte: int) -> None:
+    def _learn_match(self, expected: int, size: int, byte: int) -> None:
+        at = length_class(size)
+        for k in range(8):
+            if (expected | 256) >> 8 - k != (byte | 256) >> 8 - k:
+                break
+            self._learn_map(self._state.match_maps, at, (expected ^ byte) >> 7 - k & 1 == 0)
+
+    def _learn_bucket(self, corrected: list[np.float32] | None, c: int, hash_: int, half: int, byte: int) -> None:
+        """``corrected`` is None while priming, where nothing was predicted."""
         state = self._state
         bucket, own = state.table[self._claim(hash_)], 1
         for k in range(4):
@@ -329,6 +346,7 @@ class Reference:
                 self._learn_map(state.maps, (c, seen, p >> 6), bit)
             p += ((4095 if bit else 0) - p) * int(state.slot_rate[seen]) >> 16
             seen = min(seen + 1, 15)
-            w += int(np.rint((F(bit) - frame.corrected[4 * half + k]) * state.boost[seen]))
+            if corrected is not None:
+                w += int(np.rint((F(bit) - corrected[4 * half + k]) * state.boost[seen]))
             bucket[own] = (min(32767, max(-32768, w)) & 0xFFFF) << 16 | p << 4 | seen
             own = 2 * own + bit

@@ -81,6 +81,10 @@ class Rates:
     """what the correction weighs at first, and ⅔ of it the match"""
 
 
+Snapshot = tuple[NDArray[Any], ...]
+"""Copies of a state's arrays."""
+
+
 class State:
     """The arrays of one mixer for ``streams`` streams, which share counters and weights, and have a history each.
 
@@ -89,17 +93,23 @@ class State:
     Raises BytegolfError for more streams than positions can be told apart of.
     """
 
-    def __init__(self, settings: MixConfig, streams: int = 1, experts: int = 1, length: int = 1 << 24) -> None:
-        """``length``: how many bytes back a match can lie, of those of one stream; a power of 2 or the one above."""
+    def __init__(
+        self, settings: MixConfig, streams: int = 1, experts: int = 1, length: int = 1 << 24, primed: bool = False
+    ) -> None:
+        """``length``: how many bytes back a match can lie, of those of one stream; a power of 2 or the one above.
+
+        ``primed``: there is one stream more, of what was read before all others (``mixing.primer``).
+        """
         if not 0 <= experts <= MOST_EXPERTS:
             raise BytegolfError(f"{experts} experts: mixing takes up to {MOST_EXPERTS}")
         rates = self.rates = Rates()
         self.settings, self.streams, self.experts = settings, streams, experts
+        self.rows = rows = streams + primed
         self.ring = 1 << max(6, min(24, (length - 1).bit_length()))
-        if streams * self.ring >= 1 << 32:
+        if rows * self.ring >= 1 << 32:
             raise BytegolfError(f"{streams} streams of {self.ring} bytes cannot be mixed together: take fewer")
         self.bits = (settings.megabytes << 20).bit_length() - 7  # log₂ of the buckets, 64 bytes each
-        self.position_bits = min(20, max(12, (streams * self.ring).bit_length() - 1))
+        self.position_bits = min(22 if primed else 20, max(12, (rows * self.ring).bit_length() - 1))
         self.shortest = SHORTEST_MATCH
         self.contexts = [CONTEXTS[name] for name in settings.contexts]
         self.selectors = [SELECTORS[name][0] for name in settings.selectors]
@@ -121,8 +131,8 @@ class State:
         """refined probabilities, by the mixers' (33 supporting points over −8 … 8) and a context"""
         self.positions = aligned((1 << self.position_bits,), np.uint32)
         """where the last bytes, by their hash, came last: stream · ring + place, plus 1"""
-        self.text = aligned((streams, self.ring), np.uint8)
-        self.history = aligned((streams, 16), np.int64)
+        self.text = aligned((rows, self.ring), np.uint8)
+        self.history = aligned((rows, 16), np.int64)
         self.counts = np.array([0, 0], np.int64)
         """the table's generation, and the bytes learned"""
         visits = np.arange(16, dtype=np.float64)
@@ -157,6 +167,19 @@ class State:
         self.positions[:] = 0
         self.history[:] = 0
         self.history[:, HISTORY.index("pending")] = -1
+
+    def snapshot(self) -> Snapshot:
+        """A copy of all that was learned, for ``restore``."""
+        return tuple(array.copy() for array in self._learned())
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Know what was known when a state of the same shapes gave ``snapshot``, and nothing else."""
+        for array, kept in zip(self._learned(), snapshot, strict=True):
+            array[:] = kept
+
+    def _learned(self) -> Snapshot:
+        counters = self.table, self.maps, self.match_maps, self.weights, self.final_weights, self.apm
+        return *counters, self.positions, self.text, self.history, self.counts
 
 
 def aligned(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:

@@ -1,6 +1,8 @@
 // What Python calls of context mixing (mixing/mixer.py).
 #include "exact_mixing.h"
 
+#include <vector>
+
 // Begin the next byte of `count` streams: `frequencies` (count, experts, 256) every `stride`, whether their last byte
 // began a chunk in `opens`.
 extern "C" void mixing_begin(i64, const void* fields, const void* sizes, const void* rows, i64 count,
@@ -78,6 +80,39 @@ extern "C" void mixing_run(i64, const void* fields, const void* sizes, i64 row, 
       std::copy(next.hash, next.hash + m.context_count, f.hash);
       f.last = next.last, f.before = next.before, f.order2 = next.order2, f.expected = next.expected;
       f.match_bytes = next.match_bytes, f.chunk_bytes = next.chunk_bytes;
+    }
+  }
+}
+
+// Learn `count` bytes of one stream without predicting them: counters and what they mean, matches and the history, but
+// no weights or corrections. The text is known, so a block of it is hashed first, and buckets are fetched far ahead.
+extern "C" void mixing_prime(i64, const void* fields, const void* sizes, i64 row, i64 count, const void* bytes) {
+  const Mixer m(fields, sizes);
+  const u8* text = (const u8*)bytes;
+  constexpr i64 BLOCK = 512, AHEAD = 24;
+  struct Half {
+    u64 hash;
+    i64 context, bits;
+  };
+  std::vector<Half> halves;
+  for (i64 begin = 0; begin < count; begin += BLOCK) {
+    halves.clear();
+    for (i64 t = begin; t < std::min(count, begin + BLOCK); t++) {
+      History& h = m.history[row];
+      const i64 byte = text[t];
+      m.advance(row, false);
+      if (const i64 expected = m.expected(h); expected >= 0) m.learn_match(expected, h.match_bytes, byte);
+      for (i64 c = 0; c < m.context_count; c++) {
+        const u64 first = m.hashed(h, c);
+        halves.push_back({first, c, byte >> 4});
+        halves.push_back({Mixer::second(first, 16 | byte >> 4), c, byte & 15});
+      }
+      h.pending = byte;
+    }
+    const i64 size = (i64)halves.size();
+    for (i64 i = 0; i < size; i++) {
+      if (i + AHEAD < size) __builtin_prefetch(m.place(halves[i + AHEAD].hash), 1);
+      m.learn_half(m.claim(halves[i].hash), halves[i].context, halves[i].bits, nullptr);
     }
   }
 }

@@ -156,11 +156,35 @@ struct Mixer : Knowledge {
     map = (u32)next << 10 | (u32)std::min<i64>(count + 1, 1023);
   }
 
+  // Whether the bits of a byte were those of the one that a match of so many bytes expected, up to the first other one.
+  void learn_match(i64 expected, i64 bytes, i64 byte) const {
+    for (i64 k = 0; k < 8 && (expected | 256) >> (8 - k) == (byte | 256) >> (8 - k); k++) {
+      learn_map(match_maps[length_class(bytes)], (expected >> (7 - k) & 1) == (byte >> (7 - k) & 1));
+    }
+  }
+
+  // The four bits of half a byte in a bucket of context c; `corrected` is null while priming, where nothing was predicted.
+  void learn_half(u32* bucket, i64 c, i64 bits, const float* corrected) const {
+    for (i64 k = 0, own = 1; k < 4; k++) {
+      const i64 bit = bits >> (3 - k) & 1;
+      const u32 slot = bucket[own];
+      i64 seen = slot & 15, p = seen ? slot >> 4 & 4095 : 2048, w = (int16_t)(slot >> 16);
+      if (seen) learn_map(maps[c * 1024 + seen * 64 + (p >> 6)], bit);
+      p += ((bit ? 4095 : 0) - p) * slot_rate[seen] >> 16;
+      seen = std::min<i64>(seen + 1, 15);
+      if (corrected) {
+        w += (i64)std::nearbyint(((float)bit - corrected[k]) * boost[seen]);
+        w = std::min<i64>(32767, std::max<i64>(-32768, w));
+      }
+      bucket[own] = (u32)(u16)w << 16 | (u32)p << 4 | (u32)seen;
+      own = 2 * own + bit;
+    }
+  }
+
   // The byte at whose nodes `predict` was last asked, from the highest bit on.
   void learn(i64 row, i64 byte) const {
     Frame& f = frames[row];
     const float rate = rates[1] + rates[0] / (1.0f + (float)counts[1] * rates[2]);
-    i64 node = 1;
     for (i64 k = 0; k < 8; k++) {
       const i64 bit = byte >> (7 - k) & 1;
       float* last = final_weights + f.final_set[k] * MOST_SETS;
@@ -176,28 +200,14 @@ struct Mixer : Knowledge {
         u16& cell = apm[f.cell[k][a]];
         cell = (u16)(cell + (((bit ? 65535 : 0) - (i64)cell) >> 6));
       }
-      if (f.expected >= 0 && (f.expected | 256) >> (8 - k) == node) {
-        learn_map(match_maps[length_class(f.match_bytes)], (f.expected >> (7 - k) & 1) == bit);
-      }
-      node = 2 * node + bit;
     }
+    if (f.expected >= 0) learn_match(f.expected, f.match_bytes, byte);
     for (i64 c = 0; c < context_count; c++) {
       for (i64 half = 0; half < 2; half++) {
         const u64 hash = half ? second(f.hash[c], 16 | byte >> 4) : f.hash[c];
         u32* bucket = f.bucket[half][c];  // another context may have taken it since
         if (!bucket || *bucket != head(hash)) bucket = claim(hash);
-        for (i64 k = 0, own = 1; k < 4; k++) {
-          const i64 bit = byte >> (7 - 4 * half - k) & 1;
-          const u32 slot = bucket[own];
-          i64 seen = slot & 15, p = seen ? slot >> 4 & 4095 : 2048, w = (int16_t)(slot >> 16);
-          if (seen) learn_map(maps[c * 1024 + seen * 64 + (p >> 6)], bit);
-          p += ((bit ? 4095 : 0) - p) * slot_rate[seen] >> 16;
-          seen = std::min<i64>(seen + 1, 15);
-          w += (i64)std::nearbyint(((float)bit - f.corrected[4 * half + k]) * boost[seen]);
-          w = std::min<i64>(32767, std::max<i64>(-32768, w));
-          bucket[own] = (u32)(u16)w << 16 | (u32)p << 4 | (u32)seen;
-          own = 2 * own + bit;
-        }
+        learn_half(bucket, c, half ? byte & 15 : byte >> 4, f.corrected + 4 * half);
       }
     }
     counts[1]++;

@@ -204,12 +204,15 @@ struct Knowledge {
     return text[stream * ring + (h.match_at & (ring - 1))];
   }
 
+  // The hash of a stream's c-th context.
+  u64 hashed(const History& h, i64 c) const {
+    return mixed(context(h, contexts[c]) + (u64)(c + 1) * 0xD6E8FEB86659FD93ull);
+  }
+
   // What the next byte's predictions depend on, but for the experts.
   void look(i64 row, Frame& f) const {
     const History& h = history[row];
-    for (i64 c = 0; c < context_count; c++) {
-      f.hash[c] = mixed(context(h, contexts[c]) + (u64)(c + 1) * 0xD6E8FEB86659FD93ull);
-    }
+    for (i64 c = 0; c < context_count; c++) f.hash[c] = hashed(h, c);
     f.last = h.last8 & 0xff, f.before = (h.last8 >> 8) & 0xff;
     f.order2 = (i64)(mixed(h.last8 & 0xffff) >> 32);
     f.expected = expected(h), f.match_bytes = h.match_bytes, f.chunk_bytes = h.chunk_bytes;

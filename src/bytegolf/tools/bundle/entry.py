@@ -131,7 +131,7 @@ def evaluate(
         first = window.start + window.length - window.scored
         found[first : first + len(nats)] = np.stack((nats, sizes), 1)
 
-    mode = ScoringMode.configured(opened.config)
+    mode = ScoringMode.configured(opened.config, opened.artifact.primer)
     total = mode.score(opened.model, stream, opened.tokenizer, book=book if losses else None)
     if losses:
         with losses.open("wb") as file:

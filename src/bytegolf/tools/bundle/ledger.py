@@ -37,9 +37,12 @@ def measure(path: Path, every: bool = False) -> Ledger:
         raw, packed = old.raw_bytes + len(entry.raw(opened.payload)), old.packed_bytes + share
         weights = entry.numel if entry.counted else 0
         rows[group] = LedgerRow(group, old.tensors + 1, old.parameters + weights, raw, packed)
-    overhead = box.file_bytes - (len(box.packed) if rows else 0)
+    primed = len(box.primer)
+    overhead = box.file_bytes - (len(box.packed) if rows else 0) - primed
     code = code_bytes(config)
-    others = [LedgerRow("header and hash", 0, 0, overhead, overhead), LedgerRow("code", 0, 0, code, code)]
+    told = box.header.get("primer") or {}
+    others = [LedgerRow("primer", 0, 0, int(told.get("bytes", 0)), primed)] if primed else []
+    others += [LedgerRow("header and hash", 0, 0, overhead, overhead), LedgerRow("code", 0, 0, code, code)]
     return account([*rows.values(), *others], box.file_bytes, code)
 
 

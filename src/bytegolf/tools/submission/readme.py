@@ -35,6 +35,8 @@ def readme(
         way += f"; test-time training ({config.eval.ttt.mode}) on what has been scored, and on nothing else"
     if config.eval.mix.on:
         way += "; mixed with context models, which learn from what has been scored, and from nothing else"
+        if primer := opened.artifact.primer if config.eval.mix.primer else None:
+            way += f" but {primer.size:,} bytes of training text, which the model's file carries"
     dropped = found["tokens_dropped"]
     tail = f" ({dropped:,} behind them fill no window)" if dropped else ""
     model, code, total = (claims[f"bytes_{kind}"] for kind in ("model_int8_zlib", "code", "total"))
