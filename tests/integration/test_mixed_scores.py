@@ -14,6 +14,7 @@ from conftest import ModelMaker, shapes_unchecked
 from numpy.typing import NDArray
 from streams import BYTES, stream_of
 
+from bytegolf.artifact.primer import training_text
 from bytegolf.bpb import Score
 from bytegolf.config import MixConfig, TttConfig
 from bytegolf.data.tokenizer import RawByteTokenizer, Tokenizer
@@ -124,6 +125,17 @@ def test_a_primer_is_known_before_any_text_and_to_every_document(make_model: Mod
     assert kinds["primed, afresh"].sum() < 0.8 * kinds["each document afresh"].sum()
     unread = dataclasses.replace(PLAIN, mix=dataclasses.replace(MIX, primer=False), primer=PRIMER)
     assert np.array_equal(costs(unread, model, tokens), costs(PLAIN, model, tokens))
+
+
+def test_the_text_of_a_primer_is_spread_and_of_the_size_asked() -> None:
+    documents = [bytes([65 + n]) * 9000 for n in range(40)]  # 360,000 bytes, so 200,000 are four pieces
+    stream = MemoryStream(BYTES.encode_documents(documents)[0])
+    found = training_text(stream, BYTES, 200_000)
+    starts = [found[at] - 65 for at in range(0, 200_000, 50_000)]
+    assert len(found) == 200_000
+    assert starts == [0, 10, 20, 30]
+    assert found == b"".join(b"".join(documents)[9000 * n : 9000 * n + 50_000] for n in starts)
+    assert len(training_text(stream, BYTES, 10**6)) == 360_000
 
 
 def test_it_is_no_matter_how_many_windows_are_read_at_a_time(make_model: ModelMaker) -> None:

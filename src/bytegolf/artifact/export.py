@@ -97,13 +97,15 @@ def _imported(source: Path, overrides: Sequence[str]) -> Latest | None:
     return Latest(run, config, tokenizer, opened.artifact.state, Progress(), opened.path, data)
 
 
-def export(source: Path, out: Path | None = None, overrides: Sequence[str] = ()) -> ExportResult:
-    """Export the latest checkpoint of a run (see ``latest``)."""
+def export(
+    source: Path, out: Path | None = None, overrides: Sequence[str] = (), data: Path | None = None
+) -> ExportResult:
+    """Export the latest checkpoint of a run (see ``latest``). ``data``: the folder to read, by default the run's."""
     with destination(source, out) as path:
         saved = latest(source, overrides)
         device = choose_device(saved.config.train.device)
         told = saved.config, saved.tokenizer, saved.state, saved.progress
-        done = export_weights(path, *told, device, saved.data)
+        done = export_weights(path, *told, device, data or saved.data)
     summary, seconds = done.summary, round(done.gptq_seconds, 2)
     return ExportResult(
         path, saved.checkpoint, summary.sha256, summary.parameters, summary.file_bytes, gptq_seconds=seconds

@@ -42,7 +42,7 @@ def primer_of(config: Config, tokenizer: Tokenizer, data: Path) -> Primer | None
 
 def training_text(stream: TokenStream, tokenizer: Tokenizer, size: int) -> bytes:
     """``size`` bytes of a split, or all of it if it has no more: pieces at equal distances, each from a document's
-    start on.
+    start on. They are fewer where the last document begins too late for what is left.
 
     Example: 200,000 bytes of 1,000,000 tokens are four pieces of 50,000, looked for at 0, 250,000, 500,000 and 750,000.
     If documents begin at 0, 240,000, 260,000 and 700,000, the second piece begins at 260,000 and the third at 700,000;
@@ -59,7 +59,8 @@ def training_text(stream: TokenStream, tokenizer: Tokenizer, size: int) -> bytes
         starts = np.flatnonzero(ahead == tokenizer.BOS)
         start = place + (int(starts[0]) if len(starts) else 0)
         wanted = size * (number + 1) // count - size * number // count + left
-        done = min(len(stream), start + wanted + 1)  # the BOS is no byte
-        parts.append(tokenizer.decode(stream.slice(start, done))[:wanted])
-        left = wanted - len(parts[-1])
+        tokens = stream.slice(start, min(len(stream), start + 2 * wanted))  # of which some are the BOS of a document
+        kept = np.flatnonzero(tokenizer.byte_counts(tokens, tokens))[:wanted]
+        done, left = start + (int(kept[-1]) + 1 if len(kept) else 0), wanted - len(kept)
+        parts.append(tokenizer.decode(tokens[kept]))
     return b"".join(parts)

@@ -56,7 +56,8 @@ def export(
 ) -> None:
     """Quantise a run's latest checkpoint; account for every byte.
 
-    With export.gptq=true it reads the run's training data. With --fit it
+    With export.gptq=true, and for the text of export.primer, it reads the
+    run's training data. With --fit it
     measures on a sample of it what each group of tensors costs at each width,
     then gives up bits where they cost least until all fits, code included;
     what comes of it is scored over the full validation split, which the
@@ -91,7 +92,7 @@ def export(
     if not fit:
         if frontier:
             raise BytegolfError("--frontier draws what --fit measured: give --fit BYTES as well")
-        found: ExportResult | FitResult = exporting.export(run, out, overrides)
+        found: ExportResult | FitResult = exporting.export(run, out, overrides, data)
     else:
         if frontier:
             plots.check()

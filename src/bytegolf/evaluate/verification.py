@@ -122,7 +122,7 @@ def verify(
             model, tokenizer, sample, ScoringMode(seq_len, batch=1, mix=mixed, primer=primer)
         )
     if opened.artifact.primer and isinstance(tokenizer, ByteTokenizer):
-        yield _primed(opened.artifact.primer, data, tokenizer)
+        yield _primed(opened.artifact.primer, opened.config.export.primer, data, tokenizer)
 
     tell("scoring")
     limit = 0 if claim is not None else effort.limit(seq_len, stride)
@@ -200,12 +200,12 @@ def _coded(opened: LoadedModel, stream: TokenStream, most: int) -> Iterator[Chec
     yield Check("decoded", same, "every token came back" if same else "the decoded tokens are not those coded")
 
 
-def _primed(primer: Primer, data: Path, tokenizer: ByteTokenizer) -> Check:
-    """Make the primer again, from the training split and nothing else, and look for the validation split's documents in
-    it.
+def _primed(primer: Primer, asked: int, data: Path, tokenizer: ByteTokenizer) -> Check:
+    """Make the primer of ``asked`` bytes again, from the training split and nothing else, and look for the validation
+    split's documents in it.
     """
     train, val = (open_split(data, tokenizer.name, split, tokenizer.vocab_size) for split in ("train", "val"))
-    same = training_text(train, tokenizer, primer.size) == primer.text
+    same = training_text(train, tokenizer, asked) == primer.text
     tokens = val.slice(0, len(val))
     starts = np.flatnonzero(tokens == tokenizer.BOS)
     found = 0

@@ -52,7 +52,7 @@ class Primer:
                 found += stream.decompress(b"", self.size + 1 - len(found))
         except (lzma.LZMAError, MemoryError) as error:
             raise BadPrimerError(f"its primer does not decompress: {error}") from error
-        if hashlib.sha256(found).hexdigest() != self.sha256:
+        if not stream.eof or stream.unused_data or hashlib.sha256(found).hexdigest() != self.sha256:
             raise BadPrimerError(f"its primer is not the declared {self.size:,} bytes")
         return found
 
