@@ -129,7 +129,7 @@ def test_a_primer_is_known_before_any_text_and_to_every_document(make_model: Mod
 
 def test_the_text_of_a_primer_is_spread_and_of_the_size_asked() -> None:
     documents = [bytes([65 + n]) * 9000 for n in range(40)]  # 360,000 bytes, so 200,000 are four pieces
-    stream = MemoryStream(BYTES.encode_documents(documents)[0])
+    stream = MemoryStream(BYTES.encode_documents(documents)[0].astype(np.int64))
     found = training_text(stream, BYTES, 200_000)
     starts = [found[at] - 65 for at in range(0, 200_000, 50_000)]
     assert len(found) == 200_000

@@ -196,10 +196,10 @@ def test_not_an_artifact(file: Path, tmp_path: Path) -> None:
     assert "not a bytegolf artifact" in refused(b"", tmp_path / "empty")
     assert "not a bytegolf artifact" in refused(b"PK\3\4" + bytes(100), tmp_path / "zip")
     content = bytearray(file.read_bytes())
-    for version in (1, 2, 4):
+    for version in (1, 2, 5):
         content[8:12] = struct.pack("<I", version)
         answer = refused(bytes(content), tmp_path / "other")
-        assert f"format version {version} and this bytegolf reads version 3 only" in answer
+        assert f"format version {version} and this bytegolf reads 3 and 4 only" in answer
     with pytest.raises(BytegolfError, match="no such file"):
         read_artifact(tmp_path / "missing")
     with pytest.raises(BytegolfError, match="folder"):
