@@ -125,8 +125,8 @@ def decode(data: bytes | mmap.mmap, where: str) -> Container:
     _, version, header_bytes = _PRELUDE.unpack_from(data)
     if version not in (VERSION, WITH_PRIMER):
         raise BytegolfError(
-            f"the artifact {where} has format version {version} and this bytegolf reads {VERSION} and {WITH_PRIMER} only: "
-            "use the bytegolf that wrote it, or export it again from its run"
+            f"the artifact {where} has format version {version} and this bytegolf reads {VERSION} and {WITH_PRIMER} "
+            "only: use the bytegolf that wrote it, or export it again from its run"
         )
     payload_at, payload_end = PRELUDE_BYTES + header_bytes, len(data) - DIGEST_BYTES
     if header_bytes > MAX_HEADER_BYTES or payload_at > payload_end:
