@@ -76,7 +76,7 @@ def submit(
         if overrides:
             made = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             tell("quantising")
-            source = exporting.export(run, made / entry.ARTIFACT, overrides).artifact
+            source = exporting.export(run, made / entry.ARTIFACT, overrides, data).artifact
             if folder.tokenizer.exists():
                 shutil.copyfile(folder.tokenizer, made / folder.tokenizer.name)
         opened = opening.load_model(source, data, precision="fp32")  # as the script does
