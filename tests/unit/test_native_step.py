@@ -11,6 +11,7 @@ from conftest import TINY, ModelMaker, scatter, shapes_unchecked
 from torch import Tensor, nn
 
 from bytegolf.config import (
+    ChunkHashConfig,
     CosineConfig,
     HNetConfig,
     ModelConfig,
@@ -41,12 +42,13 @@ def sequences(count: int, length: int) -> Tensor:
 
 def wide(reset: bool = False) -> LanguageModel:
     """Widths that are no multiple of a vector, an encoder without blocks, a sharp narrow router, a wider main network,
-    windows shorter than a piece: as cpu-demo and cpu-30min have them."""
+    windows shorter than a piece, rows left out in training: as cpu-demo and cpu-30min have them."""
     outer = StackConfig(1, 40, heads=2, kv_heads=1, window=19, mlp_mult=1.5)
     router = RouterConfig(3.0, cosine=CosineConfig(dim=12, sharpness=4.0, init="calibrated"))
     main = StackConfig(4, 72, heads=6, kv_heads=3, rope_base=1000.0)
-    network = HNetConfig(StackConfig(0, 40, heads=2, kv_heads=1), router, main, outer)
-    ngrams = NgramConfig(longest=5, bits=7, dim=6)
+    chunks = ChunkHashConfig(dim=5, bits=7, dropout=0.3)
+    network = HNetConfig(StackConfig(0, 40, heads=2, kv_heads=1), router, main, outer, chunk_hash=chunks)
+    ngrams = NgramConfig(longest=5, bits=7, dim=6, dropout=0.3)
     model = LanguageModel(ModelConfig(network, ngrams=ngrams, softcap=15.0, reset_at_bos=reset))
     scatter(model)
     return model.eval()

@@ -86,7 +86,8 @@ class Plan:
         if model.ngrams is None:
             self.words += [0] * 4
         else:
-            _known(config.ngrams, "longest", "bits", "dim", "start", "folds", "scale")  # the last three: of training
+            of_training = ("dropout", "start", "folds", "scale")
+            _known(config.ngrams, "longest", "bits", "dim", *of_training)
             self.words += [model.ngrams.lengths, config.ngrams.bits, config.ngrams.dim]
             self._table("ngrams.table")
             self._matrix("ngrams.proj.weight", there)
@@ -205,7 +206,7 @@ class Plan:
         if level.chunk_hash is None:
             self.words += [0] * 3
         else:
-            _known(config.chunk_hash, "dim", "bits")
+            _known(config.chunk_hash, "dim", "bits", "dropout")
             self.words += [config.chunk_hash.bits, config.chunk_hash.dim]
             self._table(f"{prefix}chunk_hash.table")
             self._matrix(f"{prefix}chunk_hash.proj.weight", there)
