@@ -8,10 +8,12 @@ here imports ``bytegolf`` at the top.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
@@ -57,8 +59,18 @@ def _sampled(*, typechecker: Any) -> Callable[[Any], Any]:
 # by this name the hook's code finds it
 _jaxtyped, jaxtyping.jaxtyped = jaxtyping.jaxtyped, _sampled  # type: ignore[assignment]
 
+
+def _annotated() -> list[str]:
+    """The modules of the package that annotate shapes. Of the others mypy knows the types; wrapping these as well would
+    make the import of everything three times as long, in every process of the tests."""
+    spec = importlib.util.find_spec("bytegolf")  # finds the package without importing it
+    package = Path(spec.origin).parent if spec and spec.origin else Path()
+    with_shapes = (path for path in package.rglob("*.py") if "from jaxtyping import" in path.read_text("utf-8"))
+    return [".".join(("bytegolf", *path.relative_to(package).with_suffix("").parts)) for path in sorted(with_shapes)]
+
+
 # as mypy does, an int passes where a float is asked for
-jaxtyping.install_import_hook("bytegolf", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+jaxtyping.install_import_hook(_annotated(), "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 torch.set_num_threads(1)  # tiny tensors gain nothing from a second thread, and lose much on a busy machine
 
