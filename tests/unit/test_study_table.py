@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 
 from bytegolf.errors import BytegolfError
 from bytegolf.tools.study.definition import Study, read_study
+from bytegolf.tools.study.differences import Difference, paired, spread, t_95
 from bytegolf.tools.study.picture import draw
 from bytegolf.tools.study.plan import Job, jobs
 from bytegolf.tools.study.results import Row
-from bytegolf.tools.study.table import Difference, Table, as_csv, markdown, notes, paired, spread, t_95, tabulate
+from bytegolf.tools.study.table import Table, as_csv, markdown, notes, tabulate
 
 STUDY = """
 name = "s"
@@ -197,7 +198,7 @@ def test_the_picture(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(BytegolfError, match="can be compared"):
         draw(table(study), tmp_path / "none.png")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(BytegolfError, match=r"bytegolf\[plots\]"):
+    with pytest.raises(BytegolfError, match=r"\[plots\]"):
         draw(drawn, tmp_path / "plot.png")
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from bytegolf.analyze import plots
 from bytegolf.errors import BytegolfError
-from bytegolf.tools.study.table import BETTER, SAME, UNKNOWN, WORSE, Difference, Table, VariantResult
+from bytegolf.tools.study.differences import BETTER, SAME, UNKNOWN, WORSE, Difference
+from bytegolf.tools.study.table import Table, VariantResult
 
 STYLES = {
     BETTER: (plots.COLORS[0], "o"),
