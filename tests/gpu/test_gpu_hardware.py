@@ -45,7 +45,8 @@ def train(preset: str, data: Path, *changes: str, count: int = 1, small: bool = 
         check=False,
         env=environment,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    said = [line for line in done.stderr.splitlines() if line.startswith("[rank")]  # torchrun's own words come last
+    assert done.returncode == 0, "\n".join(said)[-3000:] + done.stderr[-3000:]
     found: dict[str, Any] = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
     return found
 

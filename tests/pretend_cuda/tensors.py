@@ -75,7 +75,7 @@ class PretendTensor(Tensor):
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         """One operation, also outside of the mode."""
-        return run(func, args, kwargs or {})
+        return NotImplemented if _of_others(types) else run(func, args, kwargs or {})
 
     # torch swaps the tensors of a module's parameters (``module.to("cuda")``) where a subclass has these two
     def __tensor_flatten__(self) -> tuple[list[str], None]:
@@ -106,10 +106,18 @@ class PretendCuda(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """One operation."""
+        if _of_others(types):
+            return NotImplemented
         if _composite(func):  # in inference mode such operations come here whole
             with self:
                 return func.decompose(*args, **(kwargs or {}))
         return run(func, args, kwargs or {})
+
+
+def _of_others(types: Any) -> bool:
+    """Whether a tensor that holds others takes part, as a shard (DTensor) does: it works with what it holds, and that
+    comes here."""
+    return any(each is not PretendTensor and hasattr(each, "__tensor_flatten__") for each in types)
 
 
 @functools.cache
