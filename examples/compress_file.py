@@ -11,6 +11,7 @@ megabytes is thus part of the compressor, not of the file. It pays on text of th
 
 import argparse
 import lzma
+import math
 import time
 import zlib
 from pathlib import Path
@@ -19,13 +20,13 @@ from load_and_look import quick_run
 
 import bytegolf
 
-LICENSE = Path(__file__).resolve().parents[1] / "LICENSE"
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", nargs="?", help="a run's folder or an artifact; without it, a small run is trained")
-    parser.add_argument("file", nargs="?", type=Path, default=LICENSE, help="what to compress")
+    parser.add_argument(
+        "file", nargs="?", type=Path, default=Path(__file__), help="what to compress; by default this script"
+    )
     parser.add_argument("--keep", type=Path, help="where the compressed file goes; by default FILE.bgz")
     options = parser.parse_args()
 
@@ -51,7 +52,7 @@ def main() -> None:
         print(f"{name:10} {size:9,} bytes  {8 * size / max(len(data), 1):.3f} bits per byte")
 
     # What the score promised: the text's surprisal in bits. The file adds a header, a checksum, and the coder's loss.
-    print(f"{'surprisal':10} {model.score(data).nats / 0.6931 / 8:9,.0f} bytes")
+    print(f"{'surprisal':10} {model.score(data).nats / math.log(2) / 8:9,.0f} bytes")
 
 
 if __name__ == "__main__":

@@ -80,6 +80,12 @@ def make_folder(path: Path) -> Path:
     return path
 
 
+def check_replaceable(path: Path) -> None:
+    """BytegolfError where ``path`` is there and no file, or leaves no name for one; asked before work starts, too."""
+    if not path.name or (path.exists() and not path.is_file()):  # a rename would replace even /dev/null, if root asks
+        raise BytegolfError(f"cannot write {path}: it is a folder or a device, not a file; choose another path")
+
+
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any], like: os.stat_result | None = None) -> None:
     """Have ``write`` fill a temporary file beside ``path``, then rename it over ``path`` once it is safely on disk.
 
@@ -87,8 +93,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any], like: os.sta
     the rights that the user's umask allows, or those and the times of the file that ``like`` describes.
     """
     make_folder(path.parent)
-    if path.exists() and not path.is_file():  # a rename would replace even /dev/null, if root asks
-        raise BytegolfError(f"cannot write {path}: it is a folder or a device, not a file; choose another path")
+    check_replaceable(path)
     with disk_errors(path):
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         try:

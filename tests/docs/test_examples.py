@@ -80,7 +80,7 @@ def test_compress_file(script: Script, tiny_run: TinyRun) -> None:
     Path("runs/quick").symlink_to(tiny_run.folder)  # the run that it would train
     Path("letter.txt").write_text(text(400), encoding="utf-8")
     assert "letter.bgz gives them back" in script("compress_file", "runs/quick", "letter.txt", "--keep", "letter.bgz")
-    assert "LICENSE.bgz gives them back" in script("compress_file")
+    assert "compress_file.py.bgz gives them back" in script("compress_file")
 
 
 def test_own_quantizer(script: Script) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from commands import TinyRun, good
+from conftest import shapes_unchecked
 
 import bytegolf
 from bytegolf.api.model import Model
@@ -95,6 +96,8 @@ def test_subwords_have_a_row_per_token(subword_run: TinyRun) -> None:
 
 
 def test_chunks_are_those_of_the_command_line(model: Model, tiny_run: TinyRun) -> None:
+    with shapes_unchecked(), pytest.raises(bytegolf.BytegolfError, match="not int"):
+        model.chunks(5)  # type: ignore[call-overload]  # bytes(5) would be five zeros
     told = good("segment", tiny_run.folder, TEXT, "--json").json
     assert model.boundaries(TEXT) == told["boundaries"]
     assert model.chunks(TEXT) == told["chunks"]

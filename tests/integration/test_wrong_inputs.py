@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import resource
 import shutil
 import struct
@@ -344,6 +345,19 @@ def test_specs_that_are_wrong(tmp_path: Path) -> None:
     for content in ("{", "[]", json.dumps({"tokenizers": [{"name": "x", "vocab": 3}]})):
         specs.write_text(content)
         assert str(specs) in refused("prepare", tmp_path / "a.txt", "--out", tmp_path / "data", "--tokenizer", specs)
+
+
+@pytest.mark.parametrize("place", [".", "/"])
+def test_an_output_that_cannot_be_a_file_is_told_before_the_work(place: str, tiny_run: TinyRun) -> None:
+    assert f"cannot write {place}: it is a folder" in refused("export", tiny_run.folder, "--out", place)
+    said = refused("analyze", tiny_run.folder, "--limit", 1000, "--html", place)
+    assert f"cannot write {place}: it is a folder" in said
+
+
+def test_verbs_are_listed_in_order() -> None:
+    verbs = re.findall(r"\w+", refused("frobnicate").partition("give ")[2].partition(" (")[0].replace(" and ", " "))
+    assert len(verbs) > 20
+    assert verbs == sorted(verbs)
 
 
 # ---------------------------------------------------------------------------------------------- a real process

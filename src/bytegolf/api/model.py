@@ -333,4 +333,7 @@ def _bytes(text: Text) -> bytes:
             return text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise BytegolfError(f"the text is no UTF-8 (character {error.start}): give bytes instead") from error
-    return bytes(text)
+    try:
+        return bytes(memoryview(text))  # bytes(5) alone would be five zeros
+    except TypeError as error:
+        raise BytegolfError(f"a text is a str or bytes, not {type(text).__name__}") from error

@@ -27,7 +27,7 @@ from bytegolf.data.shards import open_split
 from bytegolf.data.tokenizer import SentencePieceTokenizer, Tokenizer, load_tokenizer
 from bytegolf.device import choose_device, pick_precision
 from bytegolf.errors import BytegolfError
-from bytegolf.files import clear_leftovers, only_one
+from bytegolf.files import check_replaceable, clear_leftovers, only_one
 from bytegolf.model.storage import storage_kinds
 
 
@@ -124,6 +124,7 @@ def destination(source: Path, out: Path | None) -> Iterator[Path]:
     elif out is None:
         raise BytegolfError(f"{source} is weights and no run: name the artifact to write with --out")
     path = out or run.artifact
+    check_replaceable(path)
     owner = RunFolder(path.parent)
     if path == owner.artifact and owner.config.exists():
         held = owner.held()

@@ -110,11 +110,13 @@ def analyze(
     from bytegolf.analyze.figures import figures, save_png
     from bytegolf.analyze.page import page
     from bytegolf.analyze.reading import NamedText
-    from bytegolf.files import STDIN, piped_input, write_bytes
+    from bytegolf.files import STDIN, check_replaceable, piped_input, write_bytes
     from bytegolf.progress import Reporter
 
     if not models:
         raise BytegolfError("name a model to analyse: a run's folder or an artifact file")
+    if html:
+        check_replaceable(html)
     if plots:
         plotting.check()
     texts = [NamedText.read(path) for path in file]

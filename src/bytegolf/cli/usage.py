@@ -30,7 +30,7 @@ def _said(error: CycloptsError) -> str:
             if verbs is not None and not name.startswith("-"):
                 by_app.setdefault(id(verbs[name]), name)
         own = list(by_app.values())
-        return f"there is no verb {given!r}{_close(given, own)}: give {listed(own)}"
+        return f"there is no verb {given!r}{_close(given, own)}: give {listed(sorted(own))}"
     if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
         return f"unexpected argument {error.unused_tokens[0]!r}"
     if isinstance(error, UnknownOptionError):
