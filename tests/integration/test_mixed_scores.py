@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import cyclopts
 import numpy as np
 import pytest
 import torch
@@ -16,6 +17,7 @@ from streams import BYTES, stream_of
 
 from bytegolf.artifact.primer import training_text
 from bytegolf.bpb import Score
+from bytegolf.cli.eval import Mixed
 from bytegolf.config import MixConfig, TttConfig
 from bytegolf.data.tokenizer import RawByteTokenizer, Tokenizer
 from bytegolf.errors import BytegolfError
@@ -223,3 +225,16 @@ def test_one_pass_is_mixed_in_order_too(make_model: ModelMaker) -> None:
     assert len(found) == len(tokens) - 1
     assert found.mean() < costs(dataclasses.replace(once, mix=MixConfig()), model, tokens).mean() - 0.5
     assert abs(found.mean() - costs(sliding, model, tokens).mean()) < 0.1
+
+
+def test_what_a_configuration_mixes_can_be_switched_off() -> None:
+    found = []
+    app = cyclopts.App(default_parameter=cyclopts.Parameter(negative=()), result_action="return_value")
+
+    @app.default
+    def take(mixed: Mixed | None = None) -> None:
+        found.append((mixed or Mixed()).over(MixConfig(on=True)))
+
+    app(["--no-mix"])
+    app(["--mix", "--no-mix-primer"])
+    assert [(one.on, one.primer) for one in found] == [(False, True), (True, False)]

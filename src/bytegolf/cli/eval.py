@@ -68,16 +68,20 @@ class TestTime:
 class Mixed:
     """The options of mixing; what is left out is as configured."""
 
-    mix: Annotated[bool | None, Parameter(help="Mix the model's distribution of each byte with those of contexts.")] = (
-        None
-    )
+    mix: Annotated[
+        bool | None,
+        Parameter(help="Mix the model's distribution of each byte with those of contexts.", negative="--no-mix"),
+    ] = None
     mix_reset: Annotated[
         Literal["document", "never"] | None, Parameter(help="Forget contexts at each document, or carry on.")
     ] = None
     mix_megabytes: Annotated[int | None, Parameter(help="Memory for contexts.", validator=validators.Number(gte=1))] = (
         None
     )
-    mix_primer: Annotated[bool | None, Parameter(help="Read the artifact's primer first, if it has one.")] = None
+    mix_primer: Annotated[
+        bool | None,
+        Parameter(help="Read the artifact's primer first, if it has one.", negative="--no-mix-primer"),
+    ] = None
     mix_without: Annotated[
         list[str] | None, Parameter(help="Contexts and selectors to leave out.", consume_multiple=True, negative=())
     ] = None
