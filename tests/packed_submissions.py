@@ -1,4 +1,7 @@
-"""Submissions to audit, honest and dishonest, and ways to hide their code; each is a script and maybe some files."""
+"""Submissions to audit, honest and dishonest, and ways to hide their code; each is a script and maybe some files.
+
+python tests/packed_submissions.py    # the table of verdicts over all of them
+"""
 
 from __future__ import annotations
 
@@ -297,3 +300,36 @@ def folder_of(home: Path, script: str) -> Path:
     (home / "submission.json").write_text(json.dumps(CLAIMS))
     (home / "train_gpt.py").write_text(script, encoding="utf-8")
     return home
+
+
+def main() -> None:
+    """Audit every submission packed in every way, and print a table in Markdown; it fails where one is wrong."""
+    import tempfile
+
+    from bytegolf.tools.submission.audit import audit
+
+    wrong, count = [], 0
+    print("| submission | rule | " + "broken | not proved | shown | whole verdicts |")
+    print("|---|---|---|---|---|---|")
+    cases = [(name, "validation unseen", text, True) for name, text in HONEST.items()]
+    cases += [(name, rule, text, False) for name, (rule, text) in DISHONEST.items()]
+    for name, rule, text, honest in cases:
+        outcomes: list[str] = []
+        wholes: set[str] = set()
+        for way, pack in PACKINGS.items():
+            with tempfile.TemporaryDirectory() as home:
+                folder = Path(home)
+                found = audit(folder_of(folder, pack(folder, text)), None)
+            outcomes += [row.outcome for row in found.verdicts if row.rule == rule]
+            wholes.add(found.verdict)
+            count += 1
+            if found.verdict == ("broken" if honest else "passed") or (not honest and outcomes[-1] == "shown"):
+                wrong.append(f"{name}, {way}: {found.summary}")
+        counts = " | ".join(str(outcomes.count(one)) for one in ("broken", "not proved", "shown"))
+        print(f"| {'honest' if honest else 'dishonest'}: {name} | {rule} | {counts} | {', '.join(sorted(wholes))} |")
+    print(f"\n{len(cases)} submissions in {len(PACKINGS)} ways, {count} audits, {len(wrong)} wrong")
+    raise SystemExit("\n".join(wrong) or 0)
+
+
+if __name__ == "__main__":
+    main()
