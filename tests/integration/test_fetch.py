@@ -561,7 +561,7 @@ def test_a_manifest_that_is_too_long(server: Server, tmp_path: Path, monkeypatch
         ("ftp://example.org/x", "http or https"),
         ("http://me:secret@example.org", "without password"),
         ("http://example.org:port/", "is no address"),
-        ("http://", "without password"),
+        ("http://", "names no host"),
         ("nowhere", "there is no folder nowhere"),
         ("file:///no%20where", "there is no folder /no where"),
         ("http://example.org/a\nb", "no line breaks"),

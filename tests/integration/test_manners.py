@@ -46,6 +46,49 @@ def test_options_that_are_none_or_lack_a_value(tiny_run: TinyRun) -> None:
     assert "MODEL is missing" in refused("segment")
 
 
+EMPTY = (
+    "prepare x --out=",
+    "prepare @ --out y",
+    "train cpu-demo --data @",
+    "check @",
+    "check x @",
+    "analyze m --file @",
+    "compress @",
+    "compress x -o @",
+    "eval @",
+    "audit @",
+)
+
+
+@pytest.mark.parametrize("words", EMPTY)
+def test_an_empty_path_is_not_the_folder_that_one_is_in(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``--out "$UNSET"`` would write into it, and ``Path("")`` is it."""
+    monkeypatch.chdir(tmp_path)
+    assert "is empty: name a path" in refused(*("" if word == "@" else word for word in words.split(" ")))
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_export_replaces_nothing_but_artifacts(tiny_run: TinyRun, tmp_path: Path) -> None:
+    letter, out = tmp_path / "letter.txt", tmp_path / "new.bgolf"
+    letter.write_text("the only copy")
+    assert "no artifact" in refused("export", tiny_run.folder, "--out", letter)
+    assert letter.read_text() == "the only copy"
+    for _ in range(2):
+        good("export", tiny_run.folder, "--out", out)
+
+
+def test_a_name_that_no_file_can_have(tmp_path: Path) -> None:
+    long = tmp_path / ("x" * 300)
+    (tmp_path / "a.txt").write_text("a b\n")
+    for words in (("prepare", tmp_path / "a.txt", "--out"), ("check",), ("eval",), ("audit",), ("compress",)):
+        ran = subprocess.run([sys.executable, "-m", "bytegolf", *map(str, words), str(long)],
+                             capture_output=True, text=True, check=False)  # fmt: skip
+        assert ran.returncode == 2, ran.stderr
+        assert "too long" in ran.stderr.splitlines()[-1]
+
+
 @pytest.mark.parametrize("name", ["../../x", "..", ".hidden", "a/b", "a\\b", "", "a\nb", "\x7f"])
 def test_a_name_leads_nowhere_else(name: str, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = tmp_path / "one" / "two"

@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar
 
 from cyclopts import App, Parameter, validators
 
+from bytegolf.cli.usage import no_empty_paths
 from bytegolf.cli.version import version
 from bytegolf.console import PlainConsole
 from bytegolf.errors import BytegolfError
@@ -24,6 +25,7 @@ app = App(
     help="Learned tokenization in 16,000,000 bytes: train, ship and score byte-level H-Nets. Every verb takes --plugin "
     "FILE (more than once): a Python file, or a module, that registers routers or mixers of your own; it is imported.",
     version=version,
+    config=no_empty_paths,
     help_format="plaintext",
     default_parameter=Parameter(negative=()),
     suppress_keyboard_interrupt=False,  # `run` says what stopped it

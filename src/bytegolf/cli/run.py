@@ -86,6 +86,9 @@ def run() -> NoReturn:
             raise
         _fail("out of memory: choose a smaller model, a shorter train.seq_len, or fewer sequences at a time")
     except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):  # any look at a path that was given may meet it
+            loop = "it is a link to itself" if error.errno == errno.ELOOP else "the name is too long"
+            _fail(f"cannot look at {str(error.filename)[:80]}: {loop}: check the path")
         _without_stdout()
         if error.errno == errno.EPIPE:  # `bytegolf … | head` has read enough
             sys.exit(0)

@@ -7,10 +7,17 @@ import re
 import sys
 from collections.abc import Iterable
 
-from cyclopts import CycloptsError, MissingArgumentError, UnknownOptionError, UnusedCliTokensError
+from cyclopts import (
+    App,
+    ArgumentCollection,
+    CycloptsError,
+    MissingArgumentError,
+    UnknownOptionError,
+    UnusedCliTokensError,
+)
 from cyclopts.exceptions import UnknownCommandError
 
-from bytegolf.errors import listed
+from bytegolf.errors import BytegolfError, listed
 
 _OPTION = re.compile(r"--?[A-Za-z][\w-]*(=.*)?", re.DOTALL)
 """What looks like an option; "- milk", "-5 degrees" and "--" are texts."""
@@ -20,6 +27,14 @@ def usage(error: CycloptsError) -> str:
     """What is wrong, and where to read more."""
     chain = [token for token in error.command_chain or () if token]
     return f"{_said(error)} (see `{' '.join(['bytegolf', *chain])} --help`)"
+
+
+def no_empty_paths(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Refuse a path of no characters: ``--out "$UNSET"`` means no folder, and ``Path("")`` is the current one."""
+    for argument in arguments:
+        names_paths = "Path" in str(argument.hint) or argument.name == "SOURCES"  # `prepare` takes named corpora, too
+        if names_paths and any(token.value == "" for token in argument.tokens):
+            raise BytegolfError(f"{argument.name} is empty: name a path, or . for the folder that you are in")
 
 
 def _said(error: CycloptsError) -> str:

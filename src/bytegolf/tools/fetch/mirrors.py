@@ -134,7 +134,9 @@ def open_mirror(where: str, root: str) -> Mirror:
         if not where.isprintable():  # what parses it would drop them, and look elsewhere
             raise BytegolfError(f"--mirror {where}: an address has no line breaks or control characters: correct it")
         check_proxy(where)
-        if parts.username or parts.password or parts.query or parts.fragment or not parts.hostname:
+        if not parts.hostname:
+            raise BytegolfError(f"--mirror {where} names no host: give an address such as https://host/folder")
+        if parts.username or parts.password or parts.query or parts.fragment:
             raise BytegolfError(f"--mirror {parts.scheme}://{parts.hostname}: give an address without password and '?'")
         address = "/".join(part for part in (where.rstrip("/"), root.strip("/")) if part)
         return Mirror(address, _web(), address)
