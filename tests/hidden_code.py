@@ -343,6 +343,10 @@ HONEST_LINES: dict[str, tuple[str, dict[str, str]]] = {
     "nvidia-smi str": ("import subprocess\nsubprocess.check_output('nvidia-smi',shell=True)", {}),
     "git rev": ("import subprocess\nsubprocess.check_output(['git','rev-parse','HEAD'])", {}),
     "own source logged": ("import sys\ncode=open(sys.argv[0]).read()\nprint(code)", {}),
+    "own folder": (
+        "from pathlib import Path\nhere=Path(__file__).parent\nprint(here,len(open(here/'README.md').read()))",
+        {},
+    ),
     "own source file": ("code=open(__file__).read()\nprint(len(code))", {}),
     "inspect source": ("import inspect\nprint(inspect.getsource(main))", {}),
     "pickle dump": ("import pickle\npickle.dumps({})", {}),

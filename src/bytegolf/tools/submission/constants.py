@@ -102,6 +102,10 @@ class Folder:
         except (OSError, ValueError, RuntimeError):  # the last for links that lead to each other
             return None
 
+    def within(self, inside: Path) -> str:
+        """How a place in the folder is named from the folder."""
+        return inside.relative_to(self._folder.resolve()).as_posix()
+
     def value(self, node: ast.expr, depth: int = 0) -> Any:
         """What an expression is; raises Unknown."""
         if id(node) not in self._found:

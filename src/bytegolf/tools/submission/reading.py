@@ -236,7 +236,12 @@ def _outside(tree: ast.Module) -> Iterator[tuple[int, str]]:
 
 
 def _writes(call: ast.Call) -> bool:
-    """Whether `open` is given a mode that writes: a result left outside is nobody's help."""
+    """Whether `open` is given a mode that writes: a result left outside is nobody's help.
+
+    `Path("/elsewhere", "x")` is a path of two parts.
+    """
+    if _called(call).rpartition(".")[2] != "open":
+        return False
     modes = [*call.args[1:2], *(keyword.value for keyword in call.keywords if keyword.arg == "mode")]
     return any(isinstance(one, ast.Constant) and isinstance(one.value, str) and one.value[:1] in "wax" for one in modes)
 

@@ -237,9 +237,9 @@ class _Reader:
         named = folder.constant(call.args[0]) if call.args else None
         if isinstance(call.func, ast.Attribute) and call.func.attr in _WRITES:
             named, mode = folder.constant(call.func.value), "w"
-        if isinstance(named, (str, Path)):
-            call.named = str(named)  # type: ignore[attr-defined]  # for the search of paths
         path = folder.inside(named)
+        if isinstance(named, (str, Path)):  # for the search of paths, where `Path(__file__).parent` leads nowhere else
+            call.named = str(named) if path is None else folder.within(path)  # type: ignore[attr-defined]
         if path is not None and (mode is None or (isinstance(mode, str) and set(mode) & set("wax+"))):
             self._written.append(path)
         if path is not None and path.is_file():
