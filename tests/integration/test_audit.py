@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from packed_submissions import CODERS, DISHONEST, HONEST, IMPORTS, PACKINGS, PLA
 from test_submit import Submitted, submitted  # noqa: F401  (a fixture)
 from toy_submission import SCRIPT, write
 
+from bytegolf.tools.submission import trial
 from bytegolf.tools.submission.audit import audit, is_ours
 from bytegolf.tools.submission.papers import read_papers
 from bytegolf.tools.submission.reading import check_text
@@ -552,6 +555,35 @@ def test_modules_without_byte_code_are_read_and_get_none(toy: Path, data: Path, 
     assert found["self-contained"][0] != "broken", found
     assert found["causal"][0] == "shown", found
     assert sorted(folder.rglob("*")) == files
+
+
+class _Stopped(KeyboardInterrupt):
+    """As the command line has SIGTERM raise."""
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, _Stopped])
+def test_ctrl_c_ends_the_trial_too(
+    kind: type[KeyboardInterrupt], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A script under trial is in a session of its own, which hears no Ctrl-C: it was left behind, or waited for."""
+
+    def stop(number: int, frame: object) -> None:
+        raise kind
+
+    endless = tmp_path / "endless.py"
+    endless.write_text(
+        "import os, signal, time\nopen('pid', 'w').write(str(os.getpid()))\n"
+        "os.kill(os.getppid(), signal.SIGUSR1)\ntime.sleep(20)\n"
+    )
+    monkeypatch.setattr(trial.experiments, "__file__", str(endless))
+    before = signal.signal(signal.SIGUSR1, stop)
+    try:
+        with pytest.raises(kind):
+            trial._run(tmp_path / "job.json", tmp_path, tmp_path, 60)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
 def test_bad_input(tmp_path: Path, toy: Path) -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -94,9 +95,12 @@ def _run(job: Path, scratch: Path, folder: Path, seconds: float) -> str:
     ) as process:
         try:
             _, complaints = process.communicate(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+        except BaseException as error:  # Ctrl-C too, which the script does not hear in a session of its own
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
             return f"stopped after {seconds:g} s"
     lines = complaints.decode(errors="replace").strip().splitlines()
     return "" if process.returncode == 0 else f"ended with {process.returncode}: {lines[-1] if lines else 'no words'}"
