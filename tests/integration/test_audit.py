@@ -19,7 +19,7 @@ from packed_submissions import CODERS, DISHONEST, HONEST, IMPORTS, PACKINGS, PLA
 from test_submit import Submitted, submitted  # noqa: F401  (a fixture)
 from toy_submission import SCRIPT, write
 
-from bytegolf.tools.submission import trial
+from bytegolf.tools.submission import experiments, trial
 from bytegolf.tools.submission.audit import audit, is_ours
 from bytegolf.tools.submission.papers import read_papers
 from bytegolf.tools.submission.reading import check_text
@@ -575,7 +575,7 @@ def test_ctrl_c_ends_the_trial_too(
         "import os, signal, time\nopen('pid', 'w').write(str(os.getpid()))\n"
         "os.kill(os.getppid(), signal.SIGUSR1)\ntime.sleep(20)\n"
     )
-    monkeypatch.setattr(trial.experiments, "__file__", str(endless))
+    monkeypatch.setattr(experiments, "__file__", str(endless))
     before = signal.signal(signal.SIGUSR1, stop)
     try:
         with pytest.raises(kind):
