@@ -55,14 +55,11 @@ class Mixing:
         self._forgets = settings.reset == "document"
         own = rows if self._forgets else 1
         self._primer = primer if settings.primer else None
-        length = max(length, self._primer.size if self._primer else 0)
-        mixers = [Mixer(settings, rows // own, 1, length, self._primer is not None) for _ in range(own)]
-        for mixer in mixers:
-            self._begin(mixer)
+        mixers = [Mixer.behind(self._primer, settings, rows // own, 1, length) for _ in range(own)]
         self._places = [(mixers[row % own], row // own) for row in range(rows)]
 
-    def _begin(self, mixer: Mixer) -> None:
-        """Have ``mixer`` know what is known before a text."""
+    def _begin_anew(self, mixer: Mixer) -> None:
+        """Have ``mixer`` know what is known before a text, and nothing else."""
         if self._primer:
             mixer.read(self._primer)
         else:
@@ -111,7 +108,7 @@ class Mixing:
             if end < stop:  # the byte before a special token is told whether it opened a chunk, and nothing comes of it
                 mixer.begin(experts[end:stop], opens[end:stop], rows)
             if self._forgets and stop > start and targets[stop - 1] == self._bos:
-                self._begin(mixer)
+                self._begin_anew(mixer)
             start = stop
         return found
 

@@ -244,9 +244,7 @@ def _coded_mixed(opened: LoadedModel, tokens: Int[np.ndarray, " N"], mix: MixCon
 
     def code(coder: BitCoder, data: UInt8[np.ndarray, " n"]) -> UInt8[np.ndarray, " n"]:
         found = data.copy()
-        mixer = Mixer(mix, length=max(size, primer.size if primer else 0), primed=primer is not None)
-        if primer:
-            mixer.read(primer)
+        mixer = Mixer.behind(primer, mix, length=size)
         for number, at in enumerate(range(size - 1)):
             mixer.begin(frequencies[at : at + 1, None, offset:], opened_chunk[at : at + 1])
             if number in places:

@@ -152,6 +152,17 @@ class Mixer:
         self._begun = np.zeros(streams, np.bool_)
         self.engine: Engine = Kernel(self.state) if native.why_not() is None else Reference(self.state)
 
+    @staticmethod
+    def behind(
+        primer: Primer | None, settings: MixConfig, streams: int = 1, experts: int = 1, length: int = 1 << 24
+    ) -> Mixer:
+        """A mixer that has read ``primer`` (None: nothing), and has room for all of it."""
+        if primer is None:
+            return Mixer(settings, streams, experts, length)
+        mixer = Mixer(settings, streams, experts, max(length, primer.size), primed=True)
+        mixer.read(primer)
+        return mixer
+
     def reset(self) -> None:
         """Forget everything."""
         self.state.reset()

@@ -30,11 +30,13 @@ class Bindings:
         self._counts: dict[str, int] = {}
         self._loads: dict[str, list[ast.Name]] = {}
         self._deleted: set[str] = set()
-        self._star = False
+        self.star = False
+        """whether all of a module is imported: that may bind any name once more"""
         for node in nodes:
             self._note(node)
         for node in nodes:
             self._bind(node)
+        # `x = b"…"` and later `x = decode(x)`: which of the two a call sees takes running, so x is not known at all
         self.bound = {name: value for name, value in self.bound.items()
                       if self._counts.get(name) == 1 and name not in self._imports}  # fmt: skip
 
@@ -48,7 +50,7 @@ class Bindings:
                     self.modules.add(name)
                 else:
                     name, whole = alias.asname or alias.name, f"{node.module}.{alias.name}"
-                    self._star |= alias.name == "*"
+                    self.star |= alias.name == "*"
                 self.library[name] = whole
                 self._imports.setdefault(name, set()).add(whole)
             return
@@ -58,7 +60,7 @@ class Bindings:
                 return
             if isinstance(node.ctx, ast.Del):
                 self._deleted.add(node.id)
-        for name in _bound_by(node):
+        for name in _bound_by(node):  # a parameter is given another value by each call
             self._counts[name] = self._counts.get(name, 0) + (2 if isinstance(node, ast.arg) else 1)
 
     def _bind(self, node: ast.AST) -> None:
@@ -77,11 +79,7 @@ class Bindings:
         if name in self.bound and name not in self._imports:
             root = _root(self.bound[name])
             return root is not None and root != name and self.replaced(root)
-        return self._star or self._counts.get(name, 0) > 0 or len(self._imports.get(name, ())) > 1
-
-    def changes(self, name: str) -> bool:
-        """Whether a name that is bound once may come to mean something else: a `*` of a module brings any name."""
-        return self._star
+        return self.star or self._counts.get(name, 0) > 0 or len(self._imports.get(name, ())) > 1
 
     def only_read(self, name: str) -> bool:
         """Whether no line can change the list or dictionary that ``name`` is bound to."""

@@ -23,6 +23,7 @@ MOST_STEPS = 200_000
 """Expressions that are worked out for one source."""
 
 _DEEPEST = 30
+"""Names that stand for names, one behind the other."""
 
 
 class Folder:
@@ -132,7 +133,7 @@ class Folder:
             if isinstance(node, ast.Name):
                 if node.id == "__file__":
                     return str(self._folder / "script.py")
-                if node.id in self.names.bound and not self.names.changes(node.id):
+                if node.id in self.names.bound and not self.names.star:
                     self.used.add(node.id)
                     held = one(self.names.bound[node.id])
                     if isinstance(held, (list, dict, bytearray)) and not self.names.only_read(node.id):
@@ -170,6 +171,7 @@ class Folder:
             return left + right
         if isinstance(node.op, ast.Div) and isinstance(left, Path):
             return left / right
+        # `"a" * 10**9` is checked before it is made, as is `%`, whose widths can ask for as much
         if isinstance(node.op, ast.Mult) and len(left) * right <= MOST_BYTES:
             return left * right
         if isinstance(node.op, ast.Mod) and isinstance(left, str) and not _WIDE.search(left[:MOST_BYTES]):
@@ -312,6 +314,7 @@ _WIDE = re.compile(r"%[^a-zA-Z%]*(\d{4}|\*)")
 
 
 _WIDE_FORMAT = re.compile(r"\d{4}|\{[^}]*\{")
+"""The same of `str.format`: a width of four digits, or one that is a field itself (`{:{width}}`)."""
 
 
 def _room(size: int) -> None:

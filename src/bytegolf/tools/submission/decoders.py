@@ -23,6 +23,7 @@ class Unknown(Exception):  # noqa: N818  (an answer)
 
 ENCODINGS = frozenset({"utf-8", "utf8", "ascii", "latin-1", "latin1", "iso-8859-1", "utf-16", "utf-32", "cp437",
                        "cp1252", "raw-unicode-escape", "unicode-escape"})  # fmt: skip
+"""Encodings of text that a script may name."""
 
 
 def _bytes(text: Any) -> bytes:
@@ -34,8 +35,9 @@ def _limited(made: Any) -> Callable[..., bytes]:
 
     def decompress(data: Any, *given: Any, **named: Any) -> bytes:
         rest, found = _bytes(data), b""
-        while rest:
+        while rest:  # `xz` files may be several streams in a row, with zeros between them
             unpacker = made(*given, **named)
+            # never more than one byte beyond the limit is unpacked: a bomb is noticed, and takes no memory
             found += unpacker.decompress(rest, MOST_BYTES + 1 - len(found))
             if len(found) > MOST_BYTES or not unpacker.eof:
                 raise Unknown("it unpacks to too much, or is cut short")
@@ -46,6 +48,7 @@ def _limited(made: Any) -> Callable[..., bytes]:
 
 
 _MOST_MEMORY = 1 << 28
+"""Bytes of a dictionary that a raw stream of LZMA may ask for."""
 
 
 def _lzma(format: int = lzma.FORMAT_AUTO, memlimit: int | None = None, filters: Any = None) -> lzma.LZMADecompressor:
@@ -92,3 +95,4 @@ DECODERS: MappingProxyType[str, Callable[..., Any]] = MappingProxyType({
     "bz2.decompress": _limited(bz2.BZ2Decompressor), "lzma.decompress": _limited(_lzma),
     "brotli.decompress": _brotli, "codecs.decode": _codec,
 })  # fmt: skip
+"""By their full names; each raises Unknown, or whatever its library does, for what it cannot decode."""

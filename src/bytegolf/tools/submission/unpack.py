@@ -20,7 +20,6 @@ from bytegolf.tools.submission.decoders import MOST_BYTES, Unknown
 from bytegolf.tools.submission.values import names_validation
 
 _DEEPEST = 30
-_DEEPEST = 30
 
 
 @dataclass(frozen=True)
@@ -276,7 +275,7 @@ class _Reader:
             self._obstacle(source, call, "what is run is no text")
             return
         text = bytes(text) if isinstance(text, bytearray) else text
-        self._spent += len(text)
+        self._spent += len(text)  # of all levels together: packed code may unpack more packed code
         tree = parse(text.strip()) if depth < _DEEPEST and self._spent <= 4 * MOST_BYTES else None
         if tree is None:
             self._obstacle(source, call, f"what is run cannot be read: {why_not(text.strip())}")
