@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from corpora import TEXTS, files_of, lines
 from independent_shards import independent_read, independent_write
+from processes import in_own_process
 
 from bytegolf.data import blocks, json_lines, rows
 from bytegolf.data.dataset_writer import SIDECAR
@@ -453,21 +454,22 @@ def test_groups_and_hashes_hold_out_what_the_rule_says(tmp_path: Path) -> None:
     assert found == expected
 
 
-def test_memory_does_not_grow_with_the_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks, "BLOCK_BYTES", 100_000)
-    text = "a few words " * 350
-
-    def peak(count: int) -> int:
-        source = lines(tmp_path / f"{count}.jsonl", [f"{number} {text}" for number in range(count)])
+def peaks_of_memory(folder: str, counts: list[int]) -> list[int]:
+    """The most bytes that Python's objects and arrays take while so many documents are prepared, for each count."""
+    blocks.BLOCK_BYTES = 100_000
+    text, peaks = "a few words " * 350, []
+    for count in counts:
+        source = lines(Path(folder) / f"{count}.jsonl", [f"{number} {text}" for number in range(count)])
         tracemalloc.start()
-        try:
-            prepare([source], tmp_path / str(count), val="hash:0.5", quiet=True)
-            return tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
+        prepare([source], Path(folder) / str(count), val="hash:0.5", workers=1, quiet=True)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    return peaks
 
-    small = peak(200)
-    assert peak(5000) < small + 1_000_000, "20 MB of documents take no more than 1 MB"
+
+def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
+    _, small, large = in_own_process(peaks_of_memory, str(tmp_path), [10, 200, 5000])  # the first one imports
+    assert large < small + 1_000_000, "20 MB of documents take no more than 1 MB"
 
 
 def test_the_progress_is_told_on_stderr(source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
