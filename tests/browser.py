@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from processes import LONGEST_WAIT
+
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = (
     "--headless=new",
@@ -30,8 +32,6 @@ FLAGS = (
     "--hide-scrollbars",
     "--remote-debugging-pipe",
 )
-WAIT_SECONDS = 60.0
-"""How long anything may take before it counts as never happening; nothing is measured by it."""
 
 
 def find() -> str | None:
@@ -68,7 +68,7 @@ class Browser:
                 return result
 
     def _message(self) -> dict[str, Any]:
-        until = time.monotonic() + WAIT_SECONDS
+        until = time.monotonic() + LONGEST_WAIT
         while b"\0" not in self._rest:
             ready, _, _ = select.select([self._reading], [], [], max(0, until - time.monotonic()))
             assert ready, "the browser does not answer"
@@ -116,7 +116,7 @@ class Browser:
 
     def until(self, condition: str) -> None:
         """Wait until an expression is true."""
-        until = time.monotonic() + WAIT_SECONDS
+        until = time.monotonic() + LONGEST_WAIT
         while not self.run(condition):
             assert time.monotonic() < until, f"never: {condition}; {self.errors}"
             time.sleep(0.02)
@@ -176,7 +176,7 @@ def running() -> Iterator[Browser]:
         finally:
             process.terminate()
             try:
-                process.wait(10)
+                process.wait(LONGEST_WAIT)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

@@ -7,13 +7,13 @@ import contextlib
 import hashlib
 import http.server
 import json
-import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import loopback
 import pytest
 
 LARGE = 2048
@@ -214,15 +214,8 @@ def serving() -> Iterator[Hub]:
     """A server on loopback, while the context lasts."""
     state = Hub()
     handler = type("OneHub", (Handler,), {"hub": state})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        server.daemon_threads = True
-        server.handle_error = lambda *request: None  # type: ignore[method-assign]
-        state.address = f"http://127.0.0.1:{server.server_address[1]}"
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        try:
-            yield state
-        finally:
-            server.shutdown()
+    with loopback.serving(handler) as state.address:
+        yield state
 
 
 class Impatient:

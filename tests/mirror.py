@@ -12,14 +12,13 @@ import http.server
 import json
 import re
 import shutil
-import threading
-import time
 import urllib.parse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import loopback
 import pytest
 from commands import SUBWORDS
 
@@ -85,8 +84,6 @@ class Server:
     tags: bool = True
     ranges: bool = True
     lengths: bool = True
-    pause: float = 0.0
-    """seconds before each answer"""
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -109,7 +106,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
             before = sum(asked == path for asked, _ in state.asked)
             state.asked.append((path, self.headers.get("Range")))
             state.headers.append({name.title(): value for name, value in self.headers.items()})
-            time.sleep(state.pause)
             if any(fault(self, file, before) for fault in state.faults):
                 return
         if not file.is_file():
@@ -179,16 +175,8 @@ def serving(root: Path) -> Iterator[Server]:
     """A server on loopback, while the context lasts."""
     state = Server(root)
     handler = type("OneServer", (Handler,), {"server_state": state})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        server.daemon_threads = True
-        server.handle_error = lambda *request: None  # type: ignore[method-assign]  # clients that hang up are none
-        state.address = f"http://127.0.0.1:{server.server_address[1]}"
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-        thread.start()
-        try:
-            yield state
-        finally:
-            server.shutdown()
+    with loopback.serving(handler) as state.address:
+        yield state
 
 
 @pytest.fixture

@@ -98,7 +98,7 @@ def test_the_notebook_runs_from_top_to_bottom(script: Script) -> None:
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     (parameters,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ()))
     parameters.source += f"\nsteps, settings = 3, {tiny()}"
-    done = nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
+    done = nbclient.NotebookClient(notebook, timeout=900, kernel_name="python3").execute()
     said = "".join(output.get("text", "") for cell in done.cells for output in cell.get("outputs", ()))
     assert re.search(r"\d\.\d+ bits per byte, an artifact of [\d,]+ bytes", said)
     assert re.search(r"\d bytes: [\d,]+ with this model", said)

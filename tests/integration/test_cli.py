@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 import re
-import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -44,7 +43,7 @@ def test_help_names_every_verb_in_the_order_of_the_data() -> None:
 
 
 def test_help_comes_without_torch_and_at_once() -> None:
-    """In processor time, so that a busy machine fails nothing."""
+    """By what is imported, since seconds are the machine's: torch alone has 2,000 modules."""
     asked = [["--help"], ["--version"], *([*words, "--help"] for words in COMMANDS)]
     code = f"""
 import contextlib, sys
@@ -53,12 +52,10 @@ for arguments in {asked}:
     sys.argv = ["bytegolf", *arguments]
     with contextlib.suppress(SystemExit):
         main()
-    assert not {{"torch", "numpy", "sentencepiece", "pyarrow"}} & sys.modules.keys(), arguments
+    assert not {{"torch", "numpy", "sentencepiece", "pyarrow", "jinja2", "filelock"}} & sys.modules.keys(), arguments
+assert len(sys.modules) < 450
 """
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert after.ru_utime - before.ru_utime < 0.5 + 0.05 * len(asked)
 
 
 SERVING = [("serve",)]

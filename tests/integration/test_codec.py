@@ -80,7 +80,7 @@ def test_empty_single_binary_and_text(data: bytes, make_model: ModelMaker) -> No
     assert unpacked(mine, packed(mine, data)[0]) == data
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.binary(max_size=40), st.integers(0, 5), st.sampled_from([0, 3]))
 def test_any_bytes_come_back(make_model: ModelMaker, data: bytes, count: int, stride: int) -> None:
     """``pytest tests/test_codec.py -k any_bytes --hypothesis-profile=thousand`` tries 1,000."""

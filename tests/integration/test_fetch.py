@@ -6,9 +6,9 @@ import importlib.util
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
+import threading
 import time
 import types
 import urllib.parse
@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from commands import SUBWORDS, good, refused, small
 from mirror import DOCUMENTS, REPOSITORY, SHARDS, SIDECAR, Fault, Handler, Server, digest, serving
+from processes import until
 
 from bytegolf.data.manifest import FETCHING, LOCK, MANIFEST, read_manifest
 from bytegolf.data.prepare import prepare
@@ -254,29 +255,31 @@ def test_a_connection_that_breaks_off_again_and_again_still_gets_there(server: S
 
 def test_a_kill_costs_what_was_not_noted(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mirrors, "BLOCK_BYTES", 4000)
-    out, server.pause = tmp_path / "data", 0.02
-    script = "import sys; from bytegolf.tools.fetch import mirrors; mirrors.BLOCK_BYTES = 4000\n"
+    out, killed = tmp_path / "data", threading.Event()
+    # there is no third block of the documents before the kill
+    server.faults = [lambda request, file, before: file.name == DOCUMENTS and before > 1 and not killed.wait()]
+    script = "import sys; from bytegolf.tools.fetch import mirrors; mirrors.BLOCK_BYTES, mirrors.TIMEOUT = 4000, 9999\n"
     script += "from bytegolf.cli import main; sys.argv = ['bytegolf', *sys.argv[1:]]; main()"
     options = ["--variant", SUBWORDS, "--with-docs", "--jobs", "2", "--mirror", server.address, "--out", str(out)]
-    process = subprocess.Popen([sys.executable, "-c", script, "fetch", *options], stderr=subprocess.PIPE)
     note = (out / DOCUMENTS).with_name(f".{DOCUMENTS}.part.json")
-    while not note.exists() and process.poll() is None:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, process.stderr and process.stderr.read()
+    process = subprocess.Popen([sys.executable, "-c", script, "fetch", *options])
+    try:
+        until(lambda: note.exists() and all((out / path).exists() for path in TRAIN), process)
+    finally:
+        process.kill()
+        process.wait()
+        killed.set()
     with note.with_suffix("").open("ab") as file:
         file.write(b"what a crash may leave behind what was flushed" * 3000)
     received = json.loads(note.read_text())["received"]
-    finished = [path for path in TRAIN if (out / path).exists()]
-    assert finished
     preset = ("cpu-gpt", *small("cpu-gpt"), f"data.tokenizer={SUBWORDS}", f"model.vocab_size={SUBWORDS[2:]}")
     assert "unfinished" in refused("train", *preset, "--data", out, "--out", tmp_path / "run"), "half of the data"
-    server.pause = 0.0
+    server.faults.clear()
     server.asked.clear()
     done = run(server.address, out, documents=True)
     assert done.bytes_resumed >= received > 0
     assert (DOCUMENTS, f"bytes={received}-{received + 3999}") in server.asked
-    assert not {path for path, _ in server.asked} & set(finished), "nothing twice"
+    assert not {path for path, _ in server.asked} & set(TRAIN), "nothing twice"
     assert as_published(server.root, out, [*TRAIN, VAL, DOCUMENTS])
 
 
@@ -456,10 +459,13 @@ def test_a_busy_server_is_asked_again(server: Server, tmp_path: Path, status: in
     ],
 )
 def test_what_trying_again_does_not_cure(
-    server: Server, tmp_path: Path, status: int, headers: dict[str, str], said: str
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, headers: dict[str, str], said: str
 ) -> None:
+    retries = download.Retries()
+    monkeypatch.setattr(fetching, "Retries", lambda said: retries)
+    # the other shards come when the failure of the first one is known
     server.faults = [of_shard(0, code(status, **headers))]
-    server.pause = 0.05
+    server.faults += [of_shard(shard, lambda *request: not retries.stop.wait()) for shard in range(1, 5)]
     with pytest.raises(BytegolfError, match=f"000000.bin.*{said}"):
         run(server.address, tmp_path / "data", workers=2)
     assert sum(path == TRAIN[0] for path, _ in server.asked) < 3

@@ -30,12 +30,12 @@ from bytegolf.errors import BytegolfError
 from bytegolf.files import clear_leftovers, only_one, write_bytes
 
 HOLDER = """
-import sys, time
+import sys
 from pathlib import Path
 from bytegolf.files import only_one
 with only_one(Path(sys.argv[1]), "taken"):
     print("held", flush=True)
-    time.sleep(60)
+    sys.stdin.read()  # until it is killed
 """
 
 
@@ -45,13 +45,17 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_a_second_process_is_refused_and_a_killed_one_is_not_in_the_way(tmp_path: Path) -> None:
     path = tmp_path / "run" / "run.lock"
-    holder = subprocess.Popen([sys.executable, "-c", HOLDER, path], stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdin
     assert holder.stdout
     assert holder.stdout.readline() == "held\n"
     with pytest.raises(BytegolfError, match=rf"^taken \(process {holder.pid} on "), only_one(path, "taken"):
         pass
     holder.send_signal(signal.SIGKILL)
     holder.wait()
+    holder.stdin.close()
     holder.stdout.close()
     with only_one(path, "taken"):
         assert path.read_text().startswith(f"process {os.getpid()} on ")

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import pytest
 from corpora import TEXTS, files_of, lines, made_up
 from independent_shards import independent_write
 from numpy.typing import NDArray
+from processes import gone, until
 
 from bytegolf.data import blocks, json_lines, rows
 from bytegolf.data import prepare as module
@@ -142,10 +142,7 @@ def test_workers_end_with_the_process_that_they_work_for(
 ) -> None:
     workers = killed(source, tmp_path / "out", specs, "5", workers=2)
     assert workers
-    deadline = time.monotonic() + 20
-    while any(Path(f"/proc/{process}").exists() for process in workers) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not [process for process in workers if Path(f"/proc/{process}").exists()]
+    until(lambda: all(map(gone, workers)))
     prepare([source], tmp_path / "out", specs, "hash:0.3", shard_tokens=1000, quiet=True)
     assert files_of(tmp_path / "out") == expected
 

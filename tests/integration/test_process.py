@@ -7,13 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from commands import TinyRun, good, refused, small, text
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import LONGEST_WAIT, until
 
 from bytegolf.console import PlainConsole
 
@@ -36,11 +36,9 @@ def test_a_signal_stops_training_with_a_checkpoint_and_an_artifact(name: str, ti
         preexec_fn=lambda: signal.signal(getattr(signal, name), signal.SIG_DFL),
     )
     metrics = out / "metrics.jsonl"
-    ends = time.monotonic() + 120
-    while not (metrics.exists() and metrics.stat().st_size) and process.poll() is None and time.monotonic() < ends:
-        time.sleep(0.05)
+    until(lambda: metrics.exists() and metrics.stat().st_size > 0, process)
     process.send_signal(getattr(signal, name))
-    said, errors = process.communicate(timeout=120)
+    said, errors = process.communicate(timeout=LONGEST_WAIT)
     assert process.returncode == 0, errors
     assert "stopped early" in said
     assert list((out / "checkpoints").iterdir())
@@ -48,18 +46,23 @@ def test_a_signal_stops_training_with_a_checkpoint_and_an_artifact(name: str, ti
 
 
 def test_a_signal_outside_of_training_leaves_nothing_half_written(tiny_run: TinyRun, tmp_path: Path) -> None:
-    source = tmp_path / "long.txt"
-    source.write_text(text(2_000_000), encoding="utf-8")
-    command = [*COMMAND, "compress", "-m", str(tiny_run.folder), str(source), "-o", str(tmp_path / "long.bgz")]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    ends = time.monotonic() + 60
-    while len(list(tmp_path.iterdir())) < 2 and process.poll() is None and time.monotonic() < ends:
-        time.sleep(0.02)  # until the temporary file is there
-    process.terminate()
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM, errors
-    assert errors.splitlines()[-1] == "stopped by SIGTERM"
-    assert [path.name for path in tmp_path.iterdir()] == ["long.txt"]
+    """The signal comes when the temporary file is filled, but not yet on the disk and so not yet renamed."""
+    (tmp_path / "a.txt").write_text(text(1000), encoding="utf-8")
+    stopped = """
+import os, signal, sys
+from pathlib import Path
+def fsync(file):
+    assert len(list(Path().iterdir())) == 2
+    signal.raise_signal(signal.SIGTERM)
+os.fsync = fsync
+from bytegolf.cli import main
+main()
+"""
+    command = [sys.executable, "-c", stopped, "compress", "-m", str(tiny_run.folder), "a.txt", "-o", "a.bgz"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    assert done.stderr.splitlines()[-1] == "stopped by SIGTERM"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&- <&-"])

@@ -301,7 +301,7 @@ def test_too_many_at_once(models: Collection) -> None:
     with testclient.TestClient(application(models, worker), base_url="http://localhost") as client:
 
         def blocking() -> Iterator[None]:
-            gate.wait(10)
+            gate.wait()
             yield
 
         jobs = [client.portal.call(worker.submit, f"other {at}", blocking()) for at in range(2)]

@@ -15,6 +15,7 @@ from typing import Any
 import browser
 import pytest
 from commands import TinyRun, good
+from processes import until
 
 uvicorn = pytest.importorskip("uvicorn")
 pytest.importorskip("starlette")
@@ -40,11 +41,12 @@ def address(models: Collection) -> Iterator[str]:
     server = uvicorn.Server(uvicorn.Config(application(models, Worker()), port=0, log_level="error"))
     thread = threading.Thread(target=server.run)
     thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://localhost:{server.servers[0].sockets[0].getsockname()[1]}/"
-    server.should_exit = True
-    thread.join()
+    try:
+        until(lambda: server.started or not thread.is_alive())
+        yield f"http://localhost:{server.servers[0].sockets[0].getsockname()[1]}/"
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 @pytest.fixture(scope="module")

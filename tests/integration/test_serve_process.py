@@ -9,13 +9,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 from commands import TinyRun
+from processes import LONGEST_WAIT, until
 
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
@@ -33,7 +33,7 @@ class Server:
 
     def ask(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
         """One request: the status, and the answer from its JSON."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=LONGEST_WAIT)
         headers = {"authorization": f"Bearer {self.token}", **headers}
         connection.request(method, path, body if isinstance(body, bytes) or body is None else json.dumps(body), headers)
         answer = connection.getresponse()
@@ -43,7 +43,7 @@ class Server:
 
     def raw(self, content: bytes) -> socket.socket:
         """A connection on which that was sent."""
-        found = socket.create_connection(("127.0.0.1", self.port), timeout=60)
+        found = socket.create_connection(("127.0.0.1", self.port), timeout=LONGEST_WAIT)
         found.sendall(content)
         return found
 
@@ -54,10 +54,7 @@ class Server:
 
     def idle(self) -> bool:
         """Wait until no job is left."""
-        until = time.monotonic() + 60
-        while self.ask("GET", "/health")[1]["waiting"]:
-            assert time.monotonic() < until, "a job of a client that left goes on"
-            time.sleep(0.05)
+        until(lambda: not self.ask("GET", "/health")[1]["waiting"])
         return True
 
 
@@ -122,7 +119,7 @@ def test_a_signal_ends_it_also_while_it_works(tiny_run: TinyRun) -> None:
         client = server.post("/v1/completions", json.dumps(LONG).encode())
         assert client.recv(1000).startswith(b"HTTP/1.1 200")
         server.process.send_signal(signal.SIGTERM)
-        _, said = server.process.communicate(timeout=60)
+        _, said = server.process.communicate(timeout=LONGEST_WAIT)
         assert server.process.returncode == 128 + signal.SIGTERM
         assert said.strip() == "stopped by SIGTERM"
         client.close()

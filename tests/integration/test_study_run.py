@@ -15,7 +15,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 import tomli_w
 from commands import Ran, TinyRun, cli, good, refused, small
+from processes import until
 from rich.cells import cell_len
 
 from bytegolf.artifact import checkpoint as store
@@ -34,18 +35,22 @@ from bytegolf.tools.study.run import Ray, busy, start_script, write_script
 from bytegolf.training.metrics_file import read_metrics
 
 STUB = """
-import json, sys, time, tomllib
+import json, os, sys, time, tomllib
 from pathlib import Path
 config, out = Path(sys.argv[1]), Path(sys.argv[3])
 assert sys.argv[2:] == ["--out", str(out), "--resume"]
 read = tomllib.loads(config.read_text())
 seed, lr = read["train"]["seed"], read["optim"]["muon_lr"]
+Path("group").write_text(str(os.getpgrp()))
 with Path("started.txt").open("a") as file:
     file.write(f"{lr} {seed}\\n")
 if Path(f"fail-{lr}-{seed}").exists():
     print("some words")
     sys.exit("bytegolf: the loss is not finite at step 3: lower it")
-time.sleep(float(Path("pause").read_text()) if Path("pause").exists() else 0)
+for _ in range(90_000):
+    if not Path(f"pause-{lr}-{seed}").exists():
+        break
+    time.sleep(0.01)
 (out / "checkpoints").mkdir(exist_ok=True)
 made = {"bytegolf": "0", "python": "3", "packages": {"torch": "2"}, "git": None}
 (out / "environment.json").write_text(json.dumps(made))
@@ -74,6 +79,7 @@ optim.muon_lr = [0.1, 0.2]
 def here(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder: a study of two variants with two seeds, and the stub that trains them."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("bytegolf.tools.study.run.POLL_SECONDS", 0.01)
     Path("stub.py").write_text(STUB)
     Path("s.toml").write_text(FILE.format(data=tiny_data, python=sys.executable))
     return tmp_path
@@ -217,14 +223,6 @@ def process(*arguments: object) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, **quiet, start_new_session=True, preexec_fn=heed_ctrl_c)  # type: ignore[call-overload, no-any-return]
 
 
-def until(what: Callable[[], bool]) -> None:
-    """Wait for something that another process does."""
-    end = time.monotonic() + 60
-    while not what():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.02)
-
-
 @contextlib.contextmanager
 def running(*arguments: object) -> Iterator[subprocess.Popen[bytes]]:
     """A command that is killed at the end, if it still runs."""
@@ -236,14 +234,17 @@ def running(*arguments: object) -> Iterator[subprocess.Popen[bytes]]:
         child.wait()
 
 
-def test_killed_in_the_middle_it_goes_on_to_the_same_table(here: Path) -> None:
-    Path("pause").write_text("0.6")
+def test_killed_in_the_middle_it_goes_on_to_the_same_table(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pause = Path("pause-0.2-1")
+    pause.touch()
     with running("study", "run", "s.toml") as child:
         until(lambda: len(rows()) == 1 and len(started()) == 2)
         os.kill(child.pid, signal.SIGKILL)
         child.wait()
     assert busy(jobs(study())[1].folder), "the run itself goes on, and holds its lock"
-    Path("pause").write_text("0")
+    # the run ends when the new command has begun to wait for it
+    waits = SimpleNamespace(sleep=lambda seconds: pause.unlink(missing_ok=True), monotonic=time.monotonic)
+    monkeypatch.setattr("bytegolf.tools.study.run.time", waits)
     killed = good("study", "run", "s.toml", "--json").json
     assert started() == ["0.1 1", "0.2 1", "0.1 2", "0.2 2"], "and was waited for, not started twice"
     assert scores(killed) == SCORES  # type: ignore[comparison-overlap]
@@ -255,21 +256,20 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_table(here: Path) -> None:
 
 
 def test_killed_with_its_run_it_starts_that_again(here: Path) -> None:
-    Path("pause").write_text("30")
+    Path("pause-0.1-1").touch()
     with running("study", "run", "s.toml") as child:
         until(lambda: len(started()) == 1)
         child.kill()
-    Path("pause").write_text("0")
     folder = jobs(study())[0].folder
-    script = int(subprocess.check_output(["pgrep", "-f", f"^sh {folder}/run.sh"]).split()[0])
-    os.killpg(script, signal.SIGKILL)
+    os.killpg(int(Path("group").read_text()), signal.SIGKILL)
+    Path("pause-0.1-1").unlink()
     until(lambda: not busy(folder))
     assert scores(good("study", "run", "s.toml", "--json").json) == SCORES  # type: ignore[comparison-overlap]
     assert started() == ["0.1 1", "0.1 1", "0.2 1", "0.1 2", "0.2 2"]
 
 
 def test_ctrl_c_ends_command_and_runs(here: Path) -> None:
-    Path("pause").write_text("30")
+    Path("pause-0.1-1").touch()
     with running("study", "run", "s.toml") as child:
         until(lambda: len(started()) == 1)
         assert "another `bytegolf study run` is at work" in refused("study", "run", "s.toml")
@@ -448,7 +448,7 @@ def test_ray_runs_a_study(here: Path) -> None:
 
 @pytest.mark.usefixtures("cluster")
 def test_a_task_of_ray_ends_what_it_started_and_tells_why_it_could_not(here: Path) -> None:
-    Path("pause").write_text("30")
+    Path("pause-0.1-1").touch()
     job = jobs(study())[0]
     write_script(study(), job)
     launcher = Ray(1, 0)

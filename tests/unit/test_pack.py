@@ -167,7 +167,7 @@ QUIET = settings(
     deadline=None,
     derandomize=True,
     max_examples=300,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 
