@@ -11,7 +11,7 @@ import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import torch
@@ -19,28 +19,25 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from bytegolf.analyze.incremental import IncrementalReader, StateCache
-from bytegolf.analyze.reading import Reading, read_text
-from bytegolf.analyze.segment import Segmentation, segment
 from bytegolf.api.description import Description
-from bytegolf.api.evaluation import evaluate
-from bytegolf.api.results import Evaluation
 from bytegolf.artifact.loading import LoadedModel, data_of, for_steps
 from bytegolf.artifact.opening import load_model
-from bytegolf.artifact.saving import save
 from bytegolf.bpb import Score
 from bytegolf.data.tokenizer import ByteTokenizer
 from bytegolf.errors import BytegolfError
-from bytegolf.evaluate.mixing import Mixing, opens
-from bytegolf.evaluate.modes import ScoringMode, watched
-from bytegolf.infer.codec import Codec
-from bytegolf.infer.files import codec_of
 from bytegolf.infer.sample import Watch, as_text, generate
 from bytegolf.infer.speculative import Acceptance
-from bytegolf.mixing.frequencies import frequencies_of
 from bytegolf.model.lm import Forward
-from bytegolf.progress import Reporter
 from bytegolf.registry import load_plugins
+
+if TYPE_CHECKING:  # each method imports its own part: a model that only writes should not pay for codec and mixing
+    from bytegolf.analyze.incremental import IncrementalReader, StateCache
+    from bytegolf.analyze.reading import Reading
+    from bytegolf.analyze.segment import Segmentation
+    from bytegolf.api.results import Evaluation
+    from bytegolf.evaluate.modes import ScoringMode
+    from bytegolf.infer.codec import Codec
+    from bytegolf.progress import Reporter
 
 Text = str | bytes
 """A text: ``str`` is taken as its UTF-8 bytes. Only byte-level models take bytes that are no UTF-8."""
@@ -110,6 +107,8 @@ class Model(Description):
 
         ``-log_probs(text)[i, text[i]]`` summed up is ``score(text).nats``.
         """
+        from bytegolf.evaluate.modes import watched
+
         rows: list[Tensor] = []
 
         def see(out: Forward) -> None:
@@ -133,6 +132,10 @@ class Model(Description):
         return Score(reading.nats, reading.tokens, int(np.isfinite(reading.bits).sum()))
 
     def _mixed(self, text: Text) -> Score:
+        from bytegolf.evaluate.mixing import Mixing, opens
+        from bytegolf.evaluate.modes import watched
+        from bytegolf.mixing.frequencies import frequencies_of
+
         tokenizer, data = self.tokenizer, np.frombuffer(_bytes(text), np.uint8)
         cap, primer = self.module.config.softcap, self._loaded.artifact.primer
         mixing = Mixing(self.config.eval.mix, tokenizer, len(data) + 1, cap, primer=primer)
@@ -167,6 +170,8 @@ class Model(Description):
             one_pass: read the text once, in long windows that stand for the overlapping ones of ``mode``.
             reporter: is told how far it is.
         """
+        from bytegolf.api.evaluation import evaluate
+
         folder = data_of(self._loaded, None if data is None else Path(data))
         return evaluate(self._loaded, folder, mode, limit=limit, one_pass=one_pass, reporter=reporter)
 
@@ -175,12 +180,16 @@ class Model(Description):
 
         ``model.mode(stride=64, capacity="exact")``; see ``bytegolf.evaluate.modes.ScoringMode``.
         """
+        from bytegolf.evaluate.modes import ScoringMode
+
         return dataclasses.replace(ScoringMode.configured(self.config, self._loaded.artifact.primer), **changes)
 
     # ------------------------------------------------------------------------------------------------ chunks
 
     def read(self, text: Text) -> Reading:
         """All that the model does with ``text``: bits of each byte, and p and boundaries of each level of chunks."""
+        from bytegolf.analyze.reading import read_text
+
         return read_text(self.module, self.tokenizer, _bytes(text), self.config.train.seq_len)
 
     def reader(self, cache: StateCache | None = None) -> IncrementalReader:
@@ -189,10 +198,14 @@ class Model(Description):
         What it gives is ``read``'s, up to rounding, with the likeliest next tokens at each position. Readers of several
         models may share a ``cache``.
         """
+        from bytegolf.analyze.incremental import IncrementalReader
+
         return IncrementalReader(self._loaded, cache)
 
     def segment(self, text: Text, level: int | None = None, where: str = "the text") -> Segmentation:
         """The chunks of a level (None: the outermost, 0) with their statistics; ``where`` names the text in errors."""
+        from bytegolf.analyze.segment import segment
+
         return segment(self.module, self.tokenizer, _bytes(text), self.config.train.seq_len, where, level or 0)
 
     @overload
@@ -298,6 +311,8 @@ class Model(Description):
     @functools.cached_property
     def codec(self) -> Codec:
         """Lossless compression with this model, in fp32 on the CPU. Raises BytegolfError for a subword model."""
+        from bytegolf.infer.files import codec_of
+
         return codec_of(self._loaded)
 
     def compress(self, data: Text) -> bytes:
@@ -324,6 +339,8 @@ class Model(Description):
         Weights that were not touched since it was loaded are the very file that it came from; otherwise they are
         quantised as ``config.export`` says. A ``path`` that ends in .safetensors gets them as they are instead.
         """
+        from bytegolf.artifact.saving import save
+
         return save(self._loaded, Path(path))
 
 
