@@ -1,10 +1,10 @@
 """Public H-Nets on this machine: how long from a file to the first byte, and how much memory that takes.
 
-    python benchmarks/opening.py --shapes 100m 1stage-L 2stage-XL --out FOLDER
+    python benchmarks/opening.py --shapes 100m 1stage-L 2stage-XL --bits 8 --out FOLDER
 
-For each shape, a .pt of random bf16 weights by the public names is written, and `bytegolf import` brings it in; then
-the public file and the imported one are opened by a process of their own each, which writes one byte behind a prompt,
-and scores a text. Times begin when torch and bytegolf are imported. Peak memory is the process's largest resident set,
+For each shape, a .pt of random bf16 weights by the public names is written, and `bytegolf import` brings it in; with
+--bits, `bytegolf export` quantises it as well. Then each of these files is opened by a process of its own, which writes
+one byte behind a prompt, and scores a text. Times begin when torch and bytegolf are imported. Peak memory is the process's largest resident set,
 which counts the mapped pages of the file that were read; what Python and its libraries take before that is told beside
 it. The pages are in the system's cache from being written: the disk is not measured.
 """
@@ -89,6 +89,7 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", default=["100m"])
     parser.add_argument("--out", type=Path)
     parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--bits", type=int, nargs="*", default=[], help="also artifacts of so many bits")
     parser.add_argument("--one", help="measure one file in this process, and print JSON")
     parser.add_argument("--write", nargs=2, help="write one shape into a folder, in this process")
     options = parser.parse_args()
@@ -108,9 +109,13 @@ def main() -> None:
         started = time.perf_counter()
         run(bytegolf("import", str(public), "--out", str(mine)))
         seconds = time.perf_counter() - started
-        for kind, source in (("public", public), ("imported", mine)):
+        files = {"public": public, "imported": mine / "model.safetensors"}
+        for bits in options.bits:
+            files[f"{bits} bits"] = folder / f"{bits}.bgolf"
+            run(bytegolf("export", str(mine), f"export.bits={bits}", "--out", str(files[f"{bits} bits"])))
+        for kind, source in files.items():
             found = fresh("opening.py", "--one", str(source), "--precision", options.precision)
-            size = public.stat().st_size
+            size = source.stat().st_size
             rows.append(
                 {
                     "shape": name,

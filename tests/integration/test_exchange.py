@@ -19,9 +19,11 @@ from test_golden import FOLDER, error
 
 import bytegolf
 from bytegolf.artifact.exchange import public_config
+from bytegolf.artifact.pack import read_artifact
 from bytegolf.artifact.public.opening import BUDGET, RELEASED
 from bytegolf.config import Config, to_dict
 from bytegolf.config.public_hnet import from_public
+from bytegolf.model.layers import float_state, widen
 from bytegolf.model.outline import count_parameters, outline
 
 SENTENCE = "The people of the United States — naïve café."
@@ -232,6 +234,31 @@ def test_quantised_exports_of_imported_weights(imported: Path, data: Path, tmp_p
         assert abs(small["bpb"] - whole["bpb"]) < most
         assert path.stat().st_size < (imported / "model.safetensors").stat().st_size
     assert "is weights and no run" in refused("export", imported)
+
+
+def test_codes_stay_codes_when_an_artifact_is_read(
+    imported: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same weights as dequantised, for every use: steps, scores, learning at test time, a start of training."""
+    monkeypatch.setattr("bytegolf.artifact.plan.SMALL_NUMEL", 1000)  # else all of so small a model is fp16
+    path = tmp_path / "model.bgolf"
+    good("export", imported, "export.bits=8", "--out", path)
+    model = bytegolf.load(path, precision="fp32")
+    blocks = {p.dtype for name, p in model.module.named_parameters() if ".blocks." in name and p.numel() > 1000}
+    assert blocks == {torch.int8}
+    numbers = read_artifact(path).state
+    assert all(torch.equal(tensor, numbers[name]) for name, tensor in float_state(model.module).items())
+    wide = bytegolf.load(path, precision="fp32")
+    widen(wide.module)
+    np.testing.assert_allclose(model.log_probs(SENTENCE), wide.log_probs(SENTENCE), atol=1e-4)
+    assert model.score(SENTENCE).bpb == pytest.approx(wide.score(SENTENCE).bpb, abs=1e-5)
+    assert model.decompress(model.compress(SENTENCE.encode())) == SENTENCE.encode()
+    assert model.save(tmp_path / "same.bgolf").read_bytes() == path.read_bytes()
+    for mode in ("lora", "sgd"):
+        good("eval", path, "--data", data, "--limit", "300", "--ttt", mode, "--ttt-chunk", "64")
+    good("train", "cpu-hnet-2stage", *TINY, *STILL, f"train.init={path}", "--data", data, "--out", tmp_path / "run")
+    tuned = bytegolf.load(tmp_path / "run", precision="fp32")
+    np.testing.assert_allclose(tuned.log_probs(SENTENCE), model.log_probs(SENTENCE), atol=1e-3)
 
 
 # ---------------------------------------------------------------------------------------------- what does not fit

@@ -132,15 +132,32 @@ def decode(data: bytes | mmap.mmap, where: str) -> Container:
     if header_bytes > MAX_HEADER_BYTES or payload_at > payload_end:
         raise damaged(where, f"it declares a header of {header_bytes:,} bytes")
     view = memoryview(data)
-    if hashlib.sha256(view[:payload_end]).digest() != data[payload_end:]:
+    found = _hashed(view[:payload_end])
+    if found.digest() != data[payload_end:]:
         raise damaged(where, "its hash does not match its contents")
+    found.update(view[payload_end:])
     header = _header(data[PRELUDE_BYTES:payload_at], where)
     size = header.get("primer_bytes") if version == WITH_PRIMER else 0
     if type(size) is not int or not 0 <= size <= payload_end - payload_at:
         raise damaged(where, "its header declares no valid size of its primer")
     primer_at = payload_end - size
     packed, primer = view[payload_at:primer_at], view[primer_at:payload_end]
-    return Container(header, packed, primer, len(data), hashlib.sha256(view).hexdigest())
+    return Container(header, packed, primer, len(data), found.hexdigest())
+
+
+def _hashed(view: memoryview) -> hashlib._Hash:
+    """The SHA-256 so far of ``view``; of a mapped file, its pages are let go of on the way."""
+    found = hashlib.sha256()
+    for at in range(0, len(view), MAPPED_BYTES):
+        found.update(view[at : at + MAPPED_BYTES])
+        _let_go(view)
+    return found
+
+
+def _let_go(view: memoryview) -> None:
+    """Have the pages of a mapped file that were read not count as this process's memory; they can be read again."""
+    if isinstance(view.obj, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        view.obj.madvise(mmap.MADV_DONTNEED)
 
 
 def damaged(where: str, why: str) -> BytegolfError:
@@ -221,6 +238,8 @@ def _inflated(packed: memoryview, size: int) -> bytes | bytearray | None:
         while len(rest) and not stream.eof and len(data) <= size:
             data += stream.decompress(rest, size + 1 - len(data))
             rest = stream.unconsumed_tail
+        if at % MAPPED_BYTES == 0:
+            _let_go(packed)
         if stream.eof and (stream.unused_data or at + _PIECE < len(packed)):
             return None
     return data if stream.eof else None

@@ -89,9 +89,11 @@ def numbers_of(
     """
     form = form_of(entry.quantizer)
     top = form.largest_code
-    # astype copies, as torch wants writable memory, and turns little-endian into the host's order
+    # astype copies, as torch wants writable memory, and turns little-endian into the host's order; codes in a payload
+    # that can be written to, as a large one can, stay where they are
     stored = np.frombuffer(memoryview(payload)[entry.offset : entry.offset + entry.size], form.number)
-    data = stored.astype(form.number.newbyteorder("="))
+    lies = stored.flags.writeable and stored.itemsize == 1
+    data = stored.astype(form.number.newbyteorder("="), copy=not lies)
     if not top:
         return data.reshape(entry.shape), None
     if data.size and (data.min() < -top or data.max() > top):

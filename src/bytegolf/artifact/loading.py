@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bytegolf.artifact.pack import Artifact, read_artifact
+from bytegolf.artifact.pack import Artifact, Stored, read_artifact
+from bytegolf.artifact.quantize import QuantizedTensor, dequantize
 from bytegolf.artifact.run_folder import ARTIFACT_FILE, CONFIG_FILE, data_folder, no_run
 from bytegolf.artifact.weights_file import ENDING, WEIGHTS_FILE, read_weights
 from bytegolf.config import Config, NetworkConfig, StackConfig
 from bytegolf.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, Tokenizer, byte_tokenizer, load_tokenizer
 from bytegolf.device import choose_device, pick_precision
 from bytegolf.errors import BytegolfError
+from bytegolf.model.layers import widen
 from bytegolf.model.lm import LanguageModel
 from bytegolf.model.outline import outline
+from bytegolf.model.prenorm import maps_of_codes
 
 
 @dataclass(frozen=True)
@@ -69,14 +73,16 @@ def load_artifact(
     tokenizer = _find_tokenizer(artifact.tokenizer, path, data, config)
     place = choose_device(device)
     dtype = pick_precision(config.train.precision if precision == "auto" else precision, place)
-    model = _ready(config, artifact.state, str(path), place, dtype)
+    model = _ready(config, artifact.stored, str(path), place, dtype)
     return LoadedModel(model, config, tokenizer, artifact, path)
 
 
 def _ready(
-    config: Config, state: dict[str, torch.Tensor], where: str, device: torch.device, precision: torch.dtype
+    config: Config, state: Mapping[str, Stored], where: str, device: torch.device, precision: torch.dtype
 ) -> LanguageModel:
     model = build(config, state, where).to(device).eval()
+    if device.type != "cpu":
+        widen(model)  # codes are computed with on CPUs
     model.precision = precision
     model.set_capacity(config.eval.capacity, config.eval.capacity_divisor)
     return model
@@ -96,8 +102,10 @@ def artifact_path(source: Path) -> Path:
     return path
 
 
-def build(config: Config, state: dict[str, torch.Tensor], where: str) -> LanguageModel:
+def build(config: Config, state: Mapping[str, Stored], where: str) -> LanguageModel:
     """The model of ``config`` with the weights ``state``; an error naming ``where`` if they do not fit.
+
+    What is quantised stays as it is stored where the model can compute with that (``prenorm.maps_of_codes``).
 
     Shapes are compared on the meta device first, so that a hostile configuration allocates nothing; and the number of
     blocks before that, as even an outline of a billion of them would.
@@ -112,11 +120,18 @@ def build(config: Config, state: dict[str, torch.Tensor], where: str) -> Languag
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if expected != found:
         raise _misfit(where, f"tensor {min(set(expected.items()) ^ set(found.items()))[0]}")
-    if not all(
-        tensor.is_floating_point() == model.state_dict()[name].is_floating_point() for name, tensor in state.items()
-    ):
+    maps, floats = maps_of_codes(model), dict[str, torch.Tensor]()
+    for name, tensor in state.items():
+        if not isinstance(tensor, QuantizedTensor):
+            floats[name] = tensor
+        elif name in maps and tensor.scale is not None:
+            maps[name].take_codes(tensor.data, tensor.scale)
+        else:
+            floats[name] = dequantize(tensor)
+    own = model.state_dict()
+    if any(tensor.is_floating_point() != own[name].is_floating_point() for name, tensor in floats.items()):
         raise _misfit(where, "integers")
-    model.load_state_dict(state, assign=True)
+    model.load_state_dict(floats, strict=False, assign=True)
     return model
 
 
@@ -125,7 +140,7 @@ def in_fp32(loaded: LoadedModel, device: torch.device) -> LoadedModel:
     model = loaded.model
     if model.precision == torch.float32 and model.embedding.weight.device == device:
         return loaded
-    again = _ready(loaded.config, loaded.artifact.state, str(loaded.path), device, torch.float32)
+    again = _ready(loaded.config, loaded.artifact.stored, str(loaded.path), device, torch.float32)
     return dataclasses.replace(loaded, model=again)
 
 
@@ -138,12 +153,12 @@ def for_steps(loaded: LoadedModel, device: torch.device) -> LoadedModel:
     found = in_fp32(loaded, device)
     if all(level.capacity.mode != "fixed" for level in found.model.levels()):
         return found
-    copy = with_weights(found, found.artifact.state)
+    copy = with_weights(found, found.artifact.stored)
     copy.model.set_capacity("exact")
     return copy
 
 
-def with_weights(opened: LoadedModel, state: dict[str, torch.Tensor]) -> LoadedModel:
+def with_weights(opened: LoadedModel, state: Mapping[str, Stored]) -> LoadedModel:
     """The opened artifact with the weights ``state`` in place of its own."""
     device, precision = opened.model.embedding.weight.device, opened.model.precision
     return dataclasses.replace(opened, model=_ready(opened.config, state, "the run", device, precision))

@@ -25,7 +25,8 @@ from bytegolf.artifact.layout import numbers_of
 from bytegolf.artifact.payload import header_of, not_finite, open_payload, primer_in
 from bytegolf.artifact.plan import Plan, plan_of
 from bytegolf.artifact.quantize import QuantizedTensor, dequantize
-from bytegolf.config import Config, to_dict
+from bytegolf.artifact.stored import ROW_BITS
+from bytegolf.config import Config, stacks, to_dict
 from bytegolf.errors import BytegolfError
 from bytegolf.files import write_atomically
 from bytegolf.mixing.primer import Primer
@@ -44,6 +45,10 @@ class Summary:
     """how many weights it holds"""
 
 
+Stored = Tensor | QuantizedTensor
+"""A weight as numbers, or as the file has it."""
+
+
 @dataclass(frozen=True, eq=False)
 class Artifact:
     """A model as read from its file."""
@@ -52,8 +57,9 @@ class Artifact:
     """of the run that made it"""
     tokenizer: dict[str, Any]
     """the tokenizer's identity, as it was given to ``write_artifact``"""
-    state: dict[str, Tensor]
-    """the weights by name on the CPU: of a quantised file dequantised, fp32 and finite; else in the file's dtypes"""
+    stored: Mapping[str, Stored]
+    """the weights by name on the CPU: matrices that models compute with as they are stored are so, see ``codes_stay``;
+    all others of a quantised file fp32 and finite, of another file in its dtypes"""
     info: dict[str, Any]
     """what else was noted (steps, seconds); nothing is computed from it"""
     digest: Callable[[], str]
@@ -63,6 +69,13 @@ class Artifact:
     """of the bytegolf that wrote it"""
     primer: Primer | None = None
     """text for contexts to read first, if it carries some"""
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """The weights as numbers: what is stored as codes, which is large, is dequantised at each call."""
+        return {
+            name: dequantize(each) if isinstance(each, QuantizedTensor) else each for name, each in self.stored.items()
+        }
 
     @functools.cached_property
     def sha256(self) -> str:
@@ -127,13 +140,32 @@ def read_artifact(path: Path) -> Artifact:
     """
     opened, where = open_payload(path), str(path)
     box, header = opened.box, header_of(opened.box, where)
-    state: dict[str, Tensor] = {}
+    stored: dict[str, Stored] = {}
+    stays = codes_stay(header.config)
     for entry in opened.entries:
         data, scales = numbers_of(entry, opened.payload, where)
         scale = None if scales is None else torch.from_numpy(scales)
-        weight = dequantize(QuantizedTensor(entry.name, entry.quantizer, torch.from_numpy(data), scale))
-        if not bool(torch.isfinite(weight).all()):
+        quantized = QuantizedTensor(entry.name, entry.quantizer, torch.from_numpy(data), scale)
+        found: Stored = quantized if stays(quantized) else dequantize(quantized)
+        told = found.scale if isinstance(found, QuantizedTensor) else found
+        if told is not None and not bool(torch.isfinite(told).all()):
             raise not_finite(entry, where)
-        state[entry.name] = weight
-    told = header.tokenizer, state, header.info, lambda: box.sha256, box.file_bytes, header.version
-    return Artifact(header.config, *told, primer_in(box, where))
+        stored[entry.name] = found
+    sha256 = box.sha256
+    about = header.info, lambda: sha256, box.file_bytes, header.version, primer_in(box, where)
+    return Artifact(header.config, header.tokenizer, stored, *about)
+
+
+def codes_stay(config: Config) -> Callable[[QuantizedTensor], bool]:
+    """Which tensors of a model are not dequantised when its file is read: matrices of codes with a scale for each row.
+
+    They are those of models with pre-norm stacks (S4), as these can be large: the codes take a quarter of fp32, and are
+    computed with where they lie in the file's payload.
+    """
+    large = any(stack.block == "prenorm" for stack in stacks(config.model.network))
+
+    def stays(tensor: QuantizedTensor) -> bool:
+        rows = tensor.quantizer in ROW_BITS and tensor.data.dim() == 2 and tensor.data.numel() > 0
+        return large and rows and tensor.scale is not None and len(tensor.scale) == len(tensor.data)
+
+    return stays

@@ -13,12 +13,13 @@ from bytegolf.artifact.pack import write_artifact
 from bytegolf.artifact.weights_file import ENDING, write_weights
 from bytegolf.data.tokenizer import SentencePieceTokenizer
 from bytegolf.files import disk_errors, write_bytes
+from bytegolf.model.layers import float_state
 
 
 def save(loaded: LoadedModel, target: Path) -> Path:
     """Write ``loaded`` to ``target`` and a SentencePiece tokenizer beside it; see ``bytegolf.Model.save``."""
     artifact, config, tokenizer = loaded.artifact, loaded.config, loaded.tokenizer
-    state = {name: tensor.detach().cpu() for name, tensor in loaded.model.state_dict().items()}
+    state = {name: tensor.detach().cpu() for name, tensor in float_state(loaded.model).items()}
     # read again, since the state that was loaded shares its memory with the network
     shipped = open_model(loaded.path).artifact.state
     if target.suffix == ENDING:

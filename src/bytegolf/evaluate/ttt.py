@@ -43,6 +43,7 @@ from bytegolf.evaluate.mixing import Mixing
 from bytegolf.evaluate.score import Book, Observer, groups, read_group, score_group
 from bytegolf.evaluate.windows import Window, targets_of, windows
 from bytegolf.model.embed import row_tables
+from bytegolf.model.layers import widen
 from bytegolf.model.lm import LanguageModel
 from bytegolf.model.lora import LowRank, adaptable_maps
 
@@ -234,8 +235,9 @@ class TestTimeAdapter(Protocol):
 
 @contextlib.contextmanager
 def adapter_for(model: LanguageModel, settings: TttConfig, documents: int) -> Iterator[TestTimeAdapter]:
-    """The adapter for a text of so many ``documents``; afterwards the model is as it was before."""
+    """The adapter for a text of so many ``documents``; afterwards the model is as it was, codes as fp32."""
     maps = adaptable_maps(model, settings.matrices)
+    widen(model)
     with contextlib.ExitStack() as afterwards:
         for parameter in model.parameters():
             afterwards.callback(parameter.requires_grad_, parameter.requires_grad)

@@ -2,7 +2,8 @@
 
 It is a list of words (int64): numbers, fp64 numbers as their own bits, and weights by their address, 0 for none.
 Vectors and S0's matrices are fp32, and the kernels copy them. A matrix is two words, how it is kept and its address: 0
-copied and packed, 1 fp32 read where it lies, 2 bf16 read where it lies; the latter two are S4's.
+copied and packed, 1 fp32 read where it lies, 2 bf16 read where it lies, 3 int8 codes read where they lie, with the
+address of their scales as a third word; the latter three are S4's.
 
     model:   V, D, id of BOS (−2: none), softcap, embedding, whether it is normed, head; N, bits, E, table, map
              (n-grams; N = 0: none, and no map follows); network
@@ -36,8 +37,8 @@ from bytegolf.model.prenorm import PreNormStack
 from bytegolf.model.stack import Stack
 from bytegolf.ops.rotary import rotary_frequencies
 
-PACKED, SINGLE, HALF = range(3)
-"""How a matrix is kept."""
+PACKED, SINGLE, HALF, CODES = range(4)
+"""How a matrix is kept (``Matrix::Kept`` in kernels/exact_lanes.h)."""
 
 
 class UnknownPartError(Exception):
@@ -64,6 +65,7 @@ class Plan:
         self.shared = False
         """whether matrices are among these"""
         self._parameters = dict(model.named_parameters())
+        self._buffers = dict(model.named_buffers())
         self._used: set[str] = set()
         self._kept: list[Tensor] = []
         config = model.config
@@ -239,11 +241,14 @@ class Plan:
             self.words.append(PACKED)
             self._vector(weight)
             return
-        if weight.dtype not in (torch.float32, torch.bfloat16):
+        scale = self._buffers.get(f"{name.removesuffix('weight')}scale")
+        kinds = {torch.float32: SINGLE, torch.bfloat16: HALF, torch.int8: CODES}
+        if weight.dtype not in kinds or (weight.dtype == torch.int8) != (scale is not None):
             raise UnknownPartError(str(weight.dtype))
         self.shared = True
-        self.there.append(weight.contiguous())
-        self.words += [HALF if weight.dtype == torch.bfloat16 else SINGLE, self.there[-1].data_ptr()]
+        lying = [each.contiguous() for each in (weight, scale) if each is not None]
+        self.there += lying
+        self.words += [kinds[weight.dtype], *(each.data_ptr() for each in lying)]
 
     def _table(self, name: str) -> None:
         self._vector(self._take(name))

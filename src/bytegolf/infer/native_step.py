@@ -9,8 +9,8 @@ whatever sequences are beside it, and on how many threads (``kernels/exact_lanes
 encoded many positions at a time and decoded one by one. They are those of ``LanguageModel`` up to rounding.
 
 What it knows (``native_plan``) is flat models and H-Nets in fp32 on a CPU, of S0's blocks or of the public H-Nets'
-(S4: Mamba-2, attention and SwiGLU on a residual stream). S4's matrices may be in bf16 and are read where they lie, by
-as many threads as torch has: imported weights are neither copied nor widened. ``stepper`` gives the model itself for
+(S4: Mamba-2, attention and SwiGLU on a residual stream). S4's matrices may be in bf16 or int8 codes and are read where
+they lie, by as many threads as torch has: they are neither copied nor widened. ``stepper`` gives the model itself for
 all else: other mixers, routers, soft chunking, a fixed capacity, other devices and dtypes.
 
 Legend: B sequences of a state, R of them in a call, L tokens of each, V alphabet.

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float16, Int8
 from torch import Tensor, nn
 
 from bytegolf.config import StackConfig
-from bytegolf.ops.half_product import linear
 from bytegolf.ops.relu_squared import relu_squared
+from bytegolf.ops.stored_product import linear, widened
 from bytegolf.ops.swiglu import swiglu
 
 
@@ -36,7 +36,8 @@ class Cost(NamedTuple):
 
 
 class Linear(nn.Module):
-    """y = x·Wᵀ, with a bias if asked for, in the dtype of x; W is fp32 in training, and in inference as it was stored.
+    """y = x·Wᵀ, with a bias if asked for, in the dtype of x; W is fp32 in training, and in inference as it was stored:
+    in a narrower dtype, or as int8 codes with a ``scale`` (O, fp32) per output.
 
     ``splits`` names how many rows of W belong to each of several maps that share their input (packed q, k, v): the
     optimiser orthogonalises them one by one, as if they were separate matrices.
@@ -51,13 +52,37 @@ class Linear(nn.Module):
         self.splits = outputs
         self.weight = nn.Parameter(torch.empty(sum(outputs), inputs))
         self.bias = nn.Parameter(torch.zeros(sum(outputs))) if bias else None
+        self.scale: Tensor | None
+        self.register_buffer("scale", None, persistent=False)
         if zero:
             nn.init.zeros_(self.weight)
         else:
             nn.init.uniform_(self.weight, -(inputs**-0.5), inputs**-0.5)
 
     def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
-        return linear(x, self.weight, self.bias)
+        return linear(x, self.weight, self.bias, self.scale)
+
+    def take_codes(self, codes: Int8[Tensor, "O I"], scale: Float16[Tensor, " O"]) -> None:
+        """Compute with W = scale · codes, kept like this, from now on."""
+        self.weight = nn.Parameter(codes, requires_grad=False)
+        self.scale = scale.float()
+
+
+def widen(model: nn.Module) -> None:
+    """Make fp32 weights of all codes, for whoever changes them or asks for their gradients."""
+    for module in model.modules():
+        if isinstance(module, Linear) and module.scale is not None:
+            module.weight = nn.Parameter(widened(module.weight, module.scale, torch.float32))
+            module.scale = None
+
+
+def float_state(model: nn.Module) -> dict[str, Tensor]:
+    """The model's ``state_dict`` with weights in place of codes."""
+    found = model.state_dict()
+    for name, module in model.named_modules():
+        if isinstance(module, Linear) and module.scale is not None:
+            found[f"{name}.weight".lstrip(".")] = widened(module.weight, module.scale, torch.float32)
+    return found
 
 
 class Mlp(nn.Module):

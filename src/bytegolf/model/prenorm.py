@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from bytegolf.config import StackConfig
-from bytegolf.model.layers import build_mlp
+from bytegolf.model.layers import Linear, build_mlp
 from bytegolf.model.mixers.base import Rows, StackState, mixer_class
 from bytegolf.model.stack import Stack
 from bytegolf.model.storage import declare
@@ -113,3 +113,17 @@ class PreNormStack(Stack):
 
     def _native_step(self, x: Tensor, state: StackState, rows: Rows | None) -> Tensor | None:
         return None
+
+
+def maps_of_codes(model: nn.Module) -> dict[str, Linear]:
+    """The linear maps that may keep their weights as codes, by the weights' names: those within pre-norm stacks.
+
+    They are nearly all of a large model, and the kernels of a step read them where they lie; all others pack fp32.
+    """
+    return {
+        f"{prefix}.{name}.weight": module
+        for prefix, stack in model.named_modules()
+        if isinstance(stack, PreNormStack)
+        for name, module in stack.named_modules()
+        if isinstance(module, Linear)
+    }

@@ -20,6 +20,7 @@ from bytegolf.data.tokenizer import Tokenizer, load_tokenizer
 from bytegolf.device import has_bf16, pick_precision
 from bytegolf.distributed import DistributedContext
 from bytegolf.errors import BytegolfError
+from bytegolf.model.layers import float_state
 from bytegolf.model.lm import LanguageModel
 from bytegolf.model.routers.base import Material
 from bytegolf.model.stack import Stack
@@ -136,7 +137,7 @@ def _init_weights(config: Config, model: LanguageModel) -> None:
             "train.init_sha256 to '' and train into another --out"
         )
     try:
-        model.load_state_dict(found.model.state_dict())
+        model.load_state_dict(float_state(found.model))
     except RuntimeError as error:
         raise BytegolfError(
             f"the weights of train.init = {source} do not fit the model of the configuration: leave out what changes "

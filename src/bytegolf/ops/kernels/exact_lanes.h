@@ -135,13 +135,14 @@ class Floats {
 struct Matrix {
   i64 outputs = 0, inputs = 0;
   Floats packed;
-  const float* single = nullptr;  // (outputs, inputs), where it lies; or
-  const bf16* half = nullptr;
+  enum Kept { PACKED, SINGLE, HALF, CODES } kept = PACKED;
+  const void* there = nullptr;    // (outputs, inputs), where it lies: fp32, bf16, or int8 codes,
+  const float* scales = nullptr;  // each output's, of codes
 
   Matrix() = default;
-  static Matrix at(const float* single, const bf16* half, i64 outputs, i64 inputs) {
+  static Matrix at(Kept kept, const void* there, const float* scales, i64 outputs, i64 inputs) {
     Matrix found;
-    found.outputs = outputs, found.inputs = inputs, found.single = single, found.half = half;
+    found.outputs = outputs, found.inputs = inputs, found.kept = kept, found.there = there, found.scales = scales;
     return found;
   }
   // `weight` is (outputs, inputs).
@@ -188,7 +189,7 @@ void product_where_it_lies(const Matrix& m, const float* x, i64 x_row, i64 rows,
 
 // y = W·x for each of `rows` rows; writes whole panels.
 inline void product(const Matrix& m, const float* x, i64 x_row, i64 rows, float* y, i64 y_row) {
-  if (m.single || m.half) return product_where_it_lies(m, x, x_row, rows, y, y_row);
+  if (m.there) return product_where_it_lies(m, x, x_row, rows, y, y_row);
   constexpr i64 TILE = 6;
   for (i64 o = 0; o < m.outputs; o += PANEL) {
     const float* w = m.packed.data() + o * m.inputs;

@@ -26,12 +26,12 @@ struct Plan {
   i64 number() { return *word++; }
   double real() { return __builtin_bit_cast(double, *word++); }
   const float* address() { return reinterpret_cast<const float*>(*word++); }
-  // How it is kept (0 packed, 1 fp32 where it lies, 2 bf16 where it lies), and its address.
+  // How it is kept (as ``Matrix::Kept`` has it), its address, and of codes that of their scales.
   Matrix matrix(i64 outputs, i64 inputs) {
-    const i64 kept = number(), at = number();
-    const auto* single = reinterpret_cast<const float*>(at);
-    if (kept == 0) return Matrix(single, outputs, inputs);
-    return Matrix::at(kept == 1 ? single : nullptr, kept == 2 ? reinterpret_cast<const bf16*>(at) : nullptr, outputs, inputs);
+    const auto kept = Matrix::Kept(number());
+    const float* from = address();
+    if (kept == Matrix::PACKED) return Matrix(from, outputs, inputs);
+    return Matrix::at(kept, from, kept == Matrix::CODES ? address() : nullptr, outputs, inputs);
   }
   // `size` numbers padded with zeros; nothing for a null address.
   Floats vector(i64 size) {
