@@ -4,9 +4,9 @@
 
 For each shape, a .pt of random bf16 weights by the public names is written, and `bytegolf import` brings it in; with
 --bits, `bytegolf export` quantises it as well. Then each of these files is opened by a process of its own, which writes
-one byte behind a prompt, and scores a text. Times begin when torch and bytegolf are imported. Peak memory is the process's largest resident set,
-which counts the mapped pages of the file that were read; what Python and its libraries take before that is told beside
-it. The pages are in the system's cache from being written: the disk is not measured.
+one byte behind a prompt, and scores a text. Times begin when torch and bytegolf are imported. Peak memory is the
+process's largest resident set, which counts the mapped pages of the file that were read; what Python and its libraries
+take before that is told beside it. The pages are in the system's cache from being written: the disk is not measured.
 """
 
 from __future__ import annotations
