@@ -1,6 +1,7 @@
 """Generation against what memory gives: bytes per second of large H-Nets, and their weights' share of the bandwidth.
 
     python benchmarks/bandwidth.py --shapes 100m 1stage-L 2stage-XL --out FOLDER
+    python benchmarks/bandwidth.py --shapes 100m 1stage-L --bits 8 --out FOLDER
     python benchmarks/bandwidth.py --shapes 2stage-XL --out FOLDER --threads 2 --wall --drafts 4 8 16
 
 At batch 1 a step reads each weight that takes part once, so the pace is bounded by bytes of weights over bandwidth.
@@ -28,7 +29,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from measuring import fresh, machine, run, table
+from measuring import bytegolf, fresh, machine, run, table
 
 TEXT = "The people of the United States, and of each of them, live in peace with all the world. "
 BYTES_PER_CHUNK = {0: [], 1: [4.8], 2: [3.0, 7.0 / 3]}
@@ -195,6 +196,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--wall", action="store_true", help="times by the clock")
     parser.add_argument("--bytes", type=int, default=48, help="steps in a round")
+    parser.add_argument("--bits", type=int, default=0, help="of an artifact that is read in place of the bf16 file")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--drafts", type=int, nargs="*", default=[])
     parser.add_argument("--kept", type=float, nargs="+", default=[0.9, 0.97])
@@ -209,10 +211,15 @@ def main() -> None:
         folder = options.out / name
         folder.mkdir(parents=True)
         run([sys.executable, str(Path(__file__).with_name("opening.py")), "--write", name, str(folder)])
+        source = folder / f"{name}.pt"
+        if options.bits:
+            quantised = folder / f"{options.bits}.bgolf"
+            run(bytegolf("export", str(source), f"export.bits={options.bits}", "--out", str(quantised)))
+            source = quantised
         told = ["--threads", options.threads, "--bytes", options.bytes, "--rounds", options.rounds]
         told += ["--drafts", *options.drafts, "--kept", *options.kept, *(["--wall"] if options.wall else [])]
         try:
-            rows.append({"shape": name, **fresh("bandwidth.py", "--one", str(folder / f"{name}.pt"), *map(str, told))})
+            rows.append({"shape": name, **fresh("bandwidth.py", "--one", str(source), *map(str, told))})
         finally:
             shutil.rmtree(folder)
         print(table(rows[-1:]), flush=True)
