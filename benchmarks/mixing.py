@@ -71,7 +71,7 @@ def main() -> None:
     parts: list[tuple[NDArray[np.uint32], NDArray[np.bool_]]] = []
 
     def see(out: Forward) -> None:
-        for row, opened in zip(out.logits, opens(out, out.logits.shape[1]), strict=True):
+        for row, opened in zip(out.logits, opens(out.traces, *out.logits.shape[:2]), strict=True):
             parts.append((frequencies_of(row.cpu(), model.config.softcap), opened))
 
     with watched(model, see):

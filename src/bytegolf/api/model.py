@@ -144,7 +144,7 @@ class Model(Description):
 
         def see(out: Forward) -> None:
             flat = out.logits.flatten(0, 1).cpu()
-            parts.append((frequencies_of(flat, cap), opens(out, out.logits.shape[1]).ravel()))
+            parts.append((frequencies_of(flat, cap), opens(out.traces, *out.logits.shape[:2]).ravel()))
 
         with watched(self.module, see):
             self.read(text)

@@ -9,6 +9,7 @@ Legend: N windows, L positions of a window, V alphabet, n targets.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -22,6 +23,7 @@ from bytegolf.mixing.frequencies import TOTAL, frequencies_of
 from bytegolf.mixing.mixer import Mixer
 from bytegolf.mixing.primer import Primer
 from bytegolf.model.lm import Forward
+from bytegolf.model.trace import RouterTrace
 
 Watch = Callable[[Float64[np.ndarray, "n V"]], None]
 """Called with the distributions of the targets of a window, each as it was before its target was learned."""
@@ -53,10 +55,21 @@ class Mixing:
             )
         self._offset, self._bos, self._cap, self._watch = tokenizer.OFFSET, tokenizer.BOS, cap, watch
         self._forgets = settings.reset == "document"
-        own = rows if self._forgets else 1
+        self._own = rows if self._forgets else 1
         self._primer = primer if settings.primer else None
-        mixers = [Mixer.behind(self._primer, settings, rows // own, 1, length) for _ in range(own)]
-        self._places = [(mixers[row % own], row // own) for row in range(rows)]
+        self._new = functools.partial(Mixer.behind, self._primer, settings, rows // self._own, 1, length)
+
+    def prepare(self) -> None:
+        """Read the primer, if that is still to be done: it takes seconds, in which the model may read already."""
+        assert self._mixers
+
+    @functools.cached_property
+    def _mixers(self) -> list[Mixer]:
+        return [self._new() for _ in range(self._own)]
+
+    def _place(self, row: int) -> tuple[Mixer, int]:
+        """The mixer of a row, and which of its streams that is."""
+        return self._mixers[row % self._own], row // self._own
 
     def _begin_anew(self, mixer: Mixer) -> None:
         """Have ``mixer`` know what is known before a text, and nothing else."""
@@ -65,21 +78,28 @@ class Mixing:
         else:
             mixer.reset()
 
-    def nats(
-        self, out: Forward, targets: Int[np.ndarray, "N n"], counted: Int[np.ndarray, " N"], row: int = 0
-    ) -> Float64[np.ndarray, "N n"]:
-        """What the first ``counted`` targets of each window cost, and 0 for the others, which are not learned.
-
-        ``out`` is what the losses of the windows' last n positions were made of: its logits are those of n positions or
-        more, of which the last count.
+    def frequencies(self, out: Forward, size: int, counted: list[int]) -> list[UInt32[np.ndarray, "n V"]]:
+        """The distributions of the first ``counted`` of each window's last ``size`` targets, which ``out`` has. They
+        depend on nothing that was learned.
         """
-        size = targets.shape[1]
-        logits = out.logits[:, -size:]
+        logits = out.logits[:, -size:].detach().cpu()
+        return [frequencies_of(window[:count], self._cap) for window, count in zip(logits, counted, strict=True)]
+
+    def nats(
+        self,
+        traces: list[RouterTrace],
+        frequencies: list[UInt32[np.ndarray, "n V"]],
+        targets: Int[np.ndarray, "N L"],
+        row: int = 0,
+    ) -> Float64[np.ndarray, "N L"]:
+        """What the first targets of each window cost that have a distribution, and 0 for the others, which are not
+        learned. ``traces`` tell where chunks open.
+        """
         found = np.zeros(targets.shape)
-        opened = opens(out, size)
-        for number, count in enumerate(counted.tolist()):
-            frequencies = frequencies_of(logits[number, :count].detach().cpu(), self._cap)
-            found[number, :count] = self.text(frequencies, targets[number, :count], opened[number, :count], row)
+        opened = opens(traces, *targets.shape)
+        for number, given in enumerate(frequencies):
+            count = len(given)
+            found[number, :count] = self.text(given, targets[number, :count], opened[number, :count], row)
         return found
 
     def text(
@@ -90,7 +110,7 @@ class Mixing:
         row: int,
     ) -> Float64[np.ndarray, " n"]:
         """The costs of consecutive targets of a row."""
-        (mixer, stream), offset = self._places[row], self._offset
+        (mixer, stream), offset = self._place(row), self._offset
         rows = np.array([stream])
         special = targets < offset
         found = np.empty(len(targets))
@@ -131,9 +151,11 @@ class Mixing:
         self._watch(found)
 
 
-def opens(out: Forward, size: int) -> NDArray[np.bool_]:
-    """Whether the token before each of the last ``size`` targets began a chunk of the outermost level."""
-    if not out.traces:
-        return np.zeros((len(out.logits), size), np.bool_)
-    found: NDArray[np.bool_] = out.traces[0].boundary[:, -size:].cpu().numpy()
+def opens(traces: list[RouterTrace], rows: int, size: int) -> Bool[np.ndarray, "N n"]:
+    """Whether the token before each of the last ``size`` targets of ``rows`` windows began a chunk of the outermost
+    level.
+    """
+    if not traces:
+        return np.zeros((rows, size), np.bool_)
+    found: NDArray[np.bool_] = traces[0].boundary[:, -size:].cpu().numpy()
     return found

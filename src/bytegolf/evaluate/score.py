@@ -13,10 +13,11 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Int
+from jaxtyping import Float64, Int, UInt32
 from numpy.typing import NDArray
 
 from bytegolf.bpb import Score
@@ -28,11 +29,11 @@ from bytegolf.errors import BytegolfError
 from bytegolf.evaluate.mixing import Mixing
 from bytegolf.evaluate.sliding import last_losses
 from bytegolf.evaluate.windows import Window, targets_of, windows
-from bytegolf.model.lm import Forward, LanguageModel
+from bytegolf.model.lm import LanguageModel
 from bytegolf.model.trace import RouterTrace
 
-AHEAD = 2
-"""Batches that the model may be ahead of mixing."""
+AHEAD = 6
+"""Batches that wait for a thread of the model's, or for mixing, beside those that are worked on."""
 
 Observer = Callable[[Window, NDArray[np.int64], list[RouterTrace], int], None]
 """Called with a window, its tokens (L + 1,), what the routers did in its batch, and the window's row there."""
@@ -70,6 +71,7 @@ def score(
 
     With ``mixing`` the targets cost what it says. It works on a thread of its own while the model reads on, since what
     the model says depends on nothing that mixing learns. It reads in order, so each process of ``world`` does it all.
+    On a CPU each of torch's threads then reads batches of its own (``_Readers``).
 
     The processes of ``world`` share the work: each does every so many-th batch, and the batches' scores are put
     together again, by turns. Every process then has the sum that one alone would have had, to the bit.
@@ -95,17 +97,19 @@ def score(
             progress(total)
 
     try:
-        with ThreadPoolExecutor(1) as thread:
+        with ThreadPoolExecutor(1) as thread, _Readers(model if mixing else None) as readers:
             waiting: deque[Future[Score]] = deque()
+            if mixing:
+                thread.submit(mixing.prepare)
             for chunk in itertools.islice(groups(plan, batch), world.rank, None, world.size):
                 tokens = np.stack([stream.slice(w.start, w.start + w.length + 1) for w in chunk]).astype(np.int64)
-                read = read_group(model, chunk, tokens, share)
                 if mixing is None:
-                    take(score_group(tokenizer, read, observe, book))
+                    take(score_group(tokenizer, read_group(model, chunk, tokens, share), observe, book))
                     continue
-                if len(waiting) == AHEAD:
+                if len(waiting) == AHEAD + readers.count:
                     take(waiting.popleft().result())
-                waiting.append(thread.submit(score_group, tokenizer, read, observe, book, mixing))
+                read = readers.start(model, chunk, tokens, share, mixing)
+                waiting.append(thread.submit(lambda r: score_group(tokenizer, r.result(), observe, book, mixing), read))
             while waiting:
                 take(waiting.popleft().result())
     finally:
@@ -136,8 +140,46 @@ class ReadGroup:
     """(B, L + 1)"""
     losses: Float64[np.ndarray, "B n"]
     """of the scored targets"""
-    out: Forward
-    """what they were made of"""
+    traces: list[RouterTrace]
+    """what the routers did"""
+    frequencies: list[UInt32[np.ndarray, "n V"]]
+    """the distributions of each window's targets; none unless they are mixed"""
+
+
+class _Readers:
+    """Threads that read batches with a ``model`` on a CPU, each with one thread of torch's; none for other models.
+
+    (why) Where all of torch's threads share a batch they wait for each other at every operation, and for the one whose
+    core mixing has taken just then. Batches wait for nothing: on two cores `cpu-demo` with mixing takes less time than
+    it does alone with two threads.
+    """
+
+    def __init__(self, model: LanguageModel | None) -> None:
+        self._threads = torch.get_num_threads()
+        # whoever watches the model sees batches in their order
+        alone = model is None or model.embedding.weight.device.type != "cpu" or bool(model.observers)
+        self.count = 0 if alone or self._threads == 1 else self._threads
+        self._pool = (
+            ThreadPoolExecutor(self.count, initializer=torch.set_num_threads, initargs=(1,)) if self.count else None
+        )
+
+    def start(
+        self, model: LanguageModel, group: list[Window], tokens: NDArray[np.int64], share: bool, mixing: Mixing
+    ) -> Future[ReadGroup]:
+        """``read_group``, on one of the threads; here and now if there are none."""
+        if self._pool:
+            return self._pool.submit(read_group, model, group, tokens, share, mixing)
+        found: Future[ReadGroup] = Future()
+        found.set_result(read_group(model, group, tokens, share, mixing))
+        return found
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        if self._pool:
+            self._pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(self._threads)  # the readers' 1 would be that of any new thread
 
 
 def score_group(
@@ -161,21 +203,27 @@ def score_group(
                 "moved at test time by too high a learning rate"
             )
     if mixing:
-        losses = mixing.nats(read.out, read.tokens[:, -group[0].scored :], counts, row)
+        losses = mixing.nats(read.traces, read.frequencies, read.tokens[:, -group[0].scored :], row)
     for at, (window, counted) in enumerate(zip(group, counts.tolist(), strict=True)):
         scored = read.tokens[at, window.length - window.scored :][: counted + 1]
         size = tokenizer.byte_counts(scored[1:], scored[:-1])
         total += Score(float(losses[at, :counted].sum()), counted, int(size.sum()))
         if observe:
-            observe(window, read.tokens[at], read.out.traces, at)
+            observe(window, read.tokens[at], read.traces, at)
         if book:
             book(window, losses[at, :counted], size)
     return total
 
 
 @torch.inference_mode()
-def read_group(model: LanguageModel, group: list[Window], tokens: NDArray[np.int64], share: bool = True) -> ReadGroup:
-    """Windows that go together, whose ``tokens`` are (B, L + 1), read by ``model``."""
+def read_group(
+    model: LanguageModel,
+    group: list[Window],
+    tokens: NDArray[np.int64],
+    share: bool = True,
+    mixing: Mixing | None = None,
+) -> ReadGroup:
+    """Windows that go together, whose ``tokens`` are (B, L + 1), read by ``model``; what ``mixing`` needs too."""
     device = model.embedding.weight.device
     length, scored = group[0].length, group[0].scored
     if share and scored < length:
@@ -185,7 +233,8 @@ def read_group(model: LanguageModel, group: list[Window], tokens: NDArray[np.int
         ids = torch.from_numpy(tokens).to(device)
         out = model(ids[:, :-1])
         losses = model.losses(out, ids[:, 1:])[:, length - scored :]
-    return ReadGroup(group, tokens, losses.double().cpu().numpy(), out)
+    frequencies = mixing.frequencies(out, scored, [scored - window.blank for window in group]) if mixing else []
+    return ReadGroup(group, tokens, losses.double().cpu().numpy(), out.traces, frequencies)
 
 
 def windows_at_once(model: LanguageModel, seq_len: int) -> int:

@@ -173,7 +173,7 @@ def score_adapting(
                     with adapter.only(index):
                         for part in groups(iter(group), max(1, len(group))):
                             tokens = np.stack([text.tokens(stream, one.start, seq_len + 1) for one in part])
-                            read_part = read_group(model, part, tokens, share)
+                            read_part = read_group(model, part, tokens, share, mixed)
                             total += score_group(tokenizer, read_part, text.observe, book, mixed, index)
                 if progress:
                     progress(total)

@@ -232,7 +232,7 @@ def _coded_mixed(opened: LoadedModel, tokens: Int[np.ndarray, " N"], mix: MixCon
     size = scoring.fitting(len(tokens), windows=3)
 
     def see(out: Forward) -> None:
-        seen.append((frequencies_of(out.logits[0], model.config.softcap), opens(out, out.logits.shape[1])[0]))
+        seen.append((frequencies_of(out.logits[0], model.config.softcap), opens(out.traces, *out.logits.shape[:2])[0]))
 
     with watched(model, see):
         claimed = scoring.score(model, MemoryStream(tokens[:size]), tokenizer).nats / math.log(2)

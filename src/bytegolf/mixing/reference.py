@@ -197,10 +197,7 @@ class Reference:
             expected = self._expected(h)
             if expected >= 0:
                 self._learn_match(expected, h["match_bytes"], byte)
-            for c, kind in enumerate(state.contexts):
-                first = hashed(h, c, kind)
-                self._learn_bucket(None, c, first, 0, byte)
-                self._learn_bucket(None, c, second(first, 16 | byte >> 4), 1, byte)
+            self._count([hashed(h, c, kind) for c, kind in enumerate(state.contexts)], byte, None)
             state.history[row, HISTORY.index("pending")] = byte
 
     def run(
@@ -321,9 +318,7 @@ class Reference:
                 state.apm[cell] = value + ((65535 if bit else 0) - value >> 6)
         if frame.expected >= 0:
             self._learn_match(frame.expected, frame.history["match_bytes"], byte)
-        for c, first in enumerate(frame.hashes):
-            for half in (0, 1):
-                self._learn_bucket(frame.corrected, c, second(first, 16 | byte >> 4) if half else first, half, byte)
+        self._count(frame.hashes, byte, frame.corrected)
         state.counts[1] += 1
 
     def _learn_match(self, expected: int, size: int, byte: int) -> None:
@@ -333,13 +328,22 @@ class Reference:
                 break
             self._learn_map(self._state.match_maps, at, (expected ^ byte) >> 7 - k & 1 == 0)
 
-    def _learn_bucket(self, corrected: list[np.float32] | None, c: int, hash_: int, half: int, byte: int) -> None:
-        """``corrected`` is None while priming, where nothing was predicted."""
+    def _count(self, hashes: list[int], byte: int, corrected: list[np.float32] | None) -> None:
+        """A byte's counters, a bit at a time; ``corrected`` is None while priming, where nothing was predicted."""
+        for half in (0, 1):
+            wanted = [second(first, 16 | byte >> 4) for first in hashes] if half else hashes
+            found = [self._find(each) for each in wanted]
+            buckets = [self._claim(each) if at is None else at for each, at in zip(wanted, found, strict=True)]
+            own = 1
+            for k in range(4 * half, 4 * half + 4):
+                bit = byte >> 7 - k & 1
+                self._learn_slots([(bucket, own) for bucket in buckets], bit, corrected[k] if corrected else None)
+                own = 2 * own + bit
+
+    def _learn_slots(self, places: list[tuple[int, int]], bit: int, corrected: np.float32 | None) -> None:
+        """A bit in the slots of all contexts, which are all read before any is written."""
         state = self._state
-        bucket, own = state.table[self._claim(hash_)], 1
-        for k in range(4):
-            bit = byte >> 7 - 4 * half - k & 1
-            slot = int(bucket[own])
+        for c, (place, slot) in enumerate([(place, int(state.table[place])) for place in places]):
             seen, w = slot & 15, (slot >> 16 ^ 0x8000) - 0x8000
             p = slot >> 4 & 4095 if seen else 2048
             if seen:
@@ -347,6 +351,5 @@ class Reference:
             p += ((4095 if bit else 0) - p) * int(state.slot_rate[seen]) >> 16
             seen = min(seen + 1, 15)
             if corrected is not None:
-                w += int(np.rint((F(bit) - corrected[4 * half + k]) * state.boost[seen]))
-            bucket[own] = (min(32767, max(-32768, w)) & 0xFFFF) << 16 | p << 4 | seen
-            own = 2 * own + bit
+                w += int(np.rint((F(bit) - corrected) * state.boost[seen]))
+            state.table[place] = (min(32767, max(-32768, w)) & 0xFFFF) << 16 | p << 4 | seen

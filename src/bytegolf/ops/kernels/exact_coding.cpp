@@ -42,7 +42,7 @@ extern "C" void mixing_code(i64, const void* fields, const void* sizes, const vo
       const i64 row = ((const i64*)rows)[i];
       m.advance(row, ((const u8*)opens)[i]);
       m.look(row, m.frames[row]);
-      for (i64 c = 0; c < m.context_count; c++) __builtin_prefetch(m.place(m.frames[row].hash[c]));
+      for (i64 c = 0; c < m.context_count; c++) m.prefetch(m.frames[row].hash[0][c]);
       m.ask(m.frames[row], (const u32*)frequencies + i * m.experts * stride, stride);
     }
     for (i64 i = 0; i < count; i++) {
@@ -51,8 +51,10 @@ extern "C" void mixing_code(i64, const void* fields, const void* sizes, const vo
       for (i64 k = 0; k < 8; k++) {
         const i64 bit = coder.code(data[i] >> (7 - k) & 1, m.predict(f, node), static_cast<u8*>(buffer), room);
         node = 2 * node + bit;
-        if (k == 3)
-          for (i64 c = 0; c < m.context_count; c++) __builtin_prefetch(m.place(Mixer::second(f.hash[c], node)));
+        if (k == 3) {
+          m.hash_second(f, node);
+          for (i64 c = 0; c < m.context_count; c++) m.prefetch(f.hash[1][c]);
+        }
       }
       data[i] = u8(node);
     }

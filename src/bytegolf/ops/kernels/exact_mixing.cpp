@@ -71,15 +71,16 @@ extern "C" void mixing_run(i64, const void* fields, const void* sizes, i64 row, 
     if (t + 1 < count) {
       m.advance(row, begun[t + 1]);
       m.look(row, next);
+      m.hash_second(next, 16 | text[t + 1] >> 4);
     }
     m.ask(f, (const u32*)frequencies + t * m.experts * stride, stride, false);
     const bool more = t + 1 < count;
     m.walk(f, text[t], (u16*)out + t * 8, more ? &next : nullptr, more ? text[t + 1] : 0);
     m.learn(row, text[t]);
     if (t + 1 < count) {
-      std::copy(next.hash, next.hash + m.context_count, f.hash);
+      std::copy(next.hash[0], next.hash[0] + m.context_count, f.hash[0]);
       f.last = next.last, f.before = next.before, f.order2 = next.order2, f.expected = next.expected;
-      f.match_bytes = next.match_bytes, f.chunk_bytes = next.chunk_bytes;
+      f.match_bytes = next.match_bytes, f.matched = next.matched, f.chunk_bytes = next.chunk_bytes;
     }
   }
 }
@@ -89,30 +90,24 @@ extern "C" void mixing_run(i64, const void* fields, const void* sizes, i64 row, 
 extern "C" void mixing_prime(i64, const void* fields, const void* sizes, i64 row, i64 count, const void* bytes) {
   const Mixer m(fields, sizes);
   const u8* text = (const u8*)bytes;
-  constexpr i64 BLOCK = 512, AHEAD = 24;
-  struct Half {
-    u64 hash;
-    i64 context, bits;
-  };
-  std::vector<Half> halves;
+  constexpr i64 BLOCK = 32, AHEAD = 1;
+  std::vector<Frame> frames(BLOCK);
   for (i64 begin = 0; begin < count; begin += BLOCK) {
-    halves.clear();
-    for (i64 t = begin; t < std::min(count, begin + BLOCK); t++) {
+    const i64 size = std::min(count - begin, BLOCK);
+    for (i64 t = 0; t < size; t++) {
       History& h = m.history[row];
-      const i64 byte = text[t];
+      const i64 byte = text[begin + t];
       m.advance(row, false);
       if (const i64 expected = m.expected(h); expected >= 0) m.learn_match(expected, h.match_bytes, byte);
-      for (i64 c = 0; c < m.context_count; c++) {
-        const u64 first = m.hashed(h, c);
-        halves.push_back({first, c, byte >> 4});
-        halves.push_back({Mixer::second(first, 16 | byte >> 4), c, byte & 15});
-      }
+      for (i64 c = 0; c < m.context_count; c++) frames[t].hash[0][c] = m.hashed(h, c);
+      m.hash_second(frames[t], 16 | byte >> 4);
       h.pending = byte;
     }
-    const i64 size = (i64)halves.size();
-    for (i64 i = 0; i < size; i++) {
-      if (i + AHEAD < size) __builtin_prefetch(m.place(halves[i + AHEAD].hash), 1);
-      m.learn_half(m.claim(halves[i].hash), halves[i].context, halves[i].bits, nullptr);
+    for (i64 t = 0; t < size; t++) {
+      for (i64 c = 0; t + AHEAD < size && c < m.context_count; c++) {
+        m.prefetch(frames[t + AHEAD].hash[0][c]), m.prefetch(frames[t + AHEAD].hash[1][c]);
+      }
+      m.count(frames[t], text[begin + t], nullptr);
     }
   }
 }

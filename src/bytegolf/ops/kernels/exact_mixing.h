@@ -1,12 +1,12 @@
 // Prediction and learning of context mixing, on the state of exact_mixing_state.h.
 #pragma once
 
-#include "exact_mixing_state.h"
+#include "exact_mixing_contexts.h"
 
 namespace {
 
-struct Mixer : Knowledge {
-  using Knowledge::Knowledge;
+struct Mixer : Counters {
+  using Counters::Counters;
 
   // The experts' distributions of the next byte; `keep` a copy where the caller's memory may be gone at `predict`.
   void ask(Frame& f, const u32* frequencies, i64 stride, bool keep = true) const {
@@ -35,29 +35,31 @@ struct Mixer : Knowledge {
 
   // --- prediction
 
+  // The sum of 8 lanes: ((a0 + a4) + (a2 + a6)) + ((a1 + a5) + (a3 + a7)).
+  static float total(Lanes a) {
+    typedef float Half __attribute__((vector_size(16)));
+    const Half four = __builtin_shufflevector(a, a, 0, 1, 2, 3) + __builtin_shufflevector(a, a, 4, 5, 6, 7);
+    return (four[0] + four[2]) + (four[1] + four[3]);
+  }
+
   static i64 length_class(i64 bytes) {  // 0 … 31
     return bytes < 16 ? bytes : bytes < 32 ? 16 + (bytes - 16) / 4 : bytes < 64 ? 20 + (bytes - 32) / 8
          : bytes < 512 ? 24 + (bytes - 64) / 64 : 31;
   }
 
-  static i64 rough_length(i64 bytes) {  // 0 … 7
-    return bytes == 0 ? 0 : bytes < 8 ? 1 : bytes < 12 ? 2 : bytes < 16 ? 3 : bytes < 20 ? 4 : bytes < 24 ? 5
-         : bytes < 32 ? 6 : 7;
-  }
-
   static i64 confidence(float x) {  // 0 … 7
     const float size = x < 0 ? -x : x;
-    return size < 0.5f ? 0 : size < 1 ? 1 : size < 2 ? 2 : size < 3 ? 3 : size < 4 ? 4 : size < 5 ? 5 : size < 7 ? 6 : 7;
+    return (size >= 0.5f) + (size >= 1) + (size >= 2) + (size >= 3) + (size >= 4) + (size >= 5) + (size >= 7);
   }
 
   i64 selected(const Frame& f, i64 kind, i64 k, i64 node, i64 hits, i64 bit, i64 sure) const {
-    const i64 matched = bit < 0 ? 0 : rough_length(f.match_bytes);
+    const i64 matched = bit < 0 ? 0 : f.matched;
     switch (kind) {
       case 0: return node;
       case 1: return f.last;
       case 2: return f.before;
       case 3: return ((matched + 8 * (bit == 1)) * 8 + sure) * 8 + k;
-      case 4: return (k * 16 + std::min<i64>(hits, 15)) * 8 + rough_length(f.match_bytes);
+      case 4: return (k * 16 + std::min<i64>(hits, 15)) * 8 + f.matched;
       case 5: return (k * 16 + f.unsure) * 16 + std::min<i64>(hits, 15);
       default: return (std::min<i64>(f.chunk_bytes, 15) * 8 + k) * 16 + f.unsure;
     }
@@ -69,12 +71,7 @@ struct Mixer : Knowledge {
 
   // Have an eighth of what the predictions of a byte read brought into the cache: all at once are too many requests.
   void fetch(const Frame& f, i64 byte, i64 k) const {
-    for (i64 c = k; c < context_count; c += 8) {
-      for (const u64 hash : {f.hash[c], second(f.hash[c], 16 | byte >> 4)}) {
-        __builtin_prefetch(place(hash));
-        __builtin_prefetch(neighbour(hash));
-      }
-    }
+    for (i64 c = k; c < context_count; c += 8) prefetch(f.hash[0][c]), prefetch(f.hash[1][c]);
     const u16* line = apm + refined_row(f, (byte | 256) >> (8 - k)) * 33;
     __builtin_prefetch(line);
     __builtin_prefetch(line + 32);
@@ -84,21 +81,10 @@ struct Mixer : Knowledge {
   u32 predict(Frame& f, i64 node) const {
     const i64 k = 31 - __builtin_clz((u32)node), half = k >= 4;
     const i64 own = half ? (node & ((1 << (k - 4)) - 1)) | 1 << (k - 4) : node;  // within half a byte
-    if (k == 0 || k == 4) {
-      for (i64 c = 0; c < context_count; c++) f.bucket[half][c] = find(half ? second(f.hash[c], node) : f.hash[c]);
-    }
+    if (k == 4) hash_second(f, node);
+    if (k == 0 || k == 4) find_all(f, half);
     float* x = f.x[k];
-    i64 hits = 0, correction = 0;
-    for (i64 c = 0; c < context_count; c++) {
-      x[c] = 0;
-      const u32* bucket = f.bucket[half][c];
-      if (!bucket) continue;
-      hits++;
-      const u32 slot = bucket[own];
-      if (!(slot & 15)) continue;
-      x[c] = stretch_table[maps[c * 1024 + (slot & 15) * 64 + ((slot >> 10) & 63)] >> 20];
-      correction += (int16_t)(slot >> 16);
-    }
+    const i64 hits = __builtin_popcount(f.present[half]), correction = predict_all(f, half, own, x);
     i64 at = context_count, bit = -1;
     const float corrected = clip((float)correction * 0x1p-12f);
     x[at++] = corrected;
@@ -114,7 +100,7 @@ struct Mixer : Knowledge {
     const float* expert = x + at;
     for (i64 e = 0; e < experts; e++) x[at++] = logit(f.frequencies[e], k, node);
     while (at < inputs) x[at++] = 0;
-    const i64 sure = experts ? confidence(*expert) : rough_length(f.match_bytes);
+    const i64 sure = experts ? confidence(*expert) : f.matched;
     f.corrected[k] = squash(clip((experts ? *expert : 0.0f) + corrected));
 
     f.final_set[k] = k * 8 + sure;
@@ -126,7 +112,7 @@ struct Mixer : Knowledge {
       const Lanes* in = (const Lanes*)x;
       Lanes a = {0, 0, 0, 0, 0, 0, 0, 0};
       for (i64 r = 0; r < inputs / 8; r++) a = a + in[r] * w[r];
-      f.out[k][s] = clip(((a[0] + a[4]) + (a[2] + a[6])) + ((a[1] + a[5]) + (a[3] + a[7])));
+      f.out[k][s] = clip(total(a));
       sum = sum + f.out[k][s] * last[s];
     }
     sum = clip(sum);
@@ -149,13 +135,6 @@ struct Mixer : Knowledge {
 
   // --- learning
 
-  // An adaptive probability of 22 bits above a count of 10: its rate is 1/(count + 1.5), down to 1/1024.
-  void learn_map(u32& map, i64 bit) const {
-    const i64 count = map & 1023, p = map >> 10;
-    const i64 next = p + (((bit ? 4194303 : 0) - p) * map_rate[count] >> 16);
-    map = (u32)next << 10 | (u32)std::min<i64>(count + 1, 1023);
-  }
-
   // Whether the bits of a byte were those of the one that a match of so many bytes expected, up to the first other one.
   void learn_match(i64 expected, i64 bytes, i64 byte) const {
     for (i64 k = 0; k < 8 && (expected | 256) >> (8 - k) == (byte | 256) >> (8 - k); k++) {
@@ -163,21 +142,15 @@ struct Mixer : Knowledge {
     }
   }
 
-  // The four bits of half a byte in a bucket of context c; `corrected` is null while priming, where nothing was predicted.
-  void learn_half(u32* bucket, i64 c, i64 bits, const float* corrected) const {
-    for (i64 k = 0, own = 1; k < 4; k++) {
-      const i64 bit = bits >> (3 - k) & 1;
-      const u32 slot = bucket[own];
-      i64 seen = slot & 15, p = seen ? slot >> 4 & 4095 : 2048, w = (int16_t)(slot >> 16);
-      if (seen) learn_map(maps[c * 1024 + seen * 64 + (p >> 6)], bit);
-      p += ((bit ? 4095 : 0) - p) * slot_rate[seen] >> 16;
-      seen = std::min<i64>(seen + 1, 15);
-      if (corrected) {
-        w += (i64)std::nearbyint(((float)bit - corrected[k]) * boost[seen]);
-        w = std::min<i64>(32767, std::max<i64>(-32768, w));
+  // A byte's counters, whose contexts' hashes are known; `corrected` is null while priming.
+  void count(Frame& f, i64 byte, const float* corrected) const {
+    for (i64 half = 0; half < 2; half++) {
+      claim_all(f, half);
+      for (i64 k = 4 * half, own = 1; k < 4 * half + 4; k++) {
+        const i64 bit = byte >> (7 - k) & 1;
+        learn_all(f, half, own, bit, corrected ? corrected + k : nullptr);
+        own = 2 * own + bit;
       }
-      bucket[own] = (u32)(u16)w << 16 | (u32)p << 4 | (u32)seen;
-      own = 2 * own + bit;
     }
   }
 
@@ -202,14 +175,7 @@ struct Mixer : Knowledge {
       }
     }
     if (f.expected >= 0) learn_match(f.expected, f.match_bytes, byte);
-    for (i64 c = 0; c < context_count; c++) {
-      for (i64 half = 0; half < 2; half++) {
-        const u64 hash = half ? second(f.hash[c], 16 | byte >> 4) : f.hash[c];
-        u32* bucket = f.bucket[half][c];  // another context may have taken it since
-        if (!bucket || *bucket != head(hash)) bucket = claim(hash);
-        learn_half(bucket, c, half ? byte & 15 : byte >> 4, f.corrected + 4 * half);
-      }
-    }
+    count(f, byte, f.corrected);
     counts[1]++;
   }
 

@@ -36,11 +36,12 @@ struct Frame {
   alignas(64) float x[8][MOST_INPUTS];
   u32 kept[MOST_EXPERTS][256];
   const u32* frequencies[MOST_EXPERTS];  // of the 256 bytes: `kept`, or the caller's
-  u64 hash[MOST_CONTEXTS];
-  u32* bucket[2][MOST_CONTEXTS];
+  alignas(64) u64 hash[2][MOST_CONTEXTS];    // of each half of the byte; the second one's when the first is known
+  alignas(64) u32 bucket[2][MOST_CONTEXTS];  // where in the table
+  u32 present[2];                            // which contexts have one
   float out[8][MOST_SETS], p[8], corrected[8];
   i64 set[8][MOST_SETS], final_set[8], cell[8][2];
-  i64 last, before, order2, expected, match_bytes, chunk_bytes, unsure;
+  i64 last, before, order2, expected, match_bytes, matched, chunk_bytes, unsure;
 };
 static_assert(sizeof(Frame) <= 16384, "mixing/state.py keeps 16 KiB per stream");
 
@@ -124,31 +125,36 @@ struct Knowledge {
     }
   }
 
-  static u64 second(u64 hash, i64 node) { return mixed(hash + (u64)node); }
+  static i64 rough_length(i64 bytes) {  // 0 … 7
+    return bytes == 0 ? 0 : bytes < 8 ? 1 : bytes < 12 ? 2 : bytes < 16 ? 3 : bytes < 20 ? 4 : bytes < 24 ? 5
+         : bytes < 32 ? 6 : 7;
+  }
 
   u32 head(u64 hash) const { return (u32)(hash & 0xffff) | (u32)counts[0] << 16; }
-  u32* place(u64 hash) const { return table + (hash >> (64 - bits)) * 16; }
-  u32* neighbour(u64 hash) const { return table + ((hash >> (64 - bits)) ^ 1) * 16; }
+  // Where a bucket lies, in slots; there are less than 2³¹. Its neighbour is 16 further or 16 back.
+  i64 place(u64 hash) const { return (i64)(hash >> (64 - bits)) * 16; }
+  void prefetch(u64 hash) const {
+    __builtin_prefetch(table + place(hash), 1);
+    __builtin_prefetch(table + (place(hash) ^ 16), 1);
+  }
 
-  // The bucket of a hash: 15 slots, one per node of half a byte; null where there is none.
-  u32* find(u64 hash) const {
-    const u32 wanted = head(hash);
-    u32* one = place(hash);
-    if (*one == wanted) return one;
-    u32* other = neighbour(hash);
-    return *other == wanted ? other : nullptr;
+  // The bucket of a hash: 15 slots, one per node of half a byte; −1 where there is none.
+  i64 find(u64 hash) const {
+    const i64 one = place(hash);
+    return table[one] == head(hash) ? one : table[one ^ 16] == head(hash) ? one ^ 16 : -1;
   }
 
   // The same, made where there is none: in place of one of an older generation, or else of the less visited of two.
-  u32* claim(u64 hash) const {
-    if (u32* found = find(hash)) return found;
-    u32 *one = place(hash), *other = neighbour(hash);
+  u32 claim(u64 hash) const {
+    const i64 found = find(hash), one = place(hash), other = one ^ 16;
+    if (found >= 0) return (u32)found;
     const u32 now = (u32)counts[0];
-    const bool stale = *one >> 16 != now, other_stale = *other >> 16 != now;
-    u32* taken = stale || (!other_stale && (one[1] & 15) <= (other[1] & 15)) ? one : other;
-    std::memset(taken, 0, 64);
-    *taken = head(hash);
-    return taken;
+    const bool stale = table[one] >> 16 != now, other_stale = table[other] >> 16 != now;
+    const bool fewer = (table[one + 1] & 15) <= (table[other + 1] & 15);
+    const i64 taken = stale || (!other_stale && fewer) ? one : other;
+    std::memset(table + taken, 0, 64);
+    table[taken] = head(hash);
+    return (u32)taken;
   }
 
   // --- a stream moves on
@@ -204,6 +210,11 @@ struct Knowledge {
     return text[stream * ring + (h.match_at & (ring - 1))];
   }
 
+  // The hashes of a byte's second half, whose first node is 16 … 31.
+  void hash_second(Frame& f, i64 node) const {
+    for (i64 c = 0; c < context_count; c++) f.hash[1][c] = mixed(f.hash[0][c] + (u64)node);
+  }
+
   // The hash of a stream's c-th context.
   u64 hashed(const History& h, i64 c) const {
     return mixed(context(h, contexts[c]) + (u64)(c + 1) * 0xD6E8FEB86659FD93ull);
@@ -212,10 +223,10 @@ struct Knowledge {
   // What the next byte's predictions depend on, but for the experts.
   void look(i64 row, Frame& f) const {
     const History& h = history[row];
-    for (i64 c = 0; c < context_count; c++) f.hash[c] = hashed(h, c);
+    for (i64 c = 0; c < context_count; c++) f.hash[0][c] = hashed(h, c);
     f.last = h.last8 & 0xff, f.before = (h.last8 >> 8) & 0xff;
     f.order2 = (i64)(mixed(h.last8 & 0xffff) >> 32);
-    f.expected = expected(h), f.match_bytes = h.match_bytes, f.chunk_bytes = h.chunk_bytes;
+    f.expected = expected(h), f.match_bytes = h.match_bytes, f.matched = rough_length(h.match_bytes), f.chunk_bytes = h.chunk_bytes;
   }
 };
 
