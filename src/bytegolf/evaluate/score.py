@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 import torch
@@ -173,7 +172,7 @@ class _Readers:
         found.set_result(read_group(model, group, tokens, share, mixing))
         return found
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> _Readers:
         return self
 
     def __exit__(self, *raised: object) -> None:
