@@ -18,7 +18,7 @@ from pathlib import Path
 
 from measuring import table
 
-from bytegolf.infer.compressors import MISSING, Compress, best, optional, zstd
+from bytegolf.infer.compressors import Compress, best, optional, zstd
 from bytegolf.infer.files import split_text
 
 
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--memory", type=int, default=1 << 30, help="bytes for PPMd's model")
     arguments = parser.parse_args()
     training, validation = (split_text(arguments.data, split) for split in ("train", "val"))
-    for name, what in MISSING.items():
+    for name, what in (("brotli", "brotli"), ("pyppmd", "PPMd")):
         if not optional(name):
             print(f"{name} is not installed, so {what} is missing: pip install {name}")
     print(f"training text {len(training):,} bytes, validation text {len(validation):,} bytes")

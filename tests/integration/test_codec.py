@@ -21,11 +21,12 @@ from bytegolf.data.tokenizer import ByteTokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.infer import codec as coding
 from bytegolf.infer import format as layout
-from bytegolf.infer import frequencies, streams, x86
+from bytegolf.infer import streams, x86
 from bytegolf.infer.codec import Codec, Report
 from bytegolf.infer.frequencies import Encoder
 from bytegolf.infer.numerics import NATIVE, PLAIN, WHOLE
 from bytegolf.infer.streams import Mode, code_streams, streams_for
+from bytegolf.mixing.frequencies import TOTAL
 from bytegolf.model.lm import LanguageModel
 from bytegolf.ops import native
 
@@ -121,20 +122,29 @@ def test_long_input_goes_block_by_block(make_model: ModelMaker, monkeypatch: pyt
         assert sum(count for count, _ in shares) == 233, "what is stored is not decoded"
 
 
+class Costs(Encoder):
+    """An encoder that adds up what its symbols should cost."""
+
+    bits = 0.0
+
+    def code(self, frequencies: np.ndarray, symbols: np.ndarray) -> np.ndarray:
+        self.bits -= float(np.log2(frequencies[np.arange(len(symbols)), symbols] / TOTAL).sum())
+        return super().code(frequencies, symbols)
+
+
 @pytest.mark.parametrize("stride", [0, 1, 5, WINDOW])
 @pytest.mark.parametrize("network", ["flat", "two-level"])
 def test_it_costs_what_full_forward_passes_of_the_same_windows_say(
-    network: str, stride: int, make_model: ModelMaker, monkeypatch: pytest.MonkeyPatch
+    network: str, stride: int, make_model: ModelMaker
 ) -> None:
-    """So the windows are those of `eval`. Without the mixture, which such a model would leave to the uniform."""
-    monkeypatch.setattr(frequencies, "SHARE", 0.0)
+    """So the windows are those of `eval`."""
     model = make_model(network).eval()
     with torch.no_grad():
         model.embedding.weight.mul_(0.3)  # no probability so low that rounding up to 2⁻²⁴ shows
     text = " ".join(sentences(2)).encode()[: 3 * WINDOW + 2]
     tokens = np.concatenate(([1], BYTES.encode_bytes(text))).astype(np.uint16)[None]
-    encoder = Encoder()
-    code_streams(model, tokens, np.array([len(text) + 1]), Mode(WINDOW, stride), encoder, BYTES.OFFSET)
+    coder = Costs()
+    code_streams(model, tokens, np.array([len(text) + 1]), Mode(WINDOW, stride), coder, BYTES.OFFSET)
     expected, done = 0.0, 0
     while done < len(text):
         new = stride or WINDOW
@@ -146,7 +156,7 @@ def test_it_costs_what_full_forward_passes_of_the_same_windows_say(
         costs = -torch.log_softmax(logits, -1).gather(1, ids[0, 1:, None] - BYTES.OFFSET)
         expected += float(costs[done - start :].sum()) / np.log(2)
         done = end
-    assert encoder.ideal_bits == pytest.approx(expected, rel=1e-4, abs=0.01)
+    assert coder.bits == pytest.approx(expected, rel=1e-4, abs=0.01)
 
 
 def test_the_models_distribution_is_mixed_in(make_model: ModelMaker) -> None:

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bytegolf.infer.frequencies import SHARE, Decoder, Encoder, Mixture, _weights, bits, probabilities
+from bytegolf.infer.frequencies import Decoder, Encoder, _weights, probabilities
 from bytegolf.mixing.frequencies import TOTAL, quantised
 
 
@@ -27,7 +27,7 @@ def test_frequencies_are_positive_sum_exactly_and_are_near(seed: int, symbols: i
     assert found.sum(1).tolist() == [TOTAL] * 3
     likeliest = p.argmax(1)[:, None] == np.arange(symbols)
     assert np.abs(found / TOTAL - p)[~likeliest].max(initial=0) <= (symbols + 1) / TOTAL
-    cost = (p * bits(found.ravel()).reshape(p.shape)).sum(1) + (p * np.log2(np.where(p > 0, p, 1))).sum(1)
+    cost = -(p * np.log2(found / TOTAL)).sum(1) + (p * np.log2(np.where(p > 0, p, 1))).sum(1)
     assert (cost < 2 * symbols / TOTAL * np.log2(np.e)).all(), "bits a symbol above the entropy"
 
 
@@ -60,31 +60,5 @@ def test_symbols_come_back_and_cost_what_they_should(seed: int, rows: int, symbo
     decoder = Decoder(encoder.payload())
     nothing = np.zeros(rows, np.int64)
     assert [decoder.code(table, nothing).tolist() for table in tables] == [row.tolist() for row in said]
-    assert 8 * len(encoder.payload()) == pytest.approx(encoder.ideal_bits, abs=64)
-
-
-def test_trust_goes_to_whichever_foretells_better() -> None:
-    mixture, rows = Mixture(3), np.arange(3)
-    sure = np.full((3, 256), 0.5 / 255)
-    sure[:, 7] = 0.5
-    steady = np.full(3, SHARE)
-    for _ in range(30):
-        mixture.learn(np.array([0.5, 1e-9, 1 / 256]), 256, rows)
-    assert mixture.uniform[0] == pytest.approx(SHARE, rel=0.05)
-    assert mixture.uniform[1] == pytest.approx(1 - SHARE, rel=1e-6)
-    cost = bits(mixture.frequencies(sure, rows)[:, 7])
-    assert cost[0] == pytest.approx(1, abs=0.001)
-    assert cost[1] == pytest.approx(8, abs=0.05)
-    mixture.learn(np.array([0.5]), 256, np.array([1]))
-    assert mixture.uniform[1] < 1 - 2 * SHARE, "and back again"
-    assert (Mixture(3).uniform == steady).all()
-
-
-def test_noise_costs_8_bits_a_byte_whatever_the_model_says() -> None:
-    chance = np.random.default_rng(0)
-    mixture, encoder, rows = Mixture(4), Encoder(), np.arange(4)
-    for _ in range(1000):
-        p, symbols = drawn(int(chance.integers(1 << 30)), 4, 256, 5.0), chance.integers(0, 256, 4)
-        encoder.code(mixture.frequencies(p, rows), symbols)
-        mixture.learn(p[rows, symbols], 256, rows)
-    assert encoder.ideal_bits / 4000 < 8.08
+    shares = [table[np.arange(rows), row] / TOTAL for table, row in zip(tables, said, strict=True)]
+    assert 8 * len(encoder.payload()) == pytest.approx(-np.log2(shares).sum(), abs=64)

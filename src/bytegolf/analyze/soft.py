@@ -54,11 +54,9 @@ HISTORY = 20
 """Rows of a run's history that are told."""
 
 
-def shuffled(seed: int = SEED) -> Override:
-    """Moves each window's b, where it is free, to random such positions of that window; the same ones for the same seed
-    and calls.
-    """
-    generator = torch.Generator().manual_seed(seed)
+def shuffled() -> Override:
+    """Moves each window's b, where it is free, to random such positions of that window, the same ones each time."""
+    generator = torch.Generator().manual_seed(SEED)
 
     def override(b: Tensor, first: Tensor) -> Tensor:
         b = b.clone()

@@ -16,7 +16,7 @@ from bytegolf.analyze.segment import STANDARD_TEXT, Segmentation, excerpt_of, se
 from bytegolf.api.evaluation import evaluate
 from bytegolf.api.model import Model, load
 from bytegolf.api.results import Summary
-from bytegolf.artifact.checkpoint import Progress
+from bytegolf.artifact.checkpoint_folder import Progress
 from bytegolf.artifact.loading import LoadedModel, load_model, with_weights
 from bytegolf.artifact.run_folder import RunFolder, data_folder
 from bytegolf.config import Config, levels

@@ -22,12 +22,10 @@ from bytegolf.artifact.checkpoint_folder import (
     PARTS,
     PROGRESS,
     SAMPLE,
-    Progress,
     checkpoints,
     checksums,
     contents,
     damaged,
-    described,
     is_name,
     path_of,
     progress,
@@ -38,13 +36,9 @@ from bytegolf.files import disk_errors, make_folder, read_json_object, write_byt
 from bytegolf.model.lora import merged
 
 __all__ = [
-    "PROGRESS",
     "SAMPLE",
     "Checkpoint",
-    "Progress",
     "checkpoints",
-    "checksums",
-    "described",
     "is_name",
     "load",
     "path_of",

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from bytegolf.artifact import checkpoint as store
-from bytegolf.artifact.checkpoint import Progress
+from bytegolf.artifact.checkpoint_folder import Progress
 from bytegolf.artifact.container import MAGIC
 from bytegolf.artifact.gptq import quantize_state, sample_windows, second_moments, with_gptq
 from bytegolf.artifact.loading import build

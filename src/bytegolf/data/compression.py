@@ -101,7 +101,6 @@ FORMATS = (
     # or with a frame that holds no text, as seekable files do
     Format("zstd", ".zst", re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"), _Zstd),
 )
-ENDINGS = tuple(one.ending for one in FORMATS)
 
 _OTHERS = (
     (re.compile(rb"PK\x03\x04"), "a zip archive", "unpack it and name what is in it"),

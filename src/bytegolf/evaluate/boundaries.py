@@ -248,8 +248,8 @@ def check_level(levels: int, level: int) -> None:
         raise BytegolfError(f"this model has chunking levels 0 to {levels - 1}, not {level}")
 
 
-def collector(stats: BoundaryStats, tokenizer: Tokenizer, level: int = 0) -> Observer:
-    """An observer for ``evaluate.score.score`` that adds the windows that it is shown to ``stats``.
+def collector(stats: BoundaryStats, tokenizer: Tokenizer) -> Observer:
+    """An observer for ``evaluate.score.score`` that adds the outermost chunks of the windows it is shown to ``stats``.
 
     Where windows overlap, it takes a window only if the last one that it took ends before: a byte counts once at most.
     """
@@ -260,8 +260,7 @@ def collector(stats: BoundaryStats, tokenizer: Tokenizer, level: int = 0) -> Obs
         if window.start < covered:
             return
         covered = window.start + window.length
-        check_level(len(traces), level)
-        p, mask = token_levels(traces, row)[level]
+        p, mask = token_levels(traces, row)[0]
         # the window's first token has no byte before it here: its leading space, if any, belongs to it all the same
         previous = np.concatenate(([tokenizer.BOS], tokens[: window.length - 1]))
         inputs = tokens[: window.length]

@@ -5,7 +5,8 @@
 - Normalisation: the probabilities that the losses stand for sum to 1 over all tokens.
 - Counting: each target is scored once, and the bytes are those of the text.
 
-All of it watches ``bpb.score`` itself: the logits are those that its losses are made of, the windows those it reads.
+All of it watches ``evaluate.score`` itself: the logits are those that its losses are made of, the windows those that
+it reads.
 
 Bit for bit needs sums in one order, and that depends on shapes. How many chunks a text has is a shape, unless there is
 room for as many as positions: a fixed capacity with divisor 1, which truncates nothing. There, and under a real fixed
@@ -206,7 +207,7 @@ def mixed_normalisation(
 
 
 class Counting:
-    """Watches ``bpb.score`` for which targets it scores."""
+    """Watches ``evaluate.score`` for which targets it scores."""
 
     def __init__(self, stream: TokenStream, tokenizer: Tokenizer) -> None:
         self._stream, self._tokenizer = stream, tokenizer

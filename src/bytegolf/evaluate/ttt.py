@@ -141,9 +141,9 @@ def score_adapting(
 ) -> Score:
     """Score every target of ``stream`` once with ``model``, which learns as ``settings`` say and is itself again after.
 
-    ``stride``, ``limit`` and ``share`` are those of ``bpb.score``. ``observer`` makes an observer for each document,
-    whose windows come in order. ``mixing`` makes what mixes the scores of so many texts at a time: a chunk is mixed
-    before the model learns from it.
+    ``stride``, ``limit`` and ``share`` are those of ``evaluate.score.score``. ``observer`` makes an observer for each
+    document, whose windows come in order. ``mixing`` makes what mixes the scores of so many texts at a time: a chunk is
+    mixed before the model learns from it.
 
     Raises BytegolfError if the stream is shorter than a window, a chunk than the stride, or the loss is not finite.
     """

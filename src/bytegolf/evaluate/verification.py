@@ -35,7 +35,7 @@ from bytegolf.evaluate.mixing import opens
 from bytegolf.evaluate.modes import MemoryStream, ScoringMode, watched
 from bytegolf.evaluate.results import Check
 from bytegolf.files import lines_of
-from bytegolf.infer.frequencies import Coder, Decoder, Encoder
+from bytegolf.infer.frequencies import Decoder, Encoder
 from bytegolf.infer.streams import Mode, code_streams
 from bytegolf.mixing.coding import BitCoder, code_byte
 from bytegolf.mixing.frequencies import TOTAL, frequencies_of
@@ -143,22 +143,22 @@ def verify(
         yield Check("as claimed", passed, f"{total.bpb:.6f} over the whole split, {claim:.6f} claimed")
 
 
-class _Checked(Coder):
-    """A coder that looks at every distribution before it passes it on."""
+class _Checked(Encoder):
+    """An encoder that looks at every distribution first."""
 
-    def __init__(self, inner: Coder) -> None:
-        self._inner = inner
+    def __init__(self) -> None:
+        super().__init__()
         self.distributions, self.wrong = 0, 0
 
     def code(self, frequencies: Int[np.ndarray, "R A"], symbols: Int[np.ndarray, " R"]) -> Int[np.ndarray, " R"]:
         self.distributions += len(frequencies)
         self.wrong += int(((frequencies.sum(1) != TOTAL) | (frequencies.min(1) < 1)).sum())
-        return self._inner.code(frequencies, symbols)
+        return super().code(frequencies, symbols)
 
 
 def _coded(opened: LoadedModel, stream: TokenStream, most: int) -> Iterator[Check]:
-    """Code parts of the split as `compress` codes files, over the whole alphabet, and decode them; what `eval` claims
-    for these parts is what they may cost.
+    """Code parts of the split by the model alone, over the whole alphabet, and decode them; what `eval` claims for
+    these parts is what they may cost.
     """
     model, tokenizer = opened.model, opened.tokenizer
     mode = Mode(opened.config.train.seq_len, opened.config.eval.stride)
@@ -174,9 +174,8 @@ def _coded(opened: LoadedModel, stream: TokenStream, most: int) -> Iterator[Chec
     precision, lengths = model.precision, np.full(count, size)
     model.precision = torch.float32  # as `compress` does: native steps are in fp32
     try:
-        encoder = Encoder()
-        checked = _Checked(encoder)
-        code_streams(model, tokens.copy(), lengths, mode, checked, 0)
+        encoder = _Checked()
+        code_streams(model, tokens.copy(), lengths, mode, encoder, 0)
         payload = encoder.payload()
         decoded = np.zeros_like(tokens)
         decoded[:, 0] = tokens[:, 0]  # a decoder knows no more than each stream's first token
@@ -185,9 +184,9 @@ def _coded(opened: LoadedModel, stream: TokenStream, most: int) -> Iterator[Chec
         model.precision = precision
     yield Check(
         "frequencies",
-        not checked.wrong,
-        f"{checked.distributions:,} distributions of integers sum to 2^24 exactly, none below 1"
-        + (f"; {checked.wrong:,} do not" if checked.wrong else ""),
+        not encoder.wrong,
+        f"{encoder.distributions:,} distributions of integers sum to 2^24 exactly, none below 1"
+        + (f"; {encoder.wrong:,} do not" if encoder.wrong else ""),
     )
     bits = 8 * len(payload)
     more = bits / claimed - 1

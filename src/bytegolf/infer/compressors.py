@@ -13,9 +13,6 @@ import zstandard
 
 Compress = Callable[[bytes], bytes]
 
-MISSING = {"brotli": "brotli", "pyppmd": "PPMd"}
-"""Packages that may not be installed, and whose compressors are then left out."""
-
 
 def optional(name: str) -> ModuleType | None:
     """A module that only comparisons need."""

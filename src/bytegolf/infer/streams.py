@@ -24,8 +24,9 @@ from torch import Tensor
 
 from bytegolf.data.tokenizer import ByteTokenizer, byte_tokenizer
 from bytegolf.errors import BytegolfError
-from bytegolf.infer.frequencies import Coder, Encoder, Mixture, probabilities
+from bytegolf.infer.frequencies import Coder, Encoder, probabilities
 from bytegolf.infer.native_step import ExactModel, stepper
+from bytegolf.mixing.frequencies import quantised
 from bytegolf.model.lm import LanguageModel
 
 STATE_BYTES = 512_000_000
@@ -111,11 +112,9 @@ def code_streams(
 
     An encoder reads them from ``tokens``, a decoder fills them in. The alphabet is the ids from ``first_id`` on.
     """
-    mixture = Mixture(len(tokens))
     for at, rows, logits in steps(model, tokens, lengths, mode, isinstance(coder, Encoder)):
-        p = probabilities(logits, first_id)
-        symbols = coder.code(mixture.frequencies(p, rows), tokens[rows, at].astype(np.int64) - first_id)
-        mixture.learn(p[np.arange(len(rows)), symbols], p.shape[1], rows)
+        frequencies = quantised(probabilities(logits, first_id))
+        symbols = coder.code(frequencies, tokens[rows, at].astype(np.int64) - first_id)
         tokens[rows, at] = symbols + first_id
 
 

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from torch import Tensor
 
 from bytegolf.artifact import checkpoint as store
-from bytegolf.artifact.checkpoint import Progress
+from bytegolf.artifact.checkpoint_folder import Progress
 from bytegolf.artifact.export import Exported, export_weights
 from bytegolf.config import Config, levels
 from bytegolf.distributed import SINGLE_PROCESS, DistributedContext

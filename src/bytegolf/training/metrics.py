@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bytegolf.artifact.checkpoint import Progress, described
+from bytegolf.artifact.checkpoint_folder import Progress, described
 from bytegolf.bpb import Score, bits_per_byte
 from bytegolf.config import Config
 from bytegolf.distributed import DistributedContext
