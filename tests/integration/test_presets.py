@@ -58,6 +58,7 @@ FULL_SCALE = {
 SECONDS = {"10min": 600.0, "4h": 14_400.0}
 AT_SCALE = {f"{name}-{budget}": name for name, budgets in FULL_SCALE.items() for budget in budgets}
 PARAMETERS |= {name: PARAMETERS[base] for name, base in AT_SCALE.items()}
+PARAMETERS |= {f"{name}-mix": PARAMETERS[name] for name in ("cpu-demo", "cpu-30min")}
 ROOTS = [name for name in sorted(PARAMETERS) if len(preset_chain(name)) == 1]
 """Those that extend no other: the others have their kind of model."""
 every_preset = pytest.mark.parametrize("name", sorted(PARAMETERS))

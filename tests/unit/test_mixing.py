@@ -88,11 +88,13 @@ def test_a_primed_mixer_knows_the_text_and_counts_as_one_that_scored_it() -> Non
     assert primed.run(later, given).sum() < 0.8 * fresh
 
 
-def test_a_primer_is_read_once_and_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_primer_is_read_twice_and_then_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     primer, given, later = Primer.of(words(300).tobytes()), distributions(60), words(60, seed=5)
     first, second = (Mixer(SMALL, length=512, primed=True) for _ in range(2))
     first.read(primer)
+    assert not any(primer.known.values()), "the only mixer there is needs no copy"
     costs = first.run(later, given)
+    first.read(primer)
     monkeypatch.setattr(Primer, "data", None)
     second.read(primer)
     assert np.array_equal(second.run(later, given), costs)

@@ -226,13 +226,13 @@ class MixConfig(Ranged):
     reset: Literal["document", "never"] = doc(
         "document = each one starts with empty tables; never = carried on", "never"
     )
-    megabytes: int = doc("memory for contexts, a power of 2 or the one below", 256, least=1, most=1 << 14)
+    megabytes: int = doc("memory for contexts, a power of 2 or the one below", 256, least=1, most=1 << 13)
     contexts: tuple[ContextName, ...] = doc(
         "what is looked up: the last n bytes (o0 … o24); word = the letters so far, words = with the word before, "
         "word-skip = the word before and the last byte; chunk, chunks, chunk-skip = the same with the model's chunks; "
         "skip1-2 = 2 bytes behind the last one, …; high = the upper halves of 5 bytes; column4 = the 4th and 8th "
         "byte back; slope4 = where the 16 bits 8 and 4 back lead",
-        ("o1", "o2", "o3", "o4", "o5", "o6", "o8", "o12", "o16", "word", "words"),
+        ("o2", "o3", "o4", "o6", "o12", "o16", "word", "words"),
     )
     primer: bool = doc("read the artifact's primer (export.primer) first, if it has one", True)
     selectors: tuple[SelectorName, ...] = doc(

@@ -67,6 +67,6 @@ class Primer:
         return np.frombuffer(self.text, np.uint8)
 
     @functools.cached_property
-    def known(self) -> dict[tuple[Any, ...], tuple[NDArray[Any], ...]]:
-        """What mixers of some kinds know when they have read it (``Mixer.read``)."""
+    def known(self) -> dict[tuple[Any, ...], tuple[NDArray[Any], ...] | None]:
+        """What mixers of some kinds know when they have read it; None until it is read again (``Mixer.read``)."""
         return {}
