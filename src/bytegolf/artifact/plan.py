@@ -37,10 +37,11 @@ def plan_of(state: Mapping[str, Tensor | QuantizedTensor], kinds: Kinds, export:
 
 def estimated_bytes(model: nn.Module, export: ExportConfig) -> int:
     """An artifact's size before compression: codes barely compress before training has shaped them, and scales and
-    header are small beside them."""
+    header are small beside them. A primer counts as packed, to a quarter of its text."""
     state = model.state_dict()
     plan = plan_of(state, storage_kinds(model), export)
-    return int(sum(math.prod(state[name].shape) * quantizer(how.quantizer).bits for name, how in plan.items()) / 8)
+    bits = sum(math.prod(state[name].shape) * quantizer(how.quantizer).bits for name, how in plan.items())
+    return int(bits / 8) + export.primer // 4
 
 
 def storage_of(kind: StorageKind, shape: tuple[int, ...], export: ExportConfig) -> Storage:
