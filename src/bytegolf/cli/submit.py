@@ -7,10 +7,11 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from bytegolf.cli.common import Data, Json, app, finish, screen
+from bytegolf.cli.common import Data, Json, answers, app, finish, screen
 
 
 @app.command(sort_key=32)
+@answers("bytegolf.tools.submission.claims:Submission")
 def submit(
     run: Annotated[Path, Parameter(help="A run's folder.")],
     /,
@@ -38,22 +39,18 @@ def submit(
 
     Example: bytegolf submit runs/cpu-demo --out submission --author "A. Name"
     Example: bytegolf submit runs/cpu-demo eval.stride=64 --pack --out submission
-
-    JSON keys: folder, and the fields of submission.json (author, github_id,
-    name, blurb, date, track, val_loss, val_bpb, pre_quant_val_bpb, step_stop,
-    wallclock_seconds, bytes_total, bytes_model_int8_zlib, bytes_code).
     """
     from bytegolf.progress import Reporter
-    from bytegolf.tools.submission import folder, names
+    from bytegolf.tools.submission import claims, folder
 
     reporter = Reporter()
     with reporter:
         by = folder.By(author, github_id, name, blurb, track)
-        claims = folder.submit(run, out, data, by, reporter, overrides=overrides, pack=pack)
+        made = folder.submit(run, out, data, by, reporter, overrides=overrides, pack=pack)
     console = screen()
-    model, code, total = (claims[f"bytes_{kind}"] for kind in ("model_int8_zlib", "code", "total"))
-    console.print(f"wrote {out}: {model:,} model + {code:,} code = {total:,} bytes", soft_wrap=True)
-    console.print(f"{claims['val_bpb']:.6f} bits per byte, says its script (`bytegolf audit {out}`)", soft_wrap=True)
-    if missing := [key for key in ("author", "github_id") if not claims[key]]:
-        console.print(f"fill in {' and '.join(missing)} in {out / names.CLAIMS}", soft_wrap=True)
-    finish(json, {"folder": str(out), **claims})
+    sizes = f"{made.bytes_model_int8_zlib:,} model + {made.bytes_code:,} code = {made.bytes_total:,} bytes"
+    console.print(f"wrote {out}: {sizes}", soft_wrap=True)
+    console.print(f"{made.val_bpb:.6f} bits per byte, says its script (`bytegolf audit {out}`)", soft_wrap=True)
+    if missing := [key for key in ("author", "github_id") if not getattr(made, key)]:
+        console.print(f"fill in {' and '.join(missing)} in {out / claims.CLAIMS}", soft_wrap=True)
+    finish(json, made)

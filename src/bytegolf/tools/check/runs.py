@@ -16,7 +16,7 @@ from bytegolf.files import disk_errors, read_json_object, sha256
 from bytegolf.tools.bundle import script
 from bytegolf.tools.check.files import Found, artifact, checkpoint, hashed, judged, plain
 from bytegolf.tools.check.results import Verdict
-from bytegolf.tools.submission import names as submission
+from bytegolf.tools.submission import claims as submission
 from bytegolf.training.metrics_file import read_metrics
 
 

@@ -12,8 +12,8 @@ from bytegolf.data.shards import open_split
 from bytegolf.data.tokenizer import load_tokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.tools.bundle import script as bundle
+from bytegolf.tools.submission.claims import CLAIMS
 from bytegolf.tools.submission.decoders import MOST_BYTES
-from bytegolf.tools.submission.names import CLAIMS
 from bytegolf.tools.submission.papers import Papers, check_papers, read_papers
 from bytegolf.tools.submission.reading import check_text
 from bytegolf.tools.submission.trial import LIMITS, Limits, not_run, trial

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from bytegolf.api import evaluation as scoring
 from bytegolf.artifact import export as exporting
@@ -28,8 +27,9 @@ from bytegolf.data.shards import open_split
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors, lines_of, make_folder, write_bytes, write_json
 from bytegolf.progress import Reporter
+from bytegolf.results import to_json
 from bytegolf.tools.bundle import entry, script
-from bytegolf.tools.submission.names import CLAIMS, LOG, README
+from bytegolf.tools.submission.claims import CLAIMS, LOG, README, Claims, Submission
 from bytegolf.tools.submission.readme import readme
 
 TRACK = "non-record-unlimited-compute-16mb"
@@ -57,8 +57,8 @@ def submit(
     *,
     overrides: Sequence[str] = (),
     pack: bool = False,
-) -> dict[str, Any]:
-    """Write the submission of the run ``run`` to the folder ``out``, which must not be there yet; its submission.json.
+) -> Submission:
+    """Write the submission of the run ``run`` to the folder ``out``, which must not be there yet.
 
     The artifact is scored over the whole validation split in ``data`` (by default the run's own) by the script, and
     its weights before quantisation here. With ``overrides`` (of ``export.…`` and ``eval.…``) it is the artifact that
@@ -97,16 +97,16 @@ def submit(
         if folder.tokenizer.exists():
             shutil.copyfile(folder.tokenizer, home / folder.tokenizer.name)
         tell("scoring with the submission's own script")
-        found = run_script(home / script.NAME, "eval", "--data", str(data.absolute()))
+        found = scored(home / script.NAME, data)
         write_bytes(home / LOG, _log(folder, found).encode())
         claims = _claims(opened, by, found, whole.bpb, (home / script.NAME).stat().st_size)
-        write_json(home / CLAIMS, claims)
+        write_json(home / CLAIMS, to_json(claims))
         write_bytes(home / README, readme(opened, claims, found, _versions(), pack).encode())
         home.chmod(0o755)
         if out.exists():
             out.rmdir()
         home.rename(out)
-    return claims
+    return Submission(**vars(claims), folder=str(out))
 
 
 def _check(opened: LoadedModel, run: Path, code: int) -> None:
@@ -124,41 +124,45 @@ def _check(opened: LoadedModel, run: Path, code: int) -> None:
         )
 
 
-def run_script(path: Path, *arguments: str) -> dict[str, Any]:
-    """What a submission's script answers in a new process that starts in its folder; BytegolfError if it fails."""
+def scored(path: Path, data: Path) -> entry.Scored:
+    """The score of the artifact beside a submission's script, as that says in a new process that starts in its folder.
+
+    Raises BytegolfError if it fails.
+    """
     ran = subprocess.run(
-        [sys.executable, path.name, *arguments], cwd=path.parent, capture_output=True, text=True, check=False
+        [sys.executable, path.name, "eval", "--data", str(data.absolute())],
+        cwd=path.parent,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if ran.returncode:
         said = ran.stderr.strip().splitlines() or ["no words"]
-        raise BytegolfError(f"the submission's script fails with {' '.join(arguments)}: {said[-1][:300]}")
-    found = json.loads(lines_of(ran.stdout)[-1])
-    assert isinstance(found, dict)
-    return found
+        raise BytegolfError(f"the submission's script fails with eval --data {data.absolute()}: {said[-1][:300]}")
+    return entry.Scored(**json.loads(lines_of(ran.stdout)[-1]))
 
 
-def _claims(opened: LoadedModel, by: By, found: dict[str, Any], whole: float, code: int) -> dict[str, Any]:
-    """submission.json: the public fields; bytes_model_int8_zlib is the model's, whatever it is coded with."""
-    info, model = opened.artifact.info, found["bytes_model"]
-    return {
-        "author": by.author,
-        "github_id": by.github_id,
-        "name": by.name or opened.config.name,
-        "blurb": by.blurb or opened.config.about,
-        "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "track": by.track,
-        "val_loss": found["val_loss"],
-        "val_bpb": found["val_bpb"],
-        "pre_quant_val_bpb": whole,
-        "step_stop": info.get("steps"),
-        "wallclock_seconds": info.get("train_seconds"),
-        "bytes_total": model + code,
-        "bytes_model_int8_zlib": model,
-        "bytes_code": code,
-    }
+def _claims(opened: LoadedModel, by: By, found: entry.Scored, whole: float, code: int) -> Claims:
+    info = opened.artifact.info
+    return Claims(
+        author=by.author,
+        github_id=by.github_id,
+        name=by.name or opened.config.name,
+        blurb=by.blurb or opened.config.about,
+        date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        track=by.track,
+        val_loss=found.val_loss,
+        val_bpb=found.val_bpb,
+        pre_quant_val_bpb=whole,
+        step_stop=info.get("steps"),
+        wallclock_seconds=info.get("train_seconds"),
+        bytes_total=found.bytes_model + code,
+        bytes_model_int8_zlib=found.bytes_model,
+        bytes_code=code,
+    )
 
 
-def _log(folder: RunFolder, found: dict[str, Any]) -> str:
+def _log(folder: RunFolder, found: entry.Scored) -> str:
     """The training log: what it ran on, the rows of metrics.jsonl, the summary, and what the script ``found``, whose
     score is in fp32 (the summary's is in the precision of training); one JSON object a line.
     """
@@ -170,7 +174,7 @@ def _log(folder: RunFolder, found: dict[str, Any]) -> str:
     metrics = folder.path / "metrics.jsonl"
     with disk_errors(metrics, "read"):
         rows = lines_of(metrics.read_text(encoding="utf-8"))
-    return "\n".join([*lines[:1], *rows, *lines[1:], json.dumps({"kind": "script", **found})]) + "\n"
+    return "\n".join([*lines[:1], *rows, *lines[1:], json.dumps({"kind": "script", **to_json(found)})]) + "\n"
 
 
 def _versions() -> dict[str, str]:

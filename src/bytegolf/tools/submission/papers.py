@@ -15,7 +15,7 @@ from bytegolf.artifact.results import LIMIT
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors, parse_json
 from bytegolf.folders import check_file
-from bytegolf.tools.submission.names import CLAIMS
+from bytegolf.tools.submission.claims import CLAIMS
 from bytegolf.tools.submission.unpack import Sources
 from bytegolf.tools.submission.verdict import Finding
 

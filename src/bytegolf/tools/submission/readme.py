@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import tomli_w
 
 from bytegolf.artifact.loading import LoadedModel
 from bytegolf.artifact.results import LIMIT
 from bytegolf.config import to_dict
+from bytegolf.tools.bundle.entry import Scored
 from bytegolf.tools.bundle.script import NAME
+from bytegolf.tools.submission.claims import Claims
 
 _UNPACK = rf"""## Read it
 
@@ -22,12 +22,8 @@ sed 's/^exec\(.*\)$/print(\1.decode())/' {NAME} | python
 """
 
 
-def readme(
-    opened: LoadedModel, claims: dict[str, Any], found: dict[str, Any], versions: dict[str, str], packed: bool
-) -> str:
-    """Markdown; ``claims`` are submission.json, ``found`` is what the script's `eval` said; ``packed``: the script is
-    compressed.
-    """
+def readme(opened: LoadedModel, claims: Claims, found: Scored, versions: dict[str, str], packed: bool) -> str:
+    """Markdown; ``found`` is what the script's `eval` said; ``packed``: the script is compressed."""
     config = opened.config
     way = f"windows of {config.train.seq_len} tokens"
     way += f", each scored on its last {config.eval.stride}" if config.eval.stride else " without overlap"
@@ -37,24 +33,22 @@ def readme(
         way += "; mixed with context models, which learn from what has been scored, and from nothing else"
         if primer := opened.artifact.primer if config.eval.mix.primer else None:
             way += f" but {primer.size:,} bytes of training text, which the model's file carries"
-    dropped = found["tokens_dropped"]
-    tail = f" ({dropped:,} behind them fill no window)" if dropped else ""
-    model, code, total = (claims[f"bytes_{kind}"] for kind in ("model_int8_zlib", "code", "total"))
-    size = f"{model:,} model + {code:,} code = {total:,} of {LIMIT:,}"
+    tail = f" ({found.tokens_dropped:,} behind them fill no window)" if found.tokens_dropped else ""
+    size = f"{claims.bytes_model_int8_zlib:,} model + {claims.bytes_code:,} code = {claims.bytes_total:,} of {LIMIT:,}"
     settings = {"model": to_dict(config.model), "train": to_dict(config.train), "export": to_dict(config.export)}
     libraries = ", ".join(f"{name} {version}" for name, version in versions.items())
-    return f"""# {claims["name"]}
+    return f"""# {claims.name}
 
-{claims["blurb"]}
+{claims.blurb}
 
 | | |
 |---|---|
-| val_bpb | **{claims["val_bpb"]:.6f}** over the whole validation split |
-| val_loss | {claims["val_loss"]:.6f} nats per token |
-| before quantisation | {claims["pre_quant_val_bpb"]:.6f} |
-| scored | {found["tokens"]:,} tokens, {found["bytes"]:,} bytes{tail} |
-| how | {way}, computed in {found["precision"]} |
-| training | {claims["step_stop"]:,} steps in {claims["wallclock_seconds"]:,} s |
+| val_bpb | **{claims.val_bpb:.6f}** over the whole validation split |
+| val_loss | {claims.val_loss:.6f} nats per token |
+| before quantisation | {claims.pre_quant_val_bpb:.6f} |
+| scored | {found.tokens:,} tokens, {found.bytes:,} bytes{tail} |
+| how | {way}, computed in {found.precision} |
+| training | {claims.step_stop:,} steps in {claims.wallclock_seconds:,} s |
 | bytes | {size} |
 
 ## Run it
