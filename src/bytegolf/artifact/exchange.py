@@ -64,7 +64,7 @@ def import_model(source: str, out: Path, config: Path | None = None) -> ImportRe
 
 
 def export_public(
-    config: Config, state: Mapping[str, Tensor], tokenizer: Mapping[str, Any], out: Path, source: Path
+    config: Config, state: Mapping[str, Tensor], tokenizer: Mapping[str, object], out: Path, source: Path
 ) -> HnetResult:
     """Write a model in the public layout into the folder ``out``: config.json and model.safetensors.
 
@@ -81,14 +81,14 @@ def export_public(
     return HnetResult(out, source, size, (out / WEIGHTS_FILE).stat().st_size, hash_of([out / WEIGHTS_FILE]))
 
 
-def public_config(model: ModelConfig, tokenizer: Mapping[str, Any]) -> dict[str, Any]:
+def public_config(model: ModelConfig, tokenizer: Mapping[str, object]) -> dict[str, Any]:
     """The public JSON of a model. Raises BytegolfError, which names what the layout has no word for."""
     if why := inexpressible(model, tokenizer):
         raise BytegolfError(f"the public layout cannot express this model: {why}")
     return to_public(model)
 
 
-def inexpressible(model: ModelConfig, tokenizer: Mapping[str, Any]) -> str:
+def inexpressible(model: ModelConfig, tokenizer: Mapping[str, object]) -> str:
     """Why the public layout cannot express a model, the first reason; empty if none is known here."""
     if (tokenizer.get("kind"), tokenizer.get("vocab_size")) != ("byte", 256):
         return f"it reads {tokenizer.get('name')} tokens, and public H-Nets raw bytes (byte256)"

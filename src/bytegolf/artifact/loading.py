@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -177,7 +176,7 @@ def _blocks(network: NetworkConfig) -> int:
     return network.encoder.layers + _blocks(network.main) + network.decoder.layers
 
 
-def _find_tokenizer(identity: dict[str, Any], artifact: Path, data: Path | None, config: Config) -> Tokenizer:
+def _find_tokenizer(identity: Mapping[str, object], artifact: Path, data: Path | None, config: Config) -> Tokenizer:
     """The artifact's own tokenizer; a byte tokenizer needs no file."""
     name = str(identity.get("name"))
     beside = artifact.parent / "tokenizer.model"

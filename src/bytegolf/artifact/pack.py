@@ -55,7 +55,7 @@ class Artifact:
 
     config: Config
     """of the run that made it"""
-    tokenizer: dict[str, Any]
+    tokenizer: Mapping[str, object]
     """the tokenizer's identity, as it was given to ``write_artifact``"""
     stored: Mapping[str, Stored]
     """the weights by name on the CPU: matrices that models compute with as they are stored are so, see ``codes_stay``;
@@ -87,7 +87,7 @@ def write_artifact(
     path: Path,
     state: Mapping[str, Tensor | QuantizedTensor],
     config: Config,
-    tokenizer: Mapping[str, Any],
+    tokenizer: Mapping[str, object],
     info: Mapping[str, Any] | None = None,
     plan: Plan | None = None,
     coder: CoderName = "zlib",

@@ -6,6 +6,7 @@ after tensor, each one's scales before its codes, and knows what they are (``art
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,7 @@ class Header:
     """What an artifact's header says besides its tensors."""
 
     config: Config
-    tokenizer: dict[str, Any]
+    tokenizer: Mapping[str, object]
     info: dict[str, Any]
     version: str
     """of the bytegolf that wrote it"""

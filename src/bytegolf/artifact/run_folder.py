@@ -8,9 +8,9 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from bytegolf import __version__
 from bytegolf.artifact.checkpoint_folder import Progress, checkpoints, progress_of
@@ -19,6 +19,7 @@ from bytegolf.data.manifest import DataIdentity
 from bytegolf.data.tokenizer import SentencePieceTokenizer, Tokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.files import clear_leftovers, disk_errors, make_folder, only_one, write_bytes, write_json
+from bytegolf.results import to_json
 
 _MAY_CHANGE = {
     "about",
@@ -121,7 +122,7 @@ class RunFolder:
         folder = Path(config.data.path)
         beside = os.path.relpath(folder.absolute(), self.path.absolute())
         write_json(self.data, {**vars(DataIdentity.of(folder, config.data.tokenizer)), "beside": beside})
-        write_json(self.environment, environment(command))
+        write_json(self.environment, to_json(environment(command)))
         if isinstance(tokenizer, SentencePieceTokenizer):
             with disk_errors(tokenizer.path, "read"):
                 model = tokenizer.path.read_bytes()
@@ -197,23 +198,49 @@ def data_folder(run: Path, config: Config) -> Path | None:
     return None
 
 
-def environment(command: list[str]) -> dict[str, Any]:
-    """What a run was made with: versions, hardware, git state and command."""
+@dataclass(frozen=True)
+class GitState:
+    """Of the package's own checkout."""
+
+    commit: str
+    modified: bool
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What a run was made with: environment.json."""
+
+    bytegolf: str
+    command: list[str]
+    python: str
+    packages: dict[str, str]
+    platform: str
+    processor: str
+    cpus: int | None
+    torch_threads: int
+    cuda: str | None
+    """the GPU's name"""
+    git: GitState | None
+    """None where the package is no checkout"""
+
+
+def environment(command: list[str]) -> Environment:
+    """What a run that begins now is made with."""
     import torch  # a second, which nothing else in this module needs
 
     packages = ("torch", "numpy", "sentencepiece", "safetensors")
-    return {
-        "bytegolf": __version__,
-        "command": command,
-        "python": sys.version.split()[0],
-        "packages": {name: metadata.version(name) for name in packages},
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "cpus": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
-        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "git": _git_state(),
-    }
+    return Environment(
+        bytegolf=__version__,
+        command=command,
+        python=sys.version.split()[0],
+        packages={name: metadata.version(name) for name in packages},
+        platform=platform.platform(),
+        processor=_processor(),
+        cpus=os.cpu_count(),
+        torch_threads=torch.get_num_threads(),
+        cuda=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        git=_git_state(),
+    )
 
 
 def _processor() -> str:
@@ -224,8 +251,7 @@ def _processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
-def _git_state() -> dict[str, Any] | None:
-    """Commit and cleanliness of the package's own checkout; None where it is not one."""
+def _git_state() -> GitState | None:
     folder = Path(__file__).parent
 
     def git(*arguments: str) -> str:
@@ -234,6 +260,6 @@ def _git_state() -> dict[str, Any] | None:
         ).stdout.strip()
 
     try:
-        return {"commit": git("rev-parse", "HEAD"), "modified": bool(git("status", "--porcelain", "--", "."))}
+        return GitState(git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", ".")))
     except (OSError, subprocess.SubprocessError):
         return None

@@ -37,7 +37,7 @@ def write_weights(
     path: Path,
     state: Mapping[str, Tensor],
     config: Config,
-    tokenizer: Mapping[str, Any],
+    tokenizer: Mapping[str, object],
     info: Mapping[str, Any],
 ) -> None:
     """Write the weights ``state`` as they are, atomically; the rest as ``pack.write_artifact`` has it."""
@@ -69,7 +69,7 @@ def opened(
     files: Sequence[Path],
     state: Mapping[str, Tensor],
     config: Config,
-    tokenizer: dict[str, Any],
+    tokenizer: Mapping[str, object],
     info: dict[str, Any],
     version: str = __version__,
 ) -> Artifact:

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -27,6 +27,15 @@ WHITESPACE = b" \t\n\r\v\f"
 """The bytes that count as whitespace, wherever chunks and words are compared: ASCII's."""
 
 TokenizerKind = Literal["byte", "sentencepiece"]
+
+
+class TokenizerIdentity(TypedDict):
+    """What a model records of its tokenizer."""
+
+    name: str
+    kind: TokenizerKind
+    vocab_size: int
+    sha256: str | None
 
 
 class Tokenizer(ABC):
@@ -78,13 +87,13 @@ class Tokenizer(ABC):
         Both of one shape, which is the result's (int64); the special tokens count 0.
         """
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> TokenizerIdentity:
         """What a model must record to be used with this tokenizer only."""
         return {"name": self.name, "kind": self.kind, "vocab_size": self.vocab_size, "sha256": self.sha256}
 
-    def check_identity(self, identity: dict[str, Any]) -> None:
+    def check_identity(self, identity: Mapping[str, object]) -> None:
         """Raise if ``identity`` is not this tokenizer's. The name may differ: only what changes ids matters."""
-        mine = self.identity()
+        mine: Mapping[str, object] = self.identity()
         for key, what in (("kind", "kind"), ("vocab_size", "vocabulary size"), ("sha256", "model file's sha256")):
             if identity.get(key) != mine[key]:
                 raise BytegolfError(
