@@ -17,7 +17,7 @@ from bytegolf.config import HNetConfig, ModelConfig, OptimConfig, RouterConfig, 
 from bytegolf.errors import BytegolfError
 from bytegolf.model.lm import LanguageModel
 from bytegolf.ops import native
-from bytegolf.training.muon import Muon, orthogonalize
+from bytegolf.training.muon import Muon, minimax_quintics, orthogonalize
 from bytegolf.training.optim import Optimizer
 
 # ---------------------------------------------------------------------------------------------- Muon
@@ -37,6 +37,27 @@ def test_orthogonalize_brings_the_singular_values_near_one(n: int, rows: int, co
     # the singular vectors stay: y points along u·vᵀ
     cosine = ((u @ v) * y).sum((1, 2)) / (u @ v).norm(dim=(1, 2)) / y.norm(dim=(1, 2))
     assert cosine.min() > 0.95
+
+
+@pytest.mark.parametrize(("steps", "off"), [(2, 0.708), (3, 0.270), (5, 1e-4)])
+def test_minimax_quintics_do_their_best_for_their_number(steps: int, off: float) -> None:
+    # the largest error over [0.01, 1] that a quintic can leave behind the quintics before it
+    s = torch.logspace(-2, 0, 2001, dtype=torch.float64)
+    for a, b, c in minimax_quintics(steps):
+        s = a * s + b * s**3 + c * s**5
+    assert abs(float((s - 1).abs().max()) - off) < 0.001
+
+
+@pytest.mark.parametrize("units", [True, False])
+@pytest.mark.parametrize("shape", [(24, 8), (8, 24), (9, 8)])
+def test_orthogonalize_by_minimax_quintics(
+    shape: tuple[int, int], units: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bytegolf.training.muon.has_bf16", lambda device: units)
+    generator = torch.Generator().manual_seed(sum(shape))
+    u, _, v = torch.linalg.svd(torch.randn(3, *shape, generator=generator), full_matrices=False)
+    y = orthogonalize(u @ torch.diag(torch.linspace(1, 0.1, 8)) @ v, 3, "minimax").float()
+    torch.testing.assert_close(u.mT @ y @ v.mT, torch.eye(8).expand(3, 8, 8), rtol=0, atol=0.3)
 
 
 def test_orthogonalize_ignores_the_scale_and_survives_zeros() -> None:

@@ -128,6 +128,11 @@ class OptimConfig(Ranged):
     muon_momentum_start: float = doc("its value at step 0", 0.85, least=0, below=1)
     muon_momentum_steps: int = doc("steps over which it rises linearly", 500, least=0)
     muon_ns_steps: int = doc("Newton-Schulz iterations", 5, least=1)
+    muon_quintics: Literal["same", "minimax"] = doc(
+        "same = each iteration applies the same quintic to singular values (S0); minimax = each its own, the best for "
+        "those from 0.01 on, so that 3 do (Polar Express, arXiv 2505.16932)",
+        "same",
+    )
     muon_weight_decay: float = doc("decoupled weight decay of the matrices, times the learning rate", 0.0, least=0)
     embed_lr: float = doc("learning rate of Adam on the tied embedding", 0.05, least=0)
     router_lr: float = doc(

@@ -29,10 +29,9 @@ def update_rows(
     """
     if gradient.is_sparse and table.dtype == torch.float32 and native.usable(table):
         # (why) The public way to a sparse gradient's parts is ``coalesce``, which copies them all and takes most of the
-        # step. Sorting the row numbers alone is cheap: the kernel then sums the gradients of a row as it meets them.
-        rows, order = gradient._indices()[0].sort(stable=True)
-        values = gradient._values().contiguous()
-        native.call("row_adam", table, table, squares, counts, rows, order, values, *values.shape, lr, beta, EPS)
+        # step. The kernel sorts the row numbers alone, and sums the gradients of a row as it meets them.
+        rows, values = gradient._indices()[0].contiguous(), gradient._values().contiguous()
+        native.call("row_adam", table, table, squares, counts, rows, values, *values.shape, lr, beta, EPS)
         return
     rows, values = touched(gradient)
     counts[rows] = count = counts[rows] + 1

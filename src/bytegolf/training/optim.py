@@ -180,6 +180,7 @@ class Optimizer:
             [one.multiplier for one in matrices],
             config.muon_ns_steps,
             world,
+            config.muon_quintics,
         )
         tables = {one.name: one.parameter for one in found if one.learning_rate == TABLES}
         self.tables = SparseRMSprop(tables, config.ngram_beta)
