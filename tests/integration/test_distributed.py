@@ -59,7 +59,7 @@ def sharded_trainer(folder: Path, run: str, world: DistributedContext, steps: in
     return make_trainer(config, folder / "data", folder / run, world)
 
 
-def normalize(matrices: Tensor, steps: int) -> Tensor:
+def normalize(matrices: Tensor, steps: int, quintics: str = "same") -> Tensor:
     """In place of Muon's iteration, which in bf16 blows rounding noise up to movements that can be seen."""
     size: Tensor = torch.linalg.matrix_norm(matrices, keepdim=True)
     return matrices / (size + 1e-7) * math.sqrt(matrices.shape[1])
