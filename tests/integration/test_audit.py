@@ -23,7 +23,8 @@ from bytegolf.tools.submission import experiments, trial
 from bytegolf.tools.submission.audit import audit, is_ours
 from bytegolf.tools.submission.papers import read_papers
 from bytegolf.tools.submission.reading import check_text
-from bytegolf.tools.submission.unpack import Source, Sources, read_sources
+from bytegolf.tools.submission.sources import Source, Sources
+from bytegolf.tools.submission.unpack import read_sources
 from bytegolf.tools.submission.verdict import EXITS, RULES, TEXTUAL, Whole
 
 

@@ -15,7 +15,7 @@ from hidden_code import ENDLESS, HIDING, HONEST_LINES, TO_VALIDATION
 from packed_submissions import PLAIN, folder_of
 
 from bytegolf.errors import BytegolfError
-from bytegolf.tools.submission import reading
+from bytegolf.tools.submission import searches
 from bytegolf.tools.submission.audit import audit
 from bytegolf.tools.submission.verdict import Audit, markdown
 
@@ -52,7 +52,7 @@ def test_honest_lines_are_not_accused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("way", ["own folder", "own source file", "own source logged"])
 def test_a_script_may_read_its_own_folder(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wherever that lies: folders of the system are free to all, and so is the one of this test."""
-    monkeypatch.setattr(reading, "SYSTEM", ("/proc",))
+    monkeypatch.setattr(searches, "SYSTEM", ("/proc",))
     lines, files = HONEST_LINES[way]
     assert audited(tmp_path / "own", f"{PLAIN}\n{lines}\n", files).verdict == "unproved"
     elsewhere = f"from pathlib import Path\nPath({str(tmp_path)!r}, 'x').read_text()"

@@ -13,7 +13,8 @@ from commands import TinyRun, text
 from conftest import shapes_unchecked
 
 import bytegolf
-from bytegolf.analyze.incremental import IncrementalReader, StateCache, _likeliest
+from bytegolf.analyze.incremental import IncrementalReader, _likeliest
+from bytegolf.analyze.state_cache import StateCache
 
 
 def same(model: bytegolf.Model, reader: IncrementalReader, data: bytes) -> int:

@@ -13,7 +13,7 @@ from jaxtyping import Int64
 from rich.console import Console
 
 from bytegolf.analyze import soft
-from bytegolf.analyze.incremental import IncrementalReader, StateCache
+from bytegolf.analyze.incremental import IncrementalReader
 from bytegolf.analyze.metrics import describe, mean
 from bytegolf.analyze.packing import ShownText
 from bytegolf.analyze.parts import by_script, by_text
@@ -21,6 +21,7 @@ from bytegolf.analyze.reading import NamedText, Reading, document, join, read, t
 from bytegolf.analyze.results import AnalysisResult, ModelAnalysis, Moment, TextInfo
 from bytegolf.analyze.segment import STANDARD_TEXT, Segmentation, excerpt, excerpt_of, segment, titled
 from bytegolf.analyze.stability import stability
+from bytegolf.analyze.state_cache import StateCache
 from bytegolf.analyze.tables import grids
 from bytegolf.artifact import checkpoint as store
 from bytegolf.artifact.loading import LoadedModel, data_of, with_weights

@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from bytegolf.api.description import Description
+from bytegolf.api.text import Text, as_bytes
 from bytegolf.artifact.loading import LoadedModel, data_of, for_steps
 from bytegolf.artifact.opening import load_model
 from bytegolf.bpb import Score
@@ -31,16 +32,14 @@ from bytegolf.model.lm import Forward
 from bytegolf.registry import load_plugins
 
 if TYPE_CHECKING:  # each method imports its own part: a model that only writes should not pay for codec and mixing
-    from bytegolf.analyze.incremental import IncrementalReader, StateCache
+    from bytegolf.analyze.incremental import IncrementalReader
     from bytegolf.analyze.reading import Reading
     from bytegolf.analyze.segment import Segmentation
+    from bytegolf.analyze.state_cache import StateCache
     from bytegolf.api.results import Evaluation
     from bytegolf.evaluate.modes import ScoringMode
     from bytegolf.infer.codec import Codec
     from bytegolf.progress import Reporter
-
-Text = str | bytes
-"""A text: ``str`` is taken as its UTF-8 bytes. Only byte-level models take bytes that are no UTF-8."""
 
 
 def load(
@@ -136,7 +135,7 @@ class Model(Description):
         from bytegolf.evaluate.modes import watched
         from bytegolf.mixing.frequencies import frequencies_of
 
-        tokenizer, data = self.tokenizer, np.frombuffer(_bytes(text), np.uint8)
+        tokenizer, data = self.tokenizer, np.frombuffer(as_bytes(text), np.uint8)
         cap, primer = self.module.config.softcap, self._loaded.artifact.primer
         mixing = Mixing(self.config.eval.mix, tokenizer, len(data) + 1, cap, primer=primer)
         assert isinstance(tokenizer, ByteTokenizer)  # or Mixing would have refused it
@@ -190,7 +189,7 @@ class Model(Description):
         """All that the model does with ``text``: bits of each byte, and p and boundaries of each level of chunks."""
         from bytegolf.analyze.reading import read_text
 
-        return read_text(self.module, self.tokenizer, _bytes(text), self.config.train.seq_len)
+        return read_text(self.module, self.tokenizer, as_bytes(text), self.config.train.seq_len)
 
     def reader(self, cache: StateCache | None = None) -> IncrementalReader:
         """For a text that changes: reads it again and again, and computes only what lies behind the first change.
@@ -206,7 +205,7 @@ class Model(Description):
         """The chunks of a level (None: the outermost, 0) with their statistics; ``where`` names the text in errors."""
         from bytegolf.analyze.segment import segment
 
-        return segment(self.module, self.tokenizer, _bytes(text), self.config.train.seq_len, where, level or 0)
+        return segment(self.module, self.tokenizer, as_bytes(text), self.config.train.seq_len, where, level or 0)
 
     @overload
     def chunks(self, text: str, level: int | None = None) -> list[str]: ...
@@ -321,7 +320,7 @@ class Model(Description):
         What the model cannot shrink is stored, so nothing grows by more than a header.
         """
         packed = io.BytesIO()
-        content = _bytes(data)
+        content = as_bytes(data)
         self.codec.compress(io.BytesIO(content), packed, self.config.eval.stride, size=len(content))
         return packed.getvalue()
 
@@ -342,15 +341,3 @@ class Model(Description):
         from bytegolf.artifact.saving import save
 
         return save(self._loaded, Path(path))
-
-
-def _bytes(text: Text) -> bytes:
-    if isinstance(text, str):
-        try:
-            return text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise BytegolfError(f"the text is no UTF-8 (character {error.start}): give bytes instead") from error
-    try:
-        return bytes(memoryview(text))  # bytes(5) alone would be five zeros
-    except TypeError as error:
-        raise BytegolfError(f"a text is a str or bytes, not {type(text).__name__}") from error

@@ -28,18 +28,8 @@ from bytegolf.config.model import (
     stacks,
 )
 from bytegolf.config.reading import preset_chain, preset_names, read_toml
-from bytegolf.config.run import (
-    Config,
-    ContextName,
-    DataConfig,
-    EvalConfig,
-    ExportConfig,
-    MixConfig,
-    OptimConfig,
-    SelectorName,
-    TrainConfig,
-    TttConfig,
-)
+from bytegolf.config.run import Config, DataConfig, ExportConfig, OptimConfig, TrainConfig
+from bytegolf.config.scoring import ContextName, EvalConfig, MixConfig, SelectorName, TttConfig
 from bytegolf.config.stack import StackConfig
 
 __all__ = [

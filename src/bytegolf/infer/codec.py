@@ -22,8 +22,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from bytegolf.config import MixConfig
-from bytegolf.config.run import ContextName
+from bytegolf.config import ContextName, MixConfig
 from bytegolf.errors import BytegolfError
 from bytegolf.infer import x86
 from bytegolf.infer.format import (

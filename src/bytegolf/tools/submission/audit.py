@@ -16,8 +16,9 @@ from bytegolf.tools.submission.claims import CLAIMS
 from bytegolf.tools.submission.decoders import MOST_BYTES
 from bytegolf.tools.submission.papers import Papers, check_papers, read_papers
 from bytegolf.tools.submission.reading import check_text
+from bytegolf.tools.submission.sources import Sources, why_not
 from bytegolf.tools.submission.trial import LIMITS, Limits, not_run, trial
-from bytegolf.tools.submission.unpack import Sources, read_sources, why_not
+from bytegolf.tools.submission.unpack import read_sources
 from bytegolf.tools.submission.verdict import TEXTUAL, Audit, Finding, conclude
 
 

@@ -16,7 +16,7 @@ from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors, parse_json
 from bytegolf.folders import check_file
 from bytegolf.tools.submission.claims import CLAIMS
-from bytegolf.tools.submission.unpack import Sources
+from bytegolf.tools.submission.sources import Sources
 from bytegolf.tools.submission.verdict import Finding
 
 REQUIRED = {"author": (), "name": ("run_name",), "date": (), "val_bpb": ("mean_val_bpb",)}
