@@ -6,7 +6,7 @@
 Files that a usual installation has, cut to `--most` bytes; texts of message catalogues in three languages; images,
 sounds, archives and logs that are made the same everywhere; empty, one byte, zeros, noise, and a log of 10 MB. For each
 file its size by each compressor; for each kind the sums; and for each compressor speed both ways and memory over all of
-them. Each works in a process of its own, whose memory is its peak. Round trips of ours are compared byte by byte.
+them. Each works in a process of its own, whose peak memory counts. Round trips are compared by bytes, but for PPMd.
 brotli and PPMd need `pip install brotli pyppmd`, zpaq its program. Ends with one line of JSON.
 """
 
@@ -15,12 +15,14 @@ from __future__ import annotations
 import argparse
 import gettext
 import gzip
+import hashlib
 import io
 import json
 import math
 import multiprocessing
 import os
 import random
+import resource
 import shutil
 import struct
 import subprocess
@@ -151,16 +153,12 @@ def corpus(most: int, log: int) -> Iterator[tuple[str, str, bytes]]:
     yield "log", f"{log:,} bytes of a server", server_log(log)
 
 
-def by_zpaq(data: bytes) -> tuple[int, float, float]:
-    """The size by zpaq -m5, and seconds both ways."""
+def zpaq(*arguments: str, given: bytes, wanted: str) -> bytes:
+    """What the program leaves in the file ``wanted``, having found ``given`` in another."""
     with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "file"
-        source.write_bytes(data)
-        times = [time.perf_counter()]
-        for command in (["a", "x.zpaq", "file", "-m5", "-t1"], ["x", "x.zpaq", "-to", "back", "-t1"]):
-            subprocess.run(["zpaq", *command], cwd=folder, capture_output=True, check=True)
-            times.append(time.perf_counter())
-        return (Path(folder) / "x.zpaq").stat().st_size, times[1] - times[0], times[2] - times[1]
+        (Path(folder) / ("x.zpaq" if wanted == "back" else "file")).write_bytes(given)
+        subprocess.run(["zpaq", *arguments, "-t1"], cwd=folder, capture_output=True, check=True)
+        return (Path(folder) / wanted).read_bytes()
 
 
 def ways() -> dict[str, tuple[Callable[[bytes], bytes], Callable[[bytes], bytes] | None]]:
@@ -199,7 +197,17 @@ def ways() -> dict[str, tuple[Callable[[bytes], bytes], Callable[[bytes], bytes]
             return min(tried, key=len)
 
         found["PPMd"] = (squeeze, None)
+    if shutil.which("zpaq"):
+        found["zpaq"] = (
+            lambda data: zpaq("a", "x.zpaq", "file", "-m5", given=data, wanted="x.zpaq"),
+            lambda data: zpaq("x", "x.zpaq", "file", "-to", "back", given=data, wanted="back"),
+        )
     return found
+
+
+def spent() -> float:
+    """Processor seconds of this process and of the programs that it ran."""
+    return time.process_time() + sum(os.times()[2:4])
 
 
 def measure(name: str, files: list[tuple[str, str, bytes]]) -> dict[str, Any]:
@@ -208,16 +216,22 @@ def measure(name: str, files: list[tuple[str, str, bytes]]) -> dict[str, Any]:
     squeeze(b"once, so that nothing is loaded while it is timed"), peak_memory()
     sizes, seconds = [], [0.0, 0.0]
     for _, label, data in files:
-        started = time.process_time()
+        started = spent()
         packed = squeeze(data)
-        seconds[0] += time.process_time() - started
+        seconds[0] += spent() - started
         sizes.append(len(packed))
         if restore and packed:
-            started = time.process_time()
+            started = spent()
             assert restore(packed) == data, f"{label} did not come back from {name}"
-            seconds[1] += time.process_time() - started
+            seconds[1] += spent() - started
         print(f"{name}: {label} {len(data)} → {len(packed)}", file=sys.stderr, flush=True)
-    return {"sizes": sizes, "seconds": seconds, "memory": peak_memory()}
+    programs = 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return {"sizes": sizes, "seconds": seconds, "memory": max(peak_memory(), programs)}
+
+
+def identity(files: list[tuple[str, str, bytes]]) -> str:
+    """A hash of what is compressed."""
+    return hashlib.sha256(b"".join(hashlib.sha256(data).digest() for _, _, data in files)).hexdigest()[:16]
 
 
 def main() -> None:
@@ -227,23 +241,24 @@ def main() -> None:
     parser.add_argument("--log", type=int, default=10_000_000, help="bytes of the longest one")
     parser.add_argument("--kinds", nargs="*", help="only these")
     parser.add_argument("--skip", nargs="*", default=[], help="compressors to leave out")
+    parser.add_argument("--kept", type=Path, help="keep each compressor's figures here, and take over those of before")
     parser.add_argument("--out", type=Path, help="the figures as JSON")
     arguments = parser.parse_args()
     files = [
         file for file in corpus(arguments.most, arguments.log) if not arguments.kinds or file[0] in arguments.kinds
     ]
-    names = [name for name in (*ways(), "zpaq") if name not in arguments.skip]
-    if "zpaq" in names and not shutil.which("zpaq"):
-        names.remove("zpaq")
+    names = [name for name in ways() if name not in arguments.skip]
+    which = identity(files)
     results: dict[str, Any] = {}
-    for name in names:
-        if name == "zpaq":
-            triples = [by_zpaq(data) if data else (0, 0.0, 0.0) for _, _, data in files]
-            seconds = [sum(one[1] for one in triples), sum(one[2] for one in triples)]
-            results[name] = {"sizes": [one[0] for one in triples], "seconds": seconds, "memory": None}
-            continue
+    if arguments.kept and arguments.kept.exists():
+        kept: dict[str, Any] = json.loads(arguments.kept.read_text(encoding="utf-8"))
+        results = kept["results"] if kept["files"] == which else {}
+    for name in (name for name in names if name not in results):
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             results[name] = pool.apply(measure, (name, files))
+        if arguments.kept:
+            arguments.kept.write_text(json.dumps({"files": which, "results": results}), encoding="utf-8")
+    results = {name: results[name] for name in names}
     rows: list[dict[str, Any]] = []
     kinds: dict[str, dict[str, Any]] = {}
     for at, (kind, label, data) in enumerate(files):

@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from packed_submissions import CODERS, DISHONEST, HONEST, IMPORTS, PACKINGS, PLA
 from test_submit import Submitted, submitted  # noqa: F401  (a fixture)
 from toy_submission import SCRIPT, write
 
+from bytegolf.ops import native
 from bytegolf.tools.submission import experiments, trial
 from bytegolf.tools.submission.audit import audit, is_ours
 from bytegolf.tools.submission.papers import read_papers
@@ -75,8 +78,66 @@ def changed(toy: Path, home: Path, old: str, new: str) -> Path:
 
 
 def test_our_own_submission_passes(submitted: Submitted, tiny_run: TinyRun) -> None:  # noqa: F811
-    found = outcomes(submitted.path, "--data", tiny_run.data)
+    ran = cli("audit", submitted.path, "--data", tiny_run.data, "--json")
+    evidence = {row["rule"]: row["evidence"] for row in ran.json["verdicts"]}
+    assert ran.json["passed"], evidence
+    if native.why_not() is None:
+        assert any("without its kernels" in one for one in evidence["as claimed"])
+
+
+@pytest.mark.skipif("BYTEGOLF_SLOW_TESTS" not in os.environ, reason="half a minute: set BYTEGOLF_SLOW_TESTS=1")
+def test_our_own_mixed_submission_passes(tiny_run: TinyRun, tmp_path: Path) -> None:
+    """With contexts that learn from text to text, and a primer that they read first: 520 branches of runs."""
+    changes = ("eval.mix=true", "eval.mix.megabytes=1", "export.primer=2000")
+    who = ("--author", "Ada", "--github-id", "ada")
+    good("submit", tiny_run.folder, *changes, "--out", tmp_path / "mixed", *who)
+    found = outcomes(tmp_path / "mixed", "--data", tiny_run.data)
     assert {outcome for outcome, _ in found.values()} == {"shown"}, found
+
+
+BRANCHING = """
+import json, sys
+from pathlib import Path
+import numpy as np
+from bytegolf.tools.submission import experiments
+
+script, scratch = map(Path, sys.argv[1:])
+watch = experiments.Watch(["/"], [str(scratch)])
+sys.addaudithook(watch.hook)
+runner = experiments.Runner(script, scratch, watch)
+texts = np.tile(4 + np.arange(17) % 5, (6, 1))
+texts[:, 9] = 4 + np.frombuffer(b"etsopl", np.uint8)
+tables = runner.branches(texts, 300.0)
+starts = len((scratch / "starts").read_text())
+same = [bool((runner.text(text)[1] == table).all()) for text, table in zip(texts, tables)]
+print(json.dumps({"starts": starts, "same": same, "different": len({table.tobytes() for table in tables})}))
+"""
+"""Scores six texts in branches of one run, and each in a run of its own."""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="branches are forks")
+def test_a_run_branches_where_it_opens_the_text(toy: Path, tmp_path: Path) -> None:
+    counted = SCRIPT.replace(
+        "    given = parser", "    (HERE / 's' / 'starts').open('a').write('1')\n    given = parser"
+    )
+    threads = counted.replace("    given = parser", f"{THREAD}\n    given = parser")
+    said = {}
+    for name, script in {"alone": counted, "with a thread": threads}.items():
+        shutil.copytree(toy, tmp_path / name)
+        (tmp_path / name / "s").mkdir()
+        path = tmp_path / name / "train_gpt.py"
+        path.write_text(script)
+        command = [sys.executable, "-c", BRANCHING, str(path), str(tmp_path / name / "s")]
+        ran = subprocess.run(
+            command, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
+        assert ran.returncode == 0, ran.stderr
+        said[name] = json.loads(ran.stdout)
+    assert said["alone"] == {"starts": 1, "same": [True] * 6, "different": 6}
+    assert said["with a thread"] == {"starts": 1, "same": [], "different": 0}, "whose work a fork would wait for"
+
+
+THREAD = "    import threading, time; threading.Thread(target=time.sleep, args=(99,), daemon=True).start()"
 
 
 def test_our_own_script_is_known_where_nothing_else_is_there(submitted: Submitted, tmp_path: Path) -> None:  # noqa: F811
@@ -580,7 +641,7 @@ def test_ctrl_c_ends_the_trial_too(
     before = signal.signal(signal.SIGUSR1, stop)
     try:
         with pytest.raises(kind):
-            trial._run(tmp_path / "job.json", tmp_path, tmp_path, 60)
+            trial._run(tmp_path / "job.json", tmp_path, tmp_path, 60, kernels=False)
     finally:
         signal.signal(signal.SIGUSR1, before)
     with pytest.raises(ProcessLookupError):

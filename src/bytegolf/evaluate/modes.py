@@ -117,6 +117,13 @@ class ScoringMode:
             return not self.adapts and not 0 < self.stride < self.seq_len
         return self.tail == "drop"
 
+    def prepare(self, tokenizer: Tokenizer) -> None:
+        """Do what can be done before a text is opened: read the primer, if there is one. An audit tries many texts, and
+        goes back to this point for each of them.
+        """
+        if self.mix.on and self.mix.primer and self.primer:
+            Mixing(self.mix, tokenizer, 0, 0.0, primer=self.primer)
+
     def score(
         self,
         model: LanguageModel,

@@ -224,28 +224,56 @@ def _identity(compiler: list[str]) -> tuple[str, ...]:
 
 
 def _compile(compiler: list[str], sources: dict[str, bytes], folder: Path, key: str) -> Path:
-    """Compile each source by itself, as many at a time as there are CPUs, and link them; the library's path."""
-    folder.mkdir(parents=True, exist_ok=True)
-    sys.stderr.write("native kernels · compiling them for this machine, once: half a minute or so\n")
+    """Compile each source by itself, as many at a time as there are CPUs, and link them; the library's path.
+
+    Objects are kept: a script's kernels are this package's, some of them, and a change of one leaves the others as
+    they are.
+    """
+    (folder / "objects").mkdir(parents=True, exist_ok=True)
+    identity = _identity(compiler)
     with tempfile.TemporaryDirectory(dir=folder) as name:
         work = Path(name)
         for source, text in sources.items():
             (work / source).write_bytes(text)
-        units = [str(work / source) for source in sorted(sources) if source.endswith(".cpp")]
 
-        def build(unit: str) -> None:
-            exact = _EXACT_FLAGS if Path(unit).name.startswith(EXACT) else []
-            _run([*_command(compiler, [*_FLAGS, *exact, *_openmp()]), "-c", unit, "-o", f"{unit}.o"])
+        def kept(unit: str) -> tuple[str, list[str], Path]:
+            """A source with its flags, and where its object is kept."""
+            flags = [*_FLAGS, *(_EXACT_FLAGS if unit.startswith(EXACT) else []), *_openmp()]
+            texts = [code(sources[one].decode()) for one in _included(unit, sources)]
+            return unit, flags, folder / "objects" / f"{unit}-{_digest(repr((texts, flags, identity)).encode())}.o"
 
-        with ThreadPool(min(len(units), os.cpu_count() or 1)) as pool:
-            pool.map(build, units)
+        def build(one: tuple[str, list[str], Path]) -> None:
+            unit, flags, place = one
+            _run([*_command(compiler, flags), "-c", str(work / unit), "-o", str(work / f"{unit}.o")])
+            (work / f"{unit}.o").replace(place)  # atomic: another process may be building the same
+
+        units = [kept(unit) for unit in sorted(sources) if unit.endswith(".cpp")]
+        if missing := [one for one in units if not one[2].exists()]:
+            sys.stderr.write("native kernels · compiling them for this machine, once: half a minute or so\n")
+            with ThreadPool(min(len(missing), os.cpu_count() or 1)) as pool:
+                pool.map(build, missing)
         built = work / "kernels.so"
-        objects = [f"{unit}.o" for unit in units]
         begin = _command(compiler, [*_FLAGS, *_openmp()])
+        objects = [str(place) for _, _, place in units]
         _run([*begin, "-shared", *objects, "-o", str(built), *map(str, _torch_openmp())])
         path = folder / f"kernels-{key}-{_digest(built.read_bytes())}.so"
-        built.replace(path)  # atomic: another process may be building the same
+        built.replace(path)
     return path
+
+
+def code(source: str) -> str:
+    """A source without the lines that are comments."""
+    return re.sub(r"(?m)^ *//.*\n", "", source)
+
+
+def _included(name: str, sources: dict[str, bytes]) -> list[str]:
+    """A source and all that it includes of ours, sorted."""
+    found, ahead = {name}, [name]
+    while ahead:
+        named = re.findall(r'(?m)^#include "(.+)"', sources[ahead.pop()].decode())
+        ahead += [one for one in named if one not in found]
+        found.update(named)
+    return sorted(found)
 
 
 def _command(compiler: list[str], flags: list[str]) -> list[str]:

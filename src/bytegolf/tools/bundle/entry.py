@@ -124,6 +124,8 @@ def evaluate(
     """
     started = time.perf_counter()
     opened = load_artifact(read_artifact(artifact), artifact, data, device, precision)
+    mode = ScoringMode.configured(opened.config, opened.artifact.primer)
+    mode.prepare(opened.tokenizer)
     stream = open_split(data, opened.tokenizer.name, "val", opened.tokenizer.vocab_size)
     found = np.full((len(stream) - 1, 2), np.nan)
 
@@ -131,7 +133,6 @@ def evaluate(
         first = window.start + window.length - window.scored
         found[first : first + len(nats)] = np.stack((nats, sizes), 1)
 
-    mode = ScoringMode.configured(opened.config, opened.artifact.primer)
     total = mode.score(opened.model, stream, opened.tokenizer, book=book if losses else None)
     if losses:
         with losses.open("wb") as file:

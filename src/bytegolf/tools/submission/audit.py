@@ -11,6 +11,7 @@ from bytegolf.artifact.payload import header_of, open_payload
 from bytegolf.data.shards import open_split
 from bytegolf.data.tokenizer import load_tokenizer
 from bytegolf.errors import BytegolfError
+from bytegolf.ops.native import find_compiler
 from bytegolf.tools.bundle import script as bundle
 from bytegolf.tools.submission.claims import CLAIMS
 from bytegolf.tools.submission.decoders import MOST_BYTES
@@ -50,7 +51,7 @@ def audit(folder: Path, data: Path | None, tokenizer: str | None = None, limits:
         texts = "\n".join(_strings(sources))
         if "--losses" in texts.split("\n"):
             claim = papers.claim("val_bpb", "mean_val_bpb")
-            findings += trial(papers.script, data, stream, reader, claim, limits)
+            findings += trial(papers.script, data, stream, reader, claim, limits, ours and bool(find_compiler()))
         else:
             findings += not_run("the script has no `eval --data FOLDER --losses FILE.npy` (docs/rules.md)")
     return conclude(findings, papers.script.relative_to(folder).as_posix() if papers.script else "")

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,8 @@ from jaxtyping import Float
 
 from bytegolf.data.shards import TokenStream
 from bytegolf.data.tokenizer import Tokenizer
-from bytegolf.files import lines_of
+from bytegolf.files import cache_folder, lines_of
+from bytegolf.ops.native import find_compiler
 from bytegolf.tools.submission import experiments
 from bytegolf.tools.submission.verdict import Finding
 
@@ -50,9 +52,19 @@ LIMITS = Limits()
 
 
 def trial(
-    script: Path, data: Path, stream: TokenStream, tokenizer: Tokenizer, claim: float | None, limits: Limits
+    script: Path,
+    data: Path,
+    stream: TokenStream,
+    tokenizer: Tokenizer,
+    claim: float | None,
+    limits: Limits,
+    kernels: bool = False,
 ) -> Iterator[Finding]:
-    """What comes of running ``script`` on the validation split ``stream``, which lies in ``data``, and on others."""
+    """What comes of running ``script`` on the validation split ``stream``, which lies in ``data``, and on others.
+
+    Natively if its ``kernels`` are known: it may start the compiler, and keeps what that makes where this package
+    does. Else nothing is compiled, as nobody sees what native code does.
+    """
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
         scratch = home / "scratch"
@@ -66,10 +78,13 @@ def trial(
             "tokens": str(home / "tokens.npy"),
             "results": str(home / "results.jsonl"),
             "losses": str(scratch / "whole.npy"),
+            "seconds": limits.seconds,
+            "compiler": find_compiler()[0] if kernels else "",
+            "writable": [str(scratch), *([str(cache_folder())] if kernels else [])],
             "limits": {"RLIMIT_AS": int(limits.gibibytes * 2**30), "RLIMIT_CORE": 0, "RLIMIT_FSIZE": 2**30},
         }
         (home / "job.json").write_text(json.dumps(job))
-        ended = _run(home / "job.json", scratch, script.absolute().parent, limits.seconds)
+        ended = _run(home / "job.json", scratch, script.absolute().parent, limits.seconds, kernels)
         results = home / "results.jsonl"
         notes = [json.loads(line) for line in lines_of(results.read_text())] if results.exists() else []
         losses = np.load(job["losses"]) if Path(str(job["losses"])).exists() else None  # type: ignore[arg-type]
@@ -83,13 +98,28 @@ def not_run(why: str) -> Iterator[Finding]:
         yield Finding(rule, "not proved", f"not run: {why}")
 
 
-def _run(job: Path, scratch: Path, folder: Path, seconds: float) -> str:
-    """Run the experiments in ``folder``; how they ended, if not well."""
+def _run(job: Path, scratch: Path, folder: Path, seconds: float, kernels: bool) -> str:
+    """Run all parts of a job in ``folder``; how they ended, if not well."""
+    until = time.monotonic() + seconds
+    native = {"BYTEGOLF_CACHE": str(cache_folder().absolute())} if kernels else {"BYTEGOLF_NATIVE": "0"}
+    for part in experiments.PARTS:
+        threads = {"OMP_NUM_THREADS": "1"} if part == "experiments" else {}
+        left = max(0.0, until - time.monotonic())
+        if ended := _part(job, part, scratch, folder, left, native | threads):
+            return f"stopped after {seconds:g} s" if ended == STOPPED else ended
+    return ""
+
+
+STOPPED = "stopped"
+
+
+def _part(job: Path, part: str, scratch: Path, folder: Path, seconds: float, settings: dict[str, str]) -> str:
+    """Run one; how it ended, if not well."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "BYTEGOLF_"))}
     environment |= {"HOME": str(scratch), "TMPDIR": str(scratch), "XDG_CACHE_HOME": str(scratch)}
-    environment |= {"CUDA_VISIBLE_DEVICES": "", "BYTEGOLF_NATIVE": "0"}  # nothing is compiled
+    environment |= {"CUDA_VISIBLE_DEVICES": "", **settings}
     # -B: of modules that were installed without byte code Python would write it, which is no write of the script's
-    command = [sys.executable, "-E", "-P", "-B", str(Path(experiments.__file__)), str(job)]
+    command = [sys.executable, "-E", "-P", "-B", str(Path(experiments.__file__)), str(job), part]
     with subprocess.Popen(
         command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
     ) as process:
@@ -101,7 +131,7 @@ def _run(job: Path, scratch: Path, folder: Path, seconds: float) -> str:
             process.communicate()
             if not isinstance(error, subprocess.TimeoutExpired):
                 raise
-            return f"stopped after {seconds:g} s"
+            return STOPPED
     lines = complaints.decode(errors="replace").strip().splitlines()
     return "" if process.returncode == 0 else f"ended with {process.returncode}: {lines[-1] if lines else 'no words'}"
 
@@ -124,6 +154,10 @@ def _judged(notes: list[dict[str, Any]], ended: str) -> Iterator[Finding]:
         if note["moved"] > MOVED:
             said = f"which token is at place {note['place']} moves earlier scores by up to {note['moved']:.3g} nats"
             yield Finding("causal", "broken", said)
+    for note in by_name.get("plain", ()):
+        alike = note["moved"] <= MOVED
+        said = f"without its kernels {note['targets']:,} targets come out as with them, to {note['moved']:.1g} nats"
+        yield Finding("as claimed", "shown" if alike else "not proved", said)
     for note in by_name.get("watched", ()):
         for rule, kinds in (("no network", ("network",)), ("self-contained", ("reads", "writes", "imports"))):
             seen = [f"{kind}: {what}" for kind in kinds for what in dict.fromkeys(note[kind])]
@@ -198,5 +232,5 @@ def _counted(
         yield Finding("as claimed", "not proved", "submission.json claims no val_bpb")
     else:
         same = abs(whole["val_bpb"] - claim) <= SAME_BPB
-        said = f"{whole['val_bpb']:.6f} over the whole split, {claim:.6f} claimed"
+        said = f"{whole['val_bpb']:.6f} over the whole split in {whole['seconds']:.0f} s, {claim:.6f} claimed"
         yield Finding("as claimed", "shown" if same else "broken", said)
