@@ -129,6 +129,18 @@ def test_a_primer_is_known_before_any_text_and_to_every_document(make_model: Mod
     assert np.array_equal(costs(unread, model, tokens), costs(PLAIN, model, tokens))
 
 
+def test_a_primer_that_was_read_ahead_serves_one_score(make_model: ModelMaker) -> None:
+    model, tokens = make_model("one-level"), text()
+    primer = Primer.of(bytes(range(65, 91)) * 50)  # longer than the text, so that as much is kept of both
+    mode = dataclasses.replace(PLAIN, primer=primer)
+    before = costs(mode, model, tokens)
+    mode.prepare()
+    assert len(primer.readers) == 1
+    assert np.array_equal(costs(mode, model, tokens), before)
+    assert not primer.readers
+    assert np.array_equal(costs(mode, model, tokens), before), "and it has not learned for the next"
+
+
 def test_the_text_of_a_primer_is_spread_and_of_the_size_asked() -> None:
     documents = [bytes([65 + n]) * 9000 for n in range(40)]  # 360,000 bytes, so 200,000 are four pieces
     stream = MemoryStream(BYTES.encode_documents(documents)[0].astype(np.int64))

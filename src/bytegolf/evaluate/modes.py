@@ -27,6 +27,7 @@ from bytegolf.evaluate.mixing import Mixing, Watch
 from bytegolf.evaluate.one_pass import OnePass, one_pass, with_receptive_field
 from bytegolf.evaluate.score import Book, Observer, score
 from bytegolf.evaluate.ttt import score_adapting
+from bytegolf.mixing.mixer import Mixer
 from bytegolf.mixing.primer import Primer
 from bytegolf.model.lm import Forward, LanguageModel
 
@@ -117,12 +118,13 @@ class ScoringMode:
             return not self.adapts and not 0 < self.stride < self.seq_len
         return self.tail == "drop"
 
-    def prepare(self, tokenizer: Tokenizer) -> None:
-        """Do what can be done before a text is opened: read the primer, if there is one. An audit tries many texts, and
-        goes back to this point for each of them.
+    def prepare(self) -> None:
+        """Do what can be done before a text is opened: read the primer, if one score reads one text at a time.
+
+        An audit tries hundreds of texts, and goes back to where a script opens one.
         """
-        if self.mix.on and self.mix.primer and self.primer:
-            Mixing(self.mix, tokenizer, 0, 0.0, primer=self.primer)
+        if self.mix.on and self.mix.primer and self.primer and not (self.adapts and self.ttt.reset == "document"):
+            Mixer.prepare(self.primer, self.mix)
 
     def score(
         self,

@@ -17,7 +17,7 @@ from bytegolf.config import MixConfig
 from bytegolf.mixing import tables
 from bytegolf.mixing.primer import Primer
 from bytegolf.mixing.reference import Reference
-from bytegolf.mixing.state import State
+from bytegolf.mixing.state import State, ring
 from bytegolf.ops import native
 
 
@@ -159,9 +159,19 @@ class Mixer:
         """A mixer that has read ``primer`` (None: nothing), and has room for all of it."""
         if primer is None:
             return Mixer(settings, streams, experts, length)
-        mixer = Mixer(settings, streams, experts, max(length, primer.size), primed=True)
+        room = max(length, primer.size)
+        if ready := primer.readers.pop((settings, streams, experts, ring(room)), None):
+            assert isinstance(ready, Mixer)
+            return ready
+        mixer = Mixer(settings, streams, experts, room, primed=True)
         mixer.read(primer)
         return mixer
+
+    @staticmethod
+    def prepare(primer: Primer, settings: MixConfig) -> None:
+        """Have a mixer of one stream and one expert read a primer, for the first one to be asked for ``behind`` it."""
+        mixer = Mixer.behind(primer, settings, length=primer.size)
+        primer.readers[settings, 1, 1, mixer.state.ring] = mixer
 
     def reset(self) -> None:
         """Forget everything."""

@@ -70,3 +70,8 @@ class Primer:
     def known(self) -> dict[tuple[Any, ...], tuple[NDArray[Any], ...] | None]:
         """What mixers of some kinds know when they have read it; None until it is read again (``Mixer.read``)."""
         return {}
+
+    @functools.cached_property
+    def readers(self) -> dict[tuple[Any, ...], Any]:
+        """Mixers by kind that have read it ahead and wait to be used (``Mixer.prepare``)."""
+        return {}

@@ -85,6 +85,11 @@ Snapshot = tuple[NDArray[Any], ...]
 """Copies of a state's arrays."""
 
 
+def ring(length: int) -> int:
+    """How many bytes of a stream of ``length`` are kept for matches: a power of 2."""
+    return 1 << max(6, min(24, (length - 1).bit_length()))
+
+
 class State:
     """The arrays of one mixer for ``streams`` streams, which share counters and weights, and have a history each.
 
@@ -105,7 +110,7 @@ class State:
         rates = self.rates = Rates()
         self.settings, self.streams, self.experts = settings, streams, experts
         self.rows = rows = streams + primed
-        self.ring = 1 << max(6, min(24, (length - 1).bit_length()))
+        self.ring = ring(length)
         if rows * self.ring >= 1 << 32:
             raise BytegolfError(f"{streams} streams of {self.ring} bytes cannot be mixed together: take fewer")
         self.bits = (settings.megabytes << 20).bit_length() - 7  # log₂ of the buckets, 64 bytes each

@@ -125,7 +125,7 @@ def evaluate(
     started = time.perf_counter()
     opened = load_artifact(read_artifact(artifact), artifact, data, device, precision)
     mode = ScoringMode.configured(opened.config, opened.artifact.primer)
-    mode.prepare(opened.tokenizer)
+    mode.prepare()
     stream = open_split(data, opened.tokenizer.name, "val", opened.tokenizer.vocab_size)
     found = np.full((len(stream) - 1, 2), np.nan)
 

@@ -31,6 +31,9 @@ SAMPLES = (4097, 16385, 65537)
 """Tokens of the first text tried; the next where the script says it is too short."""
 
 BOS = 1
+PLAIN_SECONDS = 60
+"""How long one window may take without kernels."""
+
 SEPARATE = 0.25
 """The part of the time of all that it may take to score one text once for every token of the alphabet."""
 
@@ -252,26 +255,46 @@ def experiments(runner: Runner, job: dict[str, Any], note: Callable[..., None]) 
     started = time.perf_counter()
     _, before = runner.text(sample)
     seconds = time.perf_counter() - started
-    note("again", moved=_moved(before, runner.text(sample)[1]), targets=len(before))
+    futures = list(_futures(sample, length, alphabet))
+    texts = np.stack([sample, *(changed for _, _, changed in futures)])
+    most = SEPARATE * job["seconds"]
+    again, *tables = _tables(runner, texts, before, most) or [runner.text(text)[1] for text in texts]
+    note("again", moved=_moved(before, again), targets=len(before))
     if job["compiler"]:
         native = runner.text(sample[: length + 1])[1]
-        with _without_kernels():
+        with contextlib.suppress(ScriptError), _without_kernels():  # a primer would take the plain form hours to read
             note("plain", moved=_moved(native, runner.text(sample[: length + 1])[1]), targets=length)
-    for name, at, changed in _futures(sample, length, alphabet):
-        _, after = runner.text(changed)
+    for (name, at, _), after in zip(futures, tables, strict=True):
         earlier, later = (slice(0, at), slice(at, None))
         alive = bool((before[later, 0] != after[later, 0]).any())
         note("future", how=name, at=at, moved=_moved(before[earlier], after[earlier]), alive=alive)
     for place in (length - 1, length - 2):
-        _sums(runner, sample[:length], place, alphabet, seconds, SEPARATE * job["seconds"], note)
+        _sums(runner, sample[:length], place, alphabet, seconds, most, note)
+
+
+def _tables(runner: Runner, texts: np.ndarray, first: np.ndarray, most: float) -> list[np.ndarray]:
+    """The tables of texts in branches of one run, if the first is what it was in a run of its own: else the script had
+    read a text before it opened one.
+    """
+    found = runner.branches(texts, most)
+    return found if found and _moved(found[0], first) < 1e-4 else []
 
 
 @contextlib.contextmanager
 def _without_kernels() -> Iterator[None]:
+    """What runs takes the plain forms, and fails if that takes longer than ``PLAIN_SECONDS``."""
+
+    def stop(number: int, frame: object) -> None:
+        raise TimeoutError
+
     os.environ["BYTEGOLF_NATIVE"] = "0"
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(PLAIN_SECONDS)
     try:
         yield
     finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
         del os.environ["BYTEGOLF_NATIVE"]
 
 
@@ -330,8 +353,7 @@ def _sums(
             return
     blocks[:, place] = np.arange(alphabet)
     texts = np.column_stack((blocks, np.full(alphabet, BOS)))
-    tables = runner.branches(texts, most)
-    if tables and _moved(tables[-1], runner.text(texts[-1])[1]) < 1e-4:  # else it had read a text before it opened one
+    if tables := _tables(runner, texts, runner.text(texts[0])[1], most):
         rows = [table[:place, 0] for table in tables]
     elif alphabet * seconds > most:
         long = f"{alphabet} runs of {seconds:.1f} s would take too long (--seconds)"
