@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any
 
 import hypothesis
@@ -32,24 +32,31 @@ if TYPE_CHECKING:
 CHECKED_FIRST, CHECKED_EVERY = 8, 16
 """In each test, of the calls of each function: so many are checked first, and then one in so many."""
 
-_calls: Counter[Callable[..., Any]] = Counter()
-"""How often each function of the package was called in this test."""
+_calls: Counter[CodeType] = Counter()
+"""How often each function of the package was called in this test. By its code: one within another is made anew in
+every call of that."""
 
 
 def _sampled(*, typechecker: Any) -> Callable[[Any], Any]:
-    """``jaxtyped``, but not for every call: over tiny tensors checking takes six times as long as what is checked."""
+    """``jaxtyped``, but not for every call: over tiny tensors checking takes six times as long as what is checked. And
+    no sooner than it is called, since making the check of a function takes a millisecond.
+    """
     jaxtyped = _jaxtyped(typechecker=typechecker)
 
     def decorate(target: Any) -> Any:
-        checked = jaxtyped(target)
         if not isinstance(target, FunctionType):
-            return checked
+            return jaxtyped(target)
+        code, checked = target.__code__, None
 
         @functools.wraps(target)
         def call(*args: Any, **kwargs: Any) -> Any:
-            number = _calls[target]
-            _calls[target] = number + 1
-            return (target if number >= CHECKED_FIRST and number % CHECKED_EVERY else checked)(*args, **kwargs)
+            nonlocal checked
+            number = _calls[code]
+            _calls[code] = number + 1
+            if (number >= CHECKED_FIRST and number % CHECKED_EVERY) or jaxtyping.config.jaxtyping_disable:
+                return target(*args, **kwargs)
+            checked = checked or jaxtyped(target)
+            return checked(*args, **kwargs)
 
         return call
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -157,6 +158,8 @@ def test_there_is_one_pass_through_an_hnet(benchmark: Benchmark) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+@pytest.mark.skipif("BYTEGOLF_SLOW_TESTS" not in os.environ, reason="a quarter of a minute: set BYTEGOLF_SLOW_TESTS=1")
 def test_the_table_of_a_gpu_is_filled_on_a_trial_too(tiny_data: Path, tmp_path: Path) -> None:
     script = [sys.executable, str(FOLDER / "gpu.py"), "--dry-run", "--no-tests", "--presets", "study1-byte"]
     command = [*script, "--data", str(tiny_data), "--out", str(tmp_path)]

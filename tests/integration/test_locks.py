@@ -135,6 +135,7 @@ def test_what_a_killed_process_left_of_a_file_goes(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif("BYTEGOLF_SLOW_TESTS" not in os.environ, reason="a quarter of a minute: set BYTEGOLF_SLOW_TESTS=1")
 def test_killed_at_random_points_it_goes_on_to_the_same() -> None:
     """Kills of a training run and of an export; of a study in test_study_run, of a prepare in test_prepare_restart."""
     script = Path(__file__).parents[1] / "stress" / "kills.py"

@@ -16,33 +16,56 @@ from hypothesis import strategies as st
 from processes import LONGEST_WAIT, until
 
 from bytegolf.console import PlainConsole
+from bytegolf.training.loop import Trainer
+from bytegolf.training.step import StepResult
 
 COMMAND = [sys.executable, "-m", "bytegolf"]
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
-def test_a_signal_stops_training_with_a_checkpoint_and_an_artifact(name: str, tiny_data: Path, tmp_path: Path) -> None:
-    """Slurm's time limit, a closed terminal and Ctrl-C: what was trained so far is kept."""
+ENDLESS = ["train", "cpu-demo", *small(), "train.max_steps=1000000", "train.log_every=1"]
+
+
+def test_a_signal_stops_training_with_a_checkpoint_and_an_artifact(tiny_data: Path, tmp_path: Path) -> None:
+    """Slurm's time limit: what was trained so far is kept."""
     out = tmp_path / "run"
-    command = [*COMMAND, "train", "cpu-demo", *small(), "train.max_steps=1000000", "train.log_every=1"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        [*command, "--data", str(tiny_data), "--out", str(out)],
+        [*COMMAND, *ENDLESS, "--data", str(tiny_data), "--out", str(out)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
-        # a test run in the background of a shell has SIGINT ignored, and would hand that on
-        preexec_fn=lambda: signal.signal(getattr(signal, name), signal.SIG_DFL),
     )
     metrics = out / "metrics.jsonl"
     until(lambda: metrics.exists() and metrics.stat().st_size > 0, process)
-    process.send_signal(getattr(signal, name))
+    process.send_signal(signal.SIGTERM)
     said, errors = process.communicate(timeout=LONGEST_WAIT)
     assert process.returncode == 0, errors
     assert "stopped early" in said
     assert list((out / "checkpoints").iterdir())
     assert (out / "artifact.bgolf").exists()
+
+
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGINT"])
+def test_a_closed_terminal_and_ctrl_c_do_the_same(
+    name: str, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number, update = getattr(signal, name), Trainer.update
+
+    def interrupted(trainer: Trainer) -> StepResult:
+        signal.raise_signal(number)
+        return update(trainer)
+
+    monkeypatch.setattr(Trainer, "update", interrupted)
+    # a test run in the background of a shell has SIGINT ignored
+    before = signal.signal(number, signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL)
+    try:
+        ran = good(*ENDLESS, "--data", tiny_data, "--out", tmp_path / "run", "--json")
+    finally:
+        signal.signal(number, before)
+    assert (ran.json["steps"], ran.json["stopped_early"]) == (1, True)
+    assert list((tmp_path / "run" / "checkpoints").iterdir())
+    assert (tmp_path / "run" / "artifact.bgolf").exists()
 
 
 def test_a_signal_outside_of_training_leaves_nothing_half_written(tiny_run: TinyRun, tmp_path: Path) -> None:

@@ -38,13 +38,14 @@ from bytegolf.mixing.primer import Primer
 from bytegolf.model.lm import Forward, LanguageModel
 from bytegolf.tools.bundle.ledger import measure
 
-LITTLE = verification.Effort(cuts=1, places=2, streams=24, tokens=1024)
+QUICK, LITTLE = verification.QUICK, verification.Effort(cuts=1, places=2, streams=24, tokens=1024)
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Without checks of shapes; test-time training is tried where a test asks for it."""
+    """Without checks of shapes, with little effort; test-time training is tried where a test asks for it."""
     monkeypatch.setattr(checks, "LEARNING", ())
+    monkeypatch.setattr(verification, "QUICK", LITTLE)
     with shapes_unchecked():
         yield
 
@@ -105,10 +106,15 @@ def test_a_primer_must_be_of_the_training_split(split: str, tiny_run: TinyRun, t
     path = tmp_path / "a.bgolf"
     write_artifact(path, run.state, config, run.tokenizer, run.info, primer=primer)
     opened = opening.load_model(path, precision="fp32")
-    made = {check.name.partition(":")[0]: check for check in verification.verify(opened, tiny_run.data, LITTLE)}
+    made: dict[str, Check] = {}
+    for check in verification.verify(opened, tiny_run.data, LITTLE):
+        made[check.name.partition(":")[0]] = check
+        if split == "val" and "primer" in made:  # all else is as with the other one
+            break
     assert made.pop("primer").passed == (split == "train")
-    assert {"normalised, mixed", "coded size, mixed", "recomputed"} < set(made)
     assert all(check.passed for check in made.values()), made
+    if split == "train":
+        assert {"normalised, mixed", "coded size, mixed", "recomputed"} < set(made)
     rows = {row.group: row for row in measure(path).rows}
     assert (rows["primer"].raw_bytes, rows["primer"].packed_bytes) == (3000, len(primer.packed))
     damaged = bytearray(path.read_bytes())
@@ -331,6 +337,6 @@ def test_a_split_shorter_than_a_window_is_said(opened: LoadedModel, tiny_run: Ti
 
 def test_a_quick_proof_scores_less_where_windows_overlap() -> None:
     # 1,024 tokens are worked out for 32 new ones: 65,536 targets would take 2 million
-    assert verification.QUICK.limit(1024, 0) == verification.QUICK.tokens == verification.QUICK.limit(1024, 512)
-    assert verification.QUICK.limit(1024, 32) == verification.QUICK.tokens // 4
+    assert QUICK.limit(1024, 0) == QUICK.tokens == QUICK.limit(1024, 512)
+    assert QUICK.limit(1024, 32) == QUICK.tokens // 4
     assert verification.THOROUGH.limit(1024, 32) == 0

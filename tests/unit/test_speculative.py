@@ -55,13 +55,12 @@ def test_the_text_of_plain_generation(network: str, temperature: float, make_mod
     model = make_model(network, seed=3)
     model.precision = torch.float64
     acceptance = Acceptance()
-    for seed in (0, 1):
-        plain, expected = text_of(model, seed, temperature, 0)
-        assert len(plain) > 8
-        for draft in (1, 3, 8):
-            found, logits = text_of(model, seed, temperature, draft, acceptance)
-            assert found == plain
-            torch.testing.assert_close(torch.stack(logits), torch.stack(expected), rtol=1e-9, atol=1e-9)
+    plain, expected = text_of(model, 0, temperature, 0)
+    assert len(plain) > 8
+    for draft in (1, 3, 8):
+        found, logits = text_of(model, 0, temperature, draft, acceptance)
+        assert found == plain
+        torch.testing.assert_close(torch.stack(logits), torch.stack(expected), rtol=1e-9, atol=1e-9)
     assert acceptance.rate > 0, "drafts are kept"
     if temperature:
         assert acceptance.rate < 1, "and not"
