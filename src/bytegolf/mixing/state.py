@@ -54,7 +54,7 @@ was learned last and is not in the history yet (−1: none)."""
 
 @dataclass(frozen=True)
 class Rates:
-    """How fast things are learned; set on the first third of the default validation split (docs/mixing.md)."""
+    """How fast things are learned; set on the first third of the default validation split, and without a model on ten files (docs/mixing.md)."""
 
     first: float = 0.02
     """of the mixers' weights: ``first`` at the beginning …"""
@@ -64,9 +64,12 @@ class Rates:
     """… and in between last + first/(1 + decay · bytes)"""
     final: float = 0.0002
     """of the weights that combine the mixers"""
-    correction: float = 0.05
+    correction: float = 0.1
     """of the corrections, times 1 + ``young`` / visits"""
-    young: float = 5.0
+    young: float = 20.0
+    """beside a model …"""
+    young_alone: float = 10.0
+    """… and without one"""
     slot: float = 1.6
     """a slot's rate is 1/(visits + slot)"""
     refined: float = 0.12
@@ -143,7 +146,8 @@ class State:
         visits = np.arange(16, dtype=np.float64)
         self.slot_rate = np.array([int(65536 / (n + rates.slot)) for n in range(16)], np.int32)
         self.map_rate = np.array([int(65536 / (n + 1.5)) for n in range(1024)], np.int32)
-        self.boost = (4096 * rates.correction * (1 + rates.young / np.maximum(visits, 1))).astype(np.float32)
+        young = rates.young if experts else rates.young_alone
+        self.boost = (4096 * rates.correction * (1 + young / np.maximum(visits, 1))).astype(np.float32)
         share = rates.refined if experts else 2 * rates.refined
         self.numbers = np.array(
             [rates.first, rates.last, rates.decay, rates.final, 0, 1 - 2 * share, share], np.float32
