@@ -54,7 +54,7 @@ was learned last and is not in the history yet (−1: none)."""
 
 @dataclass(frozen=True)
 class Rates:
-    """How fast things are learned; set on the first third of the default validation split, and without a model on ten files (docs/mixing.md)."""
+    """How fast things are learned; set on the first third of the default validation split (docs/mixing.md)."""
 
     first: float = 0.02
     """of the mixers' weights: ``first`` at the beginning …"""
