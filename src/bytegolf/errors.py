@@ -67,6 +67,18 @@ def counted(number: float, word: str, plural: str = "") -> str:
     return f"{number:,} {word if number == 1 else plural or f'{word}s'}"
 
 
+def sized(size: float) -> str:
+    """So many bytes, in the unit that fits.
+
+    >>> sized(0), sized(57), sized(4_200), sized(12_345_678), sized(2.5e9)
+    ('0 bytes', '57 bytes', '4.2 kB', '12.3 MB', '2.5 GB')
+    """
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size >= unit:
+            return f"{size / unit:.1f} {name}"
+    return counted(round(size), "byte")
+
+
 def listed(words: Sequence[str]) -> str:
     """Words as a sentence has them.
 

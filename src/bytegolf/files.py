@@ -80,10 +80,20 @@ def make_folder(path: Path) -> Path:
     return path
 
 
-def check_replaceable(path: Path) -> None:
-    """BytegolfError where ``path`` is there and no file, or leaves no name for one; asked before work starts, too."""
+def check_replaceable(path: Path, begins: bytes = b"") -> None:
+    """BytegolfError where ``path`` is there and no file, or leaves no name for one; asked before work starts, too.
+
+    What ``begins`` as the file to be written is made anew; anything else that is there is not replaced.
+    """
     if not path.name or (path.exists() and not path.is_file()):  # a rename would replace even /dev/null, if root asks
         raise BytegolfError(f"cannot write {path}: it is a folder or a device, not a file; choose another path")
+    if begins and path.exists():
+        with disk_errors(path, "read"), path.open("rb") as file:
+            head = file.read(len(begins))
+        if head and head != begins:
+            raise BytegolfError(
+                f"cannot write {path}: what it holds is of another kind; remove it, or choose another path"
+            )
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any], like: os.stat_result | None = None) -> None:

@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.text import Text
 
 from bytegolf.console import PlainConsole
+from bytegolf.errors import sized
 
 PLAIN_LINE_EVERY = 15.0
 """Seconds between progress lines where there is no terminal to rewrite one on."""
@@ -197,7 +198,7 @@ class _Lines:
     def tell(self, state: str) -> None:
         """Print a line now: the amount, the pace and ``state``."""
         self._told = time.monotonic()
-        text = f"{self._name}: {self._done / 1e6:.1f} MB at {self._pace() / 1e6:.1f} MB/s"
+        text = f"{self._name}: {sized(self._done)} at {sized(self._pace())}/s"
         self._console.print(f"{text}, {state}" if state else text)
 
     def _pace(self) -> float:

@@ -12,8 +12,11 @@ from commands import VERBS, TinyRun, good, refused, small, text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bytegolf.analyze.plots import PNG
 from bytegolf.analyze.report import called
 from bytegolf.analyze.segment import LEAST, MOST, excerpt
+from bytegolf.errors import BytegolfError
+from bytegolf.files import check_replaceable
 
 # ---------------------------------------------------------------------------------------------- wrong command lines
 
@@ -69,13 +72,26 @@ def test_an_empty_path_is_not_the_folder_that_one_is_in(
     assert not list(tmp_path.iterdir())
 
 
-def test_an_export_replaces_nothing_but_artifacts(tiny_run: TinyRun, tmp_path: Path) -> None:
-    letter, out = tmp_path / "letter.txt", tmp_path / "new.bgolf"
-    letter.write_text("the only copy")
-    assert "no artifact" in refused("export", tiny_run.folder, "--out", letter)
-    assert letter.read_text() == "the only copy"
-    for _ in range(2):
-        good("export", tiny_run.folder, "--out", out)
+def test_what_is_written_replaces_its_own_kind_alone(tiny_run: TinyRun, tmp_path: Path) -> None:
+    """A page, a card or an artifact is made anew where it was; a letter or a model is not replaced by one."""
+    source = tmp_path / "text.html"
+    source.write_text("<!doctype html>a page that is read")
+    for number, words in enumerate(
+        (
+            ("export", tiny_run.folder, "--out"),
+            ("push", tiny_run.folder, "a/b", "--licence", "mit", "--card"),
+            ("analyze", tiny_run.folder, "--file", source, "--html"),
+        )
+    ):
+        letter, out = tmp_path / f"letter{number}", tmp_path / f"new{number}"
+        letter.write_text("the only copy")
+        assert "is of another kind" in refused(*words, letter)
+        assert letter.read_text() == "the only copy"
+        for _ in range(2):
+            good(*words, out)
+    assert "would replace the text that is read" in refused(*words, source)
+    with pytest.raises(BytegolfError, match="another kind"):
+        check_replaceable(letter, PNG)
 
 
 def test_a_name_that_no_file_can_have(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import lzma
 import os
 import threading
 import tracemalloc
@@ -19,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from processes import in_own_process
 
-from bytegolf.data import blocks, corpus
+from bytegolf.data import blocks, compression, corpus
 from bytegolf.data.corpus import total_bytes
 from bytegolf.data.document import Advance, Document, Reading
 from bytegolf.errors import BytegolfError
@@ -331,6 +332,13 @@ def test_a_truncated_zstd_file_says_how_far_it_went(tmp_path: Path) -> None:
     path = tmp_path / "d.jsonl.zst"
     path.write_bytes(zstandard.ZstdCompressor().compress(json_lines(["a"] * 1000))[:-1])
     assert "breaks off or is damaged behind line" in refused(path)
+
+
+def test_memory_that_is_lacking_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compression, "MEMORY_BYTES", 1 << 16)
+    path = tmp_path / "d.jsonl.xz"
+    path.write_bytes(lzma.compress(json_lines(["a"])))
+    assert "unpack it with `xz -d` before" in refused(path)
 
 
 def test_gzip_with_a_broken_code(tmp_path: Path) -> None:

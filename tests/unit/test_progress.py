@@ -22,7 +22,7 @@ def test_lines_tell_amount_pace_share_and_time_left(
         advance(9_000_000)
         now += 5
         advance(30_000_000)
-    lines = ["reading: 10.0 MB at 0.5 MB/s, 25%, 60 s left", "reading: 40.0 MB at 1.6 MB/s, 100%, done"]
+    lines = ["reading: 10.0 MB at 500.0 kB/s, 25%, 60 s left", "reading: 40.0 MB at 1.6 MB/s, 100%, done"]
     assert capsys.readouterr().err.splitlines() == lines
 
 

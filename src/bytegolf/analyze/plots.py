@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from bytegolf.errors import BytegolfError, install
-from bytegolf.files import write_atomically
+from bytegolf.files import check_replaceable, write_atomically
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Okabe and Ito's, which differ in every common form of colour blindness."""
+
+
+PNG = b"\x89PNG\r\n\x1a\n"
+"""How a PNG file begins."""
 
 
 def canvas(width: float, height: float) -> Any:
@@ -29,7 +33,8 @@ def check() -> None:
 
 
 def save_png(figure: Any, path: Path, dpi: int = 150) -> None:
-    """Write a figure as a PNG file, the same bytes for the same figure."""
+    """Write a figure as a PNG file, the same bytes for the same figure; a picture that is there is made anew."""
+    check_replaceable(path, PNG)
     write_atomically(path, functools.partial(figure.savefig, format="png", dpi=dpi, metadata={"Software": None}))
 
 

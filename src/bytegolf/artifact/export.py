@@ -28,7 +28,7 @@ from bytegolf.data.shards import open_split
 from bytegolf.data.tokenizer import SentencePieceTokenizer, Tokenizer, load_tokenizer
 from bytegolf.device import choose_device, pick_precision
 from bytegolf.errors import BytegolfError
-from bytegolf.files import check_replaceable, clear_leftovers, disk_errors, only_one
+from bytegolf.files import check_replaceable, clear_leftovers, only_one
 from bytegolf.model.storage import storage_kinds
 
 
@@ -125,9 +125,7 @@ def destination(source: Path, out: Path | None) -> Iterator[Path]:
     elif out is None:
         raise BytegolfError(f"{source} is weights and no run: name the artifact to write with --out")
     path = out or run.artifact
-    check_replaceable(path)
-    if out is not None:
-        _check_target(out)
+    check_replaceable(path, MAGIC if out else b"")
     owner = RunFolder(path.parent)
     if path == owner.artifact and owner.config.exists():
         held = owner.held()
@@ -137,14 +135,6 @@ def destination(source: Path, out: Path | None) -> Iterator[Path]:
     with held:
         clear_leftovers(path)
         yield path
-
-
-def _check_target(path: Path) -> None:
-    """Refuse to replace what is no artifact; one that is there is made anew."""
-    if path.is_file() and path.stat().st_size:
-        with disk_errors(path, "read"), path.open("rb") as file:
-            if file.read(len(MAGIC)) != MAGIC:
-                raise BytegolfError(f"{path} is there, and no artifact that could be made anew: choose another --out")
 
 
 def export_weights(

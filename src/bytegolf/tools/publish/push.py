@@ -12,7 +12,7 @@ from bytegolf.artifact.opening import load_model
 from bytegolf.artifact.run_folder import ARTIFACT_FILE, RunFolder
 from bytegolf.artifact.weights_file import WEIGHTS_FILE, write_weights
 from bytegolf.errors import BytegolfError
-from bytegolf.files import write_bytes
+from bytegolf.files import check_replaceable, write_bytes
 from bytegolf.tools.publish.card import card, check_licence
 from bytegolf.tools.publish.results import PushResult
 
@@ -39,7 +39,8 @@ def push(source: Path, repository: str, licence: str = "unknown", private: bool 
 
 
 def write_card(source: Path, repository: str, licence: str, target: Path) -> None:
-    """Write the card that ``push`` would publish."""
+    """Write the card that ``push`` would publish; one that is there is made anew."""
+    check_replaceable(target, b"---\n")
     hub.check_name(repository)
     check_licence(licence)
     loaded = load_model(source, device="cpu")

@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table as RichTable
 
+from bytegolf.analyze.plots import PNG
 from bytegolf.console import PlainConsole, fitted
 from bytegolf.errors import BytegolfError, counted
-from bytegolf.files import matching, only_one, write_bytes
+from bytegolf.files import check_replaceable, matching, only_one, write_bytes
 from bytegolf.progress import clock
 from bytegolf.tools.study import run as running
 from bytegolf.tools.study import slurm
@@ -110,6 +111,8 @@ def known(study: Study) -> Table:
 
 def show(study: Study, console: Console, plot: Path | None = None) -> StudyResult:
     """Print the table of ``study`` as far as it has run, write its files, draw it as the PNG file ``plot``."""
+    if plot:
+        check_replaceable(plot, PNG)
     table, config = known(study), study.config
     counts = _counts(table)
     console.print(config.question, style="bold", soft_wrap=True)
