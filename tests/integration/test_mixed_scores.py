@@ -75,6 +75,19 @@ def costs(
     return np.array([found[place] for place in sorted(found)])
 
 
+def test_batches_that_are_read_at_the_same_time_cost_what_they_cost_one_by_one(make_model: ModelMaker) -> None:
+    model, tokens, before = make_model("one-level"), text(), torch.get_num_threads()
+    try:
+        found = []
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(costs(MODES["batches of 2"], model, tokens))
+            assert torch.get_num_threads() == threads, "the readers' number stays theirs"
+    finally:
+        torch.set_num_threads(before)
+    assert np.array_equal(found[0], found[1])
+
+
 @every_mode
 def test_each_target_costs_what_its_whole_distribution_says(mode: ScoringMode, make_model: ModelMaker) -> None:
     """``run`` of the kernel against all 256 probabilities, byte by byte; so special tokens and chunks count alike."""

@@ -100,17 +100,23 @@ def score(
             waiting: deque[Future[Score]] = deque()
             if mixing:
                 thread.submit(mixing.prepare)
-            for chunk in itertools.islice(groups(plan, batch), world.rank, None, world.size):
-                tokens = np.stack([stream.slice(w.start, w.start + w.length + 1) for w in chunk]).astype(np.int64)
-                if mixing is None:
-                    take(score_group(tokenizer, read_group(model, chunk, tokens, share), observe, book))
-                    continue
-                if len(waiting) == AHEAD + readers.count:
+            try:
+                for chunk in itertools.islice(groups(plan, batch), world.rank, None, world.size):
+                    tokens = np.stack([stream.slice(w.start, w.start + w.length + 1) for w in chunk]).astype(np.int64)
+                    if mixing is None:
+                        take(score_group(tokenizer, read_group(model, chunk, tokens, share), observe, book))
+                        continue
+                    if len(waiting) == AHEAD + readers.count:
+                        take(waiting.popleft().result())
+                    read = readers.start(model, chunk, tokens, share, mixing)
+                    waiting.append(
+                        thread.submit(lambda r: score_group(tokenizer, r.result(), observe, book, mixing), read)
+                    )
+                while waiting:
                     take(waiting.popleft().result())
-                read = readers.start(model, chunk, tokens, share, mixing)
-                waiting.append(thread.submit(lambda r: score_group(tokenizer, r.result(), observe, book, mixing), read))
-            while waiting:
-                take(waiting.popleft().result())
+            finally:  # nothing waits any more, unless something went wrong
+                for left in waiting:
+                    left.cancel()
     finally:
         model.train(training)
     return sum(world.collect(scores), Score())
