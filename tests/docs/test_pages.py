@@ -33,6 +33,19 @@ def test_the_readme_is_short() -> None:
     assert len(pages.read(pages.README).splitlines()) <= 150
 
 
+def test_every_score_of_the_readme_has_its_command() -> None:
+    """The block that `make train` printed counts as one figure, its score."""
+    figures = [row[0] for row in pages.table(pages.DOCS / "reproduce.md", "figure")]
+    readme = pages.read(pages.README)
+    assert all(figure in readme for figure in figures)
+    prose = readme
+    for _, block in pages.fences(pages.README):
+        prose = prose.replace(block, "")
+    scores = re.findall(r"(?<!≥ )(?<![\d.])\d\.\d\d+(?: ± \d\.\d+)?(?![\d.])", prose)
+    assert len(scores) > 4
+    assert set(scores) <= set(figures)
+
+
 def test_every_verb_has_a_row_in_the_order_of_the_data() -> None:
     from bytegolf.cli.run import app
 

@@ -22,8 +22,10 @@ from bytegolf.results import describe, to_json
 
 app = App(
     name="bytegolf",
-    help="Learned tokenization in 16,000,000 bytes: train, ship and score byte-level H-Nets. Every verb takes --plugin "
-    "FILE (more than once): a Python file, or a module, that registers routers or mixers of your own; it is imported.",
+    help="Learned tokenization: train, score, look into and ship byte-level H-Nets, which find their own chunks. To "
+    "begin: `bytegolf prepare --out data/default`, `bytegolf train cpu-demo`, `bytegolf segment runs/cpu-demo`. Every "
+    "verb takes --plugin FILE (more than once): a Python file, or a module, that registers routers, mixers or "
+    "quantisers of your own; it is imported.",
     version=version,
     config=no_empty_paths,
     help_format="plaintext",
