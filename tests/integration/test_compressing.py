@@ -160,6 +160,14 @@ def test_rights_and_time_are_the_sources(tmp_path: Path) -> None:
     assert again.read_bytes() == source.read_bytes()
 
 
+def test_an_option_that_is_none_is_no_file(tmp_path: Path) -> None:
+    source = tmp_path / "a.txt"
+    source.write_text("a text")
+    for verb, option in (("compress", "-9"), ("decompress", "--nothing")):
+        assert f"{option} is no option" in refused(verb, source, option)
+    assert list(tmp_path.iterdir()) == [source], "the other file was not compressed meanwhile"
+
+
 def test_nothing_is_replaced_unasked(tmp_path: Path) -> None:
     source, other, packed = tmp_path / "a.txt", tmp_path / "b.txt", tmp_path / "a.bgz"
     source.write_text("a text")

@@ -177,8 +177,14 @@ def _settings(
 
 
 def _named(files: list[Path] | None) -> list[Path]:
-    """The files that were named; stdin, if none was and somebody is writing there."""
+    """The files that were named; stdin, if none was and somebody is writing there.
+
+    A word with a dash that is no file was meant as an option, and nothing is done without it.
+    """
     if files:
+        for path in files:
+            if str(path).startswith("-") and str(path) != "-" and not path.exists():
+                raise BytegolfError(f"{path} is no option (see `bytegolf compress --help`) and no file that is there")
         return files
     if sys.stdin.isatty():
         raise BytegolfError("name files, or send something to stdin")

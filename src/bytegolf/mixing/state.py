@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bytegolf.config import MixConfig
-from bytegolf.errors import BytegolfError
+from bytegolf.errors import BytegolfError, sized
 from bytegolf.mixing import tables
 
 CONTEXTS = {
@@ -192,9 +192,18 @@ class State:
 
 
 def aligned(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-    """Zeros whose first element lies at a multiple of 64 bytes, as vectors and whole buckets want it."""
+    """Zeros whose first element lies at a multiple of 64 bytes, as vectors and whole buckets want it.
+
+    Raises BytegolfError where there is no memory for them.
+    """
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    room = np.zeros(size + 64, np.uint8)
+    try:
+        room = np.zeros(size + 64, np.uint8)
+    except MemoryError as error:
+        raise BytegolfError(
+            f"{sized(size)} of memory for mixing's contexts cannot be had: take fewer (eval.mix.megabytes, "
+            "--mix-megabytes)"
+        ) from error
     start = -room.ctypes.data % 64
     found: NDArray[Any] = room[start : start + size].view(dtype).reshape(shape)
     return found
