@@ -160,6 +160,14 @@ def stages(config: Config) -> Iterator[tuple[str, Any]]:
     return walk(config.model.network, "model.network")
 
 
+@pytest.fixture
+def proved_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`verify` tries less of everything than it does for a user."""
+    from bytegolf.evaluate import verification
+
+    monkeypatch.setattr(verification, "QUICK", verification.Effort(cuts=1, places=2, streams=24, tokens=1024))
+
+
 # ---------------------------------------------------------------------------------------------- shared folders
 
 

@@ -21,7 +21,15 @@ import hypothesis
 import jaxtyping
 import pytest
 import torch
-from commands import flat_run, soft_run, subword_run, tiny_data, tiny_run, two_level_run  # noqa: F401  (fixtures for all)
+from commands import (  # noqa: F401  (fixtures for all)
+    flat_run,
+    proved_quickly,
+    soft_run,
+    subword_run,
+    tiny_data,
+    tiny_run,
+    two_level_run,
+)
 from local_hub import local_hub  # noqa: F401
 from mirror import mirror, published, server  # noqa: F401
 

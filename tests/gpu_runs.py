@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 import bytegolf
 from bytegolf.config import Config, preset_chain, preset_names
+from bytegolf.evaluate.modes import ScoringMode
 
 ROOTS = [name for name in preset_names() if len(preset_chain(name)) == 1]
 """Presets that extend no other: the others have their kind of model."""
@@ -97,6 +98,12 @@ def on_both(run: TinyRun, **settings: Any) -> tuple[bytegolf.Model, bytegolf.Mod
     """The model of a run on the CPU and on the GPU, in fp32."""
     settings = {"precision": "fp32", "data": run.data, **settings}
     return bytegolf.load(run.folder, device="cpu", **settings), bytegolf.load(run.folder, device="cuda", **settings)
+
+
+def bits(model: bytegolf.Model, run: TinyRun, mode: ScoringMode, limit: int = 256, **settings: Any) -> float:
+    """The BPB of a model over the first validation tokens."""
+    with as_usual(model.module.embedding.weight.device):
+        return model.evaluate(run.data, mode, limit=limit, **settings).bpb
 
 
 def close(found: Tensor, expected: Tensor, atol: float = 1e-4, rtol: float = 1e-4) -> None:

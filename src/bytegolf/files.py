@@ -187,7 +187,11 @@ MOST_BYTES = 1 << 28
 def read_file(path: Path, what: str) -> bytes:
     """The contents of a file that is read as a whole; ``what`` names its role in the error when it cannot be."""
     with disk_errors(path, f"read the {what}"), path.open("rb") as file:
-        data = file.read(MOST_BYTES + 1)
+        # room is made for what it says to hold and a byte, not for the most; a pipe or a device says 0, and has more
+        size = min(os.fstat(file.fileno()).st_size, MOST_BYTES)
+        data = file.read(size + 1)
+        if len(data) > size:
+            data += file.read(MOST_BYTES - size)
     if len(data) > MOST_BYTES:
         raise BytegolfError(f"the {what} {path} has more than {MOST_BYTES:,} bytes: name another file")
     return data

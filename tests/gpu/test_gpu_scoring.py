@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gpu_runs import RTOL, RunOf, on_both, run_of  # noqa: F401
+from gpu_runs import RTOL, RunOf, bits, on_both, run_of  # noqa: F401
 
 from bytegolf.config import MixConfig, TttConfig
 
@@ -30,10 +30,8 @@ MODES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_score_is_the_cpus(mode: str, run_of: RunOf) -> None:  # noqa: F811
-    found, expected = (
-        model.evaluate(run_of("cpu-demo").data, model.mode(**MODES[mode]), limit=256).bpb
-        for model in on_both(run_of("cpu-demo"))
-    )
+    run = run_of("cpu-demo")
+    expected, found = (bits(model, run, model.mode(**MODES[mode])) for model in on_both(run))
     assert found == pytest.approx(expected, rel=RTOL)
 
 
@@ -42,7 +40,7 @@ def test_every_kind_of_model(name: str, run_of: RunOf) -> None:  # noqa: F811
     run = run_of(name)
     scores = [
         [
-            model.evaluate(run.data, model.mode(**changes), limit=128).bpb
+            bits(model, run, model.mode(**changes), 128)
             for changes in ({}, {"stride": 64}, {"ttt": TttConfig("lora", lora_lr=0.01)})
         ]
         for model in on_both(run)
@@ -51,16 +49,15 @@ def test_every_kind_of_model(name: str, run_of: RunOf) -> None:  # noqa: F811
 
 
 def test_one_pass(run_of: RunOf) -> None:  # noqa: F811
-    found, expected = (
-        model.evaluate(run_of("cpu-demo").data, model.mode(stride=32), limit=512, one_pass=True).bpb
-        for model in on_both(run_of("cpu-demo"))
-    )
+    run = run_of("cpu-demo")
+    expected, found = (bits(model, run, model.mode(stride=32), 512, one_pass=True) for model in on_both(run))
     assert found == pytest.approx(expected, rel=RTOL)
 
 
 def test_bf16(run_of: RunOf) -> None:  # noqa: F811
-    model = on_both(run_of("cpu-demo"))[0], on_both(run_of("cpu-demo"), precision="bf16")[1]
-    scores = [each.evaluate(run_of("cpu-demo").data, each.mode(stride=64), limit=256).bpb for each in model]
+    run = run_of("cpu-demo")
+    model = on_both(run)[0], on_both(run, precision="bf16")[1]
+    scores = [bits(each, run, each.mode(stride=64)) for each in model]
     assert scores[1] == pytest.approx(scores[0], rel=0.02)
 
 

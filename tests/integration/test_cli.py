@@ -162,6 +162,7 @@ def keys(value: Any) -> Iterator[str]:
             yield from keys(inner)
 
 
+@pytest.mark.usefixtures("proved_quickly")
 def test_json_is_one_documented_object(
     tiny_run: TinyRun, soft_run: TinyRun, published: Path, local_hub: Hub, tmp_path: Path
 ) -> None:

@@ -78,7 +78,7 @@ class Mixing:
         else:
             mixer.reset()
 
-    def frequencies(self, out: Forward, size: int, counted: list[int]) -> list[UInt32[np.ndarray, "n V"]]:
+    def frequencies(self, out: Forward, size: int, counted: list[int]) -> list[UInt32[np.ndarray, "_ V"]]:
         """The distributions of the first ``counted`` of each window's last ``size`` targets, which ``out`` has. They
         depend on nothing that was learned.
         """
@@ -88,7 +88,7 @@ class Mixing:
     def nats(
         self,
         traces: list[RouterTrace],
-        frequencies: list[UInt32[np.ndarray, "n V"]],
+        frequencies: list[UInt32[np.ndarray, "_ V"]],
         targets: Int[np.ndarray, "N L"],
         row: int = 0,
     ) -> Float64[np.ndarray, "N L"]:

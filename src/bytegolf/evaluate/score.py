@@ -147,7 +147,7 @@ class ReadGroup:
     """of the scored targets"""
     traces: list[RouterTrace]
     """what the routers did"""
-    frequencies: list[UInt32[np.ndarray, "n V"]]
+    frequencies: list[UInt32[np.ndarray, "_ V"]]
     """the distributions of each window's targets; none unless they are mixed"""
 
 
