@@ -27,7 +27,7 @@ from bytegolf.data.results import FetchResult
 from bytegolf.data.shards import open_split
 from bytegolf.data.tokenizer import load_tokenizer
 from bytegolf.errors import BytegolfError
-from bytegolf.files import only_one
+from bytegolf.locks import only_one
 from bytegolf.tools.fetch import download, export, mirrors, published
 from bytegolf.tools.fetch import job as fetching
 from bytegolf.tools.fetch.record import RECORD

@@ -15,6 +15,7 @@ LAYERS = (
     "console",
     "results",
     "files",
+    "locks",
     "folders",
     "network",
     "hub",

@@ -28,7 +28,8 @@ from bytegolf.data.shards import open_split
 from bytegolf.data.tokenizer import SentencePieceTokenizer, Tokenizer, load_tokenizer
 from bytegolf.device import choose_device, pick_precision
 from bytegolf.errors import BytegolfError
-from bytegolf.files import check_replaceable, clear_leftovers, only_one
+from bytegolf.files import check_replaceable, clear_leftovers
+from bytegolf.locks import only_one
 from bytegolf.model.storage import storage_kinds
 
 

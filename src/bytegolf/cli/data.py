@@ -127,8 +127,9 @@ def prepare(
     from bytegolf.data.manifest import LOCK, MANIFEST, UNFINISHED, data_summary
     from bytegolf.data.prepare import prepare as run
     from bytegolf.data.results import Prepared
-    from bytegolf.files import clear_leftovers, only_one
+    from bytegolf.files import clear_leftovers
     from bytegolf.folders import LeftOut, in_words
+    from bytegolf.locks import only_one
 
     busy = f"another `bytegolf prepare` or `fetch` is at work in {out}: wait for it, or choose another --out"
     with only_one(out / LOCK, busy):

@@ -27,6 +27,7 @@ from bytegolf.mixing.arithmetic import (
     second,
     squash,
 )
+from bytegolf.mixing.buckets import claim, find
 from bytegolf.mixing.state import HISTORY, State
 
 
@@ -56,32 +57,6 @@ class Reference:
     def __init__(self, state: State) -> None:
         self._state = state
         self._frames = [_Frame() for _ in range(state.streams)]
-
-    # ------------------------------------------------------------------------------------------------ buckets
-
-    def _head(self, hash_: int) -> int:
-        return hash_ & 0xFFFF | int(self._state.counts[0]) << 16
-
-    def _find(self, hash_: int) -> int | None:
-        place = hash_ >> 64 - self._state.bits
-        for one in (place, place ^ 1):
-            if self._state.table[one, 0] == self._head(hash_):
-                return one
-        return None
-
-    def _claim(self, hash_: int) -> int:
-        found = self._find(hash_)
-        if found is not None:
-            return found
-        table, now = self._state.table, int(self._state.counts[0])
-        one = hash_ >> 64 - self._state.bits
-        other = one ^ 1
-        stale, other_stale = (int(table[each, 0]) >> 16 != now for each in (one, other))
-        fewer = int(table[one, 1]) & 15 <= int(table[other, 1]) & 15
-        taken = one if stale or (not other_stale and fewer) else other
-        table[taken] = 0
-        table[taken, 0] = self._head(hash_)
-        return taken
 
     # ------------------------------------------------------------------------------------------------ history
 
@@ -243,7 +218,7 @@ class Reference:
         half = k // 4
         own = node & (1 << k - 4) - 1 | 1 << k - 4 if half else node
         if k in (0, 4):
-            frame.buckets[half] = [self._find(second(each, node) if half else each) for each in frame.hashes]
+            frame.buckets[half] = [find(self._state, second(each, node) if half else each) for each in frame.hashes]
         x = frame.x[k]
         x[:] = 0
         hits = correction = 0
@@ -332,8 +307,8 @@ class Reference:
         """A byte's counters, a bit at a time; ``corrected`` is None while priming, where nothing was predicted."""
         for half in (0, 1):
             wanted = [second(first, 16 | byte >> 4) for first in hashes] if half else hashes
-            found = [self._find(each) for each in wanted]
-            buckets = [self._claim(each) if at is None else at for each, at in zip(wanted, found, strict=True)]
+            found = [find(self._state, each) for each in wanted]
+            buckets = [claim(self._state, each) if at is None else at for each, at in zip(wanted, found, strict=True)]
             own = 1
             for k in range(4 * half, 4 * half + 4):
                 bit = byte >> 7 - k & 1

@@ -24,8 +24,9 @@ from bytegolf.data.manifest import FETCHING, LOCK, MANIFEST, data_summary, mark_
 from bytegolf.data.results import FetchResult
 from bytegolf.data.specs import parse_tokenizers
 from bytegolf.errors import BytegolfError
-from bytegolf.files import disk_errors, make_folder, only_one, write_bytes
+from bytegolf.files import disk_errors, make_folder, write_bytes
 from bytegolf.folders import LeftOut
+from bytegolf.locks import only_one
 from bytegolf.progress import ProgressBar
 from bytegolf.tools.fetch.download import Part, Retries, Wanted, download, part_path
 from bytegolf.tools.fetch.export import add_original_bytes, is_made, make

@@ -15,7 +15,8 @@ from rich.table import Table as RichTable
 from bytegolf.analyze.plots import PNG
 from bytegolf.console import PlainConsole, fitted
 from bytegolf.errors import BytegolfError, counted
-from bytegolf.files import check_replaceable, matching, only_one, write_bytes
+from bytegolf.files import check_replaceable, matching, write_bytes
+from bytegolf.locks import only_one
 from bytegolf.progress import clock
 from bytegolf.tools.study import run as running
 from bytegolf.tools.study import slurm
