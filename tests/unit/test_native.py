@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,19 @@ def forget() -> None:
     native._library.cache_clear()
 
 
+def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The compiler's command lines from now on."""
+    ran: list[list[str]] = []
+    inner = native._run
+
+    def run(command: list[str]) -> None:
+        ran.append(command)
+        inner(command)
+
+    monkeypatch.setattr(native, "_run", run)
+    return ran
+
+
 def answer() -> int:
     out = torch.zeros(1, dtype=torch.long)
     native.call("answer", torch.zeros(1), out)
@@ -57,6 +71,30 @@ def test_a_changed_source_is_built_anew(cache: Path, monkeypatch: pytest.MonkeyP
     forget()
     assert answer() == 43
     assert len(list(cache.iterdir())) == 2
+
+
+def test_what_is_unchanged_is_not_compiled_again(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor where comments alone are other, as in a submission's script; an object that is gone is made again."""
+    ran = commands(monkeypatch)
+    other = b'extern "C" void other() {}\n'
+    sources = {**native._sources(), "other.cpp": other}
+    monkeypatch.setattr(native, "_sources", lambda: sources)
+    assert answer() == 42
+    sources.update({"other.cpp": b"  // new\n" + other, "tiny.cpp": TINY.replace(b"42", b"43")})
+    for _ in range(2):
+        ran.clear()
+        forget()
+        assert answer() == 43
+        assert [Path(command[-3]).name for command in ran if "-c" in command] == ["tiny.cpp"]
+        for path in [*cache.glob("*.so"), *(cache.parent / "objects").glob("tiny*.o")]:
+            path.rename(path.with_name("gone"))
+
+
+def test_threads_that_ask_at_once_compile_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = commands(monkeypatch)
+    with ThreadPool(4) as pool:
+        assert pool.map(lambda number: native.why_not(), range(4)) == [None] * 4
+    assert len(ran) == 2, "one source, and the library"
 
 
 @pytest.mark.parametrize("keep", [0, 100, 0.5, 0.99])

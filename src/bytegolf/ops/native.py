@@ -22,6 +22,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from importlib import resources
 from multiprocessing.pool import ThreadPool
@@ -45,6 +46,8 @@ EXACT = "exact_"
 (``exact_lanes.h``)."""
 
 _EXACT_FLAGS = ["-fno-associative-math", "-ffp-contract=off"]
+
+_BUILDING = threading.Lock()
 
 _enabled = os.environ.get("BYTEGOLF_NATIVE", "1") != "0"
 
@@ -191,8 +194,9 @@ def _built() -> ctypes.CDLL:
     ).hexdigest()[:16]
     folder = cache_folder() / "native"
     try:
-        path = next(filter(_intact, folder.glob(f"kernels-{key}-*.so")), None)
-        return _declare(ctypes.CDLL(str(path or _compile(compiler, sources, folder, key))), sources)
+        with _BUILDING:  # threads that ask at once would each compile; who waited finds what was built
+            path = next(filter(_intact, folder.glob(f"kernels-{key}-*.so")), None)
+            return _declare(ctypes.CDLL(str(path or _compile(compiler, sources, folder, key))), sources)
     except OSError as error:
         raise NativeUnavailableError(
             f"they cannot be built or loaded in {folder} ({error.strerror or error})"
@@ -229,33 +233,39 @@ def _compile(compiler: list[str], sources: dict[str, bytes], folder: Path, key: 
     Objects are kept: a script's kernels are this package's, some of them, and a change of one leaves the others as
     they are.
     """
-    (folder / "objects").mkdir(parents=True, exist_ok=True)
+    keep = folder.parent / "objects"
+    for place in (folder, keep):
+        place.mkdir(parents=True, exist_ok=True)
     identity = _identity(compiler)
     with tempfile.TemporaryDirectory(dir=folder) as name:
         work = Path(name)
         for source, text in sources.items():
             (work / source).write_bytes(text)
 
-        def kept(unit: str) -> tuple[str, list[str], Path]:
-            """A source with its flags, and where its object is kept."""
+        def known(unit: str) -> tuple[list[str], str, Path | None]:
+            """A source's flags, the name of its object but for that one's hash, and the object if it is there."""
             flags = [*_FLAGS, *(_EXACT_FLAGS if unit.startswith(EXACT) else []), *_openmp()]
             texts = [code(sources[one].decode()) for one in _included(unit, sources)]
-            return unit, flags, folder / "objects" / f"{unit}-{_digest(repr((texts, flags, identity)).encode())}.o"
+            stem = f"{unit}-{_digest(repr((texts, flags, identity)).encode())}"
+            return flags, stem, next(filter(_intact, keep.glob(f"{stem}-*.o")), None)
 
-        def build(one: tuple[str, list[str], Path]) -> None:
-            unit, flags, place = one
-            _run([*_command(compiler, flags), "-c", str(work / unit), "-o", str(work / f"{unit}.o")])
-            (work / f"{unit}.o").replace(place)  # atomic: another process may be building the same
+        def build(unit: str) -> Path:
+            flags, stem, found = known(unit)
+            if found:
+                return found
+            made = work / f"{unit}.o"
+            _run([*_command(compiler, flags), "-c", str(work / unit), "-o", str(made)])
+            place = keep / f"{stem}-{_digest(made.read_bytes())}.o"
+            return made.replace(place)  # atomic: another process may be building the same
 
-        units = [kept(unit) for unit in sorted(sources) if unit.endswith(".cpp")]
-        if missing := [one for one in units if not one[2].exists()]:
+        units = [unit for unit in sorted(sources) if unit.endswith(".cpp")]
+        if not all(found for _, _, found in map(known, units)):
             sys.stderr.write("native kernels · compiling them for this machine, once: half a minute or so\n")
-            with ThreadPool(min(len(missing), os.cpu_count() or 1)) as pool:
-                pool.map(build, missing)
+        with ThreadPool(min(len(units), os.cpu_count() or 1)) as pool:
+            objects = pool.map(build, units)
         built = work / "kernels.so"
         begin = _command(compiler, [*_FLAGS, *_openmp()])
-        objects = [str(place) for _, _, place in units]
-        _run([*begin, "-shared", *objects, "-o", str(built), *map(str, _torch_openmp())])
+        _run([*begin, "-shared", *map(str, objects), "-o", str(built), *map(str, _torch_openmp())])
         path = folder / f"kernels-{key}-{_digest(built.read_bytes())}.so"
         built.replace(path)
     return path
@@ -271,8 +281,8 @@ def _included(name: str, sources: dict[str, bytes]) -> list[str]:
     found, ahead = {name}, [name]
     while ahead:
         named = re.findall(r'(?m)^#include "(.+)"', sources[ahead.pop()].decode())
-        ahead += [one for one in named if one not in found]
-        found.update(named)
+        ahead += [one for one in named if one in sources and one not in found]
+        found.update(ahead)
     return sorted(found)
 
 
