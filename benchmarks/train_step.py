@@ -37,7 +37,7 @@ from bytegolf.data.dataset_writer import ShardWriter
 from bytegolf.data.loader import Loader
 from bytegolf.data.shards import TokenStream, open_split, shard_paths
 from bytegolf.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
-from bytegolf.device import choose_device, keep_freed_memory, pick_precision
+from bytegolf.device import choose_device, pick_precision
 from bytegolf.model.embed import row_tables
 from bytegolf.model.lm import LanguageModel
 from bytegolf.model.outline import count_parameters
@@ -99,8 +99,6 @@ class Steps:
         settings = config.train
         self.config, self.tokenizer, self.clock = config, tokenizer, clock
         self.device = choose_device(settings.device)
-        if self.device.type == "cpu":  # as training does
-            keep_freed_memory()
         torch.manual_seed(0)
         self.model = LanguageModel(config.model).to(self.device)
         self.model.precision = pick_precision(settings.precision, self.device)

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import math
 import os
 
 import torch
 
 from bytegolf.errors import BytegolfError
-
-_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
-"""glibc's numbers of these settings: from which size memory is the system's own, and how much stays when it is freed"""
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -59,22 +54,6 @@ def prepare_device(device: torch.device) -> torch.device:
         torch.set_float32_matmul_precision("high")  # fp32 products, where any are left, in TF32
         torch.backends.cudnn.allow_tf32 = True
     return device
-
-
-def keep_freed_memory() -> None:
-    """Have this process keep memory that it frees, up to 1 GiB of it, for what it asks for next. glibc only.
-
-    (why) The tensors of a training step have the same sizes as those of the step before. glibc gives each of more than
-    some MB back to the system and gets it anew, a page at a time and filled with zeros: 5 to 10 % of a small model's
-    step. What is computed stays the same.
-    """
-    with contextlib.suppress(
-        OSError, TypeError, AttributeError
-    ):  # other libraries have no such function, and other habits
-        library = ctypes.CDLL(None)
-        if hasattr(library, "gnu_get_libc_version"):
-            library.mallopt(_MMAP_THRESHOLD, 32 << 20)  # the most that it takes
-            library.mallopt(_TRIM_THRESHOLD, 1 << 30)
 
 
 def has_bf16(device: torch.device) -> bool:

@@ -17,7 +17,7 @@ from bytegolf.artifact.run_folder import RunFolder
 from bytegolf.config import Config
 from bytegolf.data.shards import TokenStream, open_split
 from bytegolf.data.tokenizer import Tokenizer, load_tokenizer
-from bytegolf.device import has_bf16, keep_freed_memory, pick_precision
+from bytegolf.device import has_bf16, pick_precision
 from bytegolf.distributed import DistributedContext
 from bytegolf.errors import BytegolfError
 from bytegolf.model.layers import float_state
@@ -72,10 +72,8 @@ def model_to_train(config: Config, data: TrainingData, world: DistributedContext
     What is slow there is told.
     """
     device = world.device
-    if device.type == "cpu":
-        keep_freed_memory()
-        if reason := native.why_not():  # builds the kernels, if need be
-            reporter.warn(reason)
+    if device.type == "cpu" and (reason := native.why_not()):  # builds the kernels, if need be
+        reporter.warn(reason)
     model = initial_model(config, data.tokenizer, data.train)
     # sharding moves part by part, as the whole model may not fit on the device
     model = shard(model, config, world) if shards(config, world) else model.to(device)
