@@ -11,8 +11,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-import safetensors
-
 from bytegolf.config import from_dict
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors, parse_json, read_json_object
@@ -137,6 +135,8 @@ def verify(path: Path) -> tuple[dict[str, str] | None, int]:
 
     Raises BytegolfError: the same as ``checkpoint.load``.
     """
+    import safetensors  # a megabyte, and most who ask for a folder's checkpoints read none
+
     hashes, count = checksums(path), 0
     progress(path, hashes)
     for part in PARTS:

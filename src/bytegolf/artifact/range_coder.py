@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import constriction
 import numpy as np
 from jaxtyping import Int
 from numpy.typing import NDArray
@@ -55,6 +54,8 @@ class Frequencies:
     def model(self, context: int) -> Any:
         """What constriction codes the symbols of a context with."""
         if context not in self._models:
+            import constriction  # a megabyte, which a model that is not coded by it has no use for
+
             self._models[context] = constriction.stream.model.Categorical(self._weights[context], perfect=False)
         return self._models[context]
 
@@ -102,6 +103,8 @@ class Encoder:
     """Writes symbols into a stream."""
 
     def __init__(self) -> None:
+        import constriction
+
         self._coder: Any = constriction.stream.queue.RangeEncoder()
 
     def write(self, by: Frequencies, context: Int[np.ndarray, " n"], symbols: Int[np.ndarray, " n"]) -> None:
@@ -143,6 +146,8 @@ class Decoder:
     """
 
     def __init__(self, stream: bytes | memoryview, counting: bool = False) -> None:
+        import constriction
+
         if len(stream) % 4:
             raise BrokenStreamError("its payload is no whole number of words")
         self._words = np.frombuffer(stream, "<u4").astype(np.uint32)

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-import safetensors
 import torch
 from torch import Tensor
 
@@ -44,6 +43,8 @@ def read_notes(path: Path) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
+    import safetensors  # a megabyte, which a model in another format has no use for
+
     with disk_errors(path, "read"), path.open("rb"):
         if not path.is_file():
             raise BytegolfError(f"{path} is no file: name a .pt or .safetensors file")
