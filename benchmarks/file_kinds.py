@@ -264,7 +264,7 @@ def main() -> None:
     for at, (kind, label, data) in enumerate(files):
         sizes = {name: result["sizes"][at] for name, result in results.items()}
         rivals = [size for name, size in sizes.items() if name in ("xz", "zstd", "bzip2", "PPMd")]
-        ratio = sizes["bytegolf"] / max(1, min(rivals)) if rivals else 0.0
+        ratio = sizes["bytegolf"] / max(1, min(rivals)) if rivals and "bytegolf" in sizes else 0.0
         rows.append({"kind": kind, "file": label, "bytes": len(data), **sizes, "of the best of four": round(ratio, 3)})
         whole = kinds.setdefault(kind, {"kind": kind, "files": 0, "bytes": 0, **dict.fromkeys(sizes, 0)})
         for key, value in {"files": 1, "bytes": len(data), **sizes}.items():
