@@ -13,12 +13,9 @@ import contextlib
 import ctypes
 import functools
 import hashlib
-import itertools
 import os
 import platform
 import re
-import shlex
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -33,6 +30,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensor  # (why) private but documented: torch has no other way to tell
 
 from bytegolf.files import cache_folder
+from bytegolf.ops.compiler import NO_COMPILER, code, command_with, find_compiler, included
 
 _DTYPES = {torch.bfloat16: 0, torch.float32: 1, torch.float64: 2}
 """The codes by which kernels choose their instance; ``common.h`` has the same."""
@@ -164,16 +162,6 @@ def _ctype(parameter: str) -> type[ctypes.c_void_p | ctypes.c_double | ctypes.c_
     return ctypes.c_double if "double" in parameter else ctypes.c_int64
 
 
-NO_COMPILER = "no C++ compiler was found (install g++, or name one in CXX)"
-
-
-def find_compiler(*others: str) -> list[str]:
-    """The C++ compiler's command: $CXX, or the first there is of the usual ones and ``others``; empty if none is."""
-    named = shlex.split(os.environ.get("CXX", ""))
-    command = named or list(filter(shutil.which, ("g++", "clang++", "c++", *others)))[:1]
-    return command if command and shutil.which(command[0]) else []
-
-
 @functools.cache
 def _library() -> ctypes.CDLL | None:
     try:
@@ -245,7 +233,7 @@ def _compile(compiler: list[str], sources: dict[str, bytes], folder: Path, key: 
         def known(unit: str) -> tuple[list[str], str, Path | None]:
             """A source's flags, the name of its object but for that one's hash, and the object if it is there."""
             flags = [*_FLAGS, *(_EXACT_FLAGS if unit.startswith(EXACT) else []), *_openmp()]
-            texts = [code(sources[one].decode()) for one in _included(unit, sources)]
+            texts = [code(sources[one].decode()) for one in included(unit, sources)]
             stem = f"{unit}-{_digest(repr((texts, flags, identity)).encode())}"
             return flags, stem, next(filter(_intact, keep.glob(f"{stem}-*.o")), None)
 
@@ -254,7 +242,7 @@ def _compile(compiler: list[str], sources: dict[str, bytes], folder: Path, key: 
             if found:
                 return found
             made = work / f"{unit}.o"
-            _run([*_command(compiler, flags), "-c", str(work / unit), "-o", str(made)])
+            _run([*command_with(compiler, flags), "-c", str(work / unit), "-o", str(made)])
             place = keep / f"{stem}-{_digest(made.read_bytes())}.o"
             return made.replace(place)  # atomic: another process may be building the same
 
@@ -264,32 +252,11 @@ def _compile(compiler: list[str], sources: dict[str, bytes], folder: Path, key: 
         with ThreadPool(min(len(units), os.cpu_count() or 1)) as pool:
             objects = pool.map(build, units)
         built = work / "kernels.so"
-        begin = _command(compiler, [*_FLAGS, *_openmp()])
+        begin = command_with(compiler, [*_FLAGS, *_openmp()])
         _run([*begin, "-shared", *map(str, objects), "-o", str(built), *map(str, _torch_openmp())])
         path = folder / f"kernels-{key}-{_digest(built.read_bytes())}.so"
         built.replace(path)
     return path
-
-
-def code(source: str) -> str:
-    """A source without the lines that are comments."""
-    return re.sub(r"(?m)^ *//.*\n", "", source)
-
-
-def _included(name: str, sources: dict[str, bytes]) -> list[str]:
-    """A source and all that it includes of ours, sorted."""
-    found, ahead = {name}, [name]
-    while ahead:
-        named = re.findall(r'(?m)^#include "(.+)"', sources[ahead.pop()].decode())
-        ahead += [one for one in named if one in sources and one not in found]
-        found.update(ahead)
-    return sorted(found)
-
-
-def _command(compiler: list[str], flags: list[str]) -> list[str]:
-    """The compiler with ``flags``, and behind them the user's own (`CXX="g++ -O1"`): the last one counts."""
-    program = list(itertools.takewhile(lambda word: not word.startswith("-"), compiler))
-    return [*program, *flags, *compiler[len(program) :]]
 
 
 def _run(command: list[str]) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from bytegolf.model.hnet import HNet
 from bytegolf.model.lm import LanguageModel
 from bytegolf.model.stack import Stack
-from bytegolf.ops import native
+from bytegolf.ops.compiler import NO_COMPILER, find_compiler
 
 Say = Callable[[str], None]
 Run = Callable[[Tensor, Tensor | None], Tensor]
@@ -38,8 +38,8 @@ def wants(setting: Literal["auto", "on", "off"], device: torch.device) -> bool:
 
 def obstacle(device: torch.device) -> str | None:
     """Why torch.compile cannot work for ``device`` here, in words; None if nothing is known to be missing."""
-    if not native.find_compiler("cl"):
-        return native.NO_COMPILER
+    if not find_compiler("cl"):
+        return NO_COMPILER
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
     return None

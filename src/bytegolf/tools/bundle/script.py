@@ -21,7 +21,7 @@ from importlib.resources.abc import Traversable
 from bytegolf import __version__
 from bytegolf.config import Config, DataConfig, levels, stacks
 from bytegolf.errors import BytegolfError
-from bytegolf.ops import native
+from bytegolf.ops.compiler import code
 from bytegolf.registry import MIXERS, QUANTIZERS, ROUTERS, Registry
 from bytegolf.tools.bundle.flatten import Flattened
 from bytegolf.tools.bundle.reader import PACKAGE
@@ -175,7 +175,7 @@ def _with_kernels(module: bytes, mixes: bool) -> bytes:
     )
     files = sorted(wanted, key=lambda entry: entry.name)
     # lines that are comments would count as code
-    served = ((entry.name, native.code(entry.read_text(encoding="utf-8"))) for entry in files)
+    served = ((entry.name, code(entry.read_text(encoding="utf-8"))) for entry in files)
     texts = "".join(f"    {name!r}: {_literal(text)},\n" for name, text in served)
     served_by = "    return {name: text.encode() for name, text in KERNELS.items()}\n"
     own = f"KERNELS = {{\n{texts}}}\n\n\ndef {_KERNELS.name}():\n{served_by}"

@@ -11,7 +11,7 @@ from bytegolf.artifact.payload import header_of, open_payload
 from bytegolf.data.shards import open_split
 from bytegolf.data.tokenizer import load_tokenizer
 from bytegolf.errors import BytegolfError
-from bytegolf.ops.native import find_compiler
+from bytegolf.ops.compiler import find_compiler
 from bytegolf.tools.bundle import script as bundle
 from bytegolf.tools.submission.claims import CLAIMS
 from bytegolf.tools.submission.decoders import MOST_BYTES

@@ -25,7 +25,7 @@ from jaxtyping import Float
 from bytegolf.data.shards import TokenStream
 from bytegolf.data.tokenizer import Tokenizer
 from bytegolf.files import cache_folder, lines_of
-from bytegolf.ops.native import find_compiler
+from bytegolf.ops.compiler import find_compiler
 from bytegolf.tools.submission import experiments
 from bytegolf.tools.submission.verdict import Finding
 
