@@ -5,7 +5,7 @@ Legend: B batch, I inputs, O outputs, D width. Activations are in the compute dt
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -68,21 +68,23 @@ class Linear(nn.Module):
         self.scale = scale.float()
 
 
+def _coded(model: nn.Module) -> Iterator[tuple[str, Linear, Tensor]]:
+    """The maps of a model that keep codes: the name of each one's weight, itself, and the weight in fp32."""
+    for name, module in model.named_modules():
+        if isinstance(module, Linear) and module.scale is not None:
+            weight = widened(module.weight, module.scale, torch.float32)
+            yield f"{name}.weight" if name else "weight", module, weight
+
+
 def widen(model: nn.Module) -> None:
     """Make fp32 weights of all codes, for whoever changes them or asks for their gradients."""
-    for module in model.modules():
-        if isinstance(module, Linear) and module.scale is not None:
-            module.weight = nn.Parameter(widened(module.weight, module.scale, torch.float32))
-            module.scale = None
+    for _, module, weight in _coded(model):
+        module.weight, module.scale = nn.Parameter(weight), None
 
 
 def float_state(model: nn.Module) -> dict[str, Tensor]:
     """The model's ``state_dict`` with weights in place of codes."""
-    found = model.state_dict()
-    for name, module in model.named_modules():
-        if isinstance(module, Linear) and module.scale is not None:
-            found[f"{name}.weight".lstrip(".")] = widened(module.weight, module.scale, torch.float32)
-    return found
+    return {**model.state_dict(), **{name: weight for name, _, weight in _coded(model)}}
 
 
 class Mlp(nn.Module):

@@ -77,11 +77,7 @@ def orthogonalize(
     for a, b, c in chosen:
         gram = x.mT @ x if tall else x @ x.mT  # the smaller of the two
         powers = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        if quintics == "same":
-            x = torch.baddbmm(x, x, powers, beta=a) if tall else torch.baddbmm(x, powers, x, beta=a)
-        else:  # without the copy of x that the sum begins with; otherwise as exact
-            powers.diagonal(dim1=1, dim2=2).add_(a)
-            x = x @ powers if tall else powers @ x
+        x = torch.baddbmm(x, x, powers, beta=a) if tall else torch.baddbmm(x, powers, x, beta=a)
     return x.bfloat16()
 
 
