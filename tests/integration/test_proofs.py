@@ -91,16 +91,21 @@ def test_every_preset_is_proved(preset: str, tiny_data: Path, tmp_path: Path) ->
     made = list(verification.verify(opened, tiny_data, LITTLE, fresh=False))
     assert all(check.passed for check in made), [check for check in made if not check.passed]
     kinds = [check.name.partition(":")[0] for check in made]
-    mixed = 2 if byte else 0  # without overlap and with
-    assert kinds.count("causal") == (7 if opened.model.levels() else 2) + mixed
+    mixed = 3 if byte else 0  # without overlap, with, and in one pass
+    assert kinds.count("causal") == (8 if opened.model.levels() else 3) + mixed
     expected = {"causal", "normalised", "counted once", "frequencies", "coded size", "decoded"}
     assert set(kinds) == expected | ({"normalised, mixed", "coded size, mixed"} if byte else set())
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_a_primer_must_be_of_the_training_split(split: str, tiny_run: TinyRun, tmp_path: Path) -> None:
+def test_a_primer_must_be_of_the_training_split_and_what_is_configured_is_proved(
+    split: str, tiny_run: TinyRun, tmp_path: Path
+) -> None:
     run = pack.read_artifact(tiny_run.folder / "artifact.bgolf")
-    config = run.config.with_("eval.mix=true", "eval.mix.megabytes=1", "export.primer=3000")
+    changes = ["eval.mix=true", "eval.mix.megabytes=1", "eval.mix.reset=document", "export.primer=3000"]
+    if split == "train":  # what a configuration has learned at test time is in every figure, or they differ
+        changes += ["eval.ttt.mode=sgd", "eval.ttt.sgd_lr=0.01"]
+    config = run.config.with_(*changes)
     stream = open_split(tiny_run.data, "pure_byte_260", split, 260)
     primer = Primer.of(training_text(stream, ByteTokenizer(), 3000))
     path = tmp_path / "a.bgolf"
@@ -108,13 +113,14 @@ def test_a_primer_must_be_of_the_training_split(split: str, tiny_run: TinyRun, t
     opened = opening.load_model(path, precision="fp32")
     made: dict[str, Check] = {}
     for check in verification.verify(opened, tiny_run.data, LITTLE):
-        made[check.name.partition(":")[0]] = check
+        name, _, mode = check.name.partition(": ")
+        made["as configured" if mode == "as configured" else name] = check
         if split == "val" and "primer" in made:  # all else is as with the other one
             break
     assert made.pop("primer").passed == (split == "train")
     assert all(check.passed for check in made.values()), made
     if split == "train":
-        assert {"normalised, mixed", "coded size, mixed", "recomputed"} < set(made)
+        assert {"normalised, mixed", "coded size, mixed", "recomputed", "as configured"} < set(made)
     rows = {row.group: row for row in measure(path).rows}
     assert (rows["primer"].raw_bytes, rows["primer"].packed_bytes) == (3000, len(primer.packed))
     damaged = bytearray(path.read_bytes())

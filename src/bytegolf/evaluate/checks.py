@@ -71,12 +71,15 @@ def trials(
     model: LanguageModel, seq_len: int, stride: int = 0, mix: MixConfig | None = None, primer: Primer | None = None
 ) -> list[Trial]:
     """Every mode in which ``model`` can be scored: without overlap and with (``stride`` tokens per window, or a quarter
-    of one), in each capacity that it can have, with test-time training, and mixed as ``mix`` says (None: never), by
-    contexts that have read ``primer``.
+    of one), in one pass, in each capacity that it can have, with test-time training, and all of these mixed as ``mix``
+    says (None: never), by contexts that have read ``primer``.
     """
     overlap = stride if 0 < stride < seq_len else max(1, seq_len // 4)
     plain, sliding = ScoringMode(seq_len, batch=1), ScoringMode(seq_len, overlap, batch=1)
     named = (("plain", plain), (f"sliding, stride {overlap}", sliding))
+    # any receptive field shows whether one reaches ahead: half a window of bytes, an eighth of as many chunks, …
+    fields = tuple(max(1, seq_len // (2 * 4**depth)) for depth in range(1 + len(model.levels())))
+    at_once = ScoringMode(2 * seq_len, seq_len, batch=1, receptive_field=fields)
 
     def all_chunks(mode: ScoringMode) -> ScoringMode:
         return dataclasses.replace(mode, capacity="fixed", capacity_divisor=1.0) if model.levels() else mode
@@ -88,11 +91,12 @@ def trials(
         )
         for kind in LEARNING
     ]
+    adapting.append(Trial("one pass", all_chunks(at_once)))
     if mix:
         mixed = [
             ("mixed", plain),
             (f"mixed, stride {overlap}", sliding),
-            *((f"mixed, {one.name}", one.mode) for one in adapting[-1:]),
+            *((f"mixed, {one.name}", one.mode) for one in adapting),
         ]
         mixed = [(name, dataclasses.replace(mode, mix=mix, primer=primer)) for name, mode in mixed]
         adapting += [Trial(name, all_chunks(mode)) for name, mode in mixed]
@@ -216,9 +220,10 @@ class Counting:
 
     def observe(self, window: Window, tokens: NDArray[np.int64], traces: list[RouterTrace], row: int) -> None:
         """An ``Observer``."""
-        start = window.start + window.length - window.scored
-        self._times[start : start + window.scored] += 1
-        self._bytes += len(self._tokenizer.decode(tokens[-window.scored :], int(tokens[-window.scored - 1])))
+        tokens = tokens[: len(tokens) - window.blank]
+        start, counted = window.start + window.length - window.scored, window.scored - window.blank
+        self._times[start : start + counted] += 1
+        self._bytes += len(self._tokenizer.decode(tokens[-counted:], int(tokens[-counted - 1])))
         if (tokens != self._stream.slice(window.start, window.start + len(tokens))).any():
             raise BytegolfError("the score read other tokens than its windows say")
 

@@ -71,13 +71,6 @@ class Mixing:
         """The mixer of a row, and which of its streams that is."""
         return self._mixers[row % self._own], row // self._own
 
-    def _begin_anew(self, mixer: Mixer) -> None:
-        """Have ``mixer`` know what is known before a text, and nothing else."""
-        if self._primer:
-            mixer.read(self._primer)
-        else:
-            mixer.reset()
-
     def frequencies(self, out: Forward, size: int, counted: list[int]) -> list[UInt32[np.ndarray, "_ V"]]:
         """The distributions of the first ``counted`` of each window's last ``size`` targets, which ``out`` has. They
         depend on nothing that was learned.
@@ -128,7 +121,7 @@ class Mixing:
             if end < stop:  # the byte before a special token is told whether it opened a chunk, and nothing comes of it
                 mixer.begin(experts[end:stop], opens[end:stop], rows)
             if self._forgets and stop > start and targets[stop - 1] == self._bos:
-                self._begin_anew(mixer)
+                mixer.begin_anew(self._primer)
             start = stop
         return found
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -23,13 +24,15 @@ from bytegolf.data.shards import TokenStream
 from bytegolf.data.tokenizer import Tokenizer
 from bytegolf.distributed import SINGLE_PROCESS, DistributedContext
 from bytegolf.errors import BytegolfError
-from bytegolf.evaluate.mixing import Mixing, Watch
+from bytegolf.evaluate.mixing import Mixing, Watch, opens
 from bytegolf.evaluate.one_pass import OnePass, one_pass, with_receptive_field
 from bytegolf.evaluate.score import Book, Observer, score
 from bytegolf.evaluate.ttt import score_adapting
+from bytegolf.evaluate.windows import Window
 from bytegolf.mixing.mixer import Mixer
 from bytegolf.mixing.primer import Primer
 from bytegolf.model.lm import Forward, LanguageModel
+from bytegolf.model.trace import RouterTrace
 
 MIXED_CHUNK = 256
 """Tokens between updates of test-time training beside mixing, unless told otherwise."""
@@ -200,10 +203,35 @@ class ScoringMode:
         stream = MemoryStream(tokens)
         if self.mix.on:
             self.score(model, stream, tokenizer, watch=lambda found: seen.append(torch.from_numpy(np.log(found))))
-            return torch.cat(seen)
-        with watched(model, lambda out: seen.append(model.cap(out.logits).flatten(0, 1).cpu())):
-            self.score(model, stream, tokenizer)
+        else:
+            self.score_shown(model, stream, tokenizer, lambda logits, _: seen.append(model.cap(logits)))
         return torch.cat(seen)
+
+    def score_shown(
+        self,
+        model: LanguageModel,
+        stream: TokenStream,
+        tokenizer: Tokenizer,
+        see: Callable[[Float[Tensor, "n V"], Bool[np.ndarray, " n"]], None],
+    ) -> Score:
+        """``score``, in which ``see`` gets what the model said of each window's n targets, in the order of the text:
+        its logits, and whether a chunk opens at the token before each target.
+
+        Windows are read ahead of their scores where these are mixed, so what the model said waits for its window: batch
+        after batch, and in a batch row after row.
+        """
+        waiting: deque[Forward] = deque()
+        batch: list[Forward] = []
+
+        def observe(window: Window, tokens: NDArray[np.int64], traces: list[RouterTrace], row: int) -> None:
+            if row == 0:
+                batch[:] = [waiting.popleft()]
+            (out,), counted = batch, window.scored - window.blank
+            opened = opens(traces, len(out.logits), window.scored)[row]
+            see(out.logits[row, -window.scored :][:counted].cpu(), opened[:counted])
+
+        with watched(model, waiting.append):
+            return self.score(model, stream, tokenizer, observer=lambda: observe)
 
     def fitting(self, most: int, windows: int = 3) -> int:
         """How many of ``most`` tokens to take, so that up to ``windows`` windows of them come out even."""

@@ -18,21 +18,20 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Int, UInt8, UInt32
 from rich.text import Text
+from torch import Tensor
 
 from bytegolf.artifact.loading import LoadedModel
 from bytegolf.artifact.opening import is_weights
 from bytegolf.artifact.primer import training_text
 from bytegolf.artifact.weights_file import WEIGHTS_FILE, write_weights
 from bytegolf.bpb import Score
-from bytegolf.config import MixConfig
 from bytegolf.data.manifest import validation_bytes
 from bytegolf.data.shards import TokenStream, open_split
 from bytegolf.data.tokenizer import ByteTokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.evaluate import checks
 from bytegolf.evaluate.checks import Counting
-from bytegolf.evaluate.mixing import opens
-from bytegolf.evaluate.modes import MemoryStream, ScoringMode, watched
+from bytegolf.evaluate.modes import MemoryStream, ScoringMode
 from bytegolf.evaluate.results import Check
 from bytegolf.files import lines_of
 from bytegolf.infer.frequencies import Decoder, Encoder
@@ -41,7 +40,6 @@ from bytegolf.mixing.coding import BitCoder, code_byte
 from bytegolf.mixing.frequencies import TOTAL, frequencies_of
 from bytegolf.mixing.mixer import Mixer
 from bytegolf.mixing.primer import Primer
-from bytegolf.model.lm import Forward
 from bytegolf.progress import Reporter
 
 CODED_MORE = 0.005
@@ -111,7 +109,13 @@ def verify(
     if isinstance(tokenizer, ByteTokenizer) and not mixed.on:
         mixed = dataclasses.replace(mixed, on=True, megabytes=1)  # what is tried does not depend on the room
     primer = opened.artifact.primer if opened.config.eval.mix.on and mixed.primer else None
-    for trial in checks.trials(model, seq_len, stride, mixed if mixed.on else None, primer):
+    configured = dataclasses.replace(ScoringMode.configured(opened.config, primer), batch=1)
+    # documents that are read side by side take rows as others end, so here one is read at a time
+    configured = dataclasses.replace(configured, ttt=dataclasses.replace(configured.ttt, documents=1))
+    tried = checks.trials(model, seq_len, stride, mixed if mixed.on else None, primer)
+    if configured.adapts:
+        tried.append(checks.Trial("as configured", configured, exact=False))
+    for trial in tried:
         tell(f"changing the future: {trial.name}")
         # learning makes a try many times as long: there the borders of windows must do
         yield checks.causality(model, tokenizer, sample, trial, 0 if trial.mode.in_order else effort.cuts)
@@ -126,15 +130,17 @@ def verify(
 
     tell("scoring")
     limit = 0 if claim is not None else effort.limit(seq_len, stride)
+    if configured.adapts:
+        limit = limit // AGAIN
     counting = Counting(stream, tokenizer)
-    mode = ScoringMode(seq_len, stride, mix=opened.config.eval.mix, primer=primer, batch=opened.config.eval.batch)
+    mode = ScoringMode.configured(opened.config, primer)
     total = mode.score(model, stream, tokenizer, limit=limit, observer=lambda: counting.observe)
     yield counting.check(total, validation_bytes(data, tokenizer.name))
     tell("coding a sample")
     yield from _coded(opened, stream, effort.streams)
     if mixed.on:
         tell("coding it mixed")
-        yield _coded_mixed(opened, sample, mixed, primer)
+        yield _coded_mixed(opened, sample, dataclasses.replace(configured, mix=mixed))
     if fresh:
         tell("scoring in a process of its own")
         yield _recomputed(opened, data, total, limit)
@@ -219,22 +225,20 @@ def _primed(primer: Primer, asked: int, data: Path, tokenizer: ByteTokenizer) ->
     )
 
 
-def _coded_mixed(opened: LoadedModel, tokens: Int[np.ndarray, " N"], mix: MixConfig, primer: Primer | None) -> Check:
+def _coded_mixed(opened: LoadedModel, tokens: Int[np.ndarray, " N"], scoring: ScoringMode) -> Check:
     """Code some text with mixed probabilities, bit by bit, and decode it again, from nothing but the code and what the
     model said of each byte (which ``_coded`` decodes); it must take what its mixed score claims.
     """
-    model, tokenizer = opened.model, opened.tokenizer
+    model, tokenizer, mix = opened.model, opened.tokenizer, scoring.mix
     assert isinstance(tokenizer, ByteTokenizer)
-    scoring = ScoringMode(opened.config.train.seq_len, batch=1, mix=mix, primer=primer)
     offset = tokenizer.OFFSET
     seen: list[tuple[UInt32[np.ndarray, "n V"], Bool[np.ndarray, " n"]]] = []
     size = scoring.fitting(len(tokens), windows=3)
 
-    def see(out: Forward) -> None:
-        seen.append((frequencies_of(out.logits[0], model.config.softcap), opens(out.traces, *out.logits.shape[:2])[0]))
+    def see(logits: Tensor, opens: Bool[np.ndarray, " n"]) -> None:
+        seen.append((frequencies_of(logits, model.config.softcap), opens))
 
-    with watched(model, see):
-        claimed = scoring.score(model, MemoryStream(tokens[:size]), tokenizer).nats / math.log(2)
+    claimed = scoring.score_shown(model, MemoryStream(tokens[:size]), tokenizer, see).nats / math.log(2)
     frequencies, opened_chunk = (np.concatenate(parts) for parts in zip(*seen, strict=True))
     wanted = np.arange(size - 1)[tokens[1:size] >= offset]
     special = np.delete(np.arange(size - 1), wanted)
@@ -243,13 +247,17 @@ def _coded_mixed(opened: LoadedModel, tokens: Int[np.ndarray, " N"], mix: MixCon
 
     def code(coder: BitCoder, data: UInt8[np.ndarray, " n"]) -> UInt8[np.ndarray, " n"]:
         found = data.copy()
-        mixer = Mixer.behind(primer, mix, length=size)
+        mixer = Mixer.behind(scoring.primer, mix, length=size)
         for number, at in enumerate(range(size - 1)):
             mixer.begin(frequencies[at : at + 1, None, offset:], opened_chunk[at : at + 1])
+            token = int(tokens[1 + at])  # a special one is not coded here: its cost is in ``free``
             if number in places:
                 place = places[number]
                 found[place] = code_byte(mixer, coder, int(data[place]))
                 mixer.learn(found[place, None])
+                token = int(found[place]) + offset
+            if token == tokenizer.BOS and mix.reset == "document":
+                mixer.begin_anew(scoring.primer)
         return found
 
     places = {int(at): place for place, at in enumerate(wanted)}

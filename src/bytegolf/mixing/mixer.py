@@ -177,6 +177,13 @@ class Mixer:
         """Forget everything."""
         self.state.reset()
 
+    def begin_anew(self, primer: Primer | None) -> None:
+        """Know ``primer`` (None: nothing) and nothing else, as before the first text."""
+        if primer is None:
+            self.reset()
+        else:
+            self.read(primer)
+
     def read(self, primer: Primer) -> None:
         """Know a text and nothing else: what follows its contexts is counted, and none of it predicted, so that weights
         and corrections are as new. All streams know it, and none goes on from its end.
