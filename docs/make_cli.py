@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bytegolf.cli.common import explain_json
+from bytegolf.cli.common import json_keys
 from bytegolf.cli.run import app
 
 PAGE = Path(__file__).parent / "cli.md"
@@ -21,7 +21,7 @@ HEAD = """\
 # Command line
 
 The help of every verb, as `bytegolf VERB --help` prints it. [Commands](guide/commands.md) shows them at work.
-This page is made by `python docs/make_cli.py`.
+The keys of its JSON come with `--help --json`. This page is made by `python docs/make_cli.py`.
 """
 
 
@@ -30,12 +30,18 @@ def help_of(*words: str) -> str:
     group = app
     for word in words:
         group = group[word]
-    if verb := group.default_command:
-        group.help = explain_json(verb)
     out = io.StringIO()
     console = Console(file=out, width=WIDTH, color_system=None, force_terminal=False, highlight=False)
     app([*words, "--help"], console=console, exit_on_error=False, result_action="return_value")
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()).strip()
+
+
+def json_of(*words: str) -> str:
+    """What the keys of a verb's JSON are; empty for a group of verbs, and for what prints none."""
+    group = app
+    for word in words:
+        group = group[word]
+    return json_keys(group.default_command) if group.default_command else ""
 
 
 def verbs(*words: str) -> list[tuple[str, ...]]:
@@ -55,7 +61,9 @@ def page() -> str:
     """The whole page."""
     parts = [HEAD, f"```text\n{help_of()}\n```\n"]
     for words in verbs():
-        parts.append(f"{'#' * (len(words) + 1)} {' '.join(words)}\n\n```text\n{help_of(*words)}\n```\n")
+        keys = json_of(*words)
+        explained = f"\nThe keys of its JSON (`--help --json`):\n\n```text\n{keys}\n```\n" if keys else ""
+        parts.append(f"{'#' * (len(words) + 1)} {' '.join(words)}\n\n```text\n{help_of(*words)}\n```\n{explained}")
     return "\n".join(parts)
 
 

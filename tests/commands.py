@@ -24,30 +24,30 @@ SUBWORDS = "sp400"
 """The second tokenizer of the tiny corpus: a SentencePiece model of 400 pieces, trained on it."""
 
 VERBS = (
-    "fetch",
     "prepare",
+    "fetch",
+    "presets",
     "plan",
     "train",
-    "import",
+    "study",
+    "segment",
+    "sample",
+    "analyze",
+    "probe",
+    "serve",
     "eval",
     "verify",
+    "bench",
+    "compress",
+    "decompress",
+    "check",
+    "import",
     "export",
     "submit",
     "audit",
     "push",
-    "segment",
-    "probe",
-    "analyze",
-    "bench",
-    "sample",
-    "serve",
-    "compress",
-    "decompress",
-    "check",
-    "study",
-    "presets",
 )
-"""Every verb, in the order of the data's way."""
+"""Every verb, in the order of the help."""
 
 _WORDS = (
     "the of people and government congress states public great present united country law peace nation year war power "
@@ -65,8 +65,9 @@ class Ran:
 
     @property
     def json(self) -> dict[str, Any]:
-        """The last line of stdout, which ``--json`` makes an object."""
-        value = json.loads(self.out.splitlines()[-1])
+        """What ``--json`` prints: an object on one line, and nothing else on stdout."""
+        (line,) = self.out.splitlines()
+        value = json.loads(line)
         assert isinstance(value, dict)
         return value
 

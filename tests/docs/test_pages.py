@@ -46,7 +46,7 @@ def test_every_score_of_the_readme_has_its_command() -> None:
     assert set(scores) <= set(figures)
 
 
-def test_every_verb_has_a_row_in_the_order_of_the_data() -> None:
+def test_every_verb_has_a_row_in_the_order_of_the_help() -> None:
     from bytegolf.cli.run import app
 
     verbs = [name.strip("`") for name, *_ in pages.table(GUIDE / "commands.md", "verb")]

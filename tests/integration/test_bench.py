@@ -279,7 +279,7 @@ def test_the_verb(tiny_run: TinyRun, subword_run: TinyRun, tmp_path: Path) -> No
     assert [each["task"] for each in one["characters"]] == list(characters.TASKS)
     assert {each["gold"] for each in one["boundaries"]} == {"words", "word ends", "morphemes"}
     assert one["noise"][0]["n"] == two["noise"][0]["n"] > 1
-    assert "chance" in ran.out
+    assert "chance" in ran.err
     ran = good(
         "bench", tiny_run.folder, "--data", tiny_run.data, "--file", tmp_path / "made up.jsonl", "--noise", "--json"
     )

@@ -370,7 +370,7 @@ def test_eval_counts_what_it_truncates(tiny_run: TinyRun) -> None:
     lost = exact["boundaries"]["boundaries"] - ran.json["boundaries"]["boundaries"]
     assert counts["truncated_boundaries"] == pytest.approx(lost, abs=counts["windows"])
     assert abs(ran.json["bpb"] - exact["bpb"]) > 1e-5
-    assert f"1/64 of a window: truncated {counts['truncated_boundaries']:,} boundaries in " in ran.out
+    assert f"1/64 of a window: truncated {counts['truncated_boundaries']:,} boundaries in " in ran.err
 
 
 def test_a_divisor_without_a_fixed_capacity_is_refused(tiny_run: TinyRun, flat_run: TinyRun) -> None:

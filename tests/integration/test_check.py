@@ -76,7 +76,7 @@ def test_all_that_was_written_passes(tiny_run: TinyRun, subword_run: TinyRun, pa
     assert ran.json["checked"] == len(ran.json["verdicts"])
     kinds = {row["kind"]: row["finding"] for row in ran.json["verdicts"]}
     for kind in ("checkpoint", "artifact", "shard", "compressed file"):
-        assert kinds[kind] == "whole", ran.out
+        assert kinds[kind] == "whole", ran.err
     assert findings(subword_run.folder)["tokenizer.model"] == "whole"
     assert kinds["summary"] == "no checksum"
 

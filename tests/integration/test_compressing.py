@@ -44,7 +44,7 @@ def test_a_file_there_and_back_with_a_model(tiny_run: TinyRun, text: Path, tmp_p
     assert file["compressed_bytes"] == ran.json["compressed_bytes"] == small.stat().st_size
     assert file["bits_per_byte"] == 8 * small.stat().st_size / len(TEXT)
     assert file["streams"] == 8
-    assert f"{len(TEXT):,} → {small.stat().st_size:,} bytes" in ran.out
+    assert f"{len(TEXT):,} → {small.stat().st_size:,} bytes" in ran.err
     assert good("decompress", *model, small, "-o", back, "--json").json["original_bytes"] == len(TEXT)
     assert back.read_bytes() == TEXT
     assert "compressed with a model" in refused("decompress", small, "-o", tmp_path / "no")

@@ -174,7 +174,7 @@ def test_what_is_not_published_is_made_from_the_documents_in_one_command(server:
     assert "add --export" in refused(*command)
     ran = good(*command, "--export", "--json")
     assert ran.json["exported"] == ["byte260"]
-    assert "byte260 will be made here" in ran.out
+    assert "byte260 will be made here" in ran.err
     prepare([str(server.root / DOCUMENTS)], tmp_path / "own", "byte260", "first:10", quiet=True)
     made = "datasets/fineweb10B_byte260"
     assert as_published(tmp_path / "own", out, [f"{made}/fineweb_{split}_000000.bin" for split in ("train", "val")])
@@ -198,7 +198,7 @@ def test_documents_without_text_are_told_of(mirror: Path, tmp_path: Path) -> Non
     command = ("fetch", "--mirror", mirror, "--variant", "byte260", "--export", "--out", tmp_path / "data")
     ran = good(*command, "--json")
     assert [(one["why"], one["count"]) for one in ran.json["left_out"]] == [("null text", 1)]
-    assert "left out: 1 row whose text is null" in ran.out
+    assert "left out: 1 row whose text is null" in ran.err
 
 
 def test_an_export_goes_on_wherever_it_was_killed(

@@ -223,7 +223,7 @@ def test_training_ends_with_it_and_counts_its_time(tiny_data: Path, tmp_path: Pa
     assert summary["bpb_unquantised"] == pytest.approx(summary["bpb"], abs=0.5)
     assert summary["validation_bpb_sample"] != summary["validation_bpb_unquantised_sample"]
     gap = f"({summary['bpb'] - summary['bpb_unquantised']:+.4f}); GPTQ took"
-    assert gap in " ".join(ran.out.split())  # lines may be wrapped
+    assert gap in " ".join(ran.err.split())  # lines may be wrapped
     artifact = read_artifact(tmp_path / "artifact.bgolf")
     assert artifact.info["train_seconds"] == pytest.approx(summary["train_seconds"], abs=0.11)
     sample = ("--limit", Config.load("cpu-demo", changes).train.validate_tokens)

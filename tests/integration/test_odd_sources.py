@@ -33,10 +33,10 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def prepare(*arguments: object) -> tuple[dict[str, int], str]:
-    """How many were left out, by reason and ending, and stdout."""
+    """How many were left out, by reason and ending, and what was said."""
     ran = good("prepare", *arguments, "--val", "first:1", "--out", "out", "--json")
     shutil.rmtree("out")
-    return {one["why"] + one["ending"]: one["count"] for one in ran.json["left_out"]}, ran.out
+    return {one["why"] + one["ending"]: one["count"] for one in ran.json["left_out"]}, ran.err
 
 
 def in_folder(name: str, *files: str) -> Path:
@@ -280,7 +280,7 @@ def test_a_tokenizer_that_came_out_smaller() -> None:
     ran = good("prepare", "a.txt", "b.txt", "--val", "first:1", "--tokenizer", "sp2000", "--out", "out", "--json")
     size = ran.json["datasets"]["sp2000"]["vocab_size"]
     assert size < 2000
-    assert f"the tokenizer has {size:,} ids and not 2,000: the text gave no more" in ran.out
+    assert f"the tokenizer has {size:,} ids and not 2,000: the text gave no more" in ran.err
 
 
 # ---------------------------------------------------------------------------------------------- check
@@ -305,7 +305,7 @@ def test_check_enters_each_folder_once(tiny_run: TinyRun) -> None:
         ("known link", 2),
         ("pipe", 1),
     ]
-    assert "left out: 1 file ending in .txt (two/a.txt)" in ran.out
+    assert "left out: 1 file ending in .txt (two/a.txt)" in ran.err
 
 
 def test_check_waits_for_no_pipe(tiny_run: TinyRun) -> None:

@@ -113,7 +113,7 @@ def test_over_training(tiny_run: TinyRun) -> None:
     assert history[0]["bpb"] > history[1]["bpb"] > 0
     assert history[0]["chunks"] == tiny_run.ran.json["chunks_before"]
     assert history[-1]["chunks"] == tiny_run.ran.json["chunks_after"]
-    assert f"{tiny_run.folder.name}, untrained, {len(history[0]['chunks'])} chunks:" in ran.out
+    assert f"{tiny_run.folder.name}, untrained, {len(history[0]['chunks'])} chunks:" in ran.err
 
 
 def test_pictures_and_what_happens_without_matplotlib(

@@ -291,7 +291,7 @@ def test_the_verb_plans_and_checks_itself() -> None:
     assert found["steps"] == int(555_000 / found["step_ms"]), "GPTQ has 45 of the 600 s"
     assert found["train_tokens"] == found["steps"] * 524_288
     assert found["memory_bytes"]["total"] == pytest.approx(sum(found["memory_bytes"].values()) / 2, abs=3)
-    assert "assumed: " in ran.out
+    assert "assumed: " in ran.err
     assert good("plan", "cpu-gpt", "train.max_steps=7", "--json").json["steps"] == 7
     (chunk_hash,) = (path for path in STUDIED if path.stem == "chunk-hash")
     planned = good("plan", chunk_hash, "--json").json["params"]

@@ -264,7 +264,7 @@ def test_the_verb_lists_each_on_a_line_where_there_is_room(monkeypatch: pytest.M
 def test_the_verb_prints_all_settings_of_one(tmp_path: Path) -> None:
     ran = good("presets", "study2-sp1024-10min", "train.seed=7", "--json")
     file = tmp_path / "mine.toml"
-    file.write_text(ran.out.rpartition("\n{")[0], encoding="utf-8")
+    file.write_text(ran.err, encoding="utf-8")
     wanted = Config.load("study2-sp1024-10min", ["train.seed=7"])
     assert Config.load(file) == wanted
     assert ran.json["config"] == json.loads(json.dumps(to_dict(wanted)))

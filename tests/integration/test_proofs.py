@@ -150,12 +150,12 @@ def test_the_verb_proves_a_run_and_a_claim(precision: str, tiny_run: TinyRun) ->
         ran = good("verify", tiny_run.folder, "--claim", bpb, "--precision", precision, "--json")
         assert ran.json["passed"] is True
         assert [check["name"] for check in ran.json["checks"]][-2:] == ["recomputed", "as claimed"]
-        assert ran.out.count("pass  ") == len(ran.json["checks"])
+        assert ran.err.count("pass  ") == len(ran.json["checks"])
         return
     ran = cli("verify", tiny_run.folder, "--claim", bpb - 0.01, "--precision", precision, "--json")
     assert ran.code == 1
     assert [check["name"] for check in ran.json["checks"] if not check["passed"]] == ["as claimed"]
-    assert "FAIL  as claimed" in ran.out
+    assert "FAIL  as claimed" in ran.err
 
 
 def test_what_cannot_be_proved_is_said(tiny_run: TinyRun, tmp_path: Path) -> None:

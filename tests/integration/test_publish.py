@@ -33,7 +33,8 @@ def test_a_run_that_was_pushed_is_loaded_with_the_same_score_and_hash(
 
 
 def test_the_card_says_what_the_run_left(tiny_run: TinyRun, local_hub: Hub, tmp_path: Path) -> None:
-    good("push", tiny_run.folder, "me/tiny", "--licence", "mit", "--card", tmp_path / "card.md")
+    written = good("push", tiny_run.folder, "me/tiny", "--licence", "mit", "--card", tmp_path / "card.md", "--json")
+    assert written.json == {"card": str(tmp_path / "card.md")}
     assert not local_hub.asked
     done = good("push", tiny_run.folder, "me/tiny", "--licence", "mit", "--json").json
     card = local_hub.repositories["me/tiny"].commits[done["commit"]]["README.md"].decode()

@@ -185,13 +185,13 @@ def test_a_subset_is_labelled_as_one(tiny_run: TinyRun, tail: str) -> None:
     assert ran.json["subset"] is True
     assert ran.json["tokens"] == 512
     assert ran.json["bpb_original"] is None
-    assert "SUBSET" in ran.out
+    assert "SUBSET" in ran.err
     full = good("eval", tiny_run.folder, "--limit", 10**9, "--tail", tail, "--json")
     assert full.json["subset"] is False
-    assert "SUBSET" not in full.out
+    assert "SUBSET" not in full.err
     whole = full.json["tokens"] + full.json["tokens_dropped"]
     assert full.json["scored_share"] == full.json["tokens"] / whole
-    assert ("over the full validation split" in full.out) == (full.json["scored_share"] >= 0.99)
+    assert ("over the full validation split" in full.err) == (full.json["scored_share"] >= 0.99)
     almost = whole - 1
     assert good("eval", tiny_run.folder, "--limit", almost, "--tail", "score", "--json").json["subset"] is True
 
@@ -202,8 +202,8 @@ def test_a_split_of_which_much_is_left_over_is_not_called_full(tiny_run: TinyRun
     share = ran.json["scored_share"]
     assert share < 0.99
     assert ran.json["subset"] is False, "nobody asked for less"
-    assert "full validation split" not in ran.out
-    assert f"{share:.0%} of the validation split" in ran.out
+    assert "full validation split" not in ran.err
+    assert f"{share:.0%} of the validation split" in ran.err
     assert good("eval", tiny_run.folder, "--length", 2500, "--tail", "score", "--json").json["scored_share"] == 1
 
 

@@ -113,7 +113,7 @@ def test_the_verb(tiny_data: Path, soft_run: TinyRun, flat_run: TinyRun) -> None
     ran = good("probe", run, "--data", tiny_data, "--limit", "1000", "--json")
     assert ran.json.keys() == {"tokens", "bytes", "bpb", "layers", "history"}
     assert [row["step"] for row in ran.json["history"]] == [2, 4, 6, 8, 10]
-    assert "b = 1 everywhere" in ran.out
+    assert "b = 1 everywhere" in ran.err
     from_file = good("probe", run / "artifact.bgolf", "--data", tiny_data, "--limit", "1000", "--json").json
     assert from_file == {**ran.json, "history": []}
     assert "no soft chunking to probe" in refused("probe", flat_run.folder, "--data", tiny_data)

@@ -130,14 +130,14 @@ def test_a_list_passes_over_what_is_no_study(tmp_path: Path, monkeypatch: pytest
     study_file(tmp_path, "a", "b", "is [x] or [/y] better?")
     ran = good("study", "list", ".", "--json")
     assert [one["file"] for one in ran.json["studies"]] == ["s.toml"]
-    assert "is [x] or [/y] better?" in ran.out
-    assert "not read" not in ran.out
+    assert "is [x] or [/y] better?" in ran.err
+    assert "not read" not in ran.err
     Path("broken.toml").write_text('question = "?"\ncontrol = 3\n')
     Path("half.toml").write_text("question = ")
     ran = good("study", "list", ".", "--json")
     assert len(ran.json["studies"]) == 1
     assert set(ran.json["unreadable"]) == {"broken.toml", "half.toml"}
-    assert ran.out.count("not read: ") == 2
+    assert ran.err.count("not read: ") == 2
 
 
 def test_a_preset_is_no_study(tmp_path: Path) -> None:

@@ -327,7 +327,7 @@ def test_slurm_runs_an_array(slurm: Path) -> None:
     Path("s.toml").write_text("gpus = 2\n" + Path("s.toml").read_text())
     Path("fail-0.2-2").touch()
     ran = good("study", "run", "s.toml", "--launcher", "slurm", "--jobs", 3, "--json")
-    assert "submitted 4 runs as job 77" in ran.out
+    assert "submitted 4 runs as job 77" in ran.err
     asked = Path("runs/s/slurm.sh").read_text()
     assert "--array=1-4%3\n" in asked
     assert "--cpus-per-task=1\n" in asked
@@ -393,7 +393,7 @@ def test_more_runs_than_an_array_may_have(slurm: Path) -> None:
     (slurm / "scontrol").write_text("#!/bin/sh\necho 'MaxArraySize            = 4'\n")
     (slurm / "scontrol").chmod(stat.S_IRWXU)
     ran = good("study", "run", "s.toml", "--launcher", "slurm", "--jobs", 2, "--json")
-    assert "submitted 4 runs as jobs 77 and 77" in ran.out
+    assert "submitted 4 runs as jobs 77 and 77" in ran.err
     assert "--array=1-3%2\n" in Path("runs/s/slurm.sh").read_text()
     second = Path("runs/s/slurm-2.sh").read_text()
     assert "--array=1-1%2\n" in second

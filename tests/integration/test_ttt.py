@@ -292,7 +292,7 @@ def test_the_command_line(flat_run: TinyRun, tiny_run: TinyRun) -> None:
     assert off["ttt"] is None
     for mode, options in (("lora", ("--ttt-rank", "2", "--ttt-lr", "0.01")), ("sgd", ("--ttt-reset", "never"))):
         ran = good("eval", tiny_run.folder, "--limit", "1500", "--ttt", mode, *options, "--json")
-        assert "learned" in ran.out
+        assert "learned" in ran.err
         assert ran.json["tokens"] == off["tokens"]
         assert ran.json["ttt"]["mode"] == mode
         assert ran.json["bpb"] != off["bpb"]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter, validators
 
-from bytegolf.cli.common import COUNT, Data, Json, answers, app, finish, screen
+from bytegolf.cli.common import COUNT, EXCHANGE, Data, Json, answers, app, finish, screen
 from bytegolf.errors import BytegolfError
 from bytegolf.results import to_json
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from bytegolf.model.lm import LanguageModel
 
 
-@app.command(sort_key=30)
+@app.command(group=EXCHANGE, sort_key=51)
 @answers(
     "bytegolf.artifact.results:ExportResult",
     "bytegolf.artifact.results:FitResult",
@@ -85,7 +85,7 @@ def export(
     from bytegolf.tools.bundle import ledger
     from bytegolf.tools.bundle.script import code_bytes
 
-    console = screen()
+    console = screen(json)
     if format == "hnet":
         _as_hnet(run, out, json, plain=not (fit or frontier or overrides))
         return
@@ -124,7 +124,7 @@ def _as_hnet(run: Path, out: Path | None, json: bool, plain: bool) -> None:
     if out is None or not plain:
         raise BytegolfError("--format hnet writes weights as they are into a new folder: give --out, and nothing else")
     done = exchange.export_hnet(run, out)
-    screen().print(f"wrote {done.folder}: {done.params:,} weights as public H-Nets are published", soft_wrap=True)
+    screen(json).print(f"wrote {done.folder}: {done.params:,} weights as public H-Nets are published", soft_wrap=True)
     finish(json, done)
 
 

@@ -8,10 +8,10 @@ from typing import Annotated
 
 from cyclopts import Parameter, validators
 
-from bytegolf.cli.common import Json, answers, app, finish, screen
+from bytegolf.cli.common import EXCHANGE, Json, answers, app, finish, readers, screen
 
 
-@app.command(sort_key=34)
+@app.command(group=EXCHANGE, sort_key=53)
 @answers("bytegolf.tools.submission.verdict:Audit")
 def audit(
     folder: Annotated[Path, Parameter(help="A submission's folder.")],
@@ -30,7 +30,7 @@ def audit(
         float, Parameter(help="How much memory it may map, in GiB.", validator=validators.Number(gt=0))
     ] = 24.0,
     markdown: Annotated[
-        bool, Parameter(help="Print a summary to paste under a pull request instead of the table.", show_default=False)
+        bool, Parameter(help="Print a summary to paste under a pull request instead of the table.")
     ] = False,
     json: Json = False,
 ) -> None:
@@ -55,9 +55,9 @@ def audit(
 
     found = job.audit(folder, data, tokenizer, Limits(seconds, memory))
     if markdown:
-        sys.stdout.write(verdict.markdown(found) + "\n")
+        readers(json).write(verdict.markdown(found) + "\n")
     else:
-        console = screen()
+        console = screen(json)
         console.print(verdict.table(found))
         console.print(found.summary, soft_wrap=True)
     finish(json, found)

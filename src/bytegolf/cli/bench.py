@@ -7,11 +7,11 @@ from typing import Annotated
 
 from cyclopts import Parameter, validators
 
-from bytegolf.cli.common import COUNT, Data, Json, answers, app, finish, screen
+from bytegolf.cli.common import COUNT, SCORES, Data, Json, answers, app, finish, screen
 from bytegolf.errors import BytegolfError
 
 
-@app.command(sort_key=48)
+@app.command(group=SCORES, sort_key=32)
 @answers("bytegolf.tools.bench.results:BenchmarkResult")
 def bench(
     *models: Annotated[Path, Parameter(help="Runs' folders or artifact files, to be set side by side.")],
@@ -24,9 +24,7 @@ def bench(
         tuple[Path, ...],
         Parameter(help="Multiple-choice questions: JSON lines of context, choices, answer; may be repeated."),
     ] = (),
-    noise: Annotated[
-        bool, Parameter(help="Ask --file and lm-eval's tasks under each perturbation too.", show_default=False)
-    ] = False,
+    noise: Annotated[bool, Parameter(help="Ask --file and lm-eval's tasks under each perturbation too.")] = False,
     limit: Annotated[int, Parameter(help="Bytes of validation text; 0 = all.", validator=COUNT)] = 32768,
     questions: Annotated[int, Parameter(help="Questions of each task; 0 = all.", validator=COUNT)] = 100,
     morphemes: Annotated[
@@ -63,5 +61,5 @@ def bench(
     wanted = run.Wanted(tasks, file, noise, limit, questions, morphemes, include, batch=batch, length=length, seed=seed)
     with Reporter() as reporter:
         found = run.bench(models, data, wanted, device, reporter)
-    tables.show(screen(), found)
+    tables.show(screen(json), found)
     finish(json, found)

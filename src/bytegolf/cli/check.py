@@ -8,10 +8,10 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from bytegolf.cli.common import Json, answers, app, finish, screen
+from bytegolf.cli.common import FILES, Json, answers, app, finish, screen
 
 
-@app.command(sort_key=65)
+@app.command(group=FILES, sort_key=42)
 @answers("bytegolf.tools.check.results:CheckResult")
 def check(
     *paths: Annotated[
@@ -49,7 +49,7 @@ def check(
         table.add_column(name, no_wrap=name in ("finding", "kind"), overflow="fold")
     for verdict in result.verdicts:
         table.add_row(*(str(cell) for cell in (verdict.finding, verdict.kind, verdict.path, verdict.evidence)))
-    console = screen()
+    console = screen(json)
     console.print(table)
     if result.left_out:
         console.print(in_words(result.left_out), soft_wrap=True)

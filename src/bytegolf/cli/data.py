@@ -7,10 +7,10 @@ from typing import Annotated
 
 from cyclopts import Parameter, validators
 
-from bytegolf.cli.common import COUNT, Json, answers, app, finish, screen
+from bytegolf.cli.common import COUNT, TRAINING, Json, answers, app, finish, screen
 
 
-@app.command(sort_key=-1)
+@app.command(group=TRAINING, sort_key=11)
 @answers("bytegolf.data.results:FetchResult")
 def fetch(
     *,
@@ -59,7 +59,7 @@ def fetch(
     variants = [name.strip() for name in variant.split(",") if name.strip()]
     if not variants:
         raise BytegolfError("--variant names nothing: give sp1024, byte260 or another data set")
-    console = screen()
+    console = screen(json)
     result = fetching.run(
         out,
         list(dict.fromkeys(variants)),
@@ -82,7 +82,7 @@ def fetch(
     finish(json, result)
 
 
-@app.command(sort_key=0)
+@app.command(group=TRAINING, sort_key=10)
 @answers("bytegolf.data.results:Prepared")
 def prepare(
     *sources: Annotated[
@@ -146,7 +146,7 @@ def prepare(
             ray=ray,
         )
         summary = data_summary(out)
-    console = screen()
+    console = screen(json)
     left_out = [LeftOut(**one) for one in manifest["left_out"]]
     if left_out:
         console.print(in_words(left_out), soft_wrap=True)

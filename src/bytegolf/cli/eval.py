@@ -8,7 +8,7 @@ from typing import Annotated, Literal, get_args
 
 from cyclopts import Parameter, validators
 
-from bytegolf.cli.common import COUNT, Data, Json, Model, answers, app, finish, screen
+from bytegolf.cli.common import COUNT, SCORES, Data, Json, Model, answers, app, finish, screen
 from bytegolf.config import ContextName, MixConfig, SelectorName, TttConfig, from_dict, to_dict
 from bytegolf.errors import BytegolfError
 
@@ -116,7 +116,7 @@ class Mixed:
 _NUMBERS = ("mix_reset", "mix_megabytes", "mix_primer")
 
 
-@app.command(name="eval", sort_key=20)
+@app.command(name="eval", group=SCORES, sort_key=30)
 @answers("bytegolf.api.results:Evaluation")
 def evaluate(
     model: Model,
@@ -204,5 +204,5 @@ def evaluate(
     )
     with Reporter() as reporter:
         result = loaded.evaluate(data, mode, limit=limit, one_pass=one_pass, reporter=reporter)
-    show.score(screen(), result)
+    show.score(screen(json), result)
     finish(json, result)

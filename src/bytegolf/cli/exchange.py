@@ -7,10 +7,10 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from bytegolf.cli.common import Json, answers, app, finish, screen
+from bytegolf.cli.common import EXCHANGE, Json, answers, app, finish, screen
 
 
-@app.command(name="import", sort_key=12)
+@app.command(name="import", group=EXCHANGE, sort_key=50)
 @answers("bytegolf.artifact.results:ImportResult")
 def import_(
     source: Annotated[str, Parameter(help="A .pt or .safetensors file, its folder, or hf:owner/name[@revision].")],
@@ -39,13 +39,13 @@ def import_(
     done = exchange.import_model(source, out, config)
     kinds = " and ".join(done.dtypes)
     levels = f"{done.levels} {'level' if done.levels == 1 else 'levels'} of chunks"
-    screen().print(f"wrote {done.weights}: {done.params:,} weights in {kinds}, {levels}", soft_wrap=True)
+    screen(json).print(f"wrote {done.weights}: {done.params:,} weights in {kinds}, {levels}", soft_wrap=True)
     if done.commit:
-        screen().print(f"of commit {done.commit}", soft_wrap=True)
+        screen(json).print(f"of commit {done.commit}", soft_wrap=True)
     finish(json, done)
 
 
-@app.command(sort_key=36)
+@app.command(group=EXCHANGE, sort_key=54)
 @answers("bytegolf.tools.publish.results:PushResult")
 def push(
     model: Annotated[Path, Parameter(help="A run's folder, an artifact file, or imported weights.")],
@@ -53,7 +53,7 @@ def push(
     /,
     *,
     licence: Annotated[str, Parameter(help="Of the model, as the hub names licences (mit, cc-by-4.0).")] = "unknown",
-    private: Annotated[bool, Parameter(help="Make a new repository private.", show_default=False)] = False,
+    private: Annotated[bool, Parameter(help="Make a new repository private.")] = False,
     card: Annotated[Path | None, Parameter(help="Write the model card into this file, and push nothing.")] = None,
     json: Json = False,
 ) -> None:
@@ -68,14 +68,17 @@ def push(
     has arrived before an interruption is not sent again.
 
     Example: bytegolf push runs/cpu-demo me/cpu-demo --licence mit
+
+    With --card, the only key of the JSON is card: the file.
     """
     from bytegolf.tools.publish import push as publishing
 
     if card is not None:
         publishing.write_card(model, repository, licence, card)
-        screen().print(f"wrote {card}", soft_wrap=True)
+        screen(json).print(f"wrote {card}", soft_wrap=True)
+        finish(json, {"card": str(card)})
         return
     done = publishing.push(model, repository, licence, private)
-    screen().print(f"pushed {', '.join(done.files)} ({done.bytes:,} bytes)", soft_wrap=True)
-    screen().print(f'commit {done.commit}: bytegolf.load("hf:{repository}@{done.commit[:12]}")', soft_wrap=True)
+    screen(json).print(f"pushed {', '.join(done.files)} ({done.bytes:,} bytes)", soft_wrap=True)
+    screen(json).print(f'commit {done.commit}: bytegolf.load("hf:{repository}@{done.commit[:12]}")', soft_wrap=True)
     finish(json, done)

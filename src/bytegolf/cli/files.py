@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter, validators
 
-from bytegolf.cli.common import COUNT, Json, answers, app, finish, screen
+from bytegolf.cli.common import COUNT, FILES, Json, answers, app, finish, screen
 from bytegolf.errors import BytegolfError, counted
 
 if TYPE_CHECKING:
@@ -29,13 +29,13 @@ Output = Annotated[
         help="The file to write (- = stdout), or a folder to write into. By default beside each file.",
     ),
 ]
-Stdout = Annotated[bool, Parameter(name=("--stdout", "-c"), help="Write to stdout.", show_default=False)]
+Stdout = Annotated[bool, Parameter(name=("--stdout", "-c"), help="Write to stdout.")]
 Force = Annotated[
     bool,
-    Parameter(name=("--force", "-f"), help="Replace files that exist; write on a terminal.", show_default=False),
+    Parameter(name=("--force", "-f"), help="Replace files that exist; write on a terminal."),
 ]
-Keep = Annotated[bool, Parameter(name=("--keep", "-k"), help="Keep the files (the default).", show_default=False)]
-Remove = Annotated[bool, Parameter(name="--rm", help="Remove each file once it is done.", show_default=False)]
+Keep = Annotated[bool, Parameter(name=("--keep", "-k"), help="Keep the files (the default).")]
+Remove = Annotated[bool, Parameter(name="--rm", help="Remove each file once it is done.")]
 Stride = Annotated[
     int | None,
     Parameter(help="New bytes per window of the model; 0 = windows do not overlap. As `eval` has it.", validator=COUNT),
@@ -48,7 +48,7 @@ Streams = Annotated[
 ]
 
 
-@app.command(sort_key=60)
+@app.command(group=FILES, sort_key=40)
 @answers("bytegolf.infer.results:CompressedFiles", "bytegolf.infer.results:CompressorComparison")
 def compress(
     files: Files = None,
@@ -57,9 +57,7 @@ def compress(
     model: Model = None,
     output: Output = None,
     stdout: Stdout = False,
-    decompress: Annotated[
-        bool, Parameter(name=("--decompress", "-d"), help="As `bytegolf decompress`.", show_default=False)
-    ] = False,
+    decompress: Annotated[bool, Parameter(name=("--decompress", "-d"), help="As `bytegolf decompress`.")] = False,
     keep: Keep = False,
     rm: Remove = False,
     force: Force = False,
@@ -98,7 +96,7 @@ def compress(
         reporter = Reporter()
         with reporter:
             compared = compressing.bench(bench, compressing.Settings(model, stride=stride, streams=streams), reporter)
-        screen().print(show.rows(compared.rows))
+        screen(json).print(show.rows(compared.rows))
         finish(json, compared)
         return
     settings = _settings(model, output, stdout, force, keep, rm, json, stride, streams)
@@ -110,11 +108,11 @@ def compress(
         result = compressing.compress(_named(files), settings, reporter)
     for file in result.files:
         if file.target != "-":
-            show.compression(screen(), file)
+            show.compression(screen(json), file)
     finish(json, result)
 
 
-@app.command(sort_key=61)
+@app.command(group=FILES, sort_key=41)
 @answers("bytegolf.infer.results:DecompressedFiles")
 def decompress(
     files: Files = None,
@@ -148,7 +146,7 @@ def _decompress(files: list[Path] | None, settings: Settings, json: bool) -> Non
         result = compressing.decompress(_named(files), settings, reporter)
     for file in result.files:
         if file.target != "-":
-            screen().print(
+            screen(json).print(
                 f"{file.target}: {counted(file.original_bytes, 'byte')} at {file.bytes_per_second:,.0f} bytes/s"
             )
     finish(json, result)

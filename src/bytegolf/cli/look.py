@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import builtins
 import itertools
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,11 +11,11 @@ from typing import Annotated
 
 from cyclopts import Parameter, validators
 
-from bytegolf.cli.common import COUNT, Data, Json, Model, answers, app, finish, screen, text_of
+from bytegolf.cli.common import COUNT, INSIDE, Data, Json, Model, answers, app, finish, readers, screen, text_of
 from bytegolf.errors import BytegolfError
 
 
-@app.command(sort_key=40)
+@app.command(group=INSIDE, sort_key=20)
 @answers("bytegolf.api.results:SegmentResult")
 def segment(
     model: Model,
@@ -48,14 +47,14 @@ def segment(
     if content is None:
         content = segments.example(loaded.tokenizer, data or loaded.data)
     found = loaded.segment(content, level, where)
-    segments.show(screen(), found)
+    segments.show(screen(json), found)
     stats = found.stats().figures()
     pieces = [piece.decode("utf-8", errors="backslashreplace") for piece in found.chunks()]
     figures = (stats.mean_chunk_bytes, stats.cv, stats.whitespace_agreement, stats.bytes)
     finish(json, SegmentResult(found.offsets(), pieces, *figures, level))
 
 
-@app.command(sort_key=46)
+@app.command(group=INSIDE, sort_key=22)
 @answers("bytegolf.analyze.results:AnalysisResult")
 def analyze(
     *models: Annotated[Path, Parameter(help="Runs' folders or artifact files, to be set side by side.")],
@@ -70,12 +69,10 @@ def analyze(
     limit: Annotated[
         int, Parameter(help="Read this many tokens of the split, or bytes of each file; 0 = all.", validator=COUNT)
     ] = 262144,
-    history: Annotated[
-        bool, Parameter(help="From the untrained weights through a run's checkpoints.", show_default=False)
-    ] = False,
+    history: Annotated[bool, Parameter(help="From the untrained weights through a run's checkpoints.")] = False,
     stability: Annotated[
         bool,
-        Parameter(help="What moves boundaries: a window's shift, quantised weights, a capacity.", show_default=False),
+        Parameter(help="What moves boundaries: a window's shift, quantised weights, a capacity."),
     ] = False,
     bpe: Annotated[
         str, Parameter(help="SentencePiece tokenizer to compare with: a .model file or a name in the data folder.")
@@ -138,7 +135,7 @@ def analyze(
             show=show if html else 0,
             reporter=reporter,
         )
-    console = screen()
+    console = screen(json)
     found.show(console)
     if html:
         write_bytes(html, page(found).encode())
@@ -149,7 +146,7 @@ def analyze(
     finish(json, found.result)
 
 
-@app.command(sort_key=50)
+@app.command(group=INSIDE, sort_key=21)
 @answers("bytegolf.infer.results:Samples")
 def sample(
     model: Model,
@@ -203,11 +200,12 @@ def sample(
             found[row].append(piece)
             yield piece
 
+    shown = readers(json)
     if len(begun) == 1:  # as it comes
         for text in itertools.chain(begun, as_text(kept())):
-            sys.stdout.write(text)
-            sys.stdout.flush()
-        sys.stdout.write("\n")
+            shown.write(text)
+            shown.flush()
+        shown.write("\n")
     else:
         for _ in kept():
             pass
@@ -218,7 +216,7 @@ def sample(
     ]
     if len(begun) > 1:
         for one in samples:
-            sys.stdout.write(f"--- seed {one.seed}\n{one.prompt}{one.text}\n")
+            shown.write(f"--- seed {one.seed}\n{one.prompt}{one.text}\n")
     size = sum(one.bytes for one in samples)
     rates = (round(acceptance.rate, 3), round(acceptance.tokens_per_pass, 2)) if acceptance else (None, None)
     if acceptance and acceptance.drafted:  # to stderr, as stdout has the text

@@ -6,10 +6,10 @@ from typing import Annotated
 
 from cyclopts import Parameter, validators
 
-from bytegolf.cli.common import COUNT, Json, answers, app, finish, screen
+from bytegolf.cli.common import COUNT, TRAINING, Json, answers, app, finish, screen
 
 
-@app.command(sort_key=5)
+@app.command(group=TRAINING, sort_key=13)
 @answers("bytegolf.tools.plan.results:Plan", "bytegolf.tools.plan.results:Published")
 def plan(
     preset: Annotated[
@@ -48,9 +48,9 @@ def plan(
 
     if preset is None:
         rows = planning.against_published()
-        plan_tables.published(screen(), rows)
+        plan_tables.published(screen(json), rows)
         finish(json, Published(rows))
         return
     found = planning.plan(Config.load(preset, overrides), device, count, rate, steps)
-    plan_tables.plan(screen(), found)
+    plan_tables.plan(screen(json), found)
     finish(json, found)

@@ -6,11 +6,11 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from bytegolf.cli.common import COUNT, Data, Json, Model, answers, app, finish, screen
+from bytegolf.cli.common import COUNT, INSIDE, Data, Json, Model, answers, app, finish, screen
 from bytegolf.errors import counted
 
 
-@app.command(sort_key=45)
+@app.command(group=INSIDE, sort_key=23)
 @answers("bytegolf.analyze.results:Probe")
 def probe(
     model: Model,
@@ -40,7 +40,7 @@ def probe(
     reporter = Reporter()
     with reporter:
         result = probe_run(opened, data_of(opened, data), model, limit, reporter)
-    console = screen()
+    console = screen(json)
     for grid in of_probe(result):
         console.print(grid.drawn())
     console.print(f"over {counted(result.tokens, 'token')}, {counted(result.bytes, 'byte')}")

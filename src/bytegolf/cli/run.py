@@ -36,7 +36,7 @@ from bytegolf.cli import (
     verify,
 )
 from bytegolf.cli import serve as serving
-from bytegolf.cli.common import app, explain_json, screen
+from bytegolf.cli.common import app, json_keys, screen
 from bytegolf.cli.usage import usage
 from bytegolf.errors import BytegolfError
 from bytegolf.registry import load_plugins
@@ -68,7 +68,9 @@ def run() -> NoReturn:
     _have_streams()
     _stop_on_signals()
     try:
-        _explain(sys.argv[1:])
+        if keys := _keys_asked_for(sys.argv[1:]):
+            sys.stdout.write(f"{keys}\n")
+            sys.exit(0)
         app(_without_plugins(sys.argv[1:]), console=screen(), exit_on_error=False, print_error=False)
         sys.stdout.flush()
     except CycloptsError as error:
@@ -134,16 +136,15 @@ def _have_streams() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
-def _explain(arguments: list[str]) -> None:
-    """Where a verb's help is asked for, have it explain the keys of its JSON."""
-    if not {"--help", "-h"} & set(arguments):
-        return
+def _keys_asked_for(arguments: list[str]) -> str:
+    """What the keys of a verb's JSON are, where ``VERB --help --json`` asks for them; empty where it does not."""
+    if not {"--help", "-h"} & set(arguments) or "--json" not in arguments:
+        return ""
     at = app
     for word in arguments:
         if word in at and not word.startswith("-"):  # --help is a verb to cyclopts, with a help of its own
             at = at[word]
-            if verb := at.default_command:
-                at.help = explain_json(verb)
+    return json_keys(at.default_command) if at.default_command else ""
 
 
 def _without_plugins(words: list[str]) -> list[str]:

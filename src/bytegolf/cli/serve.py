@@ -7,11 +7,11 @@ from typing import Annotated
 
 from cyclopts import Parameter, validators
 
-from bytegolf.cli.common import COUNT, Data, app, screen
+from bytegolf.cli.common import COUNT, INSIDE, Data, app, screen
 from bytegolf.errors import BytegolfError, install
 
 
-@app.command(sort_key=55)
+@app.command(group=INSIDE, sort_key=24)
 def serve(
     *models: Annotated[Path, Parameter(help="Runs' folders or artifact files; two of them can be compared.")],
     host: Annotated[str, Parameter(help="The address to listen at; 0.0.0.0 is all of them.")] = "127.0.0.1",

@@ -8,9 +8,14 @@ from typing import Annotated, Literal
 
 from cyclopts import App, Parameter, validators
 
-from bytegolf.cli.common import Json, answers, app, finish, screen
+from bytegolf.cli.common import TRAINING, Json, answers, app, finish, screen
 
-study = App(name="study", help="Compare systems over seeds at one budget: a file, a command, a table.", sort_key=80)
+study = App(
+    name="study",
+    help="Compare systems over seeds at one budget: a file, a command, a table.",
+    group=TRAINING,
+    sort_key=15,
+)
 app.command(study)
 
 File = Annotated[Path, Parameter(help="The study's TOML file.")]
@@ -46,8 +51,8 @@ def run(
     read = read_study(file)
     submitted = report.run(read, only or [], launcher, jobs)
     if submitted:
-        screen().print(submitted, soft_wrap=True)
-    found = report.show(read, screen())
+        screen(json).print(submitted, soft_wrap=True)
+    found = report.show(read, screen(json))
     finish(json, found)
     failed = sum(one.failed for one in found.variants if not only or one.variant in only)
     if failed and launcher != "slurm":  # whose runs end later
@@ -76,7 +81,7 @@ def show(
     from bytegolf.tools.study import report
     from bytegolf.tools.study.definition import read_study
 
-    finish(json, report.show(read_study(file), screen(), plot))
+    finish(json, report.show(read_study(file), screen(json), plot))
 
 
 @study.command(name="list", sort_key=20)
@@ -93,7 +98,7 @@ def list_(
     from bytegolf.tools.study import report
 
     found = report.overview(folder)
-    console = screen()
+    console = screen(json)
     if found.studies:
         console.print(report.overview_table(found))
     for file, why in found.unreadable.items():

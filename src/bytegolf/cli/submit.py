@@ -7,10 +7,10 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from bytegolf.cli.common import Data, Json, answers, app, finish, screen
+from bytegolf.cli.common import EXCHANGE, Data, Json, answers, app, finish, screen
 
 
-@app.command(sort_key=32)
+@app.command(group=EXCHANGE, sort_key=52)
 @answers("bytegolf.tools.submission.claims:Submission")
 def submit(
     run: Annotated[Path, Parameter(help="A run's folder.")],
@@ -23,9 +23,7 @@ def submit(
     name: Annotated[str, Parameter(help="What it is called; by default as its configuration.")] = "",
     blurb: Annotated[str, Parameter(help="What it is, in a sentence; by default as its configuration says.")] = "",
     track: Annotated[str, Parameter(help="The leaderboard's track.")] = "non-record-unlimited-compute-16mb",
-    pack: Annotated[
-        bool, Parameter(help="Compress the script, whose size counts (LZMA in base 85).", show_default=False)
-    ] = False,
+    pack: Annotated[bool, Parameter(help="Compress the script, whose size counts (LZMA in base 85).")] = False,
     json: Json = False,
 ) -> None:
     """Make a submission of a run: one script, the artifact, the log, the claims.
@@ -47,7 +45,7 @@ def submit(
     with reporter:
         by = folder.By(author, github_id, name, blurb, track)
         made = folder.submit(run, out, data, by, reporter, overrides=overrides, pack=pack)
-    console = screen()
+    console = screen(json)
     sizes = f"{made.bytes_model_int8_zlib:,} model + {made.bytes_code:,} code = {made.bytes_total:,} bytes"
     console.print(f"wrote {out}: {sizes}", soft_wrap=True)
     console.print(f"{made.val_bpb:.6f} bits per byte, says its script (`bytegolf audit {out}`)", soft_wrap=True)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from bytegolf.cli.common import Json, answers, app, finish, screen
+from bytegolf.cli.common import TRAINING, Json, answers, app, finish, readers, screen
 
 
-@app.command(sort_key=10)
+@app.command(group=TRAINING, sort_key=14)
 @answers("bytegolf.api.results:Summary")
 def train(
     preset: Annotated[str, Parameter(help="A preset's name (see `bytegolf presets`) or a TOML file.")],
@@ -22,9 +21,7 @@ def train(
     init: Annotated[
         str | None, Parameter(help="Start from the weights of this run, artifact or imported model: sets train.init.")
     ] = None,
-    resume: Annotated[
-        bool, Parameter(help="Go on with the run in that folder, if there is one.", show_default=False)
-    ] = False,
+    resume: Annotated[bool, Parameter(help="Go on with the run in that folder, if there is one.")] = False,
     json: Json = False,
 ) -> None:
     """Train a model, export it, score the file, show its chunks.
@@ -42,11 +39,11 @@ def train(
 
     run = train(preset, data, out, init=init, overrides=overrides, resume=resume)
     if run.summary:
-        show.outcome(screen(), run, run.summary)
+        show.outcome(screen(json), run, run.summary)
         finish(json, run.summary)
 
 
-@app.command(sort_key=90)
+@app.command(group=TRAINING, sort_key=12)
 @answers("bytegolf.api.results:Presets")
 def presets(
     name: Annotated[str | None, Parameter(help="Print all settings of this preset or TOML file.")] = None,
@@ -68,11 +65,11 @@ def presets(
         from bytegolf.config import Config, to_dict
 
         config = Config.load(name, overrides)
-        sys.stdout.write(config.to_toml())
+        readers(json).write(config.to_toml())
         finish(json, {"config": to_dict(config)})
         return
     from bytegolf.cli import preset_list
 
     found = preset_list.presets()
-    screen().print(preset_list.preset_table(found))
+    screen(json).print(preset_list.preset_table(found))
     finish(json, found)

@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter, validators
 
-from bytegolf.cli.common import Data, Json, Model, answers, app, finish, screen
+from bytegolf.cli.common import SCORES, Data, Json, Model, answers, app, finish, screen
 
 
-@app.command(sort_key=25, alias="prove")
+@app.command(group=SCORES, sort_key=31, alias="prove")
 @answers("bytegolf.api.results:Verification")
 def verify(
     model: Model,
@@ -40,7 +40,7 @@ def verify(
     from bytegolf.progress import Reporter
 
     loaded = load_model(model, data, "cpu", precision)
-    console, checks = screen(), []
+    console, checks = screen(json), []
     effort = verification.THOROUGH if thorough else verification.QUICK
     with Reporter() as reporter:
         source = data_of(loaded, data)

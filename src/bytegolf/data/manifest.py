@@ -107,7 +107,9 @@ def check_data_folder(folder: Path) -> None:
     with disk_errors(folder, "read"):  # of a name that is too long, for instance
         there = folder.is_dir()
     if not there:
-        raise BytegolfError(f"there is no data folder {folder}: make it with `bytegolf prepare --out`, or name another")
+        raise BytegolfError(
+            f"there is no data folder {folder}: make it with `bytegolf prepare --out {folder}`, or name another"
+        )
     if not (folder / MANIFEST).exists():
         _check_finished(folder, None)
 
