@@ -120,7 +120,7 @@ def test_all_of_a_folder_and_then_nothing(published: Path, tmp_path: Path) -> No
     assert not out.exists()
     done = good(*command)
     assert as_published(published, out, [*TRAIN, VAL, MODEL, DOCUMENTS, SIDECAR])
-    assert " free" in done.out
+    assert " free" in done.err
     assert done.json["files_fetched"] == done.json["files"] == 9
     there = {path: path.stat().st_mtime_ns for path in sorted(out.rglob("*"))}
     second = good(*command)

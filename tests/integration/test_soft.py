@@ -167,7 +167,7 @@ def test_analyze_tells_of_soft_chunking(soft_run: TinyRun, tiny_run: TinyRun, tm
     assert all(0 < point["b"] < 1 for point in soft["history"])
     assert all(point["b"] is None for point in hnet["history"])
     assert "Soft chunking cuts nothing: where its b is 0.5 or more" in ran.json["note"]
-    assert "b = 0 everywhere" in ran.out
+    assert "b = 0 everywhere" in ran.err
     assert "b = 0 everywhere" in page.read_text()
     for title in (f"{soft_run.folder.name}, untrained: ", f"{soft_run.folder.name}, artifact: "):
         assert title in page.read_text(), "two sentences side by side"

@@ -144,7 +144,7 @@ def test_the_verb(tiny_run: TinyRun, flat_run: TinyRun, tmp_path: Path) -> None:
     assert firm["checkpoint"] is None
     assert firm["levels"][0]["weights"] == []
     assert firm["windows"] == (3000 - 64) // 128
-    assert "room for boundaries" in ran.out
+    assert "room for boundaries" in ran.err
     assert "Boundaries that move" in page.read_text()
     (tmp_path / "short.txt").write_text("short")
     said = refused("analyze", tiny_run.folder, "--file", tmp_path / "short.txt", "--stability")
