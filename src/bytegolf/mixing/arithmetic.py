@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from bytegolf.mixing import tables
 
 MASK = (1 << 64) - 1
+GIVEN = 64
+"""The number of the first context that comes from outside (``state.State.given``)."""
+
 GOLDEN, SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9
 F = np.float32
 FAR = F(11.99)
@@ -54,9 +57,10 @@ def context(h: dict[str, int], kind: int) -> int:
     return by_kind[kind] & MASK
 
 
-def hashed(h: dict[str, int], c: int, kind: int) -> int:
-    """The hash of a stream's c-th context, which is of a ``kind``."""
-    return mixed(context(h, kind) + (c + 1) * 0xD6E8FEB86659FD93)
+def hashed(h: dict[str, int], c: int, kind: int, given: NDArray[np.uint64]) -> int:
+    """The hash of a stream's c-th context, which is of a ``kind``; of those from outside ``given`` has the numbers."""
+    own = int(given[kind - GIVEN]) if kind >= GIVEN else context(h, kind)
+    return mixed(own + (c + 1) * 0xD6E8FEB86659FD93)
 
 
 def letter(byte: int) -> int:

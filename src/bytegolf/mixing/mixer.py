@@ -66,7 +66,7 @@ class Kernel:
             state.text, state.history, start, state.counts, tables.squash(), tables.stretch(), tables.log_mantissa(),
             state.boost, state.numbers, state.slot_rate, state.map_rate, *(
                 np.array(numbers, np.int64) for numbers in (state.contexts, state.selectors, state.set_offsets)
-            ),
+            ), state.given,
         ]  # fmt: skip
         addresses = [one if isinstance(one, int) else one.ctypes.data for one in self._kept]
         sizes = (len(state.contexts), len(state.selectors), state.experts, state.inputs, state.bits, state.ring)
@@ -120,6 +120,17 @@ class Kernel:
         arguments = (rows, len(rows), len(data), frequencies.ctypes.data, stride, np.zeros(len(rows), np.bool_))
         self._call("mixing_code", *arguments, data, coder, buffer, len(buffer))
 
+    def code_samples(
+        self,
+        samples: NDArray[np.int64],
+        data: NDArray[np.uint8],
+        coder: NDArray[np.int64],
+        buffer: NDArray[np.uint8],
+    ) -> None:
+        """Code ``data`` (n) of one stream with ``samples.Samples``, whose arrays lie at ``samples``."""
+        assert data.flags.c_contiguous
+        self._call("samples_code", samples, len(data), data, coder, buffer, len(buffer))
+
 
 _LIKE = torch.empty(0)
 
@@ -141,14 +152,20 @@ class Mixer:
     same knowledge and learned in their order. ``run`` does the whole for many bytes of one stream.
 
     ``length`` is how many bytes back a repetition can be found. ``primed``: a text is going to be read before all
-    streams (``prime``). Without ``native`` kernels plain NumPy computes the
+    streams (``prime``). ``given``: see ``State``. Without ``native`` kernels plain NumPy computes the
     same, some hundred times slower.
     """
 
     def __init__(
-        self, settings: MixConfig, streams: int = 1, experts: int = 1, length: int = 1 << 24, primed: bool = False
+        self,
+        settings: MixConfig,
+        streams: int = 1,
+        experts: int = 1,
+        length: int = 1 << 24,
+        primed: bool = False,
+        given: int = 0,
     ) -> None:
-        self.state = State(settings, streams, experts, length, primed)
+        self.state = State(settings, streams, experts, length, primed, given)
         self._begun = np.zeros(streams, np.bool_)
         self.engine: Engine = Kernel(self.state) if native.why_not() is None else Reference(self.state)
 

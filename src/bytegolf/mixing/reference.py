@@ -28,7 +28,7 @@ from bytegolf.mixing.arithmetic import (
     squash,
 )
 from bytegolf.mixing.buckets import claim, find
-from bytegolf.mixing.state import HISTORY, State
+from bytegolf.mixing.state import GIVEN_SET, HISTORY, MOST_GIVEN, State
 
 
 @dataclass
@@ -124,7 +124,7 @@ class Reference:
             self._advance(row, bool(opens[i]))
             frame, state = self._frames[row], self._state
             h = frame.history = self._history(row)
-            frame.hashes = [hashed(h, c, kind) for c, kind in enumerate(state.contexts)]
+            frame.hashes = [hashed(h, c, kind, state.given) for c, kind in enumerate(state.contexts)]
             frame.order2 = mixed(h["last8"] & 0xFFFF) >> 32
             frame.expected = self._expected(h)
             frame.x = np.zeros((8, state.inputs), np.float32)
@@ -172,7 +172,7 @@ class Reference:
             expected = self._expected(h)
             if expected >= 0:
                 self._learn_match(expected, h["match_bytes"], byte)
-            self._count([hashed(h, c, kind) for c, kind in enumerate(state.contexts)], byte, None)
+            self._count([hashed(h, c, kind, state.given) for c, kind in enumerate(state.contexts)], byte, None)
             state.history[row, HISTORY.index("pending")] = byte
 
     def run(
@@ -209,6 +209,8 @@ class Reference:
                 return (k * 16 + known) * 8 + size
             case 5:
                 return (k * 16 + frame.unsure) * 16 + known
+            case outside if outside >= GIVEN_SET:
+                return int(self._state.given[MOST_GIVEN + outside - GIVEN_SET]) * 8 + k
             case _:
                 return (min(h["chunk_bytes"], 15) * 8 + k) * 16 + frame.unsure
 

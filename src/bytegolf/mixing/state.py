@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from bytegolf.config import MixConfig
 from bytegolf.errors import BytegolfError, sized
 from bytegolf.mixing import tables
+from bytegolf.mixing.arithmetic import GIVEN
 
 CONTEXTS = {
     **{f"o{n}": n for n in (0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24)},
@@ -33,7 +34,13 @@ SELECTORS = {
 }
 """The number of each selector, and among how many sets of weights it chooses."""
 
-MOST_SETS, MOST_EXPERTS = 8, 3
+GIVEN_SET, MOST_GIVEN = 8, 16
+"""The number of the first selector that comes from outside (``State.given``), and room for contexts that do."""
+
+GIVEN_SETS = (256 * 8, 512 * 8)
+"""Among how many sets of weights the selectors from outside choose."""
+
+MOST_SETS, MOST_EXPERTS = 8, 6
 """Of one mixer, as the kernel has them."""
 
 SLOTS = 16
@@ -102,11 +109,18 @@ class State:
     """
 
     def __init__(
-        self, settings: MixConfig, streams: int = 1, experts: int = 1, length: int = 1 << 24, primed: bool = False
+        self,
+        settings: MixConfig,
+        streams: int = 1,
+        experts: int = 1,
+        length: int = 1 << 24,
+        primed: bool = False,
+        given: int = 0,
     ) -> None:
         """``length``: how many bytes back a match can lie, of those of one stream; a power of 2 or the one above.
 
-        ``primed``: there is one stream more, of what was read before all others (``mixing.primer``).
+        ``primed``: there is one stream more, of what was read before all others (``mixing.primer``). ``given``: so many
+        contexts and, if any, two selectors come from outside (``mixing.samples``), besides those of ``settings``.
         """
         if not 0 <= experts <= MOST_EXPERTS:
             raise BytegolfError(f"{experts} experts: mixing takes up to {MOST_EXPERTS}")
@@ -119,9 +133,12 @@ class State:
         self.bits = (settings.megabytes << 20).bit_length() - 7  # log₂ of the buckets, 64 bytes each
         self.position_bits = min(22 if primed else 20, max(12, (rows * self.ring).bit_length() - 1))
         self.shortest = SHORTEST_MATCH
-        self.contexts = [CONTEXTS[name] for name in settings.contexts]
-        self.selectors = [SELECTORS[name][0] for name in settings.selectors]
-        sizes = [SELECTORS[name][1] for name in settings.selectors]
+        self.contexts = [*range(GIVEN, GIVEN + given), *(CONTEXTS[name] for name in settings.contexts)]
+        outside = tuple((GIVEN_SET + i, size) for i, size in enumerate(GIVEN_SETS)) if given else ()
+        chosen = [SELECTORS[name] for name in settings.selectors] + [*outside]
+        self.selectors, sizes = [number for number, _ in chosen], [size for _, size in chosen]
+        self.given = aligned((MOST_GIVEN + len(GIVEN_SETS),), np.uint64)
+        """of the next byte: contexts as numbers of 64 bits, then which eight sets of weights, one for each bit"""
         self.set_offsets = [sum(sizes[:i]) for i in range(len(sizes))]
         used = len(self.contexts) + 4 + experts
         self.inputs = -(-used // 8) * 8

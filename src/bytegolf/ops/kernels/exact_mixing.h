@@ -61,6 +61,7 @@ struct Mixer : Counters {
       case 3: return ((matched + 8 * (bit == 1)) * 8 + sure) * 8 + k;
       case 4: return (k * 16 + std::min<i64>(hits, 15)) * 8 + f.matched;
       case 5: return (k * 16 + f.unsure) * 16 + std::min<i64>(hits, 15);
+      case GIVEN_SET: case GIVEN_SET + 1: return (i64)given[MOST_GIVEN + kind - GIVEN_SET] * 8 + k;
       default: return (std::min<i64>(f.chunk_bytes, 15) * 8 + k) * 16 + f.unsure;
     }
   }

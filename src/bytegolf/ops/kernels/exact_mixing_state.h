@@ -21,7 +21,8 @@ using u32 = uint32_t;
 using u64 = uint64_t;
 typedef float Lanes __attribute__((vector_size(32)));  // 8 fp32: sums run over whole ones, then within one
 
-constexpr i64 MOST_CONTEXTS = 32, MOST_INPUTS = 40, MOST_SETS = 8, MOST_EXPERTS = 3;
+constexpr i64 MOST_CONTEXTS = 32, MOST_INPUTS = 40, MOST_SETS = 8, MOST_EXPERTS = 6;
+constexpr i64 GIVEN = 64, GIVEN_SET = 8, MOST_GIVEN = 16;  // kinds of contexts and selectors; sets lie behind contexts
 constexpr float FAR = 11.99f;  // the largest |ln(p/(1−p))|
 
 // Where a stream is: what contexts are made of. 16 numbers; mixing/state.py names them too.
@@ -58,6 +59,7 @@ struct Knowledge {
   const float *squash_table, *stretch_table, *log_table, *boost, *rates;
   const int32_t *slot_rate, *map_rate;
   const i64 *contexts, *selectors, *set_offsets;
+  const u64* given;       // contexts and sets that come from outside (mixing/samples.py), for the kinds from these on
   i64 context_count, selector_count, experts, inputs, bits, ring, position_bits, shortest;
 
   explicit Knowledge(const void* fields, const void* sizes) {
@@ -70,6 +72,7 @@ struct Knowledge {
     boost = (const float*)f[14], rates = (const float*)f[15];
     slot_rate = (const int32_t*)f[16], map_rate = (const int32_t*)f[17];
     contexts = (const i64*)f[18], selectors = (const i64*)f[19], set_offsets = (const i64*)f[20];
+    given = (const u64*)f[21];
     context_count = s[0], selector_count = s[1], experts = s[2], inputs = s[3], bits = s[4], ring = s[5];
     position_bits = s[6], shortest = s[7];
   }
@@ -217,7 +220,8 @@ struct Knowledge {
 
   // The hash of a stream's c-th context.
   u64 hashed(const History& h, i64 c) const {
-    return mixed(context(h, contexts[c]) + (u64)(c + 1) * 0xD6E8FEB86659FD93ull);
+    const u64 own = contexts[c] >= GIVEN ? given[contexts[c] - GIVEN] : context(h, contexts[c]);
+    return mixed(own + (u64)(c + 1) * 0xD6E8FEB86659FD93ull);
   }
 
   // What the next byte's predictions depend on, but for the experts.
