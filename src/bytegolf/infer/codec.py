@@ -13,9 +13,11 @@ Legend: S streams, R of them that are still going, L tokens (of the longest).
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import io
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,26 +26,30 @@ from jaxtyping import UInt8
 
 from bytegolf.config import ContextName, MixConfig
 from bytegolf.errors import BytegolfError
-from bytegolf.infer import x86
+from bytegolf.infer import layouts, x86
 from bytegolf.infer.format import (
     ID_BYTES,
     MIB,
     Block,
     End,
     Header,
+    Laid,
     ModelPart,
     Readable,
     Writable,
     damaged,
-    read_part,
+    read_parts,
+    read_single,
     read_up_to,
 )
 from bytegolf.infer.frequencies import probabilities
+from bytegolf.infer.layouts import Piece, in_order
 from bytegolf.infer.numerics import MOST_THREADS, Numerics
 from bytegolf.infer.streams import Mode, bytewise, cut, places, steps, streams_for
 from bytegolf.mixing.coding import BitCoder, code_bytes
 from bytegolf.mixing.frequencies import quantised
 from bytegolf.mixing.mixer import Mixer
+from bytegolf.mixing.samples import Samples, mixer_for
 from bytegolf.model.lm import LanguageModel
 
 BLOCK, MODEL_BLOCK = MIB, 8 * MIB
@@ -111,20 +117,37 @@ class Codec:
         if len(block) < most:  # that is all of it
             size = None
         header = self._header(len(block), most, stride, streams, size)
+        pieces = self._pieces(block, source, most)
+        piece, following = next(pieces, None), next(pieces, None)
+        if self.model is None and piece and not following:
+            header = dataclasses.replace(header, single=True)
         report.compressed_bytes += target.write(packed := header.pack())
-        crc = zlib.crc32(packed)
-        coding = _Coding(self, header)
-        while block:
-            part = coding.encode(block, report.original_bytes, streams, progress)
+        crc, coding = zlib.crc32(packed), _Coding(self, header)
+        while piece is not None:
+            part = coding.encode(piece, report.original_bytes, streams, progress)
             report.coded_blocks += part.streams > 0
             report.stored_blocks += part.streams == 0
             report.streams = max(report.streams, part.streams)
-            report.compressed_bytes += target.write(part.pack())
-            report.original_bytes += len(block)
-            crc = zlib.crc32(block, crc)
-            block = read_up_to(source, most) if len(block) == most else b""
-        report.compressed_bytes += target.write(End(crc).pack())
+            report.compressed_bytes += target.write(part.single() if header.single else part.pack())
+            report.original_bytes += len(piece.data)
+            crc = zlib.crc32(piece.data, crc)
+            piece, following = following, next(pieces, None)
+        report.compressed_bytes += target.write(End(crc).pack()[header.single :])
         return report
+
+    def _pieces(self, first: bytes, source: Readable, most: int) -> Iterator[Piece]:
+        """A file whose ``first`` bytes are read, in blocks; with a model whatever is in it."""
+        ahead = io.BytesIO(first)
+
+        def blocks(size: int) -> bytes:
+            found = ahead.read(size)
+            return found if len(found) == size or len(first) < most else found + read_up_to(source, size - len(found))
+
+        if self.model is None:
+            yield from layouts.pieces(blocks, most)
+            return
+        while data := blocks(most):
+            yield Piece(data)
 
     def _header(self, first: int, block: int, stride: int, streams: int, size: int | None) -> Header:
         """The header of a file whose first block has ``first`` bytes."""
@@ -181,8 +204,9 @@ class Codec:
             if progress:
                 progress(count, header.size)
 
-        while isinstance(part := read_part(source, header, where), Block):
-            block = coding.decode(part, size, tell)
+        parts = iter(read_single(source, header, where) if header.single else read_parts(source, header, where))
+        while isinstance(part := next(parts), Block):
+            block = coding.decode(part, size, where, tell)
             size, crc = size + len(block), zlib.crc32(block, crc)
             target.write(block)
         if crc != part.crc:
@@ -210,11 +234,14 @@ class Codec:
 
 
 class _Coding:
-    """One file's mixer, on either side."""
+    """One file's mixers, on either side: one for each kind of samples, and one for all else."""
 
     def __init__(self, codec: Codec, header: Header) -> None:
         self._codec, self._header = codec, header
         self._mode = Mode(codec.window, header.model.stride) if header.model else None
+        self._mixers: dict[str, Mixer] = {}
+        self._samples: Samples | None = None
+        self._order = 0
 
     @functools.cached_property
     def _mixer(self) -> Mixer:
@@ -225,36 +252,70 @@ class _Coding:
         # matches are found as far back as two blocks of one stream: a block more than the one that is coded
         return Mixer(settings, streams=header.streams, length=2 * -(-header.block // header.streams))
 
-    def encode(self, block: bytes, place: int, streams: int, progress: Progress | None) -> Block:
-        """The part of a file for the ``block`` that begins at ``place`` of the original."""
-        data = np.frombuffer(block, np.uint8)
-        coder = BitCoder(room=len(block) - 1)
-        calls = self._header.model is None and x86.pays(data)
+    def encode(self, piece: Piece, place: int, streams: int, progress: Progress | None) -> Block:
+        """The part of a file for the ``piece`` that begins at ``place`` of the original."""
+        data, found = np.frombuffer(piece.data, np.uint8), piece.found
+        coder, size = BitCoder(room=len(data) - 1), len(data)
+        calls, laid = False, None
         if self._mode is not None:
-            streams = min(self._header.streams, self._codec.streams(self._mode, len(block), streams))
+            streams = min(self._header.streams, self._codec.streams(self._mode, size, streams))
             self._through_model(data.copy(), coder, streams, progress)
-        else:
+        elif found is not None:
             streams = 1
+            laid = Laid(None) if piece.goes_on and self._samples else Laid(piece.layout, found.order)
+            self._laid(laid, data, coder, progress)
+        else:
+            streams, calls = 1, x86.pays(data)
             self._alone(x86.absolute(data, place) if calls else data.copy(), coder, progress)
         payload = coder.payload()
         if payload is None:
-            self._mixer.reset()  # a decoder does not learn what is stored
-            return Block(0, len(block), block)
-        return Block(streams, len(block), payload, calls)
+            self._forget()
+            return Block(0, size, piece.data)
+        return Block(streams, size, payload, calls, laid)
 
-    def decode(self, part: Block, place: int, progress: Progress | None) -> bytes:
+    def decode(self, part: Block, place: int, where: str, progress: Progress | None) -> bytes:
         """The block of which ``encode`` made ``part``."""
         if not part.streams:
-            self._mixer.reset()
+            self._forget()
             return part.payload
         data, coder = np.zeros(part.size, np.uint8), BitCoder(payload=part.payload)
         if self._mode is not None:
             self._through_model(data, coder, part.streams, progress)
+        elif part.laid is not None:
+            if part.laid.layout is None and self._samples is None:
+                raise damaged(where, "samples go on that never began")
+            data = self._laid(part.laid, data, coder, progress)
         else:
             self._alone(data, coder, progress)
             if part.x86:
                 data = x86.absolute(data, place, back=True)
         return data.tobytes()
+
+    def _forget(self) -> None:
+        """Know nothing: a decoder does not learn what is stored."""
+        self._mixer.reset()
+        self._mixers.clear()
+        self._samples = None
+
+    def _laid(
+        self, laid: Laid, data: UInt8[np.ndarray, " n"], coder: BitCoder, progress: Progress | None
+    ) -> UInt8[np.ndarray, " n"]:
+        """Code samples; the bytes as they are in the file."""
+        if laid.layout is not None:
+            kind = laid.layout.kind
+            if kind not in self._mixers:
+                self._mixers[kind] = mixer_for(laid.layout, self._header.megabytes)
+            self._samples, self._order = Samples(laid.layout, self._mixers[kind]), laid.order
+        samples, begins = self._samples, laid.layout is not None
+        assert samples is not None
+        layout = samples.layout if begins else dataclasses.replace(samples.layout, start=0)
+        changed = data.copy() if coder.decodes else in_order(data, layout, self._order)
+        for start in range(0, len(data), PIECE):
+            piece = changed[start : start + PIECE]
+            samples.code(coder, piece)
+            if progress:
+                progress(len(piece))
+        return in_order(changed, layout, self._order, back=True) if coder.decodes else changed
 
     def _alone(self, data: UInt8[np.ndarray, " n"], coder: BitCoder, progress: Progress | None) -> None:
         for start in range(0, len(data), PIECE):

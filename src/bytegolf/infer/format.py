@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from bytegolf.errors import BytegolfError
 from bytegolf.infer.numerics import KINDS, MOST_THREADS, PROBE_BYTES, Numerics
+from bytegolf.mixing.samples import KINDS as KINDS_OF_SAMPLES
+from bytegolf.mixing.samples import Layout
 
 MAGIC = b"\xb9Z"
-VERSION = 2
+VERSION = 3
 MIB = 1 << 20
 MOST_BLOCK, MOST_MEGABYTES = 16 * MIB, 1 << 12
 STREAM_LIMIT = 4096
@@ -27,8 +30,8 @@ ID_BYTES = 8
 LEAST_CHECKED = 64
 """Bytes of a payload from which on it has a checksum of its own."""
 
-_SIZED, _MODEL = 1, 2
-_END, _CODED, _X86, _STORED = range(4)
+_SIZED, _MODEL, _SINGLE = 1, 2, 4
+_END, _CODED, _X86, _STORED, _LAID = range(5)
 _MODEL_PART = struct.Struct(
     f"<{ID_BYTES}sBBB{PROBE_BYTES}s"
 )  # artifact, threads, kind of numerics, bytes of the place, probe
@@ -75,9 +78,11 @@ class Header:
     """of the original in bytes, where that was known before and needs more than one block; the end knows it all"""
     model: ModelPart | None = None
     """None: context mixing alone"""
+    single: bool = False
+    """whether there is but one block, up to the last 4 bytes, and no model"""
 
     def pack(self) -> bytes:
-        flags = _SIZED * (self.size is not None) | _MODEL * (self.model is not None)
+        flags = _SIZED * (self.size is not None) | _MODEL * (self.model is not None) | _SINGLE * self.single
         sizes = (self.block // MIB).bit_length() - 1 | (self.megabytes.bit_length() - 1) << 4
         parts = [MAGIC, bytes([VERSION << 4 | flags, sizes])]
         if self.size is not None:
@@ -96,7 +101,7 @@ class Header:
         if start[:2] != MAGIC or len(start) < 4:
             raise BytegolfError(f"{where} was not compressed by bytegolf (its first bytes differ): name another file")
         version, flags, sizes = start[2] >> 4, start[2] & 15, start[3]
-        if version != VERSION or flags & ~(_SIZED | _MODEL):
+        if version != VERSION or flags not in (0, _SIZED, _MODEL, _SIZED | _MODEL, _SINGLE):
             raise BytegolfError(
                 f"{where} has format version {version}, and this bytegolf reads version {VERSION}: use the bytegolf "
                 "that compressed it"
@@ -106,7 +111,7 @@ class Header:
             raise damaged(where, f"it declares blocks of {block:,} bytes and {megabytes:,} MiB of memory")
         size = _read_varint(source, where) if flags & _SIZED else None
         if not flags & _MODEL:
-            return Header(block, megabytes, 1, size)
+            return Header(block, megabytes, 1, size, single=flags == _SINGLE)
         artifact, threads, kind, length, probe = _MODEL_PART.unpack(_exactly(source, _MODEL_PART.size, where))
         place = _exactly(source, length, where).decode("ascii", "replace")
         stride, streams = _read_varint(source, where), _read_varint(source, where)
@@ -114,6 +119,23 @@ class Header:
             raise damaged(where, f"it declares {threads} threads and {streams} streams")
         model = ModelPart(artifact, stride, Numerics(threads, kind, place, probe))
         return Header(block, megabytes, streams, size, model)
+
+
+@dataclass(frozen=True)
+class Laid:
+    """That a block has samples, and which (``mixing/samples.py``)."""
+
+    layout: Layout | None
+    """None: they go on where those of the last block ended"""
+    order: int = 0
+    """how they are written (``layouts.py``)"""
+
+    def pack(self) -> bytes:
+        if self.layout is None:
+            return b"\0"
+        one = self.layout
+        first = KINDS_OF_SAMPLES.index(one.kind) + 1 | self.order << 2
+        return bytes([first, one.channels | one.width << 4]) + _varint(one.row) + _varint(one.start)
 
 
 @dataclass(frozen=True)
@@ -125,13 +147,25 @@ class Block:
     payload: bytes
     x86: bool = False
     """whether what was coded are the bytes as ``x86.absolute`` changes them"""
+    laid: Laid | None = None
+    """of a block of samples, as ``layouts.in_order`` changes them"""
+
+    def single(self) -> bytes:
+        """This as the only block of a file without a model, for a header that says so."""
+        if not self.streams:
+            return bytes([_STORED]) + self.payload
+        return bytes([self._kind]) + (self.laid.pack() if self.laid else b"") + _varint(self.size) + self.payload
+
+    @property
+    def _kind(self) -> int:
+        return _LAID if self.laid else _X86 if self.x86 else _CODED
 
     def pack(self) -> bytes:
         crc = _CRC.pack(zlib.crc32(self.payload)) if len(self.payload) >= LEAST_CHECKED else b""
         if not self.streams:
             return bytes([_STORED]) + _varint(self.size) + self.payload + crc
         sizes = _varint(self.size) + _varint(self.streams) + _varint(len(self.payload))
-        return bytes([_X86 if self.x86 else _CODED]) + sizes + self.payload + crc
+        return bytes([self._kind]) + (self.laid.pack() if self.laid else b"") + sizes + self.payload + crc
 
 
 @dataclass(frozen=True)
@@ -152,7 +186,8 @@ def read_part(source: Readable, header: Header, where: str) -> Block | End:
         if source.read(1):
             raise damaged(where, "something follows its end")
         return End(crc)
-    if kind > _STORED:
+    laid = _read_laid(source, header, where) if kind == _LAID else None
+    if kind > _LAID:
         raise damaged(where, f"a part of the kind {kind}")
     size = _read_varint(source, where)
     streams = 0 if kind == _STORED else _read_varint(source, where)
@@ -163,7 +198,44 @@ def read_part(source: Readable, header: Header, where: str) -> Block | End:
     payload = _exactly(source, stored, where)
     if stored >= LEAST_CHECKED and _exactly(source, _CRC.size, where) != _CRC.pack(zlib.crc32(payload)):
         raise damaged(where, "a checksum does not match")
-    return Block(streams, size, payload, kind == _X86)
+    return Block(streams, size, payload, kind == _X86, laid)
+
+
+def read_parts(source: Readable, header: Header, where: str) -> Iterator[Block | End]:
+    """All parts of ``source`` behind its header."""
+    while True:
+        yield read_part(source, header, where)
+
+
+def read_single(source: Readable, header: Header, where: str) -> tuple[Block, End]:
+    """The only block of a file and its end; raises BytegolfError if they are cut short or altered."""
+    kind = _exactly(source, 1, where)[0]
+    if kind not in (_CODED, _X86, _STORED, _LAID):
+        raise damaged(where, f"a part of the kind {kind}")
+    laid = _read_laid(source, header, where) if kind == _LAID else None
+    size = None if kind == _STORED else _read_varint(source, where)
+    rest = read_up_to(source, header.block + _CRC.size + 1)
+    if len(rest) < _CRC.size:
+        raise damaged(where, "it ends too early")
+    payload, stored = rest[: -_CRC.size], len(rest) - _CRC.size
+    if not (stored <= header.block if size is None else stored < size <= header.block):
+        raise damaged(where, f"a block declares {stored if size is None else size:,} bytes in {stored:,}")
+    block = Block(int(size is not None), stored if size is None else size, payload, kind == _X86, laid)
+    return block, End(*_CRC.unpack(rest[-_CRC.size :]))
+
+
+def _read_laid(source: Readable, header: Header, where: str) -> Laid:
+    first = _exactly(source, 1, where)[0]
+    if not first:
+        return Laid(None)
+    sizes = _exactly(source, 1, where)[0]
+    kind, row, start = first & 3, _read_varint(source, where), _read_varint(source, where)
+    if header.model or not kind or first >> 2 > 7 or start > header.block:
+        raise damaged(where, "samples that cannot be")
+    layout = Layout(KINDS_OF_SAMPLES[kind - 1], sizes & 15, sizes >> 4, row, start)
+    if not layout.valid():
+        raise damaged(where, f"it declares samples of {layout.channels} channels and rows of {row:,}")
+    return Laid(layout, first >> 2)
 
 
 def damaged(where: str, why: str) -> BytegolfError:

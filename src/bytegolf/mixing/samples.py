@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import torch
 from jaxtyping import UInt8
 from numpy.typing import NDArray
 
@@ -32,7 +31,6 @@ from bytegolf.config import ContextName, MixConfig
 from bytegolf.mixing.coding import BitCoder, code_byte
 from bytegolf.mixing.mixer import Kernel, Mixer
 from bytegolf.mixing.samples_reference import SampleReference
-from bytegolf.ops import native
 
 Kind = Literal["picture", "sound", "table"]
 KINDS: tuple[Kind, ...] = ("picture", "sound", "table")
@@ -89,7 +87,7 @@ class Samples:
     def __init__(self, layout: Layout, mixer: Mixer) -> None:
         """``mixer`` is one that ``mixer_for`` made for such a layout; it may know samples of others."""
         assert layout.valid(), layout
-        self._mixer = mixer
+        self._mixer, self.layout = mixer, layout
         table = layout.kind == "table"
         channels = layout.channels
         self.near = np.zeros((channels, PREDICTORS, NEAR), np.int64)

@@ -37,7 +37,9 @@ class Arrays(Protocol):
     spread: NDArray[np.int64]
     predicted: NDArray[np.int64]
     frequencies: NDArray[np.uint32]
-    given: NDArray[np.uint64]
+
+    @property
+    def given(self) -> NDArray[np.uint64]: ...
 
 
 class SampleReference:
@@ -46,8 +48,8 @@ class SampleReference:
     def __init__(self, arrays: Arrays) -> None:
         self._a = arrays
         numbers = arrays.numbers.tolist()
-        self._kind, self._channels, self._width, self._row, self._mask, self._experts = numbers[:6]
-        self._middle = 1 << 8 * self._width - 1
+        self._kind, self._channels, self._width, self._row, self._mask, self._experts = map(int, numbers[:6])
+        self._middle: int = 1 << 8 * self._width - 1
 
     def foresee(self) -> None:
         """Fill in the experts' frequencies of the next byte, and its contexts."""
@@ -231,9 +233,7 @@ class SampleReference:
                 a.weights[c, p, :n] = found
 
 
-def _solved(
-    products: NDArray[np.float64], sums: NDArray[np.float64], ridge: float
-) -> NDArray[np.float64] | None:
+def _solved(products: NDArray[np.float64], sums: NDArray[np.float64], ridge: float) -> NDArray[np.float64] | None:
     """w of (products + ridge·I)·w = sums, by products + ridge·I = L·D·Lᵀ; None where that is not well determined."""
     n = len(sums)
     m, y, one = products + ridge * np.eye(n), sums.copy(), np.zeros(n)
