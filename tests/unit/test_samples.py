@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from bytegolf.errors import BytegolfError
 from bytegolf.infer import codec as coding
 from bytegolf.infer import format as compressed
+from bytegolf.infer import layouts
 from bytegolf.infer.codec import Codec
 from bytegolf.infer.layouts import LITTLE, MU_LAW, SIGNED, find, in_order, pieces
 from bytegolf.mixing.coding import BitCoder
@@ -58,14 +59,15 @@ def wav(samples: bytes, channels: int = 1, bits: int = 16, kind: int = 1) -> byt
 def tone(count: int) -> bytes:
     """A voice of 16 bits, the lowest byte first, with noise."""
     chance = np.random.default_rng(1)
-    return (9000 * np.sin(np.arange(count) * 0.05) + chance.integers(-4, 5, count)).astype("<i2").tobytes()
+    samples: NDArray[np.int16] = (9000 * np.sin(np.arange(count) * 0.05) + chance.integers(-4, 5, count)).astype("<i2")
+    return samples.tobytes()
 
 
 def bitmap(wide: int, high: int, bits: int = 24) -> bytes:
     row, colors = (wide * bits + 31) // 32 * 4, bytes(range(256)) * 4 if bits == 8 else b""
     x, y = np.meshgrid(np.arange(row), np.arange(high))
     noise = np.random.default_rng(0).integers(0, 5, x.shape)
-    pixels = (120 + 60 * np.sin(x / 29) + 50 * np.cos(y / 7) + noise).astype(np.uint8)
+    pixels: NDArray[np.uint8] = (120 + 60 * np.sin(x / 29) + 50 * np.cos(y / 7) + noise).astype(np.uint8)
     return dib(wide, high, bits, 54 + len(colors)) + colors + pixels.tobytes()
 
 
@@ -160,7 +162,7 @@ def test_sounds_and_pictures_are_predicted(monkeypatch: pytest.MonkeyPatch) -> N
     sizes = [len(packed(data)) for data in files]
     for data in files:
         assert unpacked(packed(data)) == data
-    monkeypatch.setattr(coding.layouts, "find", lambda data, first=False: None)
+    monkeypatch.setattr(layouts, "find", lambda data, first=False: None)
     alone = [len(packed(data)) for data in files]
     assert sizes[0] < 0.6 * alone[0], "3,000 samples"
     assert sizes[1] < 0.8 * alone[1], "3,000 pixels"
