@@ -8,6 +8,7 @@ here imports ``bytegolf`` at the top.
 from __future__ import annotations
 
 import functools
+import gc
 import importlib.util
 import os
 from collections import Counter
@@ -32,12 +33,15 @@ from commands import (  # noqa: F401  (fixtures for all)
 )
 from local_hub import local_hub  # noqa: F401
 from mirror import mirror, published, server  # noqa: F401
+from processor_time import ProcessorTime
+
+gc.disable()  # importing torch and the tests makes no garbage; on again in pytest_collection_modifyitems
 
 if TYPE_CHECKING:
     from bytegolf.config import ModelConfig, NetworkConfig
     from bytegolf.model.lm import LanguageModel
 
-CHECKED_FIRST, CHECKED_EVERY = 8, 16
+CHECKED_FIRST, CHECKED_EVERY = 2, 64
 """In each test, of the calls of each function: so many are checked first, and then one in so many."""
 
 _calls: Counter[CodeType] = Counter()
@@ -87,7 +91,10 @@ def _annotated() -> list[str]:
 # as mypy does, an int passes where a float is asked for
 jaxtyping.install_import_hook(_annotated(), "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
-torch.set_num_threads(1)  # tiny tensors gain nothing from a second thread, and lose much on a busy machine
+# Tiny tensors gain nothing from a second thread, which waits for work in a loop: on a busy machine that multiplies the
+# processor time (seven times for one `verify`). The same for the processes that tests start.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 # the same examples in every run, and no failure for being slow; others are drawn by `--hypothesis-profile=thousand`
 _quick = hypothesis.settings(
@@ -102,8 +109,15 @@ for size in ("COLUMNS", "LINES"):  # workers of pytest-xdist set them: to no tes
     os.environ.pop(size, None)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--processor-time`` prints which files take how much of it."""
+    parser.addoption("--processor-time", nargs="?", const="-", help="seconds by file; each test's as JSON in this file")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """beartype's advice on spelling (typing.Iterable) is none of a test run's business."""
+    if config.getoption("processor_time"):
+        config.pluginmanager.register(ProcessorTime(config))
     config.addinivalue_line("filterwarnings", "ignore::beartype.roar.BeartypeDecorHintPep585DeprecationWarning")
 
 
@@ -111,6 +125,8 @@ TINY = ("flat", "flat-local", "one-level", "two-level", "tables", "paper")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    gc.freeze()  # what is imported stays: neither a collection nor the end of the process goes through it again
+    gc.enable()
     if torch.cuda.is_available():
         return
     for item in items:
