@@ -21,7 +21,7 @@ from bytegolf.data.tokenizer import ByteTokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.infer import codec as coding
 from bytegolf.infer import format as layout
-from bytegolf.infer import streams, x86
+from bytegolf.infer import streams, words, x86
 from bytegolf.infer.codec import Codec, Report
 from bytegolf.infer.frequencies import Encoder
 from bytegolf.infer.numerics import NATIVE, PLAIN, WHOLE
@@ -187,7 +187,8 @@ def test_the_same_file_from_any_number_of_threads(make_model: ModelMaker) -> Non
         torch.set_num_threads(1)
 
 
-def test_context_mixing_without_kernels_is_the_same_file(make_model: ModelMaker) -> None:
+def test_context_mixing_without_kernels_is_the_same_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(words, "TEXT", words.TEXT[:100])
     data = SCRIPTS.encode()[:60]
     natively = packed(Codec(), data)[0]
     with native.disabled():

@@ -16,6 +16,7 @@ from bytegolf.infer import codec as coding
 from bytegolf.infer import format as compressed
 from bytegolf.infer import layouts
 from bytegolf.infer.codec import Codec
+from bytegolf.infer.guess import guess
 from bytegolf.infer.layouts import LITTLE, MU_LAW, SIGNED, find, in_order, pieces
 from bytegolf.mixing.coding import BitCoder
 from bytegolf.mixing.reference import Reference
@@ -235,6 +236,19 @@ def test_samples_that_cannot_be_are_refused() -> None:
             unpacked(whole[:at] + bytes([whole[at] ^ 16]) + whole[at + 1 :])
     with pytest.raises(BytegolfError, match="the file"):
         unpacked(whole + b"x")
+
+
+def test_samples_without_a_header_are_guessed() -> None:
+    sound = tone(5000)
+    assert unpacked(packed(sound)) == sound
+    assert next(guess(sound)).layout == Layout("sound", 1, 2)
+    rows = bitmap(60, 60)[54:]
+    assert next(guess(rows)).layout == Layout("picture", 3, 1, 180)
+    chance = np.random.default_rng(0)
+    records = np.stack([np.arange(700) // 3, *chance.integers(0, 9, (10, 700)), np.arange(700) % 7], 1).astype(np.uint8)
+    assert next(guess(records.tobytes())).layout == Layout("table", 1, 1, 12)
+    for nothing in (b"text has lines of all lengths\n" * 300, chance.bytes(9000), sound[:900]):
+        assert not list(guess(nothing))
 
 
 def test_stored_files_grow_by_nine_bytes() -> None:

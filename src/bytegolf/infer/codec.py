@@ -24,9 +24,9 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from bytegolf.config import ContextName, MixConfig
+from bytegolf.config import MixConfig
 from bytegolf.errors import BytegolfError
-from bytegolf.infer import layouts, x86
+from bytegolf.infer import layouts, words, x86
 from bytegolf.infer.format import (
     ID_BYTES,
     MIB,
@@ -43,6 +43,7 @@ from bytegolf.infer.format import (
     read_up_to,
 )
 from bytegolf.infer.frequencies import probabilities
+from bytegolf.infer.guess import CONTEXTS, Guessing
 from bytegolf.infer.layouts import Piece, in_order
 from bytegolf.infer.numerics import MOST_THREADS, Numerics
 from bytegolf.infer.streams import Mode, bytewise, cut, places, steps, streams_for
@@ -57,12 +58,6 @@ BLOCK, MODEL_BLOCK = MIB, 8 * MIB
 
 PIECE = 1 << 14
 """Bytes that are coded at a time without a model, so that progress can be told."""
-
-CONTEXTS: tuple[ContextName, ...] = (
-    *("o0", "o1", "o2", "o3", "o4", "o5", "o6", "o8", "o12", "o16", "word", "words"),
-    *("skip1-2", "skip2-2", "skip1-3", "skip3", "word-skip", "high", "column4", "slope4"),
-)
-"""Of files of all kinds: besides text's, those that skip bytes, for programs, tables, pictures and sounds (LOG)."""
 
 MEGABYTES_PER_MB, LEAST_MEGABYTES, MOST_MEGABYTES = 512, 16, 256
 """Memory for what mixing learns: of a file of 1 MB, and the limits."""
@@ -242,21 +237,26 @@ class _Coding:
         self._mixers: dict[str, Mixer] = {}
         self._samples: Samples | None = None
         self._order = 0
+        self._guess = Guessing()
 
     @functools.cached_property
     def _mixer(self) -> Mixer:
         header = self._header
         settings = MixConfig(megabytes=header.megabytes, contexts=CONTEXTS)
         if header.model is None:
-            return Mixer(settings, experts=0, length=1 << 24)
+            return _read(Mixer(settings, experts=0, length=1 << 24))
         # matches are found as far back as two blocks of one stream: a block more than the one that is coded
         return Mixer(settings, streams=header.streams, length=2 * -(-header.block // header.streams))
 
     def encode(self, piece: Piece, place: int, streams: int, progress: Progress | None) -> Block:
         """The part of a file for the ``piece`` that begins at ``place`` of the original."""
-        data, found = np.frombuffer(piece.data, np.uint8), piece.found
+        data = np.frombuffer(piece.data, np.uint8)
+        calls = self._mode is None and piece.found is None and x86.pays(data)
+        if self._mode is None and not calls:
+            piece = self._guess.piece(piece)
+        found = piece.found
         coder, size = BitCoder(room=len(data) - 1), len(data)
-        calls, laid = False, None
+        laid = None
         if self._mode is not None:
             streams = min(self._header.streams, self._codec.streams(self._mode, size, streams))
             self._through_model(data.copy(), coder, streams, progress)
@@ -265,7 +265,7 @@ class _Coding:
             laid = Laid(None) if piece.goes_on and self._samples else Laid(piece.layout, found.order)
             self._laid(laid, data, coder, progress)
         else:
-            streams, calls = 1, x86.pays(data)
+            streams = 1
             self._alone(x86.absolute(data, place) if calls else data.copy(), coder, progress)
         payload = coder.payload()
         if payload is None:
@@ -294,6 +294,8 @@ class _Coding:
     def _forget(self) -> None:
         """Know nothing: a decoder does not learn what is stored."""
         self._mixer.reset()
+        if self._mode is None:
+            _read(self._mixer)
         self._mixers.clear()
         self._samples = None
 
@@ -343,3 +345,9 @@ class _Coding:
             if progress:
                 progress(len(rows))
         data[:] = (tokens[where] - tokenizer.OFFSET).astype(np.uint8)
+
+
+def _read(mixer: Mixer) -> Mixer:
+    """A new mixer that has read what is common to many files."""
+    mixer.engine.prime(0, np.frombuffer(words.TEXT.encode(), np.uint8))
+    return mixer
