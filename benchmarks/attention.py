@@ -22,7 +22,7 @@ from bytegolf.config import StackConfig
 from bytegolf.model.mixers.attention import Attention
 from bytegolf.ops import native
 from bytegolf.ops.attention import AttentionShape, attention, attention_reference
-from bytegolf.tools.plan.measure import CLOCKS
+from bytegolf.tools.plan.devices import CLOCKS
 
 # name → sequences, length, query heads, key/value heads, head width, window
 SHAPES = {

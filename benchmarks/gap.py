@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 from measuring import table
 
-from bytegolf.data.manifest import dataset_entry
-from bytegolf.data.shards import open_split
+from bytegolf.data.dataset import dataset_entry, open_split
 from bytegolf.training.metrics_file import read_metrics
 
 POINTS = {"seconds": (8, 15, 25), "bytes": (500_000, 1_000_000), "step": (40, 80, 100)}

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from bytegolf.config import Config, HNetConfig, StackConfig
-from bytegolf.model.block import Stream
+from bytegolf.model.stack import Stream
 from bytegolf.ops import native
 from bytegolf.ops.boundary import boundary_probability
 from bytegolf.ops.cross_entropy import softcap_cross_entropy

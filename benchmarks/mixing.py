@@ -26,9 +26,9 @@ import numpy as np
 from measuring import machine, table
 from numpy.typing import NDArray
 
-from bytegolf.artifact.loading import load_model
+from bytegolf.artifact.loading import load_own
 from bytegolf.config import ContextName, MixConfig, SelectorName
-from bytegolf.data.shards import open_split
+from bytegolf.data.dataset import open_split
 from bytegolf.data.tokenizer import ByteTokenizer
 from bytegolf.evaluate.mixing import opens
 from bytegolf.evaluate.modes import ScoringMode, watched
@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--parts", action="store_true", help="what each part brings, instead of the speed")
     arguments = parser.parse_args()
-    loaded = load_model(arguments.model, arguments.data)
+    loaded = load_own(arguments.model, arguments.data)
     model, tokenizer, primer = loaded.model, loaded.tokenizer, loaded.artifact.primer
     assert isinstance(tokenizer, ByteTokenizer), "the model does not read bytes"
     stream = open_split(arguments.data, tokenizer.name, "val", tokenizer.vocab_size)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bytegolf.artifact.loading import load_model
+from bytegolf.artifact.loading import load_own
 from bytegolf.config import Config, preset_names
 from bytegolf.data.tokenizer import ByteTokenizer
 from bytegolf.device import choose_device, pick_precision
@@ -19,7 +19,7 @@ from bytegolf.model.routers.cosine import CosineRouter
 def get(source: str, precision: str = "auto") -> tuple[LanguageModel, Config]:
     """The model of a preset (random weights, 1/N of the positions open a chunk), a run's folder or an artifact."""
     if source not in preset_names():
-        opened = load_model(Path(source), precision=precision)
+        opened = load_own(Path(source), precision=precision)
         return opened.model, opened.config
     config = Config.load(source)
     torch.manual_seed(0)

@@ -99,11 +99,11 @@ def weights(run: Path) -> str:
 def standard_chunks(run: Path, data: Path) -> list[list[int] | None]:
     """Where the untrained and the trained model begin chunks in the standard text; None for a flat model."""
     from bytegolf.analyze.segment import STANDARD_TEXT, segment
-    from bytegolf.artifact.loading import load_model, with_weights
+    from bytegolf.artifact.loading import load_own, with_weights
     from bytegolf.config import levels
     from bytegolf.training.setup import TrainingData, initial_model
 
-    loaded = load_model(run, data)
+    loaded = load_own(run, data)
     config, tokenizer = loaded.config, loaded.tokenizer
     if not levels(config.model.network):
         return [None, None]

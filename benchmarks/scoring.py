@@ -22,10 +22,10 @@ from measuring import machine, table
 from models import get
 
 from bytegolf.bpb import Score
+from bytegolf.data.dataset import TokenStream, open_split
 from bytegolf.data.dataset_writer import ShardWriter
-from bytegolf.data.shards import TokenStream, open_split
 from bytegolf.data.tokenizer import ByteTokenizer
-from bytegolf.evaluate.one_pass import one_pass, with_receptive_field
+from bytegolf.evaluate.modes import one_pass, with_receptive_field
 from bytegolf.evaluate.score import score
 
 

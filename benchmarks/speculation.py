@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from bytegolf.artifact.loading import in_fp32, load_model
+from bytegolf.artifact.loading import in_fp32, load_own
 from bytegolf.data.tokenizer import ByteTokenizer
 from bytegolf.infer.sample import generate
 from bytegolf.infer.speculative import Acceptance
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    loaded = in_fp32(load_model(options.model, device="cpu"), torch.device("cpu"))
+    loaded = in_fp32(load_own(options.model, device="cpu"), torch.device("cpu"))
     model, tokenizer = loaded.model, loaded.tokenizer
     assert isinstance(tokenizer, ByteTokenizer), "the drafts of byte models are counted"
     outer, inner = sizes(model)

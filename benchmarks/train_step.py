@@ -33,18 +33,17 @@ from measuring import machine, peak_memory, table
 from torch import Tensor, nn
 
 from bytegolf.config import Config, HNetConfig, outer_dim
+from bytegolf.data.dataset import TokenStream, open_split, shard_paths
 from bytegolf.data.dataset_writer import ShardWriter
 from bytegolf.data.loader import Loader
-from bytegolf.data.shards import TokenStream, open_split, shard_paths
 from bytegolf.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 from bytegolf.device import choose_device, pick_precision
 from bytegolf.model.embed import row_tables
-from bytegolf.model.lm import LanguageModel
-from bytegolf.model.outline import count_parameters
-from bytegolf.tools.plan.measure import CLOCKS, matmul_peak, timed
+from bytegolf.model.lm import LanguageModel, count_parameters
+from bytegolf.tools.plan.devices import CLOCKS, matmul_peak, timed
 from bytegolf.tools.plan.work import forward_flops
-from bytegolf.training.compiling import compile_stacks
 from bytegolf.training.optim import Optimizer
+from bytegolf.training.setup import compile_stacks
 from bytegolf.training.weights import WeightAverage
 
 PARTS = ("data", "forward", "backward", "optimiser")

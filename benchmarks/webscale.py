@@ -26,9 +26,16 @@ import numpy as np
 from measuring import machine, table
 
 from bytegolf.config import Config
+from bytegolf.data.dataset import (
+    SHARD_TOKENS,
+    TokenStream,
+    read_manifest,
+    shard_bytes,
+    shard_header,
+    shard_path,
+    shard_paths,
+)
 from bytegolf.data.loader import Loader
-from bytegolf.data.manifest import read_manifest
-from bytegolf.data.shards import SHARD_TOKENS, TokenStream, shard_bytes, shard_header, shard_path, shard_paths
 from bytegolf.training.metrics_file import MetricsFile, TrainRow
 
 PRESET = "study2-byte-4h"

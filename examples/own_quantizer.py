@@ -12,7 +12,7 @@ import tempfile
 import torch
 
 import bytegolf
-from bytegolf.artifact.quantizer import Quantizer
+from bytegolf.artifact.quantize import Quantizer
 
 
 @bytegolf.register_quantizer("ternary")  # `export.quantizer=ternary` now means this class

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from bytegolf.data.dataset import TokenStream
 from bytegolf.data.dataset_writer import ShardWriter
-from bytegolf.data.shards import TokenStream
 from bytegolf.data.tokenizer import ByteTokenizer
 
 BYTES = ByteTokenizer()

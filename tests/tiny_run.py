@@ -11,8 +11,8 @@ import torch
 from conftest import tiny_model
 
 from bytegolf.config import Config, DataConfig, EvalConfig, OptimConfig, TrainConfig
+from bytegolf.data.dataset import TokenStream, shard_paths
 from bytegolf.data.dataset_writer import ShardWriter
-from bytegolf.data.shards import TokenStream, shard_paths
 from bytegolf.data.tokenizer import ByteTokenizer
 from bytegolf.distributed import DistributedContext
 from bytegolf.progress import Reporter

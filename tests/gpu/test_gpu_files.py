@@ -28,7 +28,7 @@ def test_an_artifact_is_the_same_wherever_its_weights_were(tiny_data: Path, tmp_
 
 
 def test_gptq_sees_what_it_sees_on_the_cpu(run_of: RunOf) -> None:  # noqa: F811
-    from bytegolf.data.shards import open_split
+    from bytegolf.data.dataset import open_split
 
     windows = sample_windows(open_split(run_of("cpu-demo").data, "byte260", "train", 260), 64, 256)
     moments = []

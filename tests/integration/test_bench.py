@@ -14,12 +14,19 @@ import torch
 from commands import TinyRun, good, refused, text
 
 import bytegolf
-from bytegolf.data.shards import open_split
+from bytegolf.data.dataset import open_split
 from bytegolf.evaluate.modes import MemoryStream
 from bytegolf.tools.bench import boundaries, characters
-from bytegolf.tools.bench.choices import Question, accuracy
-from bytegolf.tools.bench.likelihood import Continuation, Likelihood, Tokens
-from bytegolf.tools.bench.noise import NOISES, noise_scores, perturbed
+from bytegolf.tools.bench.likelihood import (
+    NOISES,
+    Continuation,
+    Likelihood,
+    Question,
+    Tokens,
+    accuracy,
+    noise_scores,
+    perturbed,
+)
 
 RUNS = ("tiny_run", "two_level_run", "soft_run", "subword_run")
 PAIRS = [

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tiny_run import make_trainer, rows, tiny_config
 from torch import Tensor, nn
 
-from bytegolf.artifact.loading import LoadedModel, load_model
+from bytegolf.artifact.loading import LoadedModel, load_own
 from bytegolf.config import Config, HNetConfig, NetworkConfig
 from bytegolf.errors import BytegolfError
 from bytegolf.model.chunk import GRAIN, Capacity, Chunks
@@ -382,11 +382,11 @@ def test_a_divisor_without_a_fixed_capacity_is_refused(tiny_run: TinyRun, flat_r
 def test_an_artifact_opens_with_the_capacity_of_the_score_and_is_sampled_without_one(
     tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened = load_model(tiny_run.folder)
+    opened = load_own(tiny_run.folder)
     scored = dataclasses.replace(opened.config.eval, capacity="fixed", capacity_divisor=5.0)
     artifact = dataclasses.replace(opened.artifact, config=dataclasses.replace(opened.config, eval=scored))
     monkeypatch.setattr("bytegolf.artifact.loading.read_artifact", lambda path: artifact)
-    (level,) = load_model(tiny_run.folder).model.levels()
+    (level,) = load_own(tiny_run.folder).model.levels()
     assert (level.capacity.mode, level.capacity.divisor) == ("fixed", 5.0)
     assert isinstance(opened, LoadedModel)
     assert good("sample", tiny_run.folder, "The", "--bytes", "5", "--json").json["bytes"] <= 5

@@ -13,8 +13,7 @@ from commands import SUBWORDS, Ran, TinyRun, cli, good, refused, text
 from bytegolf.artifact import checkpoint as store
 from bytegolf.infer import format as compressed
 from bytegolf.infer.numerics import PLAIN, PROBE_BYTES, Numerics
-from bytegolf.tools.check.folders import check
-from bytegolf.tools.check.results import Finding
+from bytegolf.tools.check import Finding, check
 from bytegolf.tools.study import results
 
 

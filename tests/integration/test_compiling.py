@@ -15,8 +15,8 @@ from tiny_run import losses, make_trainer, tiny_config
 
 from bytegolf.config import HNetConfig, ModelConfig
 from bytegolf.model.lm import LanguageModel
-from bytegolf.training import compiling
-from bytegolf.training.compiling import CompiledStacks, compile_stacks, obstacle, wants
+from bytegolf.training import setup
+from bytegolf.training.setup import CompiledStacks, compile_stacks, obstacle, wants
 
 CPU = torch.device("cpu")
 
@@ -25,7 +25,7 @@ COMPARE = """
 import sys, torch
 from bytegolf.config import HNetConfig, ModelConfig, RouterConfig, StackConfig
 from bytegolf.model.lm import LanguageModel
-from bytegolf.training.compiling import CompiledStacks
+from bytegolf.training.setup import CompiledStacks
 
 kind, backend = sys.argv[1:]
 outer, main = StackConfig(3, 32, 4, 2, window=8), StackConfig(2, 32, 4, 2)
@@ -124,9 +124,9 @@ def test_graphs_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", counted)
     model = LanguageModel(ModelConfig(tiny_network("flat")))
     stages = CompiledStacks(model, print)
-    for length in range(4, 4 + 2 * compiling.MAX_GRAPHS):
+    for length in range(4, 4 + 2 * setup.MAX_GRAPHS):
         model(torch.randint(4, 260, (1, length)))
-    assert len(stages.shapes) == len(calls) == compiling.MAX_GRAPHS
+    assert len(stages.shapes) == len(calls) == setup.MAX_GRAPHS
 
 
 def test_a_main_stage_is_compiled_where_its_lengths_recur(monkeypatch: pytest.MonkeyPatch) -> None:

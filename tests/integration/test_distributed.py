@@ -27,7 +27,7 @@ from torch import Tensor
 from bytegolf.api import run as training
 from bytegolf.api.evaluation import evaluate
 from bytegolf.artifact import checkpoint as store
-from bytegolf.artifact.loading import load_model
+from bytegolf.artifact.loading import load_own
 from bytegolf.bpb import Score
 from bytegolf.config import Config
 from bytegolf.device import has_bf16, pick_device, pick_precision
@@ -37,9 +37,9 @@ from bytegolf.evaluate import score as bpb
 from bytegolf.evaluate.score import score, score_group
 from bytegolf.ops import native
 from bytegolf.results import to_json
-from bytegolf.training import muon
+from bytegolf.training import optim
 from bytegolf.training.loop import Trainer
-from bytegolf.training.sharding import own
+from bytegolf.training.setup import own
 
 NETWORKS = ("flat", "two-level")
 STEPS = 4
@@ -73,7 +73,7 @@ def work(folder: Path) -> None:
         os.environ["MASTER_PORT"] = os.environ["JOB_PORT"]
         train_and_score(folder)
         os.environ["MASTER_PORT"] = port
-    whole = muon.orthogonalize
+    whole = optim.orthogonalize
     with join("cpu") as world:
         assert world.agree(world.rank + 5.0) == 5
         assert world.total(1.0, world.rank) == [world.size, sum(range(world.size))]
@@ -82,7 +82,7 @@ def work(folder: Path) -> None:
             letter for letter, most in zip("abc", (3, 2, 1), strict=True) for _ in range(min(most, world.size))
         ]
         for network in NETWORKS:
-            muon.orthogonalize = normalize
+            optim.orthogonalize = normalize
             trainer = trainer_of(network, folder, f"{network}-smooth-{world.size}", world)
             chunks: list[list[int]] = []
             trainer.model.register_forward_hook(
@@ -98,7 +98,7 @@ def work(folder: Path) -> None:
                 "validation": trainer.progress.validation_bpb,
             }
             (folder / f"{network}-{world.rank}-of-{world.size}.json").write_text(json.dumps(report))
-            muon.orthogonalize = whole
+            optim.orthogonalize = whole
             if world.size == 2:
                 trainer_of(network, folder, network, world, steps=2).fit()
         sharded = sharded_trainer(folder, f"sharded-{world.size}", world)
@@ -242,7 +242,7 @@ def test_two_or_four_processes_train_as_one_does(
     network: str, pair: Crew, four: Crew, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Losses, rates, counts, weights and their average, with gradient accumulation and clipping."""
-    monkeypatch.setattr(muon, "orthogonalize", normalize)
+    monkeypatch.setattr(optim, "orthogonalize", normalize)
     alone = trainer_of(network, pair.folder, f"{network}-alone", HERE)
     with native.disabled():
         alone.fit()
@@ -309,7 +309,7 @@ def test_the_final_score_is_shared_and_that_of_one_process_to_the_bit(pair: Crew
     told = [json.loads((pair.folder / f"job-{rank}.json").read_text()) for rank in (0, 1)]
     assert [each["outcome"] for each in told] == [True, False]
     assert 0.8 < told[0]["tokens"] / told[1]["tokens"] < 1.25, "each did its half"
-    alone = to_json(evaluate(load_model(run, pair.folder / "prepared", "cpu"), pair.folder / "prepared"))
+    alone = to_json(evaluate(load_own(run, pair.folder / "prepared", "cpu"), pair.folder / "prepared"))
     timed = {"seconds", "bytes_per_second"}
     assert {key: summary[key] for key in alone if key not in timed} == {
         key: value for key, value in alone.items() if key not in timed
@@ -364,7 +364,7 @@ def test_shards_train_as_whole_tensors_do(pair: Crew, four: Crew) -> None:
         assert apart(saved.model, alone.model.state_dict()) < 1e-4
         assert apart(saved.averaged, alone.stepper.average.state()) < 1e-4
         assert apart(saved.optimizer, alone.optimizer.state()) < 1e-3
-        assert load_model(pair.folder / f"sharded-{size}.bgolf", device="cpu").config == alone.config
+        assert load_own(pair.folder / f"sharded-{size}.bgolf", device="cpu").config == alone.config
 
 
 def test_a_sharded_run_goes_on_in_another_number_of_processes(pair: Crew, four: Crew) -> None:

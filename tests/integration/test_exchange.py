@@ -24,7 +24,7 @@ from bytegolf.artifact.public.opening import BUDGET, RELEASED
 from bytegolf.config import Config, to_dict
 from bytegolf.config.public_hnet import from_public
 from bytegolf.model.layers import float_state, widen
-from bytegolf.model.outline import count_parameters, outline
+from bytegolf.model.lm import count_parameters, outline
 
 SENTENCE = "The people of the United States — naïve café."
 
@@ -240,7 +240,7 @@ def test_codes_stay_codes_when_an_artifact_is_read(
     imported: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same weights as dequantised, for every use: steps, scores, learning at test time, a start of training."""
-    monkeypatch.setattr("bytegolf.artifact.plan.SMALL_NUMEL", 1000)  # else all of so small a model is fp16
+    monkeypatch.setattr("bytegolf.artifact.quantize.SMALL_NUMEL", 1000)  # else all of so small a model is fp16
     path = tmp_path / "model.bgolf"
     good("export", imported, "export.bits=8", "--out", path)
     model = bytegolf.load(path, precision="fp32")

@@ -21,14 +21,13 @@ from commands import SUBWORDS, good, refused, small
 from mirror import DOCUMENTS, REPOSITORY, SHARDS, SIDECAR, Fault, Handler, Server, digest, serving
 from processes import until
 
-from bytegolf.data.manifest import FETCHING, LOCK, MANIFEST, read_manifest
+from bytegolf.data.dataset import FETCHING, LOCK, MANIFEST, open_split, read_manifest
 from bytegolf.data.prepare import prepare
 from bytegolf.data.results import FetchResult
-from bytegolf.data.shards import open_split
 from bytegolf.data.tokenizer import load_tokenizer
 from bytegolf.errors import BytegolfError
-from bytegolf.locks import only_one
-from bytegolf.tools.fetch import download, export, mirrors, published
+from bytegolf.files import only_one
+from bytegolf.tools.fetch import download, export, published
 from bytegolf.tools.fetch import job as fetching
 from bytegolf.tools.fetch.record import RECORD
 
@@ -48,7 +47,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def small_blocks(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """Shards of ten blocks, and a small file as the tokenizer."""
-    monkeypatch.setattr(mirrors, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(download, "BLOCK_BYTES", 1000)
     (server.root / MODEL).write_bytes(b"no model")
 
 
@@ -254,11 +253,13 @@ def test_a_connection_that_breaks_off_again_and_again_still_gets_there(server: S
 
 
 def test_a_kill_costs_what_was_not_noted(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mirrors, "BLOCK_BYTES", 4000)
+    monkeypatch.setattr(download, "BLOCK_BYTES", 4000)
     out, killed = tmp_path / "data", threading.Event()
     # there is no third block of the documents before the kill
     server.faults = [lambda request, file, before: file.name == DOCUMENTS and before > 1 and not killed.wait()]
-    script = "import sys; from bytegolf.tools.fetch import mirrors; mirrors.BLOCK_BYTES, mirrors.TIMEOUT = 4000, 9999\n"
+    script = (
+        "import sys; from bytegolf.tools.fetch import download; download.BLOCK_BYTES, download.TIMEOUT = 4000, 9999\n"
+    )
     script += "from bytegolf.cli import main; sys.argv = ['bytegolf', *sys.argv[1:]]; main()"
     options = ["--variant", SUBWORDS, "--with-docs", "--jobs", "2", "--mirror", server.address, "--out", str(out)]
     note = (out / DOCUMENTS).with_name(f".{DOCUMENTS}.part.json")
@@ -544,7 +545,7 @@ def test_a_proxy_that_cannot_be_used_is_said_at_once(
 def test_a_server_that_says_nothing_and_nobody_there(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mirrors, "TIMEOUT", 0.05)
+    monkeypatch.setattr(download, "TIMEOUT", 0.05)
     monkeypatch.setattr(download, "ATTEMPTS", 2)
     server.faults = [of_shard(0, lambda *request: bool(time.sleep(0.3)) or True)]  # type: ignore[func-returns-value]
     with pytest.raises(BytegolfError, match="2 times in a row: check the network"):
@@ -730,4 +731,4 @@ def test_a_manifest_of_other_shards(mirror: Path, tmp_path: Path) -> None:
 
 def test_hashes_that_disagree() -> None:
     with pytest.raises(BytegolfError, match="two hashes"):
-        fetching._wanted(published.File(VAL, "a" * 64), mirrors.Remote(1, "b" * 64))
+        fetching._wanted(published.File(VAL, "a" * 64), download.Remote(1, "b" * 64))

@@ -14,12 +14,11 @@ from torch import Tensor
 
 from bytegolf.api.run import train
 from bytegolf.artifact import checkpoint as store
-from bytegolf.artifact.loading import load_model
+from bytegolf.artifact.loading import load_own
 from bytegolf.config import Config, OptimConfig
 from bytegolf.errors import BytegolfError
 from bytegolf.evaluate.score import score
-from bytegolf.model.lm import LanguageModel
-from bytegolf.model.outline import outline
+from bytegolf.model.lm import LanguageModel, outline
 from bytegolf.progress import Reporter
 from bytegolf.training.loop import Trainer
 from bytegolf.training.optim import Optimizer, assignments, stage_multipliers
@@ -211,7 +210,7 @@ def begun(run: TinyRun, config: Config, *changes: str) -> Config:
 def test_training_starts_from_a_model(tiny_run: TinyRun, tmp_path: Path) -> None:
     """Whatever the preset's own network is; its weights are those of the artifact."""
     config = begun(tiny_run, tiny_config("two-level", max_steps=2), "model.softcap=20")
-    loaded = load_model(tiny_run.folder)
+    loaded = load_own(tiny_run.folder)
     assert config.model == dataclasses.replace(loaded.config.model, softcap=20.0)
     trainer = Trainer(config, TrainingData.open(config), tmp_path, HERE, Reporter(quiet=True))
     assert_equal(trainer.model.state_dict(), loaded.model.state_dict())
@@ -225,7 +224,7 @@ def test_a_fine_tuned_run_trains_again_and_resumes(tiny_run: TinyRun, tmp_path: 
     options = (*BUDGET, "--data", tiny_run.data, f"train.init={tiny_run.folder}", "train.max_steps=2")
     good("train", "cpu-gpt", *options, "model.softcap=25", "--out", tmp_path / "first")
     good("train", tmp_path / "first" / "config.toml", "--out", tmp_path / "again")
-    first, again = (load_model(tmp_path / name) for name in ("first", "again"))
+    first, again = (load_own(tmp_path / name) for name in ("first", "again"))
     assert first.config == again.config
     assert first.config.model.softcap == 25
     assert_equal(again.model.state_dict(), first.model.state_dict())
@@ -260,4 +259,4 @@ def test_from_python(tiny_run: TinyRun, tmp_path: Path) -> None:
         quiet=True,
     )
     assert ran.summary is not None
-    assert ran.config.train.init_sha256 == load_model(tiny_run.folder).artifact.sha256
+    assert ran.config.train.init_sha256 == load_own(tiny_run.folder).artifact.sha256

@@ -12,8 +12,8 @@ from commands import TinyRun, good, refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bytegolf.artifact.frontier import Options, StorageOption, descend, fill
-from bytegolf.artifact.quantizer import Storage
+from bytegolf.artifact.fit import Options, StorageOption, descend, fill
+from bytegolf.artifact.quantize import Storage
 
 pytest.importorskip("matplotlib")
 
@@ -66,8 +66,8 @@ def test_points_of_the_descent_are_the_best_of_their_size() -> None:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few ways to store a group, and a coder of many rows at a time: small matrices take it many steps."""
-    monkeypatch.setattr("bytegolf.artifact.frontier.WIDTHS", (8, 4))
-    monkeypatch.setattr("bytegolf.artifact.frontier.PRUNED", ((4, 0.5),))
+    monkeypatch.setattr("bytegolf.artifact.fit.WIDTHS", (8, 4))
+    monkeypatch.setattr("bytegolf.artifact.fit.PRUNED", ((4, 0.5),))
     monkeypatch.setattr("bytegolf.artifact.weight_coder.rows_at_once", lambda rows, most: max(1, min(rows, 256)))
 
 

@@ -16,19 +16,25 @@ from tiny_run import tiny_config, write_stream
 
 from bytegolf.api import run as training
 from bytegolf.artifact import export as exporting
-from bytegolf.artifact import gptq, plan
+from bytegolf.artifact import gptq, quantize
 from bytegolf.artifact.gptq import output_error, quantize_state, sample_windows, second_moments, solve
 from bytegolf.artifact.pack import read_artifact
-from bytegolf.artifact.plan import plan_of
-from bytegolf.artifact.quantize import QuantizedTensor, dequantize, quantize_rows, quantizer, row_scales
-from bytegolf.artifact.quantizer import Storage
+from bytegolf.artifact.payload import levels
+from bytegolf.artifact.quantize import (
+    QuantizedTensor,
+    Storage,
+    dequantize,
+    plan_of,
+    quantize_rows,
+    quantizer,
+    row_scales,
+)
 from bytegolf.artifact.run_folder import RunFolder
-from bytegolf.artifact.stored import levels
 from bytegolf.config import Config, ExportConfig
-from bytegolf.data.shards import TokenStream, open_split
+from bytegolf.data.dataset import TokenStream, open_split
 from bytegolf.errors import BytegolfError
 from bytegolf.model.layers import Linear
-from bytegolf.model.outline import outline
+from bytegolf.model.lm import outline
 from bytegolf.progress import Reporter
 from bytegolf.training.schedule import training_budget
 
@@ -132,7 +138,7 @@ def test_windows_lie_over_the_whole_stream(tmp_path: Path) -> None:
 
 
 def test_a_state_is_solved_where_it_has_moments(make_model: ModelMaker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "SMALL_NUMEL", 64)
+    monkeypatch.setattr(quantize, "SMALL_NUMEL", 64)
     state = make_model("flat").state_dict()
     name = "blocks.0.mlp.fc.weight" if "blocks.0.mlp.fc.weight" in state else "network.blocks.0.mlp.fc.weight"
     x = correlated(state[name].shape[1], 200)
@@ -153,7 +159,7 @@ SMALL_BITS = ("export.bits=4", "export.gptq=true", "export.gptq_tokens=1024")
 @pytest.fixture
 def toy_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise every tensor of a tiny model is small enough for fp16."""
-    monkeypatch.setattr(plan, "SMALL_NUMEL", 256)
+    monkeypatch.setattr(quantize, "SMALL_NUMEL", 256)
 
 
 @pytest.mark.usefixtures("toy_rows")

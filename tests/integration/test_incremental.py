@@ -13,8 +13,7 @@ from commands import TinyRun, text
 from conftest import shapes_unchecked
 
 import bytegolf
-from bytegolf.analyze.incremental import IncrementalReader, _likeliest
-from bytegolf.analyze.state_cache import StateCache
+from bytegolf.analyze.incremental import IncrementalReader, StateCache, _likeliest
 
 
 def same(model: bytegolf.Model, reader: IncrementalReader, data: bytes) -> int:

@@ -18,8 +18,7 @@ from commands import TinyRun, good, refused
 
 import bytegolf
 from bytegolf.bpb import Score
-from bytegolf.tools.bench.likelihood import Likelihood
-from bytegolf.tools.bench.noise import perturbed
+from bytegolf.tools.bench.likelihood import Likelihood, perturbed
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'bytegolf[bench]'")
 

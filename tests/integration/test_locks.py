@@ -25,15 +25,14 @@ from commands import TinyRun, good, refused, small
 
 from bytegolf import files
 from bytegolf.artifact.run_folder import RunFolder
-from bytegolf.data.manifest import LOCK
+from bytegolf.data.dataset import LOCK
 from bytegolf.errors import BytegolfError
-from bytegolf.files import clear_leftovers, write_bytes
-from bytegolf.locks import only_one
+from bytegolf.files import clear_leftovers, only_one, write_bytes
 
 HOLDER = """
 import sys
 from pathlib import Path
-from bytegolf.locks import only_one
+from bytegolf.files import only_one
 with only_one(Path(sys.argv[1]), "taken"):
     print("held", flush=True)
     sys.stdin.read()  # until it is killed

@@ -15,16 +15,16 @@ from conftest import ModelMaker, shapes_unchecked
 from numpy.typing import NDArray
 from streams import BYTES, stream_of
 
-from bytegolf.artifact.primer import training_text
+from bytegolf.artifact.export import training_text
 from bytegolf.bpb import Score
 from bytegolf.cli.eval import Mixed
 from bytegolf.config import MixConfig, TttConfig
 from bytegolf.data.tokenizer import RawByteTokenizer, Tokenizer
 from bytegolf.errors import BytegolfError
-from bytegolf.evaluate import checks, modes
+from bytegolf.evaluate import modes, verification
 from bytegolf.evaluate.mixing import Mixing
 from bytegolf.evaluate.modes import MemoryStream, ScoringMode
-from bytegolf.evaluate.windows import Window
+from bytegolf.evaluate.score import Window
 from bytegolf.mixing.primer import Primer
 from bytegolf.model.lm import LanguageModel
 
@@ -174,10 +174,10 @@ def test_it_is_no_matter_how_many_windows_are_read_at_a_time(make_model: ModelMa
 
 def test_checks_find_a_mixer_that_looks_ahead(make_model: ModelMaker, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokens = make_model("one-level"), np.array(text())
-    (trial,) = (one for one in checks.trials(model, SEQ_LEN, mix=MIX) if one.name == "mixed")
+    (trial,) = (one for one in verification.trials(model, SEQ_LEN, mix=MIX) if one.name == "mixed")
     with shapes_unchecked():
-        assert checks.causality(model, BYTES, tokens, trial, 2).passed
-        assert checks.mixed_normalisation(model, BYTES, tokens, trial.mode).passed
+        assert verification.causality(model, BYTES, tokens, trial, 2).passed
+        assert verification.mixed_normalisation(model, BYTES, tokens, trial.mode).passed
         inner = Mixing._watched
 
         def ahead(self: Mixing, mixer: Any, rows: Any, frequencies: Any, data: NDArray[np.uint8], opens: Any) -> None:
@@ -186,7 +186,7 @@ def test_checks_find_a_mixer_that_looks_ahead(make_model: ModelMaker, monkeypatc
             inner(self, mixer, rows, frequencies, data, opens)
 
         monkeypatch.setattr(Mixing, "_watched", ahead)
-        assert not checks.causality(model, BYTES, tokens, trial, 2).passed
+        assert not verification.causality(model, BYTES, tokens, trial, 2).passed
 
 
 def test_raw_bytes_have_no_special_tokens(make_model: ModelMaker) -> None:

@@ -13,7 +13,7 @@ from streams import BYTES, random_tokens, stream_of
 from test_sliding import model_of
 
 from bytegolf.errors import BytegolfError
-from bytegolf.evaluate.one_pass import one_pass, with_receptive_field
+from bytegolf.evaluate.modes import one_pass, with_receptive_field
 from bytegolf.evaluate.score import score
 from bytegolf.model.stack import Stack
 

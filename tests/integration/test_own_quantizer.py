@@ -12,14 +12,13 @@ from tiny_run import make_trainer, tiny_config, write_stream
 from torch import Tensor
 
 from bytegolf import BytegolfError, Config, register_quantizer
-from bytegolf.artifact import plan
+from bytegolf.artifact import quantize as quantizing
 from bytegolf.artifact.container import CODERS
 from bytegolf.artifact.export import export_weights
 from bytegolf.artifact.gptq import output_error, solve
 from bytegolf.artifact.loading import load_artifact
 from bytegolf.artifact.pack import read_artifact, write_artifact
-from bytegolf.artifact.quantize import quantize, quantizer
-from bytegolf.artifact.quantizer import Quantizer, Storage
+from bytegolf.artifact.quantize import Quantizer, Storage, quantize, quantizer
 from bytegolf.config import ExportConfig
 from bytegolf.data.tokenizer import ByteTokenizer
 from bytegolf.evaluate.score import score
@@ -75,7 +74,7 @@ class Columns(Quantizer):
 @pytest.fixture(autouse=True)
 def codes_at_toy_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise every tensor of a tiny model is small enough for fp16."""
-    monkeypatch.setattr(plan, "SMALL_NUMEL", 64)
+    monkeypatch.setattr(quantizing, "SMALL_NUMEL", 64)
 
 
 def config_of(name: str, **train: float) -> Config:

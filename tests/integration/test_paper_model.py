@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from commands import TinyRun, good, small, stages, text
 
-from bytegolf.artifact.loading import load_model
+from bytegolf.artifact.loading import load_own
 from bytegolf.config import Config
-from bytegolf.model.storage import storage_kinds
+from bytegolf.model.layers import storage_kinds
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
 
 def test_training_lowers_the_loss(run: TinyRun) -> None:
     assert run.ran.json["bpb"] < 7.5  # log2 of the alphabet is 8.02
-    assert len(load_model(run.folder / "artifact.bgolf").model.levels()) == 2
+    assert len(load_own(run.folder / "artifact.bgolf").model.levels()) == 2
 
 
 @pytest.mark.parametrize("options", [[], ["export.gptq=true", "export.bits=6", "export.gptq_tokens=2048"]])
@@ -41,7 +41,7 @@ def test_an_artifact_scores_as_reloaded(run: TinyRun, options: list[str], tmp_pa
 
 
 def test_every_tensor_is_stored_for_what_it_is(run: TinyRun) -> None:
-    model = load_model(run.folder / "artifact.bgolf").model
+    model = load_own(run.folder / "artifact.bgolf").model
     kinds = storage_kinds(model)
     for name, parameter in model.named_parameters():
         if name.endswith((".conv", "norm.weight")):

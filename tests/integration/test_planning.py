@@ -27,15 +27,13 @@ from bytegolf.config import (
 )
 from bytegolf.model.embed import row_tables
 from bytegolf.model.layers import Linear
-from bytegolf.model.lm import LanguageModel
+from bytegolf.model.lm import LanguageModel, count_parameters, outline
 from bytegolf.model.mixers.base import Mixer
-from bytegolf.model.outline import count_parameters, outline
 from bytegolf.ops import native
 from bytegolf.registry import MIXERS
 from bytegolf.tools.plan import devices, prediction, work
-from bytegolf.tools.plan.devices import DEVICES
+from bytegolf.tools.plan.devices import DEVICES, STEP_TIMES
 from bytegolf.tools.plan.prediction import OURS, against_published, part_times, predict, seconds
-from bytegolf.tools.plan.published import STEP_TIMES
 from bytegolf.tools.plan.work import Code, Op, chunk_rates, forward_flops, matrices, step_work
 from bytegolf.training.memory import SHARE, activation_bytes, at_a_time, memory_use, most_chunks
 from bytegolf.training.optim import assignments

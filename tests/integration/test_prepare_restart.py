@@ -18,14 +18,13 @@ from independent_shards import independent_write
 from numpy.typing import NDArray
 from processes import gone, until
 
-from bytegolf.data import blocks, json_lines, rows
+from bytegolf.data import blocks, tables
 from bytegolf.data import prepare as module
 from bytegolf.data.blocks import Texts
+from bytegolf.data.dataset import MANIFEST, UNFINISHED, data_summary, read_manifest
 from bytegolf.data.document import Document
 from bytegolf.data.encoding import Encoder, encode_all
-from bytegolf.data.manifest import MANIFEST, UNFINISHED, data_summary, read_manifest
-from bytegolf.data.prepare import prepare
-from bytegolf.data.prepare_checkpoint import CHECKPOINT
+from bytegolf.data.prepare import CHECKPOINT, prepare
 from bytegolf.data.split import Split
 from bytegolf.data.tokenizer import ByteTokenizer
 from bytegolf.errors import BytegolfError
@@ -103,14 +102,14 @@ def killed(source: str, out: Path, specs: str, where: str, workers: int = 1) -> 
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     """How many documents have been read since."""
-    read, whole = 0, rows.record
+    read, whole = 0, tables.record
 
     def record(*arguments: Any) -> Document:
         nonlocal read
         read += 1
         return whole(*arguments)
 
-    monkeypatch.setattr(json_lines, "record", record)
+    monkeypatch.setattr(tables, "record", record)
     return lambda: read
 
 

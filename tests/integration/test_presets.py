@@ -15,11 +15,10 @@ import torch
 from commands import TinyRun, good, refused, stages
 from conftest import scatter
 
-from bytegolf.artifact.plan import SMALL_NUMEL
+from bytegolf.artifact.quantize import SMALL_NUMEL
 from bytegolf.cli.preset_list import SIZES, presets, shape, sizes
 from bytegolf.config import Config, flatten, levels, preset_chain, preset_names, to_dict
-from bytegolf.model.lm import LanguageModel
-from bytegolf.model.outline import count_parameters, outline
+from bytegolf.model.lm import LanguageModel, count_parameters, outline
 from bytegolf.ops.attention import DENSE_LENGTH
 
 PARAMETERS = {

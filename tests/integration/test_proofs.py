@@ -19,20 +19,20 @@ from torch import Tensor
 
 from bytegolf.artifact import loading as opening
 from bytegolf.artifact import pack
+from bytegolf.artifact.export import training_text
 from bytegolf.artifact.loading import LoadedModel
 from bytegolf.artifact.pack import write_artifact
-from bytegolf.artifact.primer import training_text
 from bytegolf.bpb import Score
 from bytegolf.config import Config, preset_chain, preset_names
-from bytegolf.data.shards import open_split
+from bytegolf.data.dataset import open_split
 from bytegolf.data.tokenizer import ByteTokenizer, load_tokenizer
 from bytegolf.errors import BytegolfError
-from bytegolf.evaluate import checks, modes, verification
+from bytegolf.evaluate import modes, verification
 from bytegolf.evaluate import score as bpb
-from bytegolf.evaluate.checks import Trial
 from bytegolf.evaluate.modes import ScoringMode
 from bytegolf.evaluate.results import Check
-from bytegolf.evaluate.windows import Window, windows
+from bytegolf.evaluate.score import Window, windows
+from bytegolf.evaluate.verification import Trial
 from bytegolf.infer.native_step import ExactModel
 from bytegolf.mixing.primer import Primer
 from bytegolf.model.lm import Forward, LanguageModel
@@ -44,7 +44,7 @@ QUICK, LITTLE = verification.QUICK, verification.Effort(cuts=1, places=2, stream
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Without checks of shapes, with little effort; test-time training is tried where a test asks for it."""
-    monkeypatch.setattr(checks, "LEARNING", ())
+    monkeypatch.setattr(verification, "LEARNING", ())
     monkeypatch.setattr(verification, "QUICK", LITTLE)
     with shapes_unchecked():
         yield
@@ -52,7 +52,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def opened(tiny_run: TinyRun) -> LoadedModel:
-    return opening.load_model(tiny_run.folder, precision="fp32")
+    return opening.load_own(tiny_run.folder, precision="fp32")
 
 
 def failed(opened: LoadedModel, data: Path) -> set[str]:
@@ -87,7 +87,7 @@ def test_every_preset_is_proved(preset: str, tiny_data: Path, tmp_path: Path) ->
         model.embedding.weight.mul_(0.2)
     tokenizer = ByteTokenizer() if byte else load_tokenizer(SUBWORDS, tiny_data)
     write_artifact(tmp_path / "a.bgolf", model.state_dict(), config, tokenizer.identity())
-    opened = opening.load_model(tmp_path / "a.bgolf", tiny_data, precision="fp32")
+    opened = opening.load_own(tmp_path / "a.bgolf", tiny_data, precision="fp32")
     made = list(verification.verify(opened, tiny_data, LITTLE, fresh=False))
     assert all(check.passed for check in made), [check for check in made if not check.passed]
     kinds = [check.name.partition(":")[0] for check in made]
@@ -110,7 +110,7 @@ def test_a_primer_must_be_of_the_training_split_and_what_is_configured_is_proved
     primer = Primer.of(training_text(stream, ByteTokenizer(), 3000))
     path = tmp_path / "a.bgolf"
     write_artifact(path, run.state, config, run.tokenizer, run.info, primer=primer)
-    opened = opening.load_model(path, precision="fp32")
+    opened = opening.load_own(path, precision="fp32")
     made: dict[str, Check] = {}
     for check in verification.verify(opened, tiny_run.data, LITTLE):
         name, _, mode = check.name.partition(": ")
@@ -134,12 +134,12 @@ def test_a_primer_must_be_of_the_training_split_and_what_is_configured_is_proved
 def test_the_future_is_not_learned_from(
     tiny_run: TinyRun, opened: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checks, "LEARNING", ("lora", "sgd"))
+    monkeypatch.setattr(verification, "LEARNING", ("lora", "sgd"))
     tokens = np.random.default_rng(0).integers(4, 260, 65)
-    adapting = [trial for trial in checks.trials(opened.model, 32) if trial.mode.adapts]
+    adapting = [trial for trial in verification.trials(opened.model, 32) if trial.mode.adapts]
     assert len(adapting) == 2
     for trial in adapting:
-        check = checks.causality(opened.model, opened.tokenizer, tokens, trial, 0)
+        check = verification.causality(opened.model, opened.tokenizer, tokens, trial, 0)
         assert check.passed, check
 
 
@@ -233,8 +233,8 @@ def test_what_sees_ahead_fails_by_experiment_and_cannot_be_coded(
 def test_what_sees_ahead_in_its_network_fails_in_every_mode(cheat: type[LanguageModel], opened: LoadedModel) -> None:
     cheating = disguised(opened, cheat)
     tokens = np.random.default_rng(0).integers(4, 260, 65)
-    for trial in checks.trials(cheating.model, 32):
-        assert not checks.causality(cheating.model, cheating.tokenizer, tokens, trial, 0).passed, trial.name
+    for trial in verification.trials(cheating.model, 32):
+        assert not verification.causality(cheating.model, cheating.tokenizer, tokens, trial, 0).passed, trial.name
 
 
 def test_learning_before_the_score_fails(opened: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,7 +254,7 @@ def test_learning_before_the_score_fails(opened: LoadedModel, monkeypatch: pytes
 
     monkeypatch.setattr(modes, "score", too_soon)
     tokens = np.random.default_rng(0).integers(4, 260, 65)
-    check = checks.causality(opened.model, opened.tokenizer, tokens, Trial("plain", ScoringMode(32, batch=1)), 2)
+    check = verification.causality(opened.model, opened.tokenizer, tokens, Trial("plain", ScoringMode(32, batch=1)), 2)
     assert not check.passed
     assert "replaced" in check.evidence or "deleted" in check.evidence
 
@@ -266,7 +266,9 @@ def test_a_model_that_reads_nothing_proves_nothing(opened: LoadedModel) -> None:
 
     cheating = disguised(opened, Blind)
     tokens = np.random.default_rng(0).integers(4, 260, 65)
-    check = checks.causality(cheating.model, cheating.tokenizer, tokens, Trial("plain", ScoringMode(32, batch=1)), 2)
+    check = verification.causality(
+        cheating.model, cheating.tokenizer, tokens, Trial("plain", ScoringMode(32, batch=1)), 2
+    )
     assert not check.passed
     assert "changed anything" in check.evidence
 
@@ -293,7 +295,7 @@ def test_windows_that_choose_their_targets_fail(
     with monkeypatch.context() as patch:
         patch.setattr(bpb, "windows", chosen)
         stream = open_split(tiny_run.data, "byte260", "val", 260)
-        counting = checks.Counting(stream, opened.tokenizer)
+        counting = verification.Counting(stream, opened.tokenizer)
         total = bpb.score(opened.model, stream, opened.tokenizer, 128, limit=1024, observe=counting.observe)
     check = counting.check(total, None)
     assert not check.passed
@@ -302,7 +304,7 @@ def test_windows_that_choose_their_targets_fail(
 
 def test_a_split_that_is_not_the_documents_fails(opened: LoadedModel, tiny_run: TinyRun) -> None:
     stream = open_split(tiny_run.data, "byte260", "val", 260)
-    counting = checks.Counting(stream, opened.tokenizer)
+    counting = verification.Counting(stream, opened.tokenizer)
     total = bpb.score(opened.model, stream, opened.tokenizer, 128, limit=256, observe=counting.observe)
     assert counting.check(total, None).passed
     assert "its documents have 9" in counting.check(total, 9).evidence

@@ -15,12 +15,12 @@ import torch
 from conftest import ModelMaker, shapes_unchecked
 from tiny_run import losses, make_trainer, stop_after, tiny_config
 
-from bytegolf.artifact import plan
+from bytegolf.artifact import quantize
 from bytegolf.artifact.pack import read_artifact, write_artifact
 from bytegolf.config import Config, ExportConfig, TrainConfig
 from bytegolf.errors import BytegolfError
-from bytegolf.training.compiling import obstacle
 from bytegolf.training.schedule import decay_left, learning_rate, quantises
+from bytegolf.training.setup import obstacle
 from bytegolf.training.weights import QuantizedTraining
 
 
@@ -38,7 +38,7 @@ def unchecked() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def rows_of_codes_at_toy_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise every tensor of a tiny model is small enough for fp16."""
-    monkeypatch.setattr(plan, "SMALL_NUMEL", 64)
+    monkeypatch.setattr(quantize, "SMALL_NUMEL", 64)
 
 
 def qat_config(network: str = "tables", bits: int = 4, qat_from: float = 0.33, **train: Any) -> Config:
@@ -123,13 +123,13 @@ def test_a_resumed_run_is_the_uninterrupted_one(data: Path, tmp_path: Path) -> N
 # in a process of its own: there jaxtyping's import hook, whose checks a compiler cannot trace, is not installed
 COMPILED = """
 import sys, torch
-from bytegolf.artifact import plan
+from bytegolf.artifact import quantize
 from bytegolf.config import ExportConfig, HNetConfig, ModelConfig, RouterConfig, StackConfig
 from bytegolf.model.lm import LanguageModel
-from bytegolf.training.compiling import CompiledStacks
+from bytegolf.training.setup import CompiledStacks
 from bytegolf.training.weights import QuantizedTraining
 
-plan.SMALL_NUMEL = 64
+quantize.SMALL_NUMEL = 64
 outer, main = StackConfig(1, 32, 4, 2, window=8), StackConfig(1, 32, 4, 2)
 torch.manual_seed(0)
 model = LanguageModel(ModelConfig(HNetConfig(outer, RouterConfig(4.0), main, outer), embed_std=0.5))

@@ -10,8 +10,7 @@ import pytest
 from commands import good, refused, small, text
 
 import bytegolf
-from bytegolf.data.manifest import read_manifest
-from bytegolf.data.shards import open_split
+from bytegolf.data.dataset import open_split, read_manifest
 
 
 @pytest.fixture(scope="module")

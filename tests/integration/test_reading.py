@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bytegolf.analyze.reading import Reading, read, read_text
-from bytegolf.artifact.loading import LoadedModel, load_model
-from bytegolf.data.shards import open_split
+from bytegolf.artifact.loading import LoadedModel, load_own
+from bytegolf.data.dataset import open_split
 from bytegolf.errors import BytegolfError
 from bytegolf.evaluate.boundaries import BoundaryStats, collector
 from bytegolf.evaluate.score import score
@@ -23,7 +23,7 @@ RUNS = ("tiny_run", "two_level_run", "subword_run", "flat_run")
 
 def opened(request: pytest.FixtureRequest, name: str) -> tuple[LoadedModel, Path]:
     run: TinyRun = request.getfixturevalue(name)
-    return load_model(run.folder, run.data, precision="fp32"), run.data
+    return load_own(run.folder, run.data, precision="fp32"), run.data
 
 
 def read_with(one: LoadedModel, data: bytes) -> Reading:
@@ -53,7 +53,7 @@ def test_bits_and_boundaries_are_those_of_eval(request: pytest.FixtureRequest, n
 
 
 def test_a_tokens_bits_are_shared_out_among_its_bytes(subword_run: TinyRun) -> None:
-    one = load_model(subword_run.folder, subword_run.data)
+    one = load_own(subword_run.folder, subword_run.data)
     found = read_with(one, text(600).encode())
     assert found.bits.sum(dtype=np.float64) == pytest.approx(found.nats / math.log(2), rel=1e-4)
     level = found.levels[0]
@@ -63,7 +63,7 @@ def test_a_tokens_bits_are_shared_out_among_its_bytes(subword_run: TinyRun) -> N
 
 
 def test_an_inner_chunk_starts_where_an_outer_one_does(two_level_run: TinyRun) -> None:
-    one = load_model(two_level_run.folder)
+    one = load_own(two_level_run.folder)
     with torch.no_grad():  # a trained router's rates, without training one
         for module in one.model.levels():
             module.router.load_state_dict(
@@ -79,7 +79,7 @@ def test_an_inner_chunk_starts_where_an_outer_one_does(two_level_run: TinyRun) -
 @settings(max_examples=10)
 @given(st.binary(min_size=1, max_size=300))
 def test_any_bytes_can_be_read(tiny_run: TinyRun, data: bytes) -> None:
-    found = read_with(load_model(tiny_run.folder), data)
+    found = read_with(load_own(tiny_run.folder), data)
     assert found.data == data
     assert np.isfinite(found.bits).all()
     assert found.levels[0].boundary[0]
@@ -87,7 +87,7 @@ def test_any_bytes_can_be_read(tiny_run: TinyRun, data: bytes) -> None:
 
 
 def test_nothing_to_read_and_no_such_level(tiny_run: TinyRun) -> None:
-    one = load_model(tiny_run.folder)
+    one = load_own(tiny_run.folder)
     with pytest.raises(BytegolfError, match="is empty"):
         read_with(one, b"")
     with pytest.raises(BytegolfError, match="levels 0 to 0, not 1"):

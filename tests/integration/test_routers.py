@@ -13,8 +13,7 @@ from conftest import scatter, shapes_unchecked, tiny_network
 from torch import Tensor
 
 from bytegolf.artifact.pack import read_artifact
-from bytegolf.artifact.plan import plan_of
-from bytegolf.artifact.quantize import dequantize, quantize
+from bytegolf.artifact.quantize import dequantize, plan_of, quantize
 from bytegolf.config import (
     BpeConfig,
     EntropyConfig,
@@ -25,19 +24,18 @@ from bytegolf.config import (
     StackConfig,
     WhitespaceConfig,
 )
-from bytegolf.data.shards import open_split
+from bytegolf.data.dataset import open_split
 from bytegolf.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, load_tokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.evaluate.sliding import last_losses
 from bytegolf.model.embed import BOS
+from bytegolf.model.layers import storage_kinds
 from bytegolf.model.lm import LanguageModel
-from bytegolf.model.routers.base import Material, build_router
+from bytegolf.model.routers.base import FixedRouter, Material, build_router
 from bytegolf.model.routers.bpe import BpeRouter
 from bytegolf.model.routers.random import RandomRouter
-from bytegolf.model.routers.rule import FixedRouter
 from bytegolf.model.routers.stride import StrideRouter
 from bytegolf.model.routers.whitespace import WhitespaceRouter
-from bytegolf.model.storage import storage_kinds
 from bytegolf.registry import ROUTERS
 from bytegolf.training.setup import initial_model
 

@@ -17,8 +17,8 @@ from tiny_run import losses, make_trainer, tiny_config
 
 from bytegolf.artifact import checkpoint as store
 from bytegolf.bpb import Score
-from bytegolf.training.interrupt import SIGNALS
 from bytegolf.training.loop import Trainer
+from bytegolf.training.setup import SIGNALS
 from bytegolf.training.step import Batch, StepFigures
 
 STEPS = 4

@@ -24,7 +24,7 @@ from bytegolf.config import (
 )
 from bytegolf.evaluate import sliding
 from bytegolf.evaluate.boundaries import BoundaryStats, collector
-from bytegolf.evaluate.one_pass import with_receptive_field
+from bytegolf.evaluate.modes import with_receptive_field
 from bytegolf.evaluate.score import score
 from bytegolf.evaluate.sliding import last_losses
 from bytegolf.model.embed import BOS

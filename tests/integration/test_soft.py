@@ -14,10 +14,10 @@ from conftest import tiny_network
 from bytegolf.analyze.reading import read
 from bytegolf.analyze.results import Extremes
 from bytegolf.analyze.soft import BINS, extremes, layers, of_texts, probe, shuffled
-from bytegolf.artifact.loading import load_model
+from bytegolf.artifact.loading import load_own
 from bytegolf.config import ModelConfig, SoftConfig
+from bytegolf.data.dataset import TokenStream, shard_paths
 from bytegolf.data.dataset_writer import ShardWriter
-from bytegolf.data.shards import TokenStream, shard_paths
 from bytegolf.data.tokenizer import ByteTokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.model.lm import LanguageModel
@@ -120,7 +120,7 @@ def test_the_verb(tiny_data: Path, soft_run: TinyRun, flat_run: TinyRun) -> None
 
 
 def test_a_reading_begins_chunks_where_b_reaches_the_threshold(soft_run: TinyRun) -> None:
-    one = load_model(soft_run.folder, precision="fp32")
+    one = load_own(soft_run.folder, precision="fp32")
     length = one.config.train.seq_len
     ids = np.concatenate(([ByteTokenizer.BOS], ByteTokenizer().encode(TEXT))).astype(np.int64)[: 2 * length]
     with torch.no_grad():
@@ -135,7 +135,7 @@ def test_a_reading_begins_chunks_where_b_reaches_the_threshold(soft_run: TinyRun
 
 
 def test_texts_one_behind_the_other_are_read_as_one(soft_run: TinyRun, stream: TokenStream) -> None:
-    one = load_model(soft_run.folder, precision="fp32")
+    one = load_own(soft_run.folder, precision="fp32")
     ids = stream.slice(0, 512).astype(np.int64)
     whole = layers(one.model, one.tokenizer, of_texts([ids], 128))
     halves = layers(one.model, one.tokenizer, of_texts([ids[:256], ids[256:]], 128))

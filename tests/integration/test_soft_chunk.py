@@ -16,13 +16,12 @@ from tiny_run import make_trainer, rows, tiny_config
 from torch import Tensor
 
 from bytegolf.config import Config, ModelConfig, OptimConfig, SoftConfig
-from bytegolf.data.shards import open_split
+from bytegolf.data.dataset import open_split
 from bytegolf.data.tokenizer import ByteTokenizer, load_tokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.evaluate.sliding import last_losses
 from bytegolf.model.embed import BOS
-from bytegolf.model.lm import LanguageModel
-from bytegolf.model.outline import count_parameters, outline
+from bytegolf.model.lm import LanguageModel, count_parameters, outline
 from bytegolf.model.routers.losses import ratio_loss, surprisal_loss
 from bytegolf.model.soft_chunk import SoftChunker
 from bytegolf.training.optim import Optimizer

@@ -14,8 +14,8 @@ from streams import BYTES, random_tokens, stream_of
 
 from bytegolf.analyze.stability import Cuts, capacities, flips, read_cuts, room, shifted
 from bytegolf.analyze.stability_results import Flips
-from bytegolf.artifact.loading import load_model
-from bytegolf.data.shards import open_split
+from bytegolf.artifact.loading import load_own
+from bytegolf.data.dataset import open_split
 from bytegolf.evaluate.boundaries import TruncationStats
 from bytegolf.evaluate.score import score
 from bytegolf.evaluate.sliding import router_receptive_field
@@ -126,8 +126,7 @@ def test_quantised_weights_are_those_of_an_export(
     starts = range(0, found["windows"] * length, length)
     ids = stream.slice(0, 3000).astype(np.int64)
     shipped, six = (
-        read_cuts(load_model(path, run.data).model, ids, starts, length)
-        for path in (run.folder, tmp_path / "six.bgolf")
+        read_cuts(load_own(path, run.data).model, ids, starts, length) for path in (run.folder, tmp_path / "six.bgolf")
     )
     for one, other, rows in zip(shipped, six, by_bits, strict=True):
         assert rows["8 bits"]["flips"] == rows["the artifact"]["flips"], "which is of 8 bits, and of these weights"

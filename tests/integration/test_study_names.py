@@ -17,10 +17,9 @@ from hypothesis import strategies as st
 from bytegolf.config import Config
 from bytegolf.console import PlainConsole
 from bytegolf.errors import BytegolfError, shown
-from bytegolf.tools.check.files import results as check_results
+from bytegolf.tools.check import results as check_results
 from bytegolf.tools.study import report
-from bytegolf.tools.study.definition import is_study, read_study
-from bytegolf.tools.study.plan import Identity, Job, jobs
+from bytegolf.tools.study.definition import Identity, Job, is_study, jobs, read_study
 from bytegolf.tools.study.results import Row, append_row, read_rows
 from bytegolf.tools.study.table import as_csv, markdown, tabulate
 

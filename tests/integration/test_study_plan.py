@@ -11,10 +11,9 @@ import pytest
 from commands import good
 
 from bytegolf.config import Config, HNetConfig, OptimConfig
-from bytegolf.data.manifest import data_hash
+from bytegolf.data.dataset import data_hash
 from bytegolf.errors import BytegolfError
-from bytegolf.tools.study.definition import BudgetConfig, Study, read_study
-from bytegolf.tools.study.plan import Job, bytes_per_token, definition_hash, jobs
+from bytegolf.tools.study.definition import BudgetConfig, Job, Study, bytes_per_token, definition_hash, jobs, read_study
 from bytegolf.tools.study.results import latest, read_rows
 
 HEAD = """

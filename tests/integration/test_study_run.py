@@ -29,8 +29,7 @@ from rich.cells import cell_len
 from bytegolf.artifact import checkpoint as store
 from bytegolf.config import Config, to_dict
 from bytegolf.tools.study import results
-from bytegolf.tools.study.definition import _OWN, Study, read_study
-from bytegolf.tools.study.plan import jobs
+from bytegolf.tools.study.definition import _OWN, Study, jobs, read_study
 from bytegolf.tools.study.run import Ray, busy, start_script, write_script
 from bytegolf.training.metrics_file import read_metrics
 

@@ -19,8 +19,8 @@ from bytegolf.config import ModelConfig, SoftConfig, StackConfig, TttConfig
 from bytegolf.errors import BytegolfError
 from bytegolf.evaluate import score as bpb
 from bytegolf.evaluate import ttt
+from bytegolf.evaluate.score import Window
 from bytegolf.evaluate.ttt import Pace, score_adapting
-from bytegolf.evaluate.windows import Window
 from bytegolf.model.embed import BOS
 from bytegolf.model.lm import LanguageModel
 from bytegolf.model.lora import adaptable_maps

@@ -116,8 +116,7 @@ def test_a_tokenizer_that_does_not_match_the_model(
 
 
 def _other_tokenizer(folder: Path) -> bytes:
-    from bytegolf.data.specs import parse_tokenizer
-    from bytegolf.data.train_tokenizer import train_sentencepiece
+    from bytegolf.data.specs import parse_tokenizer, train_sentencepiece
 
     documents = iter(["other words make other pieces here"] * 20)
     return train_sentencepiece(documents, parse_tokenizer("sp280"), folder / "other").path.read_bytes()

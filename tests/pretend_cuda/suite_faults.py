@@ -199,7 +199,7 @@ def code(run: TinyRun, tmp_path: Path) -> None:
 
 def fixed_momenta(monkeypatch: pytest.MonkeyPatch) -> None:
     """A resumed optimiser takes over tensors as they were read."""
-    from bytegolf.training.muon import Muon
+    from bytegolf.training.optim import Muon
 
     def load(muon: Muon, momenta: list[Tensor]) -> None:
         muon.momenta = {piece: piece.of(momenta).clone() for piece in muon.momenta}
@@ -213,7 +213,7 @@ FAULTS: dict[str, tuple[Plant, Callable[[TinyRun, Path], None]]] = {
     "routing": (strays("bytegolf.model.routers.cosine:boundary_probability"), train),
     "chunking": (strays("bytegolf.model.chunk:dechunk"), train),
     "backward": (strays("bytegolf.model.lm:LanguageModel.project", Stray.apply), train),
-    "Muon": (strays("bytegolf.training.muon:orthogonalize"), train),
+    "Muon": (strays("bytegolf.training.optim:orthogonalize"), train),
     "Adam and tables": (strays("bytegolf.model.lm:LanguageModel.look_up"), train),
     "quantised training": (strays("bytegolf.artifact.quantize:row_scales"), train_quantised),
     "soft chunking": (strays("bytegolf.model.soft_chunk:SoftLayer.choose"), train_soft),
@@ -228,15 +228,15 @@ FAULTS: dict[str, tuple[Plant, Callable[[TinyRun, Path], None]]] = {
         scored(ttt=TttConfig("lora")),
     ),
     "SGD at test time": (strays("torch.autograd:grad"), scored(ttt=TttConfig("sgd"))),
-    "steps": (strays("bytegolf.model.mixers.attention_cache:CacheSpan.read"), step),
-    "a step's smoothing": (strays("bytegolf.model.hnet_steps:smooth_on"), step),
+    "steps": (strays("bytegolf.model.mixers.attention:CacheSpan.read"), step),
+    "a step's smoothing": (strays("bytegolf.model.hnet:smooth_on"), step),
     "samples": (strays("bytegolf.model.lm:LanguageModel._no_history"), sample),
     "GPTQ's calibration": (strays("bytegolf.model.layers:Linear.forward"), calibrate),
     "GPTQ's rounding": (strays("bytegolf.artifact.gptq:_inverse_factor"), calibrate),
     "an export": (strays("bytegolf.artifact.quantize:checked", lambda tensor: tensor.to("cuda")), save),
     "trained adapters": (strays("bytegolf.model.lora:_beside", stray_hook), train_adapters),
     "activations computed again": (strays("bytegolf.model.stack:checkpoint", stray_stream), recompute),
-    "the page's reader": (strays("bytegolf.model.mixers.attention_cache:CacheSpan.read"), read_on),
+    "the page's reader": (strays("bytegolf.model.mixers.attention:CacheSpan.read"), read_on),
     "completions": (forgotten, complete),
     "drafts": (strays("bytegolf.model.lm:LanguageModel.fork", stray_state), draft),
     "public weights": (strays("bytegolf.artifact.loading:_ready", stray_weight), public_model),

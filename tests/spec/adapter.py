@@ -13,10 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-import bytegolf.training.muon
-from bytegolf.artifact.plan import steers, storage_of
-from bytegolf.artifact.quantize import quantize
-from bytegolf.artifact.quantizer import Storage
+import bytegolf.training.optim
+from bytegolf.artifact.quantize import Storage, quantize, steers, storage_of
 from bytegolf.config import (
     ChunkHashConfig,
     ExportConfig,
@@ -30,13 +28,12 @@ from bytegolf.config import (
     StackConfig,
     TrainConfig,
 )
+from bytegolf.model.layers import storage_kinds
 from bytegolf.model.lm import LanguageModel
 from bytegolf.model.routers.cosine import CosineRouter
-from bytegolf.model.storage import storage_kinds
 from bytegolf.ops.chunking import smooth
 from bytegolf.ops.rotary import rotary_angles
-from bytegolf.training.muon import Muon
-from bytegolf.training.optim import Optimizer
+from bytegolf.training.optim import Muon, Optimizer
 from bytegolf.training.schedule import learning_rate
 
 Weights = Mapping[str, NDArray[np.float64]]
@@ -332,7 +329,7 @@ class MuonRun:
         return _array(self.parameter).copy()
 
 
-FP32_ITERATIONS = (bytegolf.training.muon, "has_bf16", lambda device: False)
+FP32_ITERATIONS = (bytegolf.training.optim, "has_bf16", lambda device: False)
 """What to patch so that Newton–Schulz runs in fp32 on every machine."""
 
 

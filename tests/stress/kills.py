@@ -52,7 +52,7 @@ from bytegolf.artifact import checkpoint as store
 from bytegolf.artifact.pack import read_artifact
 from bytegolf.cli import main as main_of_bytegolf
 from bytegolf.errors import BytegolfError
-from bytegolf.tools.check.folders import check
+from bytegolf.tools.check import check
 
 _MODEL = ("dim=16", "layers=1", "heads=2", "kv_heads=1")
 _TINY = [

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import numpy as np
 from measuring import table
 
-from bytegolf.data.shards import open_split
+from bytegolf.data.dataset import open_split
 from bytegolf.data.tokenizer import ByteTokenizer
 from bytegolf.infer.files import open_codec
 from bytegolf.infer.streams import MOST_STREAMS

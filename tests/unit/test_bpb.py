@@ -14,11 +14,9 @@ from streams import BYTES, random_tokens, stream_of
 from test_tokenizer import made_up_documents
 
 from bytegolf.bpb import Score, bits_per_byte
-from bytegolf.data.specs import parse_tokenizer
-from bytegolf.data.train_tokenizer import train_sentencepiece
+from bytegolf.data.specs import parse_tokenizer, train_sentencepiece
 from bytegolf.errors import BytegolfError
-from bytegolf.evaluate.score import score
-from bytegolf.evaluate.windows import Window, windows
+from bytegolf.evaluate.score import Window, score, windows
 from bytegolf.model.lm import Forward, LanguageModel
 
 

@@ -10,8 +10,7 @@ import pytest
 
 from bytegolf.config import Config, to_dict
 from bytegolf.tools.bundle import script
-from bytegolf.tools.bundle.flatten import Flattened
-from bytegolf.tools.bundle.syntax import Target
+from bytegolf.tools.bundle.flatten import Flattened, Target
 
 MODULES = {
     "bytegolf": '"""All of it."""\n\n__version__ = "9"\n',

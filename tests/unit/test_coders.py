@@ -17,13 +17,21 @@ from hypothesis import strategies as st
 from range_reference import Reader
 from test_pack import CONFIG, TOKENIZER, weights
 
-from bytegolf.artifact import container, encoding
+from bytegolf.artifact import container, pack
 from bytegolf.artifact.container import CODERS, BadStreamError, CoderName, compress, decompress
 from bytegolf.artifact.pack import read_artifact, write_artifact
-from bytegolf.artifact.quantizer import Storage
-from bytegolf.artifact.range_coder import BitCounter, BrokenStreamError, Decoder, Encoder, Frequencies, Writer
-from bytegolf.artifact.stored import ROW_BITS, levels
-from bytegolf.artifact.weight_coder import TensorReader, TensorWriter
+from bytegolf.artifact.payload import ROW_BITS, levels
+from bytegolf.artifact.quantize import Storage
+from bytegolf.artifact.weight_coder import (
+    BitCounter,
+    BrokenStreamError,
+    Decoder,
+    Encoder,
+    Frequencies,
+    TensorReader,
+    TensorWriter,
+    Writer,
+)
 from bytegolf.errors import BytegolfError
 
 STREAMS = tuple(coder for coder in CODERS if coder != "range")
@@ -238,7 +246,7 @@ def test_streams_that_no_encoder_writes() -> None:
 
 
 def test_a_model_that_would_take_forever_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoding, "MAX_STEPS", 10)
+    monkeypatch.setattr(pack, "MAX_STEPS", 10)
     with pytest.raises(BytegolfError, match="use zstd"):
         write_artifact(tmp_path / "model", weights(), CONFIG, TOKENIZER, coder="range")
     assert not (tmp_path / "model").exists()

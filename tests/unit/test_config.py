@@ -23,8 +23,7 @@ from bytegolf.config import (
     preset_names,
     to_dict,
 )
-from bytegolf.config.fields import doc
-from bytegolf.config.reading import DEPTH
+from bytegolf.config.reading import DEPTH, doc
 from bytegolf.errors import BytegolfError
 
 

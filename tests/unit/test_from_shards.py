@@ -13,7 +13,7 @@ from corpora import files_of, lines, made_up
 from independent_shards import independent_read, independent_write
 
 from bytegolf.data import from_shards
-from bytegolf.data.manifest import MANIFEST, read_manifest
+from bytegolf.data.dataset import MANIFEST, read_manifest
 from bytegolf.data.prepare import prepare
 from bytegolf.errors import BytegolfError
 

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from bytegolf.config import HNetConfig, ModelConfig, RouterConfig, StackConfig
 from bytegolf.model.embed import BOS
-from bytegolf.model.lm import Forward, LanguageModel
-from bytegolf.model.outline import count_parameters, outline
+from bytegolf.model.lm import Forward, LanguageModel, count_parameters, outline
 from bytegolf.model.routers.losses import surprisal_loss
 
 EVERY_MODEL = [(name, reset) for name in TINY for reset in (False, True)]

@@ -15,7 +15,6 @@ LAYERS = (
     "console",
     "results",
     "files",
-    "locks",
     "folders",
     "network",
     "hub",
@@ -44,7 +43,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
 def module_name(path: Path) -> str:
-    """``bytegolf.data.shards`` for a file."""
+    """``bytegolf.data.dataset`` for a file."""
     parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -75,7 +74,7 @@ def imported(tree: ast.AST, importer: str) -> Iterator[str]:
 
 
 def layer(module: str) -> str:
-    """``data`` for ``bytegolf.data.shards``, ``tools.bundle`` for what is in that folder; empty for the package."""
+    """``data`` for ``bytegolf.data.dataset``, ``tools.bundle`` for what is in that folder; empty for the package."""
     path = module.partition(".")[2]
     return max((name for name in LAYERS if f"{path}.".startswith(f"{name}.")), key=len, default=path)
 

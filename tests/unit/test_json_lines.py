@@ -8,9 +8,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from bytegolf.data import json_lines
+from bytegolf.data import tables
 from bytegolf.data.document import Document, Reading
-from bytegolf.data.json_lines import block_records, records
+from bytegolf.data.tables import block_records, records
 from bytegolf.errors import BytegolfError
 
 
@@ -18,7 +18,7 @@ from bytegolf.errors import BytegolfError
 def small_blocks_too() -> object:
     """Small blocks would not be given to Arrow."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(json_lines, "ARROW_BYTES", range(1 << 30))
+        patch.setattr(tables, "ARROW_BYTES", range(1 << 30))
         yield
 
 
@@ -107,7 +107,7 @@ def test_groups_that_are_large_numbers() -> None:
 
 
 def test_arrow_is_what_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(json_lines, "records", None)
+    monkeypatch.setattr(tables, "records", None)
     assert block_records(b'{"text": "a"}\n{"text": ""}\n', "d.jsonl", Reading()) == [
         Document(b"a", "d.jsonl"),
         Document(b"", "d.jsonl"),

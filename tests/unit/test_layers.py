@@ -12,10 +12,9 @@ from conftest import scatter
 from torch import Tensor
 
 from bytegolf.config import StackConfig
-from bytegolf.model.block import Block, Stream
 from bytegolf.model.layers import Linear, Mlp
 from bytegolf.model.mixers.attention import Attention
-from bytegolf.model.stack import Stack
+from bytegolf.model.stack import Block, Stack, Stream
 from bytegolf.ops import native
 from bytegolf.ops.rms_norm import NORM_EPS
 from bytegolf.ops.rotary import rotary, rotary_angles

@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from bytegolf.artifact.pack import write_artifact
-from bytegolf.artifact.plan import group_of
+from bytegolf.artifact.quantize import group_of
 from bytegolf.artifact.results import LIMIT, LedgerRow
 from bytegolf.config import Config, HNetConfig, ModelConfig, RouterConfig, StackConfig, TrainConfig
 from bytegolf.errors import BytegolfError

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from bytegolf.data.dataset import TokenStream
 from bytegolf.data.dataset_writer import ShardWriter
 from bytegolf.data.loader import Loader, permute
-from bytegolf.data.shards import TokenStream
 from bytegolf.errors import BytegolfError
 
 

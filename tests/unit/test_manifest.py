@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 from independent_shards import independent_write
 
-from bytegolf.data.manifest import (
+from bytegolf.data.dataset import (
     MANIFEST,
     UNFINISHED,
     DatasetEntry,
     data_summary,
     dataset_entry,
     dataset_folder,
+    open_split,
     read_manifest,
     tokenizer_entry,
     validation_bytes,
 )
-from bytegolf.data.shards import open_split
 from bytegolf.data.tokenizer import ByteTokenizer, load_tokenizer
 from bytegolf.errors import BytegolfError
 

@@ -13,8 +13,8 @@ from rich.text import Text
 
 from bytegolf.console import PlainConsole
 from bytegolf.data import blocks, corpus
+from bytegolf.data.dataset import read_manifest
 from bytegolf.data.document import Document, Reading
-from bytegolf.data.manifest import read_manifest
 from bytegolf.data.prepare import prepare
 from bytegolf.data.split import Split
 from bytegolf.files import json_line, lines_of, parse_json, read_json, write_json

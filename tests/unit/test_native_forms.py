@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bytegolf.config import OptimConfig
-from bytegolf.model.block import Stream
 from bytegolf.model.lm import LanguageModel
+from bytegolf.model.stack import Stream
 from bytegolf.ops import native
 from bytegolf.ops.add_norm import add_norm
 from bytegolf.ops.autograd import wide

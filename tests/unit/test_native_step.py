@@ -28,7 +28,7 @@ from bytegolf.infer.speculative import Acceptance
 from bytegolf.model.embed import BOS
 from bytegolf.model.layers import float_state
 from bytegolf.model.lm import LanguageModel
-from bytegolf.model.prenorm import maps_of_codes
+from bytegolf.model.stack import maps_of_codes
 from bytegolf.ops import native
 
 pytestmark = pytest.mark.skipif(native.why_not() is not None, reason="no native kernels here")

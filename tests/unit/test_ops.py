@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bytegolf.model.block import Stream
+from bytegolf.model.stack import Stream
 from bytegolf.ops import native
 from bytegolf.ops.boundary import boundary_probability
 from bytegolf.ops.chunking import select

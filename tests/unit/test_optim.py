@@ -17,8 +17,7 @@ from bytegolf.config import HNetConfig, ModelConfig, OptimConfig, RouterConfig, 
 from bytegolf.errors import BytegolfError
 from bytegolf.model.lm import LanguageModel
 from bytegolf.ops import native
-from bytegolf.training.muon import Muon, minimax_quintics, orthogonalize
-from bytegolf.training.optim import Optimizer
+from bytegolf.training.optim import Muon, Optimizer, minimax_quintics, orthogonalize
 
 # ---------------------------------------------------------------------------------------------- Muon
 
@@ -53,7 +52,7 @@ def test_minimax_quintics_do_their_best_for_their_number(steps: int, off: float)
 def test_orthogonalize_by_minimax_quintics(
     shape: tuple[int, int], units: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bytegolf.training.muon.has_bf16", lambda device: units)
+    monkeypatch.setattr("bytegolf.training.optim.has_bf16", lambda device: units)
     generator = torch.Generator().manual_seed(sum(shape))
     u, _, v = torch.linalg.svd(torch.randn(3, *shape, generator=generator), full_matrices=False)
     y = orthogonalize(u @ torch.diag(torch.linspace(1, 0.1, 8)) @ v, 3, "minimax").float()
@@ -96,7 +95,7 @@ def test_orthogonalize_multiplies_in_bf16_only_where_the_cpu_does(
 @pytest.mark.parametrize("shape", [(24, 8), (8, 24), (16, 8), (9, 8), (8, 8)])
 def test_orthogonalize_in_fp32_is_newton_schulz(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     # whether on the matrix or, where it is long, on its Gram matrix alone; singular values down to 1e-4 of the largest
-    monkeypatch.setattr("bytegolf.training.muon.has_bf16", lambda device: False)
+    monkeypatch.setattr("bytegolf.training.optim.has_bf16", lambda device: False)
     generator = torch.Generator().manual_seed(sum(shape))
     x = torch.randn(3, *shape, generator=generator) * torch.logspace(0, -4, shape[1])
     expected = torch.stack([newton_schulz(matrix, torch.float64) for matrix in x])

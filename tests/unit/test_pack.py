@@ -17,15 +17,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bytegolf.artifact.pack import read_artifact, write_artifact
-from bytegolf.artifact.payload import open_payload, verify
-from bytegolf.artifact.plan import plan_of
-from bytegolf.artifact.quantize import dequantize, quantize
-from bytegolf.artifact.quantizer import Storage
-from bytegolf.artifact.stored import ROW_BITS
+from bytegolf.artifact.payload import ROW_BITS, open_payload, verify
+from bytegolf.artifact.quantize import Storage, dequantize, plan_of, quantize
 from bytegolf.config import Config, ExportConfig, ModelConfig, StackConfig, TrainConfig
 from bytegolf.errors import BytegolfError
-from bytegolf.model.outline import outline
-from bytegolf.model.storage import storage_kinds
+from bytegolf.model.layers import storage_kinds
+from bytegolf.model.lm import outline
 
 CONFIG = Config(
     name="tiny",

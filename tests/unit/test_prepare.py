@@ -20,12 +20,19 @@ from corpora import TEXTS, files_of, lines
 from independent_shards import independent_read, independent_write
 from processes import in_own_process
 
-from bytegolf.data import blocks, json_lines, rows
+from bytegolf.data import blocks, tables
+from bytegolf.data.dataset import (
+    MANIFEST,
+    UNFINISHED,
+    data_summary,
+    dataset_entry,
+    open_split,
+    read_manifest,
+    validation_bytes,
+)
 from bytegolf.data.dataset_writer import SIDECAR
 from bytegolf.data.document import Document
-from bytegolf.data.manifest import MANIFEST, UNFINISHED, data_summary, dataset_entry, read_manifest, validation_bytes
 from bytegolf.data.prepare import prepare
-from bytegolf.data.shards import open_split
 from bytegolf.data.split import Split
 from bytegolf.data.tokenizer import load_tokenizer
 from bytegolf.errors import BytegolfError
@@ -126,11 +133,11 @@ def test_the_manifest_counts_exactly(everything: Path, suffix: str) -> None:
 
 @pytest.mark.parametrize("suffix", ["byte260", "sp300", "sp300i"])
 def test_the_sidecar_counts_each_validation_document(everything: Path, suffix: str) -> None:
-    rows = np.load(everything / "datasets" / f"fineweb10B_{suffix}" / SIDECAR)
+    tables = np.load(everything / "datasets" / f"fineweb10B_{suffix}" / SIDECAR)
     tokenizer = load_tokenizer(suffix, everything)
     documents = tokens_of(everything, suffix, "val")
-    assert rows.dtype == np.int64
-    assert rows.tolist() == [
+    assert tables.dtype == np.int64
+    assert tables.tolist() == [
         [len(ids) + 1, len(tokenizer.decode(ids)), len(text.encode())]
         for ids, text in zip(documents, split_texts("val"), strict=True)
     ]
@@ -334,7 +341,7 @@ def test_stdin_cannot_train_a_tokenizer(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def break_after(monkeypatch: pytest.MonkeyPatch, count: int, error: BaseException) -> None:
-    whole, read = rows.record, 0
+    whole, read = tables.record, 0
 
     def record(*arguments: Any) -> Document:
         nonlocal read
@@ -343,7 +350,7 @@ def break_after(monkeypatch: pytest.MonkeyPatch, count: int, error: BaseExceptio
         read += 1
         return whole(*arguments)
 
-    monkeypatch.setattr(json_lines, "record", record)
+    monkeypatch.setattr(tables, "record", record)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), BytegolfError("line 61 is broken")])
@@ -440,8 +447,8 @@ def test_splits_and_texts_that_leave_nothing(tmp_path: Path, texts: list[str], v
 
 
 def test_groups_and_hashes_hold_out_what_the_rule_says(tmp_path: Path) -> None:
-    rows = [{"text": text, "by": f"author {number % 5}"} for number, text in enumerate(TEXTS)]
-    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tables = [{"text": text, "by": f"author {number % 5}"} for number, text in enumerate(TEXTS)]
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tables))
     source = str(tmp_path / "d.jsonl")
     manifest = prepare([source], tmp_path / "g", val="groups:author 1,author 3", group_field="by", quiet=True)
     assert manifest["split"] == "groups:author 1,author 3"

@@ -8,24 +8,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bytegolf.artifact import quantize as module
-from bytegolf.artifact.plan import TABLE_GROUP, plan_of, steers, storage_of
+from bytegolf.artifact.payload import ROW_BITS, levels
 from bytegolf.artifact.quantize import (
     CLIP_PERCENTILE,
     CLIPS,
+    TABLE_GROUP,
     QuantizedTensor,
+    Storage,
     dequantize,
     dequantize_rows,
     fake_quantize,
+    plan_of,
     pruned,
     quantize_rows,
     row_clip,
+    steers,
+    storage_of,
 )
-from bytegolf.artifact.quantizer import Storage
-from bytegolf.artifact.stored import ROW_BITS, levels
 from bytegolf.config import ExportConfig, ModelConfig, NgramConfig, StackConfig
 from bytegolf.errors import BytegolfError
-from bytegolf.model.outline import outline
-from bytegolf.model.storage import declare, storage_kinds
+from bytegolf.model.layers import declare, storage_kinds
+from bytegolf.model.lm import outline
 
 KINDS = storage_kinds(outline(ModelConfig(network=StackConfig(2, 16, 2, 1), ngrams=NgramConfig(longest=2))))
 

@@ -20,15 +20,14 @@ from torch import Tensor
 
 import bytegolf
 from bytegolf.artifact.export import export_weights
-from bytegolf.artifact.loading import load_model
+from bytegolf.artifact.loading import load_own
 from bytegolf.config import Config, HNetConfig, ModelConfig, NetworkConfig, RouterConfig, StackConfig, to_dict
 from bytegolf.data.tokenizer import ByteTokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.evaluate.sliding import last_losses
 from bytegolf.model.layers import Linear
-from bytegolf.model.lm import LanguageModel
+from bytegolf.model.lm import LanguageModel, outline
 from bytegolf.model.mixers.base import Mixer, Span
-from bytegolf.model.outline import outline
 from bytegolf.model.routers.base import THRESHOLD, Router
 from bytegolf.registry import MIXERS, ROUTERS, load_plugins
 from bytegolf.tools.bundle.script import script
@@ -203,7 +202,7 @@ def test_both_are_trained_stored_and_loaded(tmp_path: Path) -> None:
         assert not torch.equal(before[f"network.{name}"], after[f"network.{name}"]), name
     path = tmp_path / "artifact.bgolf"
     export_weights(path, config, ByteTokenizer(), trainer.export_state(), progress, torch.device("cpu"))
-    loaded = load_model(path)
+    loaded = load_own(path)
     assert isinstance(loaded.model.levels()[0].router, SlopeRouter)
     assert loaded.model.levels()[0].router.options == SlopeOptions(4.0, 2)
     ids = torch.tensor([random_tokens(32)])
@@ -213,7 +212,7 @@ def test_both_are_trained_stored_and_loaded(tmp_path: Path) -> None:
 
     forget()
     with pytest.raises(BytegolfError, match=rf"no (router|mixer) is registered by that name: .*{__name__}.*--plugin"):
-        load_model(path)
+        load_own(path)
 
 
 def test_names_and_options_are_checked() -> None:
@@ -241,7 +240,7 @@ def test_only_what_is_named_is_imported() -> None:
     code = """
         import sys
         from bytegolf.config import Config
-        from bytegolf.model.outline import outline
+        from bytegolf.model.lm import outline
         model = Config.load("cpu-demo", ["model.network.router.kind=stride"]).model
         assert not any(name.startswith("bytegolf.model.routers.s") for name in sys.modules)
         outline(model)

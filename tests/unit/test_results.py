@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from bytegolf.config.fields import doc
+from bytegolf.config.reading import doc
 from bytegolf.results import describe, to_json
 
 

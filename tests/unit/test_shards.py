@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from independent_shards import independent_read, independent_write
 
-from bytegolf.data import shards
+from bytegolf.data import dataset
+from bytegolf.data.dataset import TokenStream, read_shard, shard_paths
 from bytegolf.data.dataset_writer import ShardWriter
-from bytegolf.data.shards import TokenStream, read_shard, shard_paths
 from bytegolf.errors import BytegolfError
 
 
@@ -114,7 +114,7 @@ def test_ids_outside_the_vocabulary_are_named(tmp_path: Path, monkeypatch: pytes
         read_shard(bad, vocab_size=260)
     with pytest.raises(BytegolfError, match=words):
         TokenStream([good, bad], vocab_size=260)
-    monkeypatch.setattr(shards, "EAGER_CHECK_TOKENS", 0)  # as for a stream too long to scan
+    monkeypatch.setattr(dataset, "EAGER_CHECK_TOKENS", 0)  # as for a stream too long to scan
     stream = TokenStream([good, bad], vocab_size=260)
     assert stream.slice(0, 4).tolist() == [1, 5, 259, 1]
     with pytest.raises(BytegolfError, match=words):
@@ -123,7 +123,7 @@ def test_ids_outside_the_vocabulary_are_named(tmp_path: Path, monkeypatch: pytes
 
 def test_only_a_few_shards_are_open_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process may have 1,024 files, and a trillion tokens are 10,000 shards."""
-    monkeypatch.setattr(shards, "OPEN_SHARDS", 3)
+    monkeypatch.setattr(dataset, "OPEN_SHARDS", 3)
     paths = [independent_write(tmp_path / f"fineweb_train_{n:06d}.bin", [n, n + 100]) for n in range(40)]
     stream = TokenStream(paths, 260)
     descriptors = Path("/proc/self/fd")

@@ -9,7 +9,7 @@ from conftest import scatter, shapes_unchecked
 from torch import Tensor
 
 from bytegolf.config import StackConfig
-from bytegolf.model.mixers import attention_cache
+from bytegolf.model.mixers import attention
 from bytegolf.model.stack import Stack
 from bytegolf.ops import native
 
@@ -26,19 +26,19 @@ def stage(layers: int, window: int = 0, dim: int = 24, mlp: float = 2.0) -> Stac
 def steps(module: Stack, x: Tensor, rows: list[int]) -> tuple[list[Tensor], int]:
     """The outputs of single positions of the sequences ``rows`` in turn, and how many went through the kernel."""
     state = module.start(3, x.device, x.dtype)
-    calls, inner = 0, attention_cache.native_step
+    calls, inner = 0, attention.native_step
 
     def counted(*arguments: object) -> Tensor:
         nonlocal calls
         calls += 1
         return inner(*arguments)  # type: ignore[arg-type]
 
-    attention_cache.native_step = counted  # type: ignore[assignment]
+    attention.native_step = counted  # type: ignore[assignment]
     try:
         with shapes_unchecked():
             return [module.extend(x[i : i + 1, None], state, np.array([row])) for i, row in enumerate(rows)], calls
     finally:
-        attention_cache.native_step = inner
+        attention.native_step = inner
 
 
 @pytest.mark.parametrize("window", [0, 5])

@@ -15,12 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bytegolf.errors import BytegolfError
-from bytegolf.tools.study.definition import Study, read_study
-from bytegolf.tools.study.differences import Difference, paired, spread, t_95
-from bytegolf.tools.study.picture import draw
-from bytegolf.tools.study.plan import Job, jobs
+from bytegolf.tools.study.definition import Job, Study, jobs, read_study
+from bytegolf.tools.study.report import draw
 from bytegolf.tools.study.results import Row
-from bytegolf.tools.study.table import Table, as_csv, markdown, notes, tabulate
+from bytegolf.tools.study.table import Difference, Table, as_csv, markdown, notes, paired, spread, t_95, tabulate
 
 STUDY = """
 name = "s"

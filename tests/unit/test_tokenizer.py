@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bytegolf.data.specs import parse_tokenizer
+from bytegolf.data.specs import _PUBLISHED, parse_tokenizer, train_sentencepiece
 from bytegolf.data.tokenizer import (
     SPACE,
     ByteTokenizer,
@@ -20,7 +20,6 @@ from bytegolf.data.tokenizer import (
     Tokenizer,
     load_tokenizer,
 )
-from bytegolf.data.train_tokenizer import _PUBLISHED, train_sentencepiece
 from bytegolf.errors import BytegolfError
 
 WORDS = "the of state Union message people 1789 1826 naïve café ﬁnal Ⅳ 東京 Ελλάδα — “peace” and war".split()  # noqa: SIM905

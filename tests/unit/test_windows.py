@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bytegolf.errors import BytegolfError
-from bytegolf.evaluate.windows import Window, windows
+from bytegolf.evaluate.score import Window, windows
 
 
 @st.composite

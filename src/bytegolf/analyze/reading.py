@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from bytegolf.artifact.loading import LoadedModel, data_of
 from bytegolf.bpb import bits_per_byte
-from bytegolf.data.shards import open_split
+from bytegolf.data.dataset import open_split
 from bytegolf.data.tokenizer import ByteTokenizer, Tokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.evaluate.boundaries import (

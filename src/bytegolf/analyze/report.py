@@ -13,7 +13,7 @@ from jaxtyping import Int64
 from rich.console import Console
 
 from bytegolf.analyze import soft
-from bytegolf.analyze.incremental import IncrementalReader
+from bytegolf.analyze.incremental import IncrementalReader, StateCache
 from bytegolf.analyze.metrics import describe, mean
 from bytegolf.analyze.packing import ShownText
 from bytegolf.analyze.parts import by_script, by_text
@@ -21,20 +21,17 @@ from bytegolf.analyze.reading import NamedText, Reading, document, join, read, t
 from bytegolf.analyze.results import AnalysisResult, ModelAnalysis, Moment, TextInfo
 from bytegolf.analyze.segment import STANDARD_TEXT, Segmentation, excerpt, excerpt_of, segment, titled
 from bytegolf.analyze.stability import stability
-from bytegolf.analyze.state_cache import StateCache
 from bytegolf.analyze.tables import grids
 from bytegolf.artifact import checkpoint as store
-from bytegolf.artifact.loading import LoadedModel, data_of, with_weights
-from bytegolf.artifact.opening import load_model
+from bytegolf.artifact.loading import LoadedModel, data_of, load_model, with_weights
 from bytegolf.artifact.run_folder import RunFolder, data_folder
 from bytegolf.config import levels
 from bytegolf.data.bpe_boundaries import token_starts
-from bytegolf.data.manifest import MANIFEST, data_summary
-from bytegolf.data.shards import open_split
+from bytegolf.data.dataset import MANIFEST, data_summary, open_split
 from bytegolf.data.tokenizer import SentencePieceTokenizer, Tokenizer, load_tokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.files import STDIN
-from bytegolf.model.outline import count_parameters
+from bytegolf.model.lm import count_parameters
 from bytegolf.model.routers.base import THRESHOLD
 from bytegolf.progress import Reporter
 from bytegolf.training.setup import initial_model

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.text import Text
 
 from bytegolf.analyze.reading import read_text
-from bytegolf.data.shards import TokenStream, open_split
+from bytegolf.data.dataset import TokenStream, open_split
 from bytegolf.data.tokenizer import Tokenizer
 from bytegolf.errors import BytegolfError, counted
 from bytegolf.evaluate.boundaries import BoundaryStats

@@ -29,12 +29,11 @@ from bytegolf.analyze.reading import Reading, as_level, join
 from bytegolf.analyze.results import Extremes, ForcedScores, Probe, SoftChunking, SoftLayerFigures, SoftStep
 from bytegolf.artifact.loading import LoadedModel
 from bytegolf.bpb import Score
-from bytegolf.data.shards import TokenStream, open_split
+from bytegolf.data.dataset import TokenStream, open_split
 from bytegolf.data.tokenizer import Tokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.evaluate.boundaries import BoundaryStats, collector, touching_whitespace
-from bytegolf.evaluate.score import score
-from bytegolf.evaluate.windows import Window
+from bytegolf.evaluate.score import Window, score
 from bytegolf.model.lm import LanguageModel
 from bytegolf.model.routers.base import THRESHOLD
 from bytegolf.model.soft_chunk import Override, SoftLayer

@@ -32,8 +32,7 @@ from bytegolf.analyze import stability_results
 from bytegolf.artifact import checkpoint as store
 from bytegolf.artifact.export import latest
 from bytegolf.artifact.loading import LoadedModel, with_weights
-from bytegolf.artifact.plan import plan_of
-from bytegolf.artifact.quantize import fake_quantize
+from bytegolf.artifact.quantize import fake_quantize, plan_of
 from bytegolf.artifact.run_folder import RunFolder
 from bytegolf.config import Config
 from bytegolf.errors import BytegolfError
@@ -42,10 +41,9 @@ from bytegolf.evaluate.score import windows_at_once
 from bytegolf.evaluate.sliding import encode_and_route, router_receptive_field
 from bytegolf.model.chunk import Capacity
 from bytegolf.model.hnet import HNet
-from bytegolf.model.lm import Forward, LanguageModel
-from bytegolf.model.outline import outline
+from bytegolf.model.layers import storage_kinds
+from bytegolf.model.lm import Forward, LanguageModel, outline
 from bytegolf.model.stack import Stack
-from bytegolf.model.storage import storage_kinds
 from bytegolf.model.trace import RouterTrace
 from bytegolf.progress import Reporter
 

@@ -14,16 +14,13 @@ from bytegolf.artifact.loading import LoadedModel
 from bytegolf.artifact.results import LIMIT
 from bytegolf.bpb import Score, bits_per_byte
 from bytegolf.config import levels
-from bytegolf.data.manifest import validation_bytes
-from bytegolf.data.shards import TokenStream, open_split
+from bytegolf.data.dataset import TokenStream, open_split, validation_bytes
 from bytegolf.distributed import SINGLE_PROCESS, DistributedContext
 from bytegolf.errors import BytegolfError
 from bytegolf.evaluate.boundaries import BoundaryStats, TruncationStats, collector
-from bytegolf.evaluate.modes import ScoringMode
-from bytegolf.evaluate.one_pass import OnePass
-from bytegolf.evaluate.score import Observer
-from bytegolf.evaluate.windows import Window, targets_of
-from bytegolf.model.outline import count_parameters
+from bytegolf.evaluate.modes import OnePass, ScoringMode
+from bytegolf.evaluate.score import Observer, Window, targets_of
+from bytegolf.model.lm import count_parameters
 from bytegolf.model.trace import RouterTrace
 from bytegolf.progress import Pace, Reporter
 from bytegolf.tools.bundle.script import code_bytes
@@ -42,7 +39,7 @@ def evaluate(
     """The score of ``loaded`` over the validation split in the data folder ``data``.
 
     ``mode`` is as configured by default. ``limit`` > 0 scores that many tokens only (a window at least), which
-    ``subset`` then says. With ``one_pass`` long windows stand for those of ``mode`` (``evaluate.one_pass``).
+    ``subset`` then says. With ``one_pass`` long windows stand for those of ``mode`` (``evaluate.modes``).
 
     The processes of ``world`` share the windows, and all of them get the result that one alone would have had.
     Test-time training and mixing read in order: each of them does everything.

@@ -1,4 +1,4 @@
-"""A trained model for people: what `bytegolf.load` gives.
+"""A trained model for people: what `bytegolf.load` gives, and what it says of itself.
 
 Legend: B sequences, L tokens of a sequence, V alphabet, n bytes (tokens, for a subword model) of a text.
 """
@@ -19,27 +19,108 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from bytegolf.api.description import Description
-from bytegolf.api.text import Text, as_bytes
-from bytegolf.artifact.loading import LoadedModel, data_of, for_steps
-from bytegolf.artifact.opening import load_model
+from bytegolf.artifact.loading import LoadedModel, data_of, for_steps, load_model
+from bytegolf.artifact.run_folder import data_folder
 from bytegolf.bpb import Score
-from bytegolf.data.tokenizer import ByteTokenizer
+from bytegolf.config import Config
+from bytegolf.data.tokenizer import ByteTokenizer, Tokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.infer.sample import Watch, as_text, generate
 from bytegolf.infer.speculative import Acceptance
-from bytegolf.model.lm import Forward
+from bytegolf.model.lm import Forward, LanguageModel, count_parameters
 from bytegolf.registry import load_plugins
 
-if TYPE_CHECKING:  # each method imports its own part: a model that only writes should not pay for codec and mixing
-    from bytegolf.analyze.incremental import IncrementalReader
+if TYPE_CHECKING:
+    from bytegolf.analyze.incremental import IncrementalReader, StateCache
     from bytegolf.analyze.reading import Reading
     from bytegolf.analyze.segment import Segmentation
-    from bytegolf.analyze.state_cache import StateCache
     from bytegolf.api.results import Evaluation
     from bytegolf.evaluate.modes import ScoringMode
     from bytegolf.infer.codec import Codec
     from bytegolf.progress import Reporter
+
+
+Text = str | bytes
+"""A text: ``str`` is taken as its UTF-8 bytes. Only byte-level models take bytes that are no UTF-8."""
+
+
+def as_bytes(text: Text) -> bytes:
+    """The bytes of a text. Raises BytegolfError for what is none."""
+    if isinstance(text, str):
+        try:
+            return text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise BytegolfError(f"the text is no UTF-8 (character {error.start}): give bytes instead") from error
+    try:
+        return bytes(memoryview(text))  # bytes(5) alone would be five zeros
+    except TypeError as error:
+        raise BytegolfError(f"a text is a str or bytes, not {type(text).__name__}") from error
+
+
+class Description:
+    """A model's parts and where they come from."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self._loaded = loaded
+
+    def __repr__(self) -> str:
+        chunked = f"{self.levels} {'level' if self.levels == 1 else 'levels'} of chunks" if self.levels else "flat"
+        return f"<bytegolf.Model {self.name}: {self.parameters:,} parameters, {self.tokenizer.name}, {chunked}>"
+
+    @property
+    def name(self) -> str:
+        """The name of its configuration."""
+        return self.config.name
+
+    @property
+    def config(self) -> Config:
+        """The configuration that it was trained with."""
+        return self._loaded.config
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Text to token ids and back."""
+        return self._loaded.tokenizer
+
+    @property
+    def module(self) -> LanguageModel:
+        """The network, a ``torch.nn.Module`` in evaluation mode."""
+        return self._loaded.model
+
+    @property
+    def parameters(self) -> int:
+        """How many weights it has."""
+        return count_parameters(self.module)
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return self.module.embedding.weight.device
+
+    @property
+    def levels(self) -> int:
+        """How many levels of chunking it has; 0 for a flat model."""
+        return len(self.module.levels()) or self.config.model.soft.layers
+
+    @property
+    def path(self) -> Path:
+        """The artifact's file."""
+        return self._loaded.path
+
+    @property
+    def data(self) -> Path | None:
+        """The folder of the data that it was trained on, wherever one stands; None if they are not to be found."""
+        return data_folder(self.path.parent, self.config)
+
+    @property
+    def origin(self) -> str:
+        """``hf:owner/name@COMMIT`` of a model from the hub: it names these very weights; else empty."""
+        return self._loaded.origin
+
+    @property
+    def sha256(self) -> str:
+        """Of the artifact's file, in hexadecimal."""
+        return self._loaded.artifact.sha256
 
 
 def load(
@@ -338,6 +419,6 @@ class Model(Description):
         Weights that were not touched since it was loaded are the very file that it came from; otherwise they are
         quantised as ``config.export`` says. A ``path`` that ends in .safetensors gets them as they are instead.
         """
-        from bytegolf.artifact.saving import save
+        from bytegolf.artifact.export import save
 
         return save(self._loaded, Path(path))

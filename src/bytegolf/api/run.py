@@ -17,7 +17,7 @@ from bytegolf.api.evaluation import evaluate
 from bytegolf.api.model import Model, load
 from bytegolf.api.results import Summary
 from bytegolf.artifact.checkpoint_folder import Progress
-from bytegolf.artifact.loading import LoadedModel, load_model, with_weights
+from bytegolf.artifact.loading import LoadedModel, load_own, with_weights
 from bytegolf.artifact.run_folder import RunFolder, data_folder
 from bytegolf.config import Config, levels
 from bytegolf.distributed import SINGLE_PROCESS, DistributedContext, join
@@ -170,7 +170,7 @@ def conclude(
             return Run(run.path, None)
         world = SINGLE_PROCESS
     folder = Path(settings.data.path)
-    opened = load_model(run.path, folder, settings.train.device)
+    opened = load_own(run.path, folder, settings.train.device)
     config = opened.config
     with reporter:
         result = evaluate(opened, folder, limit=config.eval.limit, reporter=reporter, world=world)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bytegolf.artifact.export import latest
-from bytegolf.artifact.opening import is_ours, locate, open_model, stored
+from bytegolf.artifact.loading import is_ours, locate, open_model, stored
 from bytegolf.artifact.public.opening import open_public
 from bytegolf.artifact.public.safetensors_file import write_safetensors
 from bytegolf.artifact.results import HnetResult, ImportResult

@@ -1,36 +1,89 @@
-"""From weights to an artifact: calibrate if GPTQ is asked for, quantise, pack, write."""
+"""From weights to an artifact: calibrate if GPTQ is asked for, quantise, choose the primer, pack, write.
+
+It is taken from the training split and from nothing else: pieces that begin where documents do, spread evenly over the
+split, so that all kinds of text are in it. Which ones depends on the split's tokens and the number of bytes alone, so
+that anybody who has the data can make it again (`bytegolf verify` does).
+"""
 
 from __future__ import annotations
 
 import contextlib
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from bytegolf.artifact import checkpoint as store
 from bytegolf.artifact.checkpoint_folder import Progress
 from bytegolf.artifact.container import MAGIC
 from bytegolf.artifact.gptq import quantize_state, sample_windows, second_moments, with_gptq
-from bytegolf.artifact.loading import build
-from bytegolf.artifact.opening import is_weights, locate, open_model
+from bytegolf.artifact.loading import LoadedModel, build, is_weights, locate, open_model
 from bytegolf.artifact.pack import Summary, write_artifact
-from bytegolf.artifact.plan import plan_of
-from bytegolf.artifact.primer import primer_of
-from bytegolf.artifact.quantize import QuantizedTensor
+from bytegolf.artifact.quantize import QuantizedTensor, plan_of
 from bytegolf.artifact.results import ExportResult
 from bytegolf.artifact.run_folder import RunFolder, data_folder
+from bytegolf.artifact.weights_file import ENDING, write_weights
 from bytegolf.config import Config
-from bytegolf.data.shards import open_split
-from bytegolf.data.tokenizer import SentencePieceTokenizer, Tokenizer, load_tokenizer
+from bytegolf.data.dataset import TokenStream, open_split
+from bytegolf.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
 from bytegolf.device import choose_device, pick_precision
 from bytegolf.errors import BytegolfError
-from bytegolf.files import check_replaceable, clear_leftovers
-from bytegolf.locks import only_one
-from bytegolf.model.storage import storage_kinds
+from bytegolf.files import check_replaceable, clear_leftovers, disk_errors, only_one, write_bytes
+from bytegolf.mixing.primer import Primer
+from bytegolf.model.layers import float_state, storage_kinds
+
+PIECE = 1 << 16
+"""Bytes of each piece: most of a long document, a few dozens of short ones."""
+
+LOOK = 1 << 20
+"""Tokens behind a place in which a document's start is looked for."""
+
+
+def primer_of(config: Config, tokenizer: Tokenizer, data: Path) -> Primer | None:
+    """The primer that ``config`` asks for, of the training split in ``data``; None if it asks for none.
+
+    Raises BytegolfError for a model of subwords, whose scores cannot be mixed.
+    """
+    if not config.export.primer:
+        return None
+    if not isinstance(tokenizer, ByteTokenizer):
+        raise BytegolfError(
+            f"a primer is for mixing, which needs a model over bytes, and this one is over {tokenizer.name}: leave it "
+            "out (export.primer=0)"
+        )
+    stream = open_split(data, tokenizer.name, "train", tokenizer.vocab_size)
+    return Primer.of(training_text(stream, tokenizer, config.export.primer))
+
+
+def training_text(stream: TokenStream, tokenizer: Tokenizer, size: int) -> bytes:
+    """``size`` bytes of a split, or all of it if it has no more: pieces at equal distances, each from a document's
+    start on. They are fewer where the last document begins too late for what is left.
+
+    Example: 200,000 bytes of 1,000,000 tokens are four pieces of 50,000, looked for at 0, 250,000, 500,000 and 750,000.
+    If documents begin at 0, 240,000, 260,000 and 700,000, the second piece begins at 260,000 and the third at 700,000;
+    behind 750,000 none begins, so the fourth begins there, where the third has ended.
+    """
+    if size >= len(stream):
+        return tokenizer.decode(stream.slice(0, len(stream)))[:size]
+    count = -(-size // PIECE)
+    parts: list[bytes] = []
+    done = left = 0
+    for number in range(count):
+        place = max(done, len(stream) * number // count)
+        ahead = stream.slice(place, min(len(stream), place + LOOK))
+        starts = np.flatnonzero(ahead == tokenizer.BOS)
+        start = place + (int(starts[0]) if len(starts) else 0)
+        wanted = size * (number + 1) // count - size * number // count + left
+        tokens = stream.slice(start, min(len(stream), start + 2 * wanted))  # of which some are the BOS of a document
+        kept = np.flatnonzero(tokenizer.byte_counts(tokens, tokens))[:wanted]
+        done, left = start + (int(kept[-1]) + 1 if len(kept) else 0), wanted - len(kept)
+        parts.append(tokenizer.decode(tokens[kept]))
+    return b"".join(parts)
 
 
 @dataclass(frozen=True)
@@ -181,3 +234,25 @@ def solved(
     plan = plan_of(state, storage_kinds(model), config.export)
     windows = sample_windows(train, config.train.seq_len, config.export.gptq_tokens)
     return quantize_state(state, plan, second_moments(model, windows, with_gptq(plan)), config.export.gptq_damping)
+
+
+def save(loaded: LoadedModel, target: Path) -> Path:
+    """Write ``loaded`` to ``target`` and a SentencePiece tokenizer beside it; see ``bytegolf.Model.save``."""
+    artifact, config, tokenizer = loaded.artifact, loaded.config, loaded.tokenizer
+    state = {name: tensor.detach().cpu() for name, tensor in float_state(loaded.model).items()}
+    # read again, since the state that was loaded shares its memory with the network
+    shipped = open_model(loaded.path).artifact.state
+    if target.suffix == ENDING:
+        write_weights(target, state, config, tokenizer.identity(), artifact.info)
+    elif not is_weights(loaded.path) and all(torch.equal(tensor, shipped[name]) for name, tensor in state.items()):
+        with disk_errors(loaded.path, "read"):
+            write_bytes(target, loaded.path.read_bytes())
+    else:
+        told, coder = (tokenizer.identity(), artifact.info), config.export.coder
+        write_artifact(target, state, config, *told, coder=coder, primer=artifact.primer)
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        beside = target.parent / "tokenizer.model"
+        if not beside.exists() or not beside.samefile(tokenizer.path):
+            with disk_errors(beside, "write"):
+                shutil.copyfile(tokenizer.path, beside)
+    return target

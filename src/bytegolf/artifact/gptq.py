@@ -1,7 +1,7 @@
 """GPTQ: codes that keep a linear map's *output*, given what its inputs look like (Frantar et al., arXiv 2210.17323).
 
 Columns are rounded one after the other, and the error of each is made good in the columns that are still to come, as
-far as the inputs correlate. Scales, rounding and pruning are the quantiser's own (``artifact.quantizer``); what is
+far as the inputs correlate. Scales, rounding and pruning are the quantiser's own (``artifact.quantize``); what is
 rounded changes. A row for which that does not pay keeps its plain codes, so that no map gets worse on the inputs looked
 at.
 
@@ -21,10 +21,8 @@ import torch
 from jaxtyping import Float, Float16, Int, Int8
 from torch import Tensor
 
-from bytegolf.artifact.plan import Plan
-from bytegolf.artifact.quantize import QuantizedTensor, checked, pruned, quantizer
-from bytegolf.artifact.quantizer import Quantizer, Storage
-from bytegolf.data.shards import TokenStream
+from bytegolf.artifact.quantize import Plan, QuantizedTensor, Quantizer, Storage, checked, pruned, quantizer
+from bytegolf.data.dataset import TokenStream
 from bytegolf.errors import BytegolfError
 from bytegolf.model.layers import Linear
 from bytegolf.model.lm import LanguageModel

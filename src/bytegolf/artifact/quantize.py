@@ -1,4 +1,19 @@
-"""The package's own quantisers: rows of 3 to 8 bits, fp16 for small tensors, fp32 for control tensors.
+"""How tensors are stored: what a quantiser is, those of the package, and which tensor gets which.
+
+The package has rows of 3 to 8 bits, fp16 and fp32. One of your own lies in your own file::
+
+    from bytegolf import register_quantizer
+    from bytegolf.artifact.quantize import Quantizer
+
+    @register_quantizer("ternary")
+    class Ternary(Quantizer):
+        largest_code, bits = 1, 1.6
+
+        def quantize(self, weight, storage): ...
+        def dequantize(self, data, scale): ...
+
+and is chosen by ``export.quantizer = "ternary"``, or for single tensors by a plan. Training with quantised weights, the
+export, ``--fit``'s accounts and the ``range`` coder then use it as they use ours; with ``round_column``, GPTQ does too.
 
 Training with quantised weights, GPTQ and the export all take their scales and codes from here.
 
@@ -13,22 +28,94 @@ element within the clip is off by more than half a step of the scale that is rea
 but fp16's own smallest number (S3's floor of 1/31 coarsened small rows). And a small tensor with a magnitude beyond
 fp16's largest number stays in fp32 instead of becoming infinite.
 
-Legend: R rows, K elements of a row.
+A plan is a mapping from names to :class:`Storage`; change single entries of it for mixed precision. Nothing of it needs
+storing: every tensor in an artifact names its own quantiser.
+
+Legend: R indices of a tensor's first axis, K elements of each, S scales.
 """
 
 from __future__ import annotations
 
 import math
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Float16, Int8
-from torch import Tensor
+from torch import Tensor, nn
 
-from bytegolf.artifact.quantizer import Quantizer, Storage
-from bytegolf.artifact.stored import ROW_BITS, groups_fit, levels
+from bytegolf.artifact.payload import ROW_BITS, groups_fit, levels
+from bytegolf.config import ExportConfig
 from bytegolf.errors import BytegolfError
+from bytegolf.model.layers import StorageKind, storage_kinds
 from bytegolf.registry import QUANTIZERS
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How a tensor is to be stored."""
+
+    quantizer: str
+    """the name of what encodes it"""
+    prune: float = 0.0
+    """share of each row's elements, the smallest, that become 0; for rows of codes"""
+    group: int = 1
+    """so many consecutive rows count as one and share a scale; it divides their number"""
+
+
+class Quantizer(ABC):
+    """One way to store a tensor: as many numbers as it has elements, and perhaps fp16 scales.
+
+    It has no state, and the methods run on any device.
+    """
+
+    largest_code: int = 0
+    """L of int8 codes −L…L, 1 to 127; 0 where the data are values and no codes."""
+
+    dtype: torch.dtype = torch.int8
+    """Of the data: int8 for codes, float16 or float32 for values."""
+
+    bits: float = 8.0
+    """What a weight takes before it is coded, roughly: for estimates of a file's size."""
+
+    gptq: bool = False
+    """Whether ``round_column`` and ``column_values`` are there."""
+
+    @abstractmethod
+    def quantize(self, weight: Float[Tensor, ...], storage: Storage) -> tuple[Tensor, Float16[Tensor, " S"] | None]:
+        """The data, of the weight's shape, and the scales.
+
+        Args:
+            weight: fp32, finite, contiguous, with two axes or more where the data are codes.
+            storage: with ``prune`` and ``group``, which a quantiser may ignore.
+        """
+
+    @abstractmethod
+    def dequantize(self, data: Tensor, scale: Float16[Tensor, " S"] | None) -> Float[Tensor, ...]:
+        """The fp32 weight, of the data's shape. For codes from a file, which may be any within −L…L."""
+
+    def fake_quantize(self, weight: Float[Tensor, ...], storage: Storage) -> Float[Tensor, ...]:
+        """The weight that comes back from the file, without the way through it: what QAT computes with."""
+        return self.dequantize(*self.quantize(weight, storage))
+
+    def scales_fit(self, shape: tuple[int, ...], count: int) -> bool:
+        """Whether a tensor of ``shape`` may have so many scales: by default one per index of the first axis."""
+        return count == (shape[0] if self.largest_code else 0)
+
+    def round_column(
+        self, values: Float[Tensor, "R 1"], scale: Float16[Tensor, " S"], column: int
+    ) -> Int8[Tensor, "R 1"]:
+        """For GPTQ: the codes of one column of a matrix, which is given in fp32, at scales that are given."""
+        raise NotImplementedError
+
+    def column_values(
+        self, codes: Int8[Tensor, "R 1"], scale: Float16[Tensor, " S"], column: int
+    ) -> Float[Tensor, "R 1"]:
+        """For GPTQ: the fp32 weights that such codes stand for."""
+        raise NotImplementedError
+
 
 CLIP_PERCENTILE = 99.99984
 """Percentile of a row's magnitudes at which 8 bits clip it (S0): hardly below the maximum of a usual row."""
@@ -112,7 +199,7 @@ def quantizer(name: str) -> Quantizer:
         return _BUILT_IN[name]
     found = QUANTIZERS.find(name, None)
     if not issubclass(found, Quantizer):
-        raise BytegolfError(f"the quantizer {name!r} is no subclass of bytegolf.artifact.quantizer.Quantizer")
+        raise BytegolfError(f"the quantizer {name!r} is no subclass of bytegolf.artifact.quantize.Quantizer")
     made: Quantizer = found()
     return made
 
@@ -275,3 +362,73 @@ def _half_up(exact: Float[Tensor, " R"]) -> Float16[Tensor, " R"]:
     # the bit pattern after a non-negative half's is the next larger half
     next_up = (scale.view(torch.int16) + 1).view(torch.float16)
     return torch.where(scale.to(torch.float64) < exact, next_up, scale)
+
+
+Plan = Mapping[str, Storage]
+Kinds = Mapping[str, StorageKind]
+"""What tensors are for, by name; a name that is missing is a ``weight``."""
+
+SMALL_NUMEL = 65_536
+"""Tensors of at most so many elements are not worth quantising (S0)."""
+
+TABLE_GROUP = 64
+"""So many rows of a table share a scale below 8 bits: its rows are as narrow as 16 numbers, and at one fp16 scale each
+the scales of a 4-bit table would take a fifth of it. A larger group costs less than fewer bits do (LOG.md)."""
+
+
+def plan_of(state: Mapping[str, Tensor | QuantizedTensor], kinds: Kinds, export: ExportConfig) -> dict[str, Storage]:
+    """How each tensor of a model is stored; only shapes, kinds and ``export`` count, so the meta device will do."""
+    return {name: storage_of(kinds.get(name, "weight"), tuple(tensor.shape), export) for name, tensor in state.items()}
+
+
+def estimated_bytes(model: nn.Module, export: ExportConfig) -> int:
+    """An artifact's size before compression: codes barely compress before training has shaped them, and scales and
+    header are small beside them. A primer counts as packed, to a quarter of its text."""
+    state = model.state_dict()
+    plan = plan_of(state, storage_kinds(model), export)
+    bits = sum(math.prod(state[name].shape) * quantizer(how.quantizer).bits for name, how in plan.items())
+    return int(bits / 8) + export.primer // 4
+
+
+def storage_of(kind: StorageKind, shape: tuple[int, ...], export: ExportConfig) -> Storage:
+    """How one tensor is stored: what steers in fp32, small tensors in fp16, all others as codes."""
+    if steers(kind, shape):
+        return Storage("fp32")
+    return Storage("fp16") if math.prod(shape) <= SMALL_NUMEL else coded(kind, shape, export)
+
+
+def steers(kind: StorageKind, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor steers the network and so keeps fp32: control tensors, vectors and scalars."""
+    return kind == "control" or len(shape) < 2
+
+
+def coded(kind: StorageKind, shape: tuple[int, ...], export: ExportConfig) -> Storage:
+    """How a matrix is stored as codes, whatever its size."""
+    if kind == "rule":  # −1, 0 and 1, which 3 bits hold exactly and no pruning may touch
+        return Storage("int3_row")
+    if kind == "table":  # whose rows are too narrow for a share of them to mean anything
+        bits = export.ngram_bits or export.bits
+        return Storage(ROWS[bits], group=math.gcd(TABLE_GROUP, shape[0]) if bits < 8 else 1)
+    if kind == "embedding" and export.embedding_bits:
+        return Storage(ROWS[export.embedding_bits], export.prune)
+    return Storage(export.quantizer or ROWS[export.bits], export.prune)
+
+
+def group_of(name: str) -> str:
+    """The group of a tensor: its stage, and within the stage attention, MLP or the scales and mixes.
+
+    >>> group_of("network.encoder.blocks.0.mixer.qkv.weight")
+    'network.encoder mixer'
+    >>> group_of("network.encoder.blocks.0.resid_mix")
+    'network.encoder scales'
+    >>> group_of("embedding.weight")
+    'embedding'
+    >>> group_of("network.chunk_hash.table")
+    'network.chunk_hash'
+    """
+    block = re.match(r"(.*?)\.?blocks\.\d+\.(.+)", name)
+    if block:
+        part, dot, _ = block[2].partition(".")
+        return f"{block[1]} {part if dot else 'scales'}".strip()
+    parent, _, leaf = name.rpartition(".")
+    return parent if leaf in ("weight", "table") and parent else f"{parent} scales" if parent else name

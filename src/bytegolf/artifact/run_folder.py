@@ -15,11 +15,10 @@ from pathlib import Path
 from bytegolf import __version__
 from bytegolf.artifact.checkpoint_folder import Progress, checkpoints, progress_of
 from bytegolf.config import Config, flatten, to_dict
-from bytegolf.data.manifest import DataIdentity
+from bytegolf.data.dataset import DataIdentity
 from bytegolf.data.tokenizer import SentencePieceTokenizer, Tokenizer
 from bytegolf.errors import BytegolfError
-from bytegolf.files import clear_leftovers, disk_errors, make_folder, write_bytes, write_json
-from bytegolf.locks import only_one
+from bytegolf.files import clear_leftovers, disk_errors, make_folder, only_one, write_bytes, write_json
 from bytegolf.results import to_json
 
 _MAY_CHANGE = {

@@ -19,13 +19,13 @@ from torch import Tensor
 from bytegolf import __version__
 from bytegolf.artifact.pack import Artifact
 from bytegolf.artifact.payload import config_of
-from bytegolf.artifact.plan import steers
 from bytegolf.artifact.public.safetensors_file import read_notes, read_safetensors, write_safetensors
+from bytegolf.artifact.quantize import steers
 from bytegolf.config import Config, to_dict
 from bytegolf.errors import BytegolfError
 from bytegolf.files import parse_json, sha256
-from bytegolf.model.outline import outline
-from bytegolf.model.storage import storage_kinds
+from bytegolf.model.layers import storage_kinds
+from bytegolf.model.lm import outline
 
 WEIGHTS_FILE, ENDING = "model.safetensors", ".safetensors"
 """What the file is called in a folder of its own, and how any such file's name ends."""
@@ -75,8 +75,8 @@ def opened(
 ) -> Artifact:
     """An artifact of weights that lie in ``files``, mapped. Its hash is taken only if it is asked for.
 
-    Vectors and other tensors that steer (``artifact.plan``) become fp32, which holds them exactly: they are small, and
-    are computed with in fp32.
+    Vectors and other tensors that steer (``artifact.quantize``) become fp32, which holds them exactly: they are small,
+    and are computed with in fp32.
     """
     kinds = storage_kinds(outline(config.model))
     mine = {

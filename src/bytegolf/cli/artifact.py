@@ -13,7 +13,7 @@ from bytegolf.results import to_json
 
 if TYPE_CHECKING:
     from bytegolf.bpb import Score
-    from bytegolf.data.shards import TokenStream
+    from bytegolf.data.dataset import TokenStream
     from bytegolf.data.tokenizer import Tokenizer
     from bytegolf.model.lm import LanguageModel
 
@@ -72,7 +72,7 @@ def export(
     The JSON object is the account of the bytes and, in the same object, what
     was exported; with --fit also bpb, over the full validation split.
     """
-    from bytegolf.analyze import frontier as picture
+    from bytegolf.analyze import figures as picture
     from bytegolf.analyze import plots
     from bytegolf.api import evaluation as scoring
     from bytegolf.api.results import scope
@@ -100,7 +100,7 @@ def export(
             code = code_bytes(RunFolder(run).read_config(overrides))
             options = fitting.FitOptions(out=out, data=data, overrides=overrides, tokens=tokens, points=points)
             fitted = found = fitting.fit(run, fit, code, options, score=_plainly, tell=reporter)
-            opened = opening.load_model(fitted.artifact, data)
+            opened = opening.load_own(fitted.artifact, data)
             result = scoring.evaluate(opened, opening.data_of(opened, data), reporter=reporter)
         if fitted.frontier:
             console.print(picture.table(fitted.frontier, fit))

@@ -53,7 +53,7 @@ def bench(
     Example: bytegolf bench runs/cpu-30min --task hellaswag --task arc_easy --questions 0
     """
     from bytegolf.progress import Reporter
-    from bytegolf.tools.bench import run, tables
+    from bytegolf.tools.bench import results, run
 
     if not models:
         raise BytegolfError("name a model to ask: a run's folder or an artifact file")
@@ -61,5 +61,5 @@ def bench(
     wanted = run.Wanted(tasks, file, noise, limit, questions, morphemes, include, batch=batch, length=length, seed=seed)
     with Reporter() as reporter:
         found = run.bench(models, data, wanted, device, reporter)
-    tables.show(screen(json), found)
+    results.show(screen(json), found)
     finish(json, found)

@@ -52,7 +52,7 @@ def fetch(
     from bytegolf.errors import BytegolfError
     from bytegolf.folders import in_words
     from bytegolf.tools.fetch import job as fetching
-    from bytegolf.tools.fetch.mirrors import REPOSITORY
+    from bytegolf.tools.fetch.download import REPOSITORY
 
     if mirror is not None and repo is not None:
         raise BytegolfError("both --mirror and --repo are given: leave one out")
@@ -124,12 +124,11 @@ def prepare(
     Example: bytegolf prepare corpus:chinese --out data/chinese
     Example: bytegolf prepare one.txt --out data/one --cut 20000
     """
-    from bytegolf.data.manifest import LOCK, MANIFEST, UNFINISHED, data_summary
+    from bytegolf.data.dataset import LOCK, MANIFEST, UNFINISHED, data_summary
     from bytegolf.data.prepare import prepare as run
     from bytegolf.data.results import Prepared
-    from bytegolf.files import clear_leftovers
+    from bytegolf.files import clear_leftovers, only_one
     from bytegolf.folders import LeftOut, in_words
-    from bytegolf.locks import only_one
 
     busy = f"another `bytegolf prepare` or `fetch` is at work in {out}: wait for it, or choose another --out"
     with only_one(out / LOCK, busy):

@@ -12,7 +12,7 @@ from typing import Annotated
 from cyclopts import Parameter, validators
 
 from bytegolf.cli.common import COUNT, INSIDE, Data, Json, Model, answers, app, finish, readers, screen, text_of
-from bytegolf.errors import BytegolfError
+from bytegolf.errors import BytegolfError, counted
 
 
 @app.command(group=INSIDE, sort_key=20)
@@ -222,3 +222,40 @@ def sample(
     if acceptance and acceptance.drafted:  # to stderr, as stdout has the text
         Reporter().say(f"{rates[0]:.1%} of drafted tokens kept, {rates[1]} tokens a pass")
     finish(json, Samples(samples, size, round(seconds, 3), round(size / seconds, 1), temperature, top_p, *rates))
+
+
+@app.command(group=INSIDE, sort_key=23)
+@answers("bytegolf.analyze.results:Probe")
+def probe(
+    model: Model,
+    /,
+    *,
+    data: Data = None,
+    limit: Annotated[
+        int, Parameter(help="Look at about this many validation tokens; 0 = all.", validator=COUNT)
+    ] = 65_536,
+    json: Json = False,
+) -> None:
+    """Tell whether soft chunking chunks, or is the identity.
+
+    How b is distributed, how far the layer's output is from that of b = 1,
+    and the score with b as it is, forced to 1 (open) and to 0 (closed), and
+    shuffled among the positions of a window.
+
+    Example: bytegolf probe runs/soft
+    """
+    from bytegolf.analyze.soft import probe_run
+    from bytegolf.analyze.tables import of_probe
+    from bytegolf.artifact import loading
+    from bytegolf.artifact.loading import data_of
+    from bytegolf.progress import Reporter
+
+    opened = loading.load_model(model, data)
+    reporter = Reporter()
+    with reporter:
+        result = probe_run(opened, data_of(opened, data), model, limit, reporter)
+    console = screen(json)
+    for grid in of_probe(result):
+        console.print(grid.drawn())
+    console.print(f"over {counted(result.tokens, 'token')}, {counted(result.bytes, 'byte')}")
+    finish(json, result)

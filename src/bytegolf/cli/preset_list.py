@@ -10,7 +10,7 @@ from rich.table import Table
 
 from bytegolf.api.results import Preset, Presets
 from bytegolf.config import Config, preset_names, to_dict
-from bytegolf.data.manifest import short_hash
+from bytegolf.data.dataset import short_hash
 from bytegolf.errors import sized
 
 SIZES = "sizes.json"
@@ -36,8 +36,8 @@ def shape(config: Config) -> str:
 
 def sizes(config: Config) -> tuple[int, int]:
     """Parameters, and the artifact's estimated bytes. This takes torch, and seconds."""
-    from bytegolf.artifact.plan import estimated_bytes
-    from bytegolf.model.outline import count_parameters, outline
+    from bytegolf.artifact.quantize import estimated_bytes
+    from bytegolf.model.lm import count_parameters, outline
 
     model = outline(config.model)
     return count_parameters(model), estimated_bytes(model, config.export)

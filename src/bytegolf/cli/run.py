@@ -20,26 +20,9 @@ from typing import NoReturn
 
 from cyclopts import CycloptsError
 
-from bytegolf.cli import (
-    artifact,
-    audit,
-    bench,
-    check,
-    data,
-    eval,
-    exchange,
-    files,
-    look,
-    plan,
-    probe,
-    study,
-    submit,
-    train,
-    verify,
-)
+from bytegolf.cli import artifact, bench, data, eval, exchange, files, look, plan, study, submission, train
 from bytegolf.cli import serve as serving
-from bytegolf.cli.common import app, json_keys, screen
-from bytegolf.cli.usage import usage
+from bytegolf.cli.common import app, json_keys, screen, usage
 from bytegolf.errors import BytegolfError
 from bytegolf.registry import load_plugins
 
@@ -50,17 +33,17 @@ VERBS = (
     plan,
     train,
     eval,
-    verify,
+    submission,
     artifact,
     exchange,
-    submit,
-    audit,
+    submission,
+    submission,
     look,
     bench,
     serving,
-    probe,
+    look,
     files,
-    check,
+    submission,
     study,
 )
 """Importing these registers the verbs."""

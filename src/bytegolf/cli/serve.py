@@ -51,8 +51,8 @@ def serve(
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise BytegolfError(f"serving needs {error.name}: {install('serve')}") from error
+    from bytegolf.tools.serve.routes import serve as run
     from bytegolf.tools.serve.served import Collection
-    from bytegolf.tools.serve.server import serve as run
 
     found = Collection.open(models, data, bpe, limit, cache * 1_000_000)
     found.warm_up()

@@ -7,8 +7,6 @@ key.
 Each field's meaning and range stand once, in its ``doc``; errors are made from there.
 """
 
-from bytegolf.config.fields import Ranged, doc, flatten, from_dict, options_of, to_dict
-from bytegolf.config.layout import read_layout, write_layout
 from bytegolf.config.model import (
     BpeConfig,
     CapacityMode,
@@ -21,16 +19,38 @@ from bytegolf.config.model import (
     NgramConfig,
     RouterConfig,
     SoftConfig,
+    StackConfig,
     WhitespaceConfig,
     check_fixed_capacity,
     levels,
     outer_dim,
+    read_layout,
     stacks,
+    write_layout,
 )
-from bytegolf.config.reading import preset_chain, preset_names, read_toml
-from bytegolf.config.run import Config, DataConfig, ExportConfig, OptimConfig, TrainConfig
-from bytegolf.config.scoring import ContextName, EvalConfig, MixConfig, SelectorName, TttConfig
-from bytegolf.config.stack import StackConfig
+from bytegolf.config.reading import (
+    Ranged,
+    doc,
+    flatten,
+    from_dict,
+    options_of,
+    preset_chain,
+    preset_names,
+    read_toml,
+    to_dict,
+)
+from bytegolf.config.run import (
+    Config,
+    ContextName,
+    DataConfig,
+    EvalConfig,
+    ExportConfig,
+    MixConfig,
+    OptimConfig,
+    SelectorName,
+    TrainConfig,
+    TttConfig,
+)
 
 __all__ = [
     "BpeConfig",

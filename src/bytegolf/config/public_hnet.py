@@ -14,16 +14,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bytegolf.config.layout import ATTENTION, MAMBA, read_layout, write_layout
 from bytegolf.config.model import (
+    ATTENTION,
+    MAMBA,
     CosineConfig,
     HNetConfig,
     ModelConfig,
     NetworkConfig,
     RouterConfig,
+    StackConfig,
     levels,
+    read_layout,
+    write_layout,
 )
-from bytegolf.config.stack import StackConfig
 from bytegolf.errors import BytegolfError
 
 MLP_MULTIPLE = 128

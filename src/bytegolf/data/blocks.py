@@ -17,7 +17,7 @@ from typing import Protocol, runtime_checkable
 from bytegolf.data import corpus
 from bytegolf.data.corpus import Remark
 from bytegolf.data.document import Advance, Document, Reading
-from bytegolf.data.json_lines import block_records, records
+from bytegolf.data.tables import block_records, records
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors
 

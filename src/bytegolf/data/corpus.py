@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
-from bytegolf.data import json_lines, parquet, tables
+from bytegolf.data import tables
 from bytegolf.data.compression import HEAD_BYTES, DamagedError, check_head, split_ending, unpacked
 from bytegolf.data.document import MIN_CUT, Advance, Document, Reading
 from bytegolf.errors import BytegolfError
@@ -157,7 +157,7 @@ def documents(file: str, reading: Reading, advance: Advance, remark: Remark = la
     Raises BytegolfError where it is not UTF-8, lacks a field, breaks off or is of no kind of text.
     """
     if file.lower().endswith(PARQUET_ENDING):
-        yield from parquet.documents(Path(file), reading, advance)
+        yield from tables.parquet_documents(Path(file), reading, advance)
         return
     with _opened(file) as (stream, name, position):
         table = None
@@ -167,7 +167,7 @@ def documents(file: str, reading: Reading, advance: Advance, remark: Remark = la
                 remark(f"{file} is read as plain text: --field COLUMN makes a document of each of its rows")
         if table is not None:
             try:
-                yield from tables.documents(stream, name, table, reading, advance, position or (lambda: 0))
+                yield from tables.table_documents(stream, name, table, reading, advance, position or (lambda: 0))
             except DamagedError as error:
                 raise _damaged(file, "the beginning", error) from error
         elif split_ending(file)[0].endswith(JSON_ENDING):
@@ -180,7 +180,7 @@ def documents(file: str, reading: Reading, advance: Advance, remark: Remark = la
 def _json(stream: io.BufferedIOBase, file: str, reading: Reading) -> Iterator[Document]:
     """An array of objects, which is read as a whole, or an object a line, as some call ``.json`` as well."""
     if _head(stream).lstrip()[:1] != b"[":
-        yield from json_lines.records(_lines(stream, file), file, reading)
+        yield from tables.records(_lines(stream, file), file, reading)
         return
     try:
         data = stream.read(MOST_BYTES + 1)
@@ -190,7 +190,7 @@ def _json(stream: io.BufferedIOBase, file: str, reading: Reading) -> Iterator[Do
         raise BytegolfError(
             f"{file} is an array of more than {MOST_BYTES:,} bytes: make JSON lines of it, as `jq -c '.[]'` does"
         )
-    yield from json_lines.array(data, file, reading)
+    yield from tables.array(data, file, reading)
 
 
 def _lines(stream: io.BufferedIOBase, file: str) -> Iterator[bytes]:

@@ -13,9 +13,19 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from bytegolf.data.dataset import (
+    DATASET_PREFIX,
+    MAX_SHARD_TOKENS,
+    SHARD_TOKENS,
+    DatasetEntry,
+    TokenizerEntry,
+    add_totals,
+    shard_bytes,
+    shard_header,
+    shard_path,
+    shard_paths,
+)
 from bytegolf.data.encoding import Tokens
-from bytegolf.data.manifest import DATASET_PREFIX, DatasetEntry, TokenizerEntry, add_totals
-from bytegolf.data.shards import MAX_SHARD_TOKENS, SHARD_TOKENS, shard_bytes, shard_header, shard_path, shard_paths
 from bytegolf.data.specs import TokenizerSpec
 from bytegolf.data.tokenizer import Tokenizer
 from bytegolf.errors import BytegolfError

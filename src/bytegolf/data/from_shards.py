@@ -17,9 +17,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bytegolf.data.blocks import BLOCK_BYTES
+from bytegolf.data.dataset import (
+    DATASET_PREFIX,
+    DIGEST,
+    MANIFEST,
+    TOKEN_BYTES,
+    DatasetEntry,
+    TokenStream,
+    dataset_entry,
+    read_manifest,
+    read_shard,
+    shard_paths,
+)
 from bytegolf.data.document import Document
-from bytegolf.data.manifest import DATASET_PREFIX, DIGEST, MANIFEST, DatasetEntry, dataset_entry, read_manifest
-from bytegolf.data.shards import TOKEN_BYTES, TokenStream, read_shard, shard_paths
 from bytegolf.data.sources import Source
 from bytegolf.data.tokenizer import SentencePieceTokenizer, Tokenizer, load_tokenizer
 from bytegolf.errors import BytegolfError

@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from bytegolf.data.shards import TokenStream
+from bytegolf.data.dataset import TokenStream
 from bytegolf.errors import BytegolfError
 
 _ROUNDS = 6

@@ -15,39 +15,106 @@ import contextlib
 import dataclasses
 import hashlib
 import itertools
+import json
 import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-from bytegolf.data import from_shards
-from bytegolf.data.dataset_writer import DatasetWriter
-from bytegolf.data.document import Advance, Reading
-from bytegolf.data.encoding import DIGEST_BYTES, Encoded, Encoder, cores, encode_all, encode_all_on_ray
-from bytegolf.data.manifest import (
+from bytegolf.data import blocks, from_shards
+from bytegolf.data.dataset import (
     DATASET_PREFIX,
     DIGEST,
     LOCK,
     MANIFEST,
+    SHARD_TOKENS,
     UNFINISHED,
     mark_unfinished,
     read_manifest,
     tokenizer_of,
     unfinished,
 )
-from bytegolf.data.prepare_checkpoint import CHECKPOINT, Checkpoint, job_of
-from bytegolf.data.shards import SHARD_TOKENS
+from bytegolf.data.dataset_writer import DatasetWriter, WriterState
+from bytegolf.data.document import Advance, Reading
+from bytegolf.data.encoding import DIGEST_BYTES, Encoded, Encoder, cores, encode_all, encode_all_on_ray
 from bytegolf.data.sources import Source, checked, open_source
-from bytegolf.data.specs import TokenizerSpec, parse_tokenizers
+from bytegolf.data.specs import TokenizerSpec, make_tokenizer, parse_tokenizers
 from bytegolf.data.split import Split
 from bytegolf.data.tokenizer import Tokenizer, TokenizerKind
-from bytegolf.data.train_tokenizer import make_tokenizer
 from bytegolf.errors import BytegolfError
-from bytegolf.files import disk_errors, make_folder, matching, write_json
-from bytegolf.folders import Tally, in_words
+from bytegolf.files import disk_errors, make_folder, matching, read_json, write_json
+from bytegolf.folders import LeftOut, Tally, in_words
 from bytegolf.progress import ProgressBar
+
+CHECKPOINT = "prepare.progress.json"
+
+
+class Job(TypedDict):
+    """All that the files of an export depend on: a checkpoint is for the same job only."""
+
+    version: int
+    corpus: dict[str, Any]
+    """``Source.description``"""
+    files: list[tuple[str, int, int]]
+    """name, size and time of change in ns"""
+    split: str
+    tokenizers: list[dict[str, Any]]
+    """as in a manifest"""
+    shard_tokens: int
+    block_bytes: int
+
+
+def job_of(source: Source, split: Split, specs: Sequence[TokenizerSpec], shard_tokens: int) -> Job:
+    """The job of a `prepare`, with its files as they are now."""
+    status = {file: Path(file).stat() for file in source.files if Path(file).is_file()}
+    return {
+        "version": 2,
+        "corpus": source.description,
+        "files": [(file, its.st_size, its.st_mtime_ns) for file, its in status.items()],
+        "split": str(split),
+        "tokenizers": [spec.to_json() for spec in specs],
+        "shard_tokens": shard_tokens,
+        "block_bytes": blocks.BLOCK_BYTES,
+    }
+
+
+@dataclasses.dataclass
+class Checkpoint:
+    """What is finished of a job."""
+
+    job: Job
+    models: dict[str, str] = dataclasses.field(default_factory=dict)
+    """the hashes of the SentencePiece models that are trained, by the suffix of their data sets"""
+    blocks: int = 0
+    """how many blocks are written"""
+    digest: str = bytes(32).hex()
+    """the hash of their documents (`dataset.DIGEST`)"""
+    groups: list[str] = dataclasses.field(default_factory=list)
+    """which of the groups that the split names were met"""
+    left_out: list[LeftOut] = dataclasses.field(default_factory=list)
+    """their documents without text"""
+    writers: list[WriterState] = dataclasses.field(default_factory=list)
+    """one per tokenizer"""
+
+    def save(self, out: Path) -> None:
+        """Write it to the folder ``out``."""
+        write_json(out / CHECKPOINT, dataclasses.asdict(self))
+
+    @staticmethod
+    def load(out: Path, job: Job) -> Checkpoint:
+        """What ``out`` holds of ``job``; nothing finished where it holds none of it, or what cannot be read."""
+        with contextlib.suppress(BytegolfError, TypeError, KeyError):
+            if (out / CHECKPOINT).exists():
+                value = read_json(out / CHECKPOINT, "checkpoint")
+                writers = [WriterState(**one) for one in value["writers"]]
+                left_out = [LeftOut(**one) for one in value["left_out"]]
+                found = Checkpoint(**{**value, "writers": writers, "left_out": left_out})
+                if found.job == json.loads(json.dumps(job)):
+                    return found
+        return Checkpoint(job)
+
 
 CHECKPOINT_SECONDS = 2.0
 """What a kill can cost, besides the training of a tokenizer."""

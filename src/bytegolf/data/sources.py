@@ -46,7 +46,7 @@ class Source:
     count: int | None = None
     """how many documents there must be, as its sidecar says"""
     digest: str | None = None
-    """the hash that all documents must have, ``manifest.DIGEST``"""
+    """the hash that all documents must have, ``dataset.DIGEST``"""
     sizes: tuple[int | None, int | None] = (None, None)
     """how many bytes of text the training and the validation documents must be"""
     left_out: Sequence[LeftOut] = ()

@@ -17,7 +17,7 @@ from typing import ClassVar, Literal, TypedDict
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bytegolf.data.manifest import path_in, tokenizer_entry
+from bytegolf.data.dataset import path_in, tokenizer_entry
 from bytegolf.errors import BytegolfError
 from bytegolf.files import read_file
 

@@ -44,8 +44,7 @@ from numpy.typing import NDArray
 from bytegolf.data.tokenizer import WHITESPACE, Tokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.evaluate.results import BoundaryFigures, Truncation
-from bytegolf.evaluate.score import Observer
-from bytegolf.evaluate.windows import Window
+from bytegolf.evaluate.score import Observer, Window
 from bytegolf.model.lm import LanguageModel
 from bytegolf.model.trace import RouterTrace
 

@@ -45,10 +45,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from bytegolf.model.chunk import EXACT, Chunks
-from bytegolf.model.hnet import HNet
-from bytegolf.model.hnet_passes import Pass
+from bytegolf.model.hnet import HNet, Pass
 from bytegolf.model.lm import Forward, LanguageModel
-from bytegolf.model.routers.rule import FixedRouter
+from bytegolf.model.routers.base import FixedRouter
 from bytegolf.model.stack import Stack
 from bytegolf.model.trace import RouterTrace
 from bytegolf.ops.chunking import smooth

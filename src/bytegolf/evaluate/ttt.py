@@ -36,12 +36,11 @@ from torch import Tensor
 
 from bytegolf.bpb import Score
 from bytegolf.config import TttConfig
-from bytegolf.data.shards import TokenStream
+from bytegolf.data.dataset import TokenStream
 from bytegolf.data.tokenizer import Tokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.evaluate.mixing import Mixing
-from bytegolf.evaluate.score import Book, Observer, groups, read_group, score_group
-from bytegolf.evaluate.windows import Window, targets_of, windows
+from bytegolf.evaluate.score import Book, Observer, Window, groups, read_group, score_group, targets_of, windows
 from bytegolf.model.embed import row_tables
 from bytegolf.model.layers import widen
 from bytegolf.model.lm import LanguageModel

@@ -18,10 +18,9 @@ from typing import IO, TypeVar
 
 import torch
 
-from bytegolf.artifact.loading import LoadedModel, in_fp32
-from bytegolf.artifact.opening import load_model
+from bytegolf.artifact.loading import LoadedModel, in_fp32, load_model
 from bytegolf.config import Config
-from bytegolf.data.shards import open_split
+from bytegolf.data.dataset import open_split
 from bytegolf.data.tokenizer import BYTE_TOKENIZERS, ByteTokenizer, load_tokenizer
 from bytegolf.errors import BytegolfError, sized
 from bytegolf.files import disk_errors, write_atomically

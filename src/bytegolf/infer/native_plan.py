@@ -33,8 +33,7 @@ from bytegolf.model.hnet import HNet
 from bytegolf.model.lm import LanguageModel
 from bytegolf.model.mixers.attention import Attention
 from bytegolf.model.mixers.mamba2 import Mamba2
-from bytegolf.model.prenorm import PreNormStack
-from bytegolf.model.stack import Stack
+from bytegolf.model.stack import PreNormStack, Stack
 from bytegolf.ops.rotary import rotary_frequencies
 
 PACKED, SINGLE, HALF, CODES = range(4)

@@ -24,8 +24,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from bytegolf.config import ChunkHashConfig, NgramConfig
-from bytegolf.model.layers import Linear
-from bytegolf.model.storage import declare
+from bytegolf.model.layers import Linear, declare
 from bytegolf.ops import native
 from bytegolf.ops.rms_norm import NORM_EPS
 

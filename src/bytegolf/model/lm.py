@@ -10,27 +10,26 @@ import copy
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from bytegolf.config import CapacityMode, ModelConfig, check_fixed_capacity, outer_dim
 from bytegolf.errors import BytegolfError
 from bytegolf.model.embed import NOTHING, NgramEmbedding, embed_step
-from bytegolf.model.hnet import HNet, build_network
-from bytegolf.model.hnet_steps import HNetState
+from bytegolf.model.hnet import HNet, HNetState, build_network
 from bytegolf.model.init import published_init
-from bytegolf.model.layers import Linear
+from bytegolf.model.layers import Linear, declare
 from bytegolf.model.mixers.base import Rows, StackState
 from bytegolf.model.routers.base import Material
 from bytegolf.model.routers.losses import policy_loss, surprisal_loss
 from bytegolf.model.soft_chunk import SoftChunker, SoftState
 from bytegolf.model.stack import Stack
-from bytegolf.model.storage import declare
 from bytegolf.model.trace import RouterTrace, SoftTrace, StepTrace
 from bytegolf.ops import native
 from bytegolf.ops.autograd import wide
@@ -343,3 +342,27 @@ def _check_length(state: ModelState, rows: Rows | None, more: Rows | int) -> Non
             f"the state was started for sequences of {state.length} tokens, and its fixed capacity is a share of "
             "that: start one for more, or set the capacity to exact"
         )
+
+
+class _Undrawn(TorchFunctionMode):
+    """Makes ``nn.init`` leave tensors as they are."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return kwargs.get("tensor", args[0] if args else None)
+        return func(*args, **kwargs)
+
+
+def outline(config: ModelConfig) -> LanguageModel:
+    """The model on the meta device: names and shapes without storage.
+
+    Nothing is drawn: drawing on that device would import torch's compiler, which takes longer than all the rest.
+    """
+    with torch.device("meta"), _Undrawn():
+        return LanguageModel(config)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """The number of parameters (a tied tensor counts once)."""
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from bytegolf.config import ModelConfig
-from bytegolf.model.outline import outline
+from bytegolf.model.lm import outline
 
 Change = Callable[[Tensor], Tensor]
 

@@ -1,14 +1,21 @@
-"""A stack of blocks at one resolution, with U-net skips: the flat GPT's body and each part of an H-Net.
+"""A stack of blocks at one resolution: the flat GPT's body and each part of an H-Net, with S0's blocks or S4's.
 
-``prenorm.PreNormStack`` has S4's blocks in place of S0's.
+``Stack`` has S0's blocks, with U-net skips. ``PreNormStack`` has S4's on a residual stream in fp32, which begins at the
+stack's input and ends in a norm:
 
-Legend: B batch, L positions, D width, R rows of an extension, N last positions.
+    r ← r + h (r = h at first);  h ← mixer(RMSNorm(r)·w);  the same for the MLP;  the output is RMSNorm(r + h)·w
+
+(arXiv 2507.07955 and its public configurations.) The stream starts anew in each stack, so a router sees normalised
+vectors.
+
+Legend: B batch (or all leading axes), L positions, D width, R rows of an extension, N last positions.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,11 +25,88 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from bytegolf.config import StackConfig
-from bytegolf.model.block import Block, Stream
+from bytegolf.model.layers import Linear, build_mlp, declare
 from bytegolf.model.mixers.base import Rows, StackState, mixer_class
-from bytegolf.model.storage import declare
 from bytegolf.model.trace import RouterTrace, StepTrace
+from bytegolf.ops.add_norm import add_norm
+from bytegolf.ops.fused_add_rmsnorm import Branch, add_scaled, fused_add_rmsnorm
 from bytegolf.ops.rms_norm import rms_norm
+
+
+@dataclass(frozen=True)
+class Stream:
+    """base + Σ scale·y over the branches, each scaled per channel (S0's attention, MLP and skip scales)."""
+
+    base: Float[Tensor, "*B D"]
+    branches: tuple[Branch, ...] = ()
+
+    def plus(self, y: Float[Tensor, "*B D"], scale: Float[Tensor, " D"]) -> Stream:
+        """The stream with one branch more."""
+        return Stream(self.base, (*self.branches, (y, scale)))
+
+    def last(self, keep: int) -> Stream:
+        """The last ``keep`` positions of it, which is (B, L, D)."""
+        if keep == self.base.shape[1]:
+            return self
+        return Stream(self.base[:, -keep:], tuple((y[:, -keep:], scale) for y, scale in self.branches))
+
+    def sum(self) -> Float[Tensor, "*B D"]:
+        """The stream as a tensor."""
+        total = self.base
+        for y, scale in self.branches:
+            total = add_scaled(total, y, scale)
+        return total
+
+    def norm(self) -> Float[Tensor, "*B D"]:
+        """The RMS norm of the sum."""
+        return fused_add_rmsnorm(self.base, self.branches, keep_sum=False)[1]
+
+    def read(
+        self, x0: Float[Tensor, "*B D"] | None = None, mix: Float[Tensor, "2 D"] | None = None
+    ) -> tuple[Stream, Float[Tensor, "*B D"]]:
+        """The stream added up, mixed with ``x0`` if given, and its RMS norm, which a block reads."""
+        total, normed = fused_add_rmsnorm(self.base, self.branches, x0, mix)
+        assert total is not None
+        return Stream(total), normed
+
+
+class Block(nn.Module):
+    """S0's block: residual mix with the stack's input, then a mixer (attention) and an MLP, each scaled per channel."""
+
+    def __init__(self, config: StackConfig) -> None:
+        super().__init__()
+        dim = config.dim
+        self.mixer = mixer_class(config)(config)
+        self.mlp = build_mlp(config)
+        self.mixer_scale = nn.Parameter(torch.ones(dim))
+        declare(self, "control", "mixer_scale", "resid_mix")
+        if self.mlp is not None:
+            self.mlp_scale = nn.Parameter(torch.ones(dim))
+            declare(self, "control", "mlp_scale")
+        self.resid_mix = nn.Parameter(torch.empty(2, dim))
+        nn.init.ones_(self.resid_mix[0])
+        nn.init.zeros_(self.resid_mix[1])
+
+    def forward(self, x: Stream, x0: Float[Tensor, "B L D"], documents: Int[Tensor, "B L"] | None) -> Stream:
+        """The stream behind the block, its last branch not added yet."""
+        return self._around(x, x0, lambda normed: self.mixer(normed, documents))
+
+    def extend(self, x: Stream, x0: Float[Tensor, "R L D"], state: Any, span: Any) -> Stream:
+        """The same for the next positions of sequences, whose earlier ones are in ``state``, the mixer's."""
+        return self._around(x, x0, lambda normed: self.mixer.extend(normed, state, span))
+
+    def tail(self, x: Stream, x0: Float[Tensor, "B L D"], documents: Int[Tensor, "B L"] | None, keep: int) -> Stream:
+        """The last ``keep`` positions of ``forward``."""
+        return self._around(x, x0, lambda normed: self.mixer.tail(normed, documents, keep))
+
+    def _around(self, x: Stream, x0: Tensor, mix: Callable[[Tensor], Tensor]) -> Stream:
+        x, normed = x.read(x0, self.resid_mix)
+        mixed = mix(normed)
+        x = x.last(mixed.shape[1]).plus(mixed, self.mixer_scale)
+        if self.mlp is None:
+            return x
+        x, normed = x.read()
+        return x.plus(self.mlp(normed), self.mlp_scale)
 
 
 class Stack(nn.Module):
@@ -39,7 +123,7 @@ class Stack(nn.Module):
         self.norms_input = True
         """False behind soft chunking, as published (S1)"""
         self.compiled: Callable[[Tensor, Tensor | None], Tensor] | None = None
-        """what ``forward`` runs in place of ``eager``, if anything: ``training.compiling`` puts compiled graphs here"""
+        """what ``forward`` runs in place of ``eager``, if anything: ``training.setup`` puts compiled graphs here"""
         self.recompute = False
         """whether the backward pass computes each block anew, instead of keeping what is within it"""
         self.pushed = self._add_skips(config)
@@ -185,3 +269,106 @@ class Stack(nn.Module):
             return blocks[index].tail(stream, x0[:, -length:], seen, needed)
 
         return self._through(x, run)[:, -keep:]
+
+
+@dataclass(frozen=True)
+class Residual:
+    """The stream r, and what the last branch adds to it; apart, since the addition and the next norm are one pass."""
+
+    base: Float[Tensor, "B L D"]
+    """in fp32, or fp64 where activations are"""
+    branch: Float[Tensor, "B L D"] | None = None
+    """in the compute dtype"""
+
+    def last(self, keep: int) -> Residual:
+        """The last ``keep`` positions of it."""
+        if keep == self.base.shape[1]:
+            return self
+        return Residual(self.base[:, -keep:], None if self.branch is None else self.branch[:, -keep:])
+
+
+class GainedNorm(nn.Module):
+    """RMSNorm with a gain per channel."""
+
+    __call__: Callable[..., tuple[Residual, Tensor]]
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+        declare(self, "control", "weight")
+
+    def forward(self, x: Residual, dtype: torch.dtype) -> tuple[Residual, Tensor]:
+        """The stream added up, and its norm in ``dtype``, which a branch reads."""
+        total, normed = add_norm(x.base, x.branch, self.weight, self.eps, dtype)
+        return Residual(total), normed
+
+
+class PreNormBlock(nn.Module):
+    """A mixer, and an MLP where the layout has one, each behind a norm and added to the stream."""
+
+    def __init__(self, config: StackConfig) -> None:
+        super().__init__()
+        self.norm = GainedNorm(config.dim, config.norm_eps)
+        self.mixer = mixer_class(config)(config)
+        self.mlp = build_mlp(config)
+        self.mlp_norm = GainedNorm(config.dim, config.norm_eps) if self.mlp is not None else None
+
+    def forward(self, x: Residual, x0: Tensor, documents: Int[Tensor, "B L"] | None) -> Residual:
+        """The stream behind the block, its last branch not added yet. Of the stack's input ``x0`` only the dtype
+        matters.
+        """
+        return self._around(x, x0.dtype, lambda normed: self.mixer(normed, documents))
+
+    def extend(self, x: Residual, x0: Tensor, state: Any, span: Any) -> Residual:
+        """The same for the next positions of sequences, whose earlier ones are in ``state``, the mixer's."""
+        return self._around(x, x0.dtype, lambda normed: self.mixer.extend(normed, state, span))
+
+    def tail(self, x: Residual, x0: Tensor, documents: Int[Tensor, "B L"] | None, keep: int) -> Residual:
+        """The last ``keep`` positions of ``forward``."""
+        return self._around(x, x0.dtype, lambda normed: self.mixer.tail(normed, documents, keep))
+
+    def _around(self, x: Residual, dtype: torch.dtype, mix: Callable[[Tensor], Tensor]) -> Residual:
+        x, normed = self.norm(x, dtype)
+        mixed = mix(normed)
+        x = Residual(x.last(mixed.shape[1]).base, mixed)
+        if self.mlp is None or self.mlp_norm is None:
+            return x
+        x, normed = self.mlp_norm(x, dtype)
+        return Residual(x.base, self.mlp(normed))
+
+
+class PreNormStack(Stack):
+    """``Stack`` with pre-norm blocks: nothing of the stack's input is mixed in again, and there are no skips."""
+
+    block_class: ClassVar[type[nn.Module]] = PreNormBlock
+
+    def _add_skips(self, config: StackConfig) -> int:
+        self.norm = GainedNorm(config.dim, config.norm_eps) if config.final_norm else None
+        return 0
+
+    def _through(self, x: Tensor, run: Callable[[int, Any, Tensor], Any]) -> Tensor:
+        stream = Residual(x.to(torch.promote_types(x.dtype, torch.float32)))
+        for index in range(len(self.blocks)):
+            stream = run(index, stream, x)
+        if self.norm is not None:
+            return self.norm(stream, x.dtype)[1]
+        total = stream.base if stream.branch is None else stream.base + stream.branch
+        return total.to(x.dtype)
+
+    def _native_step(self, x: Tensor, state: StackState, rows: Rows | None) -> Tensor | None:
+        return None
+
+
+def maps_of_codes(model: nn.Module) -> dict[str, Linear]:
+    """The linear maps that may keep their weights as codes, by the weights' names: those within pre-norm stacks.
+
+    They are nearly all of a large model, and the kernels of a step read them where they lie; all others pack fp32.
+    """
+    return {
+        f"{prefix}.{name}.weight": module
+        for prefix, stack in model.named_modules()
+        if isinstance(stack, PreNormStack)
+        for name, module in stack.named_modules()
+        if isinstance(module, Linear)
+    }

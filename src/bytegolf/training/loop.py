@@ -24,12 +24,10 @@ from bytegolf.errors import BytegolfError
 from bytegolf.evaluate.score import score
 from bytegolf.model.lora import merged
 from bytegolf.progress import Teller
-from bytegolf.training.interrupt import Interrupt
 from bytegolf.training.metrics import MetricAccumulator, MetricsLogger
 from bytegolf.training.optim import Optimizer
 from bytegolf.training.schedule import Clock, learning_rate, remaining, training_budget
-from bytegolf.training.setup import TrainingData, model_to_train
-from bytegolf.training.sharding import all_finite, gathered, released
+from bytegolf.training.setup import Interrupt, TrainingData, all_finite, gathered, model_to_train, released
 from bytegolf.training.step import Batch, Objective, StepFigures, Stepper, StepResult
 
 

@@ -19,9 +19,8 @@ from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
 from bytegolf.data.bpe_boundaries import stream_starts, word_starts
-from bytegolf.data.specs import parse_tokenizer
+from bytegolf.data.specs import parse_tokenizer, train_sentencepiece
 from bytegolf.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, Tokenizer
-from bytegolf.data.train_tokenizer import train_sentencepiece
 from bytegolf.errors import BytegolfError
 from bytegolf.model.lm import LanguageModel
 from bytegolf.model.soft_chunk import SoftLayer

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from bytegolf.bpb import bits_per_byte
 from bytegolf.config import Config
+from bytegolf.data.dataset import TokenStream
 from bytegolf.data.loader import Loader
-from bytegolf.data.shards import TokenStream
 from bytegolf.data.tokenizer import Tokenizer
 from bytegolf.device import device_memory
 from bytegolf.distributed import DistributedContext
@@ -28,11 +28,10 @@ from bytegolf.model.embed import row_tables
 from bytegolf.model.lm import Forward, LanguageModel
 from bytegolf.model.lora import PREFIX, Adapted, adaptable_maps
 from bytegolf.progress import Teller
-from bytegolf.training.compiling import compile_stacks
 from bytegolf.training.memory import at_a_time
 from bytegolf.training.optim import Optimizer
 from bytegolf.training.schedule import chunk_target, guide_weight, quantises, remaining, training_budget
-from bytegolf.training.sharding import placed, shards
+from bytegolf.training.setup import compile_stacks, placed, shards
 from bytegolf.training.weights import QuantizedTraining, WeightAverage
 
 Objective = Callable[[Forward, Tensor], Tensor]

@@ -19,12 +19,11 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from bytegolf.artifact.plan import plan_of
-from bytegolf.artifact.quantize import fake_quantize
+from bytegolf.artifact.quantize import fake_quantize, plan_of
 from bytegolf.config import ExportConfig
 from bytegolf.errors import BytegolfError
-from bytegolf.model.storage import storage_kinds
-from bytegolf.training.sharding import placed
+from bytegolf.model.layers import storage_kinds
+from bytegolf.training.setup import placed
 
 
 @contextlib.contextmanager

@@ -26,23 +26,21 @@ import zstandard
 from bytegolf.artifact.container import CODERS, compress, decompress
 from bytegolf.artifact.exchange import import_model
 from bytegolf.artifact.export import latest
-from bytegolf.artifact.loading import load_artifact, load_model
+from bytegolf.artifact.loading import load_artifact, load_own
 from bytegolf.artifact.pack import read_artifact
 from bytegolf.artifact.public.opening import open_public
 from bytegolf.config import Config
-from bytegolf.data import json_lines
+from bytegolf.data import tables
 from bytegolf.data.blocks import documents, of_files
 from bytegolf.data.corpus import expand
+from bytegolf.data.dataset import data_hash, data_summary, open_split, read_shard, validation_bytes
 from bytegolf.data.document import Reading
-from bytegolf.data.manifest import data_hash, data_summary, validation_bytes
-from bytegolf.data.shards import open_split, read_shard
 from bytegolf.data.specs import read_specs
 from bytegolf.data.tokenizer import SentencePieceTokenizer, load_tokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.folders import Tally
 from bytegolf.infer.codec import Codec
-from bytegolf.tools.study.definition import read_study
-from bytegolf.tools.study.plan import bytes_per_token
+from bytegolf.tools.study.definition import bytes_per_token, read_study
 from bytegolf.tools.study.report import show
 from fuzzing import samples
 from fuzzing.mutations import Chance, alter_bytes, any_value, json_bytes, structured, toml_bytes
@@ -432,7 +430,7 @@ class Documents(Reader):
     ENDINGS = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 
     def prepare(self) -> list[bytes]:
-        json_lines.ARROW_BYTES = range(1 << 30)
+        tables.ARROW_BYTES = range(1 << 30)
         return samples.sources(self.folder)
 
     def alter(self, chance: Chance, data: bytes, other: bytes) -> bytes:
@@ -445,7 +443,7 @@ class Documents(Reader):
     def read(self, data: bytes) -> object:
         path = self.written(data[1:], "source" + self.ENDINGS[data[0] % 5 if data else 0])
         if path.suffix == ".jsonl":
-            json_lines.block_records(data[1:], str(path), Reading())
+            tables.block_records(data[1:], str(path), Reading())
         found = documents(of_files(expand([str(path)], Tally()), Reading()), lambda count: None)
         return sum(len(document.data) for document in found)
 
@@ -505,7 +503,7 @@ class Weights(Reader):
         return altered_header(chance, data)
 
     def read(self, data: bytes) -> object:
-        return load_model(self.written(data, "input.safetensors"), precision="fp32").model
+        return load_own(self.written(data, "input.safetensors"), precision="fp32").model
 
 
 READERS: tuple[type[Reader], ...] = (

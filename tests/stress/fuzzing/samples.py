@@ -27,9 +27,9 @@ from rich.console import Console
 from bytegolf.artifact import checkpoint
 from bytegolf.artifact.container import CODERS, MAGIC
 from bytegolf.artifact.pack import write_artifact
-from bytegolf.artifact.quantizer import Storage
+from bytegolf.artifact.payload import ROW_BITS
+from bytegolf.artifact.quantize import Storage
 from bytegolf.artifact.run_folder import RunFolder
-from bytegolf.artifact.stored import ROW_BITS
 from bytegolf.config import (
     Config,
     DataConfig,
@@ -40,9 +40,8 @@ from bytegolf.config import (
     StackConfig,
     TrainConfig,
 )
+from bytegolf.data.dataset import MANIFEST, open_split
 from bytegolf.data.dataset_writer import ShardWriter
-from bytegolf.data.manifest import MANIFEST
-from bytegolf.data.shards import open_split
 from bytegolf.data.tokenizer import ByteTokenizer
 from bytegolf.distributed import DistributedContext
 from bytegolf.errors import BytegolfError
@@ -51,8 +50,7 @@ from bytegolf.infer import format as layout
 from bytegolf.infer.codec import Codec
 from bytegolf.model.lm import LanguageModel
 from bytegolf.progress import Reporter
-from bytegolf.tools.study.definition import read_study
-from bytegolf.tools.study.plan import jobs
+from bytegolf.tools.study.definition import jobs, read_study
 from bytegolf.training.loop import Trainer
 from bytegolf.training.setup import TrainingData
 

@@ -10,7 +10,7 @@ A mixer is one file with one class:
         def extend(self, x, state, span): ...               # the next positions: what forward gives there
 
 and ``kind = "ema"`` in the configuration of a stack chooses it. Everything else has defaults: linear maps are moved by
-Muon and stored as weights, vectors by Adam and in fp32. A tensor that is special says so: ``model.storage.declare`` how
+Muon and stored as weights, vectors by Adam and in fp32. A tensor that is special says so: ``model.layers.declare`` how
 the artifact stores it, ``learning_rates`` (see ``training.optim``) how it is trained, ``cost`` (``model.layers.Cost``)
 what it computes besides its linear maps.
 
@@ -144,7 +144,7 @@ class Mixer(nn.Module, ABC, Generic[State]):
     def native_step(
         cls, blocks: Sequence[Any], skip_weights: Tensor, x: Tensor, state: StackState, rows: Rows | None
     ) -> Float[Tensor, "1 1 D"] | None:
-        """A kernel for one position of one sequence through all blocks (``model.block.Block``) of a stack, whose state
+        """A kernel for one position of one sequence through all blocks (``model.stack.Block``) of a stack, whose state
         takes it in; None if there is none for ``x``, and ``extend`` is to do it.
         """
         return None

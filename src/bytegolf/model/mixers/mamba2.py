@@ -25,9 +25,8 @@ from torch import Tensor, nn
 
 from bytegolf.config import Ranged, StackConfig, doc
 from bytegolf.errors import BytegolfError
-from bytegolf.model.layers import Cost, Linear
+from bytegolf.model.layers import Cost, Linear, declare
 from bytegolf.model.mixers.base import Mixer, Span
-from bytegolf.model.storage import declare
 from bytegolf.ops import mamba_cuda
 from bytegolf.ops.autograd import wide
 from bytegolf.ops.causal_conv import causal_conv

@@ -20,9 +20,8 @@ from torch import Tensor
 from bytegolf.config import RouterConfig
 from bytegolf.errors import BytegolfError
 from bytegolf.model.embed import NOTHING
-from bytegolf.model.routers.base import Marks, Material, Tokens
-from bytegolf.model.routers.rule import FixedRouter, mix
-from bytegolf.model.storage import declare
+from bytegolf.model.layers import declare
+from bytegolf.model.routers.base import FixedRouter, Marks, Material, Tokens, mix
 from bytegolf.registry import register_router
 
 HELD_OUT = 0.25

@@ -8,8 +8,7 @@ from __future__ import annotations
 from jaxtyping import Int
 from torch import Tensor
 
-from bytegolf.model.routers.base import Marks, Tokens
-from bytegolf.model.routers.rule import FixedRouter, mix, positions
+from bytegolf.model.routers.base import FixedRouter, Marks, Tokens, mix, positions
 from bytegolf.registry import register_router
 
 

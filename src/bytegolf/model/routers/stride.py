@@ -8,8 +8,7 @@ from __future__ import annotations
 from jaxtyping import Int
 from torch import Tensor
 
-from bytegolf.model.routers.base import Marks, Tokens
-from bytegolf.model.routers.rule import FixedRouter, positions
+from bytegolf.model.routers.base import FixedRouter, Marks, Tokens, positions
 from bytegolf.registry import register_router
 
 

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from bytegolf.config import RouterConfig
 from bytegolf.data.tokenizer import WHITESPACE, SentencePieceTokenizer, Tokenizer, byte_tokenizer
-from bytegolf.model.routers.base import Marks, Material, Tokens
-from bytegolf.model.routers.rule import FixedRouter
-from bytegolf.model.storage import declare
+from bytegolf.model.layers import declare
+from bytegolf.model.routers.base import FixedRouter, Marks, Material, Tokens
 from bytegolf.registry import register_router
 
 

@@ -1,4 +1,4 @@
-// A level of an H-Net over rows: what ``HNet.run(Extension)`` computes (model/hnet_passes.py has a worked example).
+// A level of an H-Net over rows: what ``HNet.run(Extension)`` computes (model/hnet.py has a worked example).
 #include "exact_model.h"
 
 namespace exact {

@@ -1,4 +1,4 @@
-// A stack of pre-norm blocks over rows: what ``PreNormStack.extend`` computes (model/prenorm.py; S4).
+// A stack of pre-norm blocks over rows: what ``PreNormStack.extend`` computes (model/stack.py; S4).
 //
 // Each block, with r the stream: r += mixer(norm(r)·w); and where it has an MLP r += W₂(silu(g)·v), [v, g] = W₁·norm(r)·w.
 #include "exact_model.h"

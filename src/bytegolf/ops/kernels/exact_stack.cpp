@@ -1,4 +1,4 @@
-// A stack of attention blocks over rows: what ``Stack.extend`` computes (model/stack.py, model/block.py).
+// A stack of attention blocks over rows: what ``Stack.extend`` computes (model/stack.py).
 //
 // Each block, with u the stream and x0 the stack's normalised input:
 //   u ← mix₀·u + mix₁·x0;  u += scale·Wₒ·attention(norm(u));  u += scale·W₂·relu(W₁·norm(u))²

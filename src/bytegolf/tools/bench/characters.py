@@ -11,8 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from bytegolf.tools.bench.choices import Question, accuracy
-from bytegolf.tools.bench.likelihood import Likelihood
+from bytegolf.tools.bench.likelihood import Likelihood, Question, accuracy
 from bytegolf.tools.bench.results import Accuracy
 
 SHOTS, CHOICES = 4, 4

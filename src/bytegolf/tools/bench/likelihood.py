@@ -1,4 +1,4 @@
-"""Log-likelihoods of texts, in batches: of continuations behind a context, and of whole texts; greedy continuations.
+"""Log-likelihoods of texts, in batches: continuations, whole texts, multiple-choice questions, BPB under noise.
 
 A context is read behind a BOS. Where both do not fit into a window of L tokens, the context loses its beginning. A
 continuation that by itself is longer than a window is read in several, which score each of its tokens once:
@@ -12,9 +12,12 @@ Legend: L tokens of a window.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +29,83 @@ from bytegolf.bpb import Score
 from bytegolf.data.tokenizer import ByteTokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.evaluate.modes import MemoryStream
+from bytegolf.files import parse_json, read_input
+from bytegolf.tools.bench.results import Accuracy, NoisyScore
+
+
+@dataclass(frozen=True)
+class Question:
+    """A context, what may follow it (spaces included), and the place of what does."""
+
+    context: str
+    choices: tuple[str, ...]
+    answer: int
+
+
+def accuracy(asked: Likelihood, task: str, questions: Sequence[Question], noise: str = "", seed: int = 0) -> Accuracy:
+    """The share of questions that a model answers right; ``noise`` perturbs contexts and choices alike.
+
+    Of choices that are equally likely the first counts.
+    """
+    pairs = [
+        (perturbed(question.context, noise, seed), perturbed(choice, noise, seed))
+        for question in questions
+        for choice in question.choices
+    ]
+    found = iter(zip(asked.continuations(pairs), (len(choice.encode()) for _, choice in pairs), strict=True))
+    right = per_byte = 0
+    for question in questions:
+        scores = list(itertools.islice(found, len(question.choices)))
+        right += _best([each.log_likelihood for each, _ in scores]) == question.answer
+        per_byte += _best([each.log_likelihood / max(1, size) for each, size in scores]) == question.answer
+    n = len(questions)
+    share = right / n
+    error = math.sqrt(share * (1 - share) / (n - 1)) if n > 1 else 0.0
+    chance = sum(1 / len(question.choices) for question in questions) / n
+    return Accuracy(task, noise, share, per_byte / n, chance, n, error)
+
+
+def _best(scores: Sequence[float]) -> int:
+    return max(range(len(scores)), key=lambda at: scores[at])
+
+
+def read_questions(path: Path, limit: int = 0) -> list[Question]:
+    """The questions of a file of JSON lines, as far as ``limit`` (0: all).
+
+    A line is ``{"context": …, "choices": [two or more], "answer": number}``; or of HellaSwag's form, ``{"ctx": …,
+    "endings": [four], "label": number}``, whose endings follow behind a space.
+
+    Raises BytegolfError for a file without questions, or a line of another form.
+    """
+    questions: list[Question] = []
+    for number, line in enumerate(read_input(path).splitlines(), 1):
+        if line.strip() and (not limit or len(questions) < limit):
+            questions.append(_question(line, f"{path}, line {number}"))
+    if not questions:
+        raise BytegolfError(f"{path} holds no questions: give JSON lines with context, choices and answer")
+    return questions
+
+
+def _question(line: bytes, where: str) -> Question:
+    try:
+        raw: Any = parse_json(line)
+    except ValueError:
+        raw = None
+    if isinstance(raw, dict) and "endings" in raw:
+        endings = raw["endings"] if isinstance(raw["endings"], list) else []
+        raw = {"context": raw.get("ctx"), "choices": [f" {one}" for one in endings], "answer": raw.get("label")}
+    try:
+        context, choices, answer = raw["context"], tuple(raw["choices"]), int(raw["answer"])
+    except (KeyError, TypeError, ValueError):
+        choices, context, answer = (), None, -1
+    texts = isinstance(context, str) and all(isinstance(choice, str) for choice in choices)
+    if not texts or len(choices) < 2 or not 0 <= answer < len(choices):
+        raise BytegolfError(
+            f"{where} is no question: give an object with context (a text), choices (two texts or more) and "
+            "answer (the right one's place, from 0)"
+        )
+    return Question(context, choices, answer)
+
 
 Tokens = NDArray[np.int64]
 
@@ -191,3 +271,69 @@ class Likelihood:
                     if all(stopped):
                         break
         return [text.decode(errors="ignore") for text in texts]
+
+
+DROPPED, UPPER, REPEATED, MOST = 0.1, 0.5, 0.2, 4
+
+
+def _antspeak(text: str, draw: random.Random) -> str:
+    return " ".join(text.upper())
+
+
+def _drop(text: str, draw: random.Random) -> str:
+    return "".join(letter for letter in text if draw.random() >= DROPPED)
+
+
+def _random_case(text: str, draw: random.Random) -> str:
+    return "".join(letter.upper() if draw.random() < UPPER else letter.lower() for letter in text)
+
+
+def _repeat(text: str, draw: random.Random) -> str:
+    return "".join(letter * (draw.randint(2, MOST) if draw.random() < REPEATED else 1) for letter in text)
+
+
+def _upper(text: str, draw: random.Random) -> str:
+    return text.upper()
+
+
+NOISES: dict[str, Callable[[str, random.Random], str]] = {
+    "AntSpeak": _antspeak,
+    "Drop": _drop,
+    "RandomCase": _random_case,
+    "Repeat": _repeat,
+    "UpperCase": _upper,
+}
+
+
+def perturbed(text: str, noise: str, seed: int = 0) -> str:
+    """``text`` under a perturbation; "" leaves it. What is drawn follows from text and seed alone.
+
+    AntSpeak: capitals with spaces between; Drop: a tenth of the characters are left out; RandomCase: half of them are
+    capitals; Repeat: a fifth of them come two to four times; UpperCase: capitals.
+
+    >>> perturbed("Ants speak", "AntSpeak")
+    'A N T S   S P E A K'
+    """
+    return NOISES[noise](text, random.Random(f"{seed} {noise} {text}")) if noise else text
+
+
+def noise_scores(asked: Likelihood, texts: Sequence[str], seed: int = 0) -> list[NoisyScore]:
+    """The BPB of ``texts``, each a document by itself: clean, and under each perturbation."""
+    clean = sum(len(text.encode()) for text in texts)
+    found = []
+    for noise in ("", *NOISES):
+        scores = asked.rolling([perturbed(text, noise, seed) for text in texts])
+        total = sum(scores, Score())
+        bits = total.bpb * total.bytes
+        found.append(NoisyScore(noise, total.bpb, bits / clean, 8.0, len(scores), total.bytes, _ratio_error(scores)))
+    return found
+
+
+def _ratio_error(scores: Sequence[Score]) -> float:
+    """The standard error of Σ bits / Σ bytes over documents (the delta method: of the residuals bits − bpb·bytes)."""
+    if len(scores) < 2:
+        return 0.0
+    bits = np.array([score.nats for score in scores]) / math.log(2)
+    size = np.array([score.bytes for score in scores])
+    residuals = bits - bits.sum() / size.sum() * size
+    return float(np.sqrt(len(scores) * residuals.var(ddof=1)) / size.sum())

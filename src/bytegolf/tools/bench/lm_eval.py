@@ -33,8 +33,7 @@ except ImportError as error:
 import torch
 
 from bytegolf.api.model import Model, load
-from bytegolf.tools.bench.likelihood import Likelihood
-from bytegolf.tools.bench.noise import NOISES, perturbed
+from bytegolf.tools.bench.likelihood import NOISES, Likelihood, perturbed
 
 BATCH = 16
 BYTES_PER_TOKEN = 4

@@ -10,14 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bytegolf.api.model import Model, load
-from bytegolf.data.shards import open_split
+from bytegolf.data.dataset import open_split
 from bytegolf.errors import BytegolfError
 from bytegolf.progress import Teller
 from bytegolf.tools.bench.boundaries import matches, read_morphemes
 from bytegolf.tools.bench.characters import character_tasks, words_of
-from bytegolf.tools.bench.choices import accuracy, read_questions
-from bytegolf.tools.bench.likelihood import Likelihood
-from bytegolf.tools.bench.noise import NOISES, noise_scores
+from bytegolf.tools.bench.likelihood import NOISES, Likelihood, accuracy, noise_scores, read_questions
 from bytegolf.tools.bench.results import Accuracy, BenchmarkResult, Benchmarks
 
 OWN = ("noise", "characters", "boundaries")
@@ -36,7 +34,7 @@ class Wanted:
     tasks: Sequence[str] = OWN
     """of ``OWN``, or lm-eval's"""
     files: Sequence[Path] = ()
-    """of questions (``choices.read_questions``)"""
+    """of questions (``likelihood.read_questions``)"""
     noise: bool = False
     """ask questions, and lm-eval's tasks, under each perturbation as well"""
     limit: int = 32_768

@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from bytegolf.artifact.loading import load_artifact
 from bytegolf.artifact.pack import read_artifact
 from bytegolf.config import Config, from_dict
-from bytegolf.data.shards import open_split
+from bytegolf.data.dataset import open_split
 from bytegolf.data.tokenizer import SentencePieceTokenizer
 from bytegolf.distributed import join
 from bytegolf.errors import BytegolfError
 from bytegolf.evaluate.modes import ScoringMode
-from bytegolf.evaluate.windows import Window
+from bytegolf.evaluate.score import Window
 from bytegolf.files import make_folder, write_bytes
 from bytegolf.training.loop import Trainer
 from bytegolf.training.setup import TrainingData

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from bytegolf.artifact import container
 from bytegolf.artifact.payload import Payload, config_of, open_payload
-from bytegolf.artifact.plan import group_of
+from bytegolf.artifact.quantize import group_of
 from bytegolf.artifact.results import LIMIT, Ledger, LedgerRow
 from bytegolf.tools.bundle.script import code_bytes
 

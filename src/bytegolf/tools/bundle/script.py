@@ -23,9 +23,7 @@ from bytegolf.config import Config, DataConfig, levels, stacks
 from bytegolf.errors import BytegolfError
 from bytegolf.ops.compiler import code
 from bytegolf.registry import MIXERS, QUANTIZERS, ROUTERS, Registry
-from bytegolf.tools.bundle.flatten import Flattened
-from bytegolf.tools.bundle.reader import PACKAGE
-from bytegolf.tools.bundle.syntax import Target
+from bytegolf.tools.bundle.flatten import PACKAGE, Flattened, Target
 
 NAME = "train_gpt.py"
 """What the public repository calls such a script."""
@@ -115,7 +113,7 @@ def _class(module: str, text: bytes) -> Target:
     name = module.rpartition(".")[2]
     for found in (statement for statement in ast.parse(text).body if isinstance(statement, ast.ClassDef)):
         calls = (decorator for decorator in found.decorator_list if isinstance(decorator, ast.Call))
-        if any(ast.unparse(call.args[0]) == repr(name) for call in calls):
+        if any(call.args and ast.unparse(call.args[0]) == repr(name) for call in calls):
             return Target(module, found.name)
     raise AssertionError(f"{module} registers nothing by its own name")
 

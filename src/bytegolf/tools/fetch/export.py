@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from bytegolf.data.manifest import DATASET_PREFIX, MANIFEST, read_manifest
+from bytegolf.data.dataset import DATASET_PREFIX, MANIFEST, read_manifest
 from bytegolf.data.prepare import prepare
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors, make_folder, write_bytes

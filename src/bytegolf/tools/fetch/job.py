@@ -20,17 +20,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bytegolf.data.manifest import FETCHING, LOCK, MANIFEST, data_summary, mark_unfinished, read_manifest, unfinished
+from bytegolf.data.dataset import FETCHING, LOCK, MANIFEST, data_summary, mark_unfinished, read_manifest, unfinished
 from bytegolf.data.results import FetchResult
 from bytegolf.data.specs import parse_tokenizers
 from bytegolf.errors import BytegolfError
-from bytegolf.files import disk_errors, make_folder, write_bytes
+from bytegolf.files import disk_errors, make_folder, only_one, write_bytes
 from bytegolf.folders import LeftOut
-from bytegolf.locks import only_one
 from bytegolf.progress import ProgressBar
-from bytegolf.tools.fetch.download import Part, Retries, Wanted, download, part_path
+from bytegolf.tools.fetch.download import (
+    REPOSITORY,
+    ROOT,
+    Mirror,
+    Part,
+    Remote,
+    Retries,
+    Wanted,
+    download,
+    open_hub,
+    open_mirror,
+    part_path,
+)
 from bytegolf.tools.fetch.export import add_original_bytes, is_made, make
-from bytegolf.tools.fetch.mirrors import REPOSITORY, ROOT, Mirror, Remote, open_hub, open_mirror
 from bytegolf.tools.fetch.published import DOCUMENTS, DOCUMENTS_SIDECAR, File, Offer, read_offer
 from bytegolf.tools.fetch.record import Record, check, write_manifest
 

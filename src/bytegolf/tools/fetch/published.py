@@ -13,14 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bytegolf.data.manifest import DATASET_PREFIX, MANIFEST, has_lists
-from bytegolf.data.shards import shard_path
+from bytegolf.data.dataset import DATASET_PREFIX, MANIFEST, has_lists, shard_path
 from bytegolf.data.sources import DOCUMENTS_ENDING, SIDECAR_ENDING
 from bytegolf.data.specs import parse_tokenizers
 from bytegolf.errors import BytegolfError
 from bytegolf.files import matching, parse_json
-from bytegolf.tools.fetch.download import Retries
-from bytegolf.tools.fetch.mirrors import Mirror
+from bytegolf.tools.fetch.download import Mirror, Retries
 
 DOCUMENTS = f"docs_selected{DOCUMENTS_ENDING}"
 DOCUMENTS_SIDECAR = f"docs_selected{SIDECAR_ENDING}"

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, TypedDict
 
-from bytegolf.data.manifest import MANIFEST, add_totals, read_manifest
-from bytegolf.data.shards import HEADER_BYTES, TOKEN_BYTES, read_shard
+from bytegolf.data.dataset import HEADER_BYTES, MANIFEST, TOKEN_BYTES, add_totals, read_manifest, read_shard
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors, read_json, write_json
 from bytegolf.tools.fetch.download import Advance, Wanted, hash_of

@@ -11,16 +11,13 @@ from dataclasses import dataclass
 
 import torch
 
-from bytegolf.artifact.plan import estimated_bytes
+from bytegolf.artifact.quantize import estimated_bytes
 from bytegolf.config import Config, levels
 from bytegolf.device import choose_device, pick_precision
 from bytegolf.errors import BytegolfError
-from bytegolf.model.lm import LanguageModel
-from bytegolf.model.outline import count_parameters, outline
+from bytegolf.model.lm import LanguageModel, count_parameters, outline
 from bytegolf.ops import native
-from bytegolf.tools.plan.devices import DEVICES, LINK, SCAN, SCATTER, Device
-from bytegolf.tools.plan.measure import this_machine, timed
-from bytegolf.tools.plan.published import STEP_TIMES
+from bytegolf.tools.plan.devices import DEVICES, LINK, SCAN, SCATTER, STEP_TIMES, Device, this_machine, timed
 from bytegolf.tools.plan.results import Measured, MemoryBytes, Part, Plan, PublishedStep, Sent
 from bytegolf.tools.plan.work import SPREAD, Code, Op, chunk_rates, step_work
 from bytegolf.training.memory import BF16, FP32, at_a_time, memory_use

@@ -11,7 +11,7 @@ from bytegolf.analyze.segment import STANDARD_TEXT, brackets
 from bytegolf.api.model import Model
 from bytegolf.artifact.run_folder import RunFolder, data_folder
 from bytegolf.config import Config
-from bytegolf.data.manifest import MANIFEST, read_manifest
+from bytegolf.data.dataset import MANIFEST, read_manifest
 from bytegolf.errors import BytegolfError
 from bytegolf.files import read_json_object
 

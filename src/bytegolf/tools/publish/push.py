@@ -7,8 +7,7 @@ from pathlib import Path
 
 from bytegolf import hub
 from bytegolf.api.model import Model
-from bytegolf.artifact.loading import LoadedModel
-from bytegolf.artifact.opening import load_model
+from bytegolf.artifact.loading import LoadedModel, load_model
 from bytegolf.artifact.run_folder import ARTIFACT_FILE, RunFolder
 from bytegolf.artifact.weights_file import WEIGHTS_FILE, write_weights
 from bytegolf.errors import BytegolfError

@@ -1,14 +1,22 @@
-"""What can be asked, at which path."""
+"""The server: what can be asked at which path, the schema of it (OpenAPI 3.1), and uvicorn around it."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
 import contextlib
+import dataclasses
+import functools
+import logging
+import secrets
+import socket
 import time
+import types
+import typing
 from collections.abc import AsyncIterator, Callable, Generator, Iterable
 from typing import Any
 
+import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -16,17 +24,133 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from bytegolf import __version__
 from bytegolf.analyze.packing import ShownText
 from bytegolf.analyze.page import POLICY, live_page
-from bytegolf.results import to_json
+from bytegolf.errors import BytegolfError
+from bytegolf.results import documentation, to_json
 from bytegolf.tools.serve import answers, completions
 from bytegolf.tools.serve.bodies import bytes_of, read_body, read_fields
-from bytegolf.tools.serve.events import Events, result_of
-from bytegolf.tools.serve.guard import Guard
-from bytegolf.tools.serve.openapi import schema
+from bytegolf.tools.serve.guard import Guard, is_loopback
 from bytegolf.tools.serve.refusals import no_such_route
 from bytegolf.tools.serve.served import COMPRESSED_HEADER, Collection, Served, milliseconds, packed_by_others
-from bytegolf.tools.serve.worker import Job, Kind, Worker
+from bytegolf.tools.serve.worker import Events, Job, Kind, Worker, result_of
+
+PLAIN: dict[Any, dict[str, Any]] = {
+    str: {"type": "string"},
+    int: {"type": "integer"},
+    float: {"type": "number"},
+    bool: {"type": "boolean"},
+    type(None): {"type": "null"},
+}
+FILE = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+POSTS = {
+    "/segment": ("The chunks of a text, at every level", answers.TextRequest, answers.Segmented),
+    "/score": ("The bits of a text, beside the usual compressors", answers.TextRequest, answers.Scored),
+    "/read": ("All that the page draws of a text, packed", answers.ReadRequest, answers.ReadText),
+    "/v1/completions": ("Texts continued, as OpenAI's clients expect it", answers.CompletionRequest, None),
+}
+REFUSALS = {
+    400: "something in the request is wrong",
+    401: "a token is needed",
+    403: "the Host or the Origin is not this server",
+    404: "there is no such model",
+    413: "the text is too long",
+    429: "too many requests of this client are not finished",
+    503: "too many requests are waiting",
+}
+
+
+@functools.cache
+def schema() -> dict[str, Any]:
+    """The document."""
+    parts: dict[str, Any] = {}
+    error = {
+        "type": "object",
+        "properties": {
+            "error": {
+                "type": "object",
+                "properties": {name: {"type": ["string", "null"]} for name in ("message", "type", "param", "code")},
+            }
+        },
+    }
+    refusals = {
+        str(status): {"description": said, "content": {"application/json": {"schema": error}}}
+        for status, said in REFUSALS.items()
+    }
+
+    def answer(kind: type | None) -> dict[str, Any]:
+        found = {"type": "object"} if kind is None else _object(kind, parts)
+        return {"200": {"description": "the answer", "content": {"application/json": {"schema": found}}}, **refusals}
+
+    paths: dict[str, Any] = {
+        "/v1/models": {"get": {"summary": "The models", "responses": answer(answers.Models)}},
+        "/v1/models/{name}": {
+            "get": {
+                "summary": "One model",
+                "parameters": [{"name": "name", "in": "path", "required": True, "schema": PLAIN[str]}],
+                "responses": answer(answers.Model),
+            }
+        },
+    }
+    for path, (summary, asked, found) in POSTS.items():
+        body = {"required": True, "content": {"application/json": {"schema": _object(asked, parts)}}}
+        paths[path] = {"post": {"summary": summary, "requestBody": body, "responses": answer(found)}}
+    for path, summary in (("/compress", "A file compressed"), ("/decompress", "A compressed file's original")):
+        paths[path] = {
+            "post": {
+                "summary": summary,
+                "parameters": [{"name": "model", "in": "query", "schema": PLAIN[str]}],
+                "requestBody": {"required": True, "content": FILE},
+                "responses": {"200": {"description": "the file", "content": FILE}, **refusals},
+            }
+        }
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "bytegolf serve", "version": __version__},
+        "paths": paths,
+        "components": {
+            "schemas": parts,
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{}, {"token": []}],
+    }
+
+
+def _object(kind: type, parts: dict[str, Any]) -> dict[str, Any]:
+    """A reference to a dataclass, which is put among the ``parts``."""
+    if kind.__name__ not in parts:
+        parts[kind.__name__] = {}  # against endless recursion
+        hints, said = typing.get_type_hints(kind), documentation(kind)
+        properties = {}
+        for one in dataclasses.fields(kind):
+            found = _typed(hints[one.name], parts)
+            if one.name in said:
+                found = {**found, "description": said[one.name]}
+            properties[one.name.rstrip("_")] = found
+        required = [
+            one.name.rstrip("_")
+            for one in dataclasses.fields(kind)
+            if one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING
+        ]
+        parts[kind.__name__] = {"type": "object", "description": kind.__doc__ or "", "properties": properties}
+        if required:
+            parts[kind.__name__]["required"] = required
+    return {"$ref": f"#/components/schemas/{kind.__name__}"}
+
+
+def _typed(hint: Any, parts: dict[str, Any]) -> dict[str, Any]:
+    if dataclasses.is_dataclass(hint):
+        return _object(typing.cast(type, hint), parts)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if isinstance(hint, types.UnionType):
+        return {"anyOf": [_typed(one, parts) for one in arguments]}
+    if origin is list:
+        return {"type": "array", "items": _typed(arguments[0], parts)}
+    if origin is dict:
+        return {"type": "object", "additionalProperties": _typed(arguments[1], parts)}
+    return PLAIN[hint]
+
 
 COMPARING = 2
 """Texts that go through the usual compressors at once, each in a thread of its own: they need no model."""
@@ -192,3 +316,86 @@ def application(
         lifespan=lifespan,
         exception_handlers={HTTPException: no_such_route},
     )
+
+
+MOST_CONNECTIONS = 512
+KEEP_ALIVE_SECONDS = 30
+GRACE_SECONDS = 3
+"""What running answers get when the server is stopped."""
+
+EVERYWHERE = ("", "0.0.0.0", "::")
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket that listens there; 0 is any free port. Raises BytegolfError if that cannot be."""
+    try:
+        family = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+        made = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            made.bind((host, port))
+        except OSError:
+            made.close()
+            raise
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise BytegolfError(f"cannot listen at {host}:{port} ({why}): choose another --host or --port") from error
+    return made
+
+
+def address(host: str, port: int, token: str) -> str:
+    """What to open in a browser. The token is in the fragment, which no server and no log gets to see."""
+    shown = socket.gethostname() if host in EVERYWHERE else f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{port}/{f'#token={token}' if token else ''}"
+
+
+def serve(
+    models: Collection,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    token: str | None = None,
+    names: Iterable[str] = (),
+    threads: int = 0,
+    most_jobs: int = 64,
+    most_per_client: int = 8,
+    tell: Callable[[str], None] = print,
+) -> None:
+    """Answer until Ctrl-C. ``tell`` is told the address once it answers.
+
+    ``token``: None makes one where ``host`` is not loopback; "" asks for none. ``names``: further names of this machine
+    in Host headers. ``threads``: of torch, for the model's work; 0 leaves one core to the server and the browser.
+    Raises BytegolfError if it cannot listen there.
+    """
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of each piece for a client that has just left
+    if token is None:
+        token = "" if is_loopback(host) else secrets.token_urlsafe(18)
+    with bound(host, port) as listening:
+        port = listening.getsockname()[1]
+        worker = Worker(most_jobs, most_per_client, threads)
+        own = {socket.gethostname(), socket.getfqdn()} if not is_loopback(host) else set()
+        app = application(models, worker, listens=host, token=token, names={*own, *names})
+        config = uvicorn.Config(
+            app,
+            log_level="warning",
+            limit_concurrency=MOST_CONNECTIONS,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=GRACE_SECONDS,
+            server_header=False,
+            lifespan="on",
+        )
+        server = _Server(config, lambda: tell(address(host, port, token)))
+        server.run(sockets=[listening])
+
+
+class _Server(uvicorn.Server):
+    """Tells when it answers."""
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._ready()

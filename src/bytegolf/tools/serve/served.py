@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from bytegolf.analyze.incremental import IncrementalReader, LiveReading
+from bytegolf.analyze.incremental import IncrementalReader, LiveReading, StateCache
 from bytegolf.analyze.report import reference_tokenizer
 from bytegolf.analyze.segment import Segmentation
-from bytegolf.analyze.state_cache import StateCache
 from bytegolf.api.model import Model, load
 from bytegolf.artifact.loading import data_of
 from bytegolf.data.tokenizer import ByteTokenizer, SentencePieceTokenizer

@@ -19,8 +19,7 @@ from typing import Any
 
 from bytegolf.errors import BytegolfError, presentable
 from bytegolf.files import disk_errors, json_line, lines_of, make_folder, parse_json, read_json_object
-from bytegolf.tools.study.definition import Study
-from bytegolf.tools.study.plan import Identity, Job
+from bytegolf.tools.study.definition import Identity, Job, Study
 
 CHECKSUM = "sha256"
 """A row's last key: the hash of the rest."""

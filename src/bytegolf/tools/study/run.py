@@ -22,10 +22,8 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from bytegolf.errors import BytegolfError, install
-from bytegolf.files import disk_errors, make_folder, write_bytes
-from bytegolf.locks import lock_file
-from bytegolf.tools.study.definition import Study
-from bytegolf.tools.study.plan import Job
+from bytegolf.files import disk_errors, lock_file, make_folder, write_bytes
+from bytegolf.tools.study.definition import Job, Study
 from bytegolf.tools.study.results import EXIT, LOG, Row, append_row, collect, ended, failed
 
 SCRIPT, LOCK = "run.sh", "lock"

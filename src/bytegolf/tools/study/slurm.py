@@ -18,8 +18,7 @@ from pathlib import Path
 
 from bytegolf.errors import BytegolfError, counted, listed
 from bytegolf.files import disk_errors, write_bytes
-from bytegolf.tools.study.definition import Study
-from bytegolf.tools.study.plan import Job
+from bytegolf.tools.study.definition import Job, Study
 
 SUBMITTED = "slurm-job"
 """In a run's folder: the task that has it, as 77_3."""

@@ -8,14 +8,13 @@ from typing import Any
 
 from bytegolf.artifact import container
 from bytegolf.artifact.payload import header_of, open_payload
-from bytegolf.data.shards import open_split
+from bytegolf.data.dataset import open_split
 from bytegolf.data.tokenizer import load_tokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.ops.compiler import find_compiler
 from bytegolf.tools.bundle import script as bundle
-from bytegolf.tools.submission.claims import CLAIMS
 from bytegolf.tools.submission.decoders import MOST_BYTES
-from bytegolf.tools.submission.papers import Papers, check_papers, read_papers
+from bytegolf.tools.submission.papers import CLAIMS, Papers, check_papers, read_papers
 from bytegolf.tools.submission.reading import check_text
 from bytegolf.tools.submission.sources import Sources, why_not
 from bytegolf.tools.submission.trial import LIMITS, Limits, not_run, trial

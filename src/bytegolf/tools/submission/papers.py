@@ -15,9 +15,45 @@ from bytegolf.artifact.results import LIMIT
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors, parse_json
 from bytegolf.folders import check_file
-from bytegolf.tools.submission.claims import CLAIMS
 from bytegolf.tools.submission.sources import Sources
 from bytegolf.tools.submission.verdict import Finding
+
+CLAIMS = "submission.json"
+LOG = "train.log"
+README = "README.md"
+
+
+@dataclass(frozen=True)
+class Claims:
+    """submission.json: the fields that the public ones have."""
+
+    author: str
+    github_id: str
+    name: str
+    blurb: str
+    date: str
+    """in UTC"""
+    track: str
+    val_loss: float
+    """nats per token, as the script scores the artifact"""
+    val_bpb: float
+    pre_quant_val_bpb: float
+    """of the weights before quantisation"""
+    step_stop: int | None
+    wallclock_seconds: float | None
+    """of training"""
+    bytes_total: int
+    bytes_model_int8_zlib: int
+    """the model's, whatever it is coded with"""
+    bytes_code: int
+
+
+@dataclass(frozen=True)
+class Submission(Claims):
+    """A submission that was made, and what it claims."""
+
+    folder: str
+
 
 REQUIRED = {"author": (), "name": ("run_name",), "date": (), "val_bpb": ("mean_val_bpb",)}
 """What submission.json must say, and under which other names public submissions say it."""

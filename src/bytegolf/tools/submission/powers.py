@@ -12,7 +12,7 @@ import ast
 import re
 from collections.abc import Callable, Iterator
 
-from bytegolf.tools.submission.bindings import Bindings
+from bytegolf.tools.submission.constants import Bindings
 
 RUNS = frozenset({"exec", "eval", "compile"})
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from bytegolf.data.shards import TokenStream
+from bytegolf.data.dataset import TokenStream
 from bytegolf.data.tokenizer import Tokenizer
 from bytegolf.files import cache_folder, lines_of
 from bytegolf.ops.compiler import find_compiler

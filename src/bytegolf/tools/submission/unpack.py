@@ -11,8 +11,7 @@ import re
 from pathlib import Path
 
 from bytegolf.tools.submission import powers
-from bytegolf.tools.submission.bindings import stored
-from bytegolf.tools.submission.constants import Folder
+from bytegolf.tools.submission.constants import Folder, stored
 from bytegolf.tools.submission.decoders import MOST_BYTES, Unknown
 from bytegolf.tools.submission.sources import Source, Sources, parse, why_not
 from bytegolf.tools.submission.values import names_validation
