@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import zlib
@@ -12,6 +13,7 @@ from commands import SUBWORDS, Ran, TinyRun, cli, good, refused, text
 
 from bytegolf.artifact import checkpoint as store
 from bytegolf.infer import format as compressed
+from bytegolf.infer.codec import Codec
 from bytegolf.infer.numerics import PLAIN, PROBE_BYTES, Numerics
 from bytegolf.tools.check import Finding, check
 from bytegolf.tools.study import results
@@ -122,6 +124,18 @@ def test_a_changed_byte_of_a_compressed_file_is_seen(packed: Path) -> None:
         flip(packed, at)
     packed.write_bytes(packed.read_bytes()[:-1])
     assert findings(packed) == {packed.name: "damaged"}
+
+
+@pytest.mark.parametrize("content", [b"", b"x", b"to be or not to be, " * 8], ids=["empty", "stored", "coded"])
+def test_a_changed_byte_of_a_small_compressed_file_is_seen(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "small.bgz"
+    with path.open("wb") as file:
+        Codec().compress(io.BytesIO(content), file, size=len(content))
+    assert findings(path) == {path.name: "whole"}
+    for at in range(path.stat().st_size):
+        flip(path, at)
+        assert findings(path) == {path.name: "damaged"}, at
+        flip(path, at)
 
 
 def row(seed: int) -> dict[str, object]:

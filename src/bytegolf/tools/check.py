@@ -1,14 +1,13 @@
 """`bytegolf check`: whether a file is what was written, and what lies in a folder (a run, data, a submission, a study).
 
 What needs torch is imported where it is needed: shards, results and manifests are checked without.
-
-What needs torch is imported where it is needed: shards, results and manifests are checked without.
 """
 
 from __future__ import annotations
 
 import ast
 import functools
+import io
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec
 
 from bytegolf.artifact import checkpoint_folder, container, payload
-from bytegolf.artifact import checkpoint_folder as store
 from bytegolf.artifact.container import read as read_container
 from bytegolf.artifact.run_folder import ARTIFACT_FILE, RunFolder
 from bytegolf.config import Config
@@ -117,11 +115,20 @@ def weights(path: Path) -> Found:
 
 @judged("compressed file")
 def compressed_file(path: Path) -> Found:
-    """What `compress` wrote, by the checksums of its blocks; the model that it needs is not asked."""
+    """What `compress` wrote, by the checksums of its blocks; the model that it needs is not asked.
+
+    A file of a single block, which needs none, has a checksum of the original only: it is decompressed.
+    """
     from bytegolf.infer import format as compressed
 
     with disk_errors(path, "read"), path.open("rb") as file:
         header = compressed.Header.read(file, str(path))
+        if header.single:
+            from bytegolf.infer.codec import Codec
+
+            file.seek(0)
+            size = Codec().decompress(file, io.BytesIO(), str(path))
+            return "whole", f"decompressed, its checksum matches; {counted(size, 'byte')}"
         size = blocks = 0
         crc = zlib.crc32(header.pack())
         stored = True
@@ -334,7 +341,7 @@ def _recorded_tokenizer(file: Path, known: Any, remedy: str) -> Found:
 
 def reader(path: Path) -> Callable[[Path], Iterable[Verdict]] | None:
     """What reads a checkpoint, a submission or a run; None for a folder that is neither."""
-    if store.is_name(path.name):
+    if checkpoint_folder.is_name(path.name):
         return lambda folder: [checkpoint(folder)]
     if (path / submission.CLAIMS).exists():
         return _submission
@@ -353,7 +360,7 @@ def _run(run: RunFolder) -> Iterator[Verdict]:
     ):
         if file.exists():
             yield plain(file, kind, read)
-    for path in store.checkpoints(run.checkpoints):
+    for path in checkpoint_folder.checkpoints(run.checkpoints):
         found = checkpoint(path)
         if path.exists():  # a run at work deletes old ones
             yield found
