@@ -132,10 +132,19 @@ def test_a_changed_byte_of_a_small_compressed_file_is_seen(content: bytes, tmp_p
     with path.open("wb") as file:
         Codec().compress(io.BytesIO(content), file, size=len(content))
     assert findings(path) == {path.name: "whole"}
+    spared = 0
     for at in range(path.stat().st_size):
         flip(path, at)
-        assert findings(path) == {path.name: "damaged"}, at
+        finding = findings(path)[path.name]
+        if finding == "whole":  # the last bits of a code may say nothing
+            original = io.BytesIO()
+            Codec().decompress(io.BytesIO(path.read_bytes()), original)
+            assert original.getvalue() == content, at
+            spared += 1
+        else:
+            assert finding == "damaged", at
         flip(path, at)
+    assert spared <= (len(content) > 1)
 
 
 def row(seed: int) -> dict[str, object]:
