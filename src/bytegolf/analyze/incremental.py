@@ -44,6 +44,9 @@ from bytegolf.model.lm import ModelState
 from bytegolf.model.routers.base import THRESHOLD
 from bytegolf.model.trace import RouterTrace, StepTrace
 
+# -------------------------------------------------------------------------------------------------- states, found again
+
+
 CACHE_BYTES = 256_000_000
 
 BASE = 0x9E37_79B9_7F4A_7C15
@@ -134,6 +137,9 @@ class StateCache:
             powers[0] = 1
             self._powers = np.cumprod(powers, dtype=np.uint64)
         return np.cumsum(tokens.astype(np.uint64) * self._powers[: len(tokens)], dtype=np.uint64)
+
+
+# -------------------------------------------------------------------------------------------------- readings that go on
 
 
 SPACING = 128

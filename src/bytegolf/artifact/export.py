@@ -37,6 +37,9 @@ from bytegolf.files import check_replaceable, clear_leftovers, disk_errors, only
 from bytegolf.mixing.primer import Primer
 from bytegolf.model.layers import float_state, storage_kinds
 
+# ----------------------------------------------------------------------------------------------------------- the primer
+
+
 PIECE = 1 << 16
 """Bytes of each piece: most of a long document, a few dozens of short ones."""
 
@@ -84,6 +87,9 @@ def training_text(stream: TokenStream, tokenizer: Tokenizer, size: int) -> bytes
         done, left = start + (int(kept[-1]) + 1 if len(kept) else 0), wanted - len(kept)
         parts.append(tokenizer.decode(tokens[kept]))
     return b"".join(parts)
+
+
+# --------------------------------------------------------------------------------------------------------------- export
 
 
 @dataclass(frozen=True)
@@ -234,6 +240,9 @@ def solved(
     plan = plan_of(state, storage_kinds(model), config.export)
     windows = sample_windows(train, config.train.seq_len, config.export.gptq_tokens)
     return quantize_state(state, plan, second_moments(model, windows, with_gptq(plan)), config.export.gptq_damping)
+
+
+# ----------------------------------------------------------------------------------------------- saving what was loaded
 
 
 def save(loaded: LoadedModel, target: Path) -> Path:

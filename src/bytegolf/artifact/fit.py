@@ -52,6 +52,9 @@ from bytegolf.model.layers import StorageKind, storage_kinds
 from bytegolf.model.lm import LanguageModel
 from bytegolf.progress import Pace, Teller
 
+# --------------------------------------------------------------------------------------------------------- the frontier
+
+
 WIDTHS = (8, 7, 6, 5, 4, 3)
 PRUNED = ((6, 0.25), (6, 0.5), (4, 0.25), (4, 0.5), (3, 0.75), (3, 0.9), (3, 0.97))
 """Bits, and shares of a row's weights whose pruning is tried at them. The last ones keep little of a model, and are for
@@ -215,6 +218,9 @@ def _point(chosen: Mapping[str, StorageOption], options: Options) -> Point:
     size = math.ceil((options.fixed_bits + sum(way.bits for way in chosen.values())) / 8)
     labels = {group: way.label for group, way in chosen.items()}
     return Point(plan, labels, size, sum(way.loss for way in chosen.values()))
+
+
+# ----------------------------------------------------------------------------------------------------------------- fits
 
 
 CODERS: tuple[CoderName, ...] = ("range", "zstd", "zlib")

@@ -40,6 +40,8 @@ from bytegolf.model.layers import widen
 from bytegolf.model.lm import LanguageModel, outline
 from bytegolf.model.stack import maps_of_codes
 
+# ----------------------------------------------------------------------------------------- models that are ready to use
+
 
 @dataclass(frozen=True)
 class LoadedModel:
@@ -216,6 +218,9 @@ def _find_tokenizer(identity: Mapping[str, object], artifact: Path, data: Path |
             ) from error
     tokenizer.check_identity(identity)
     return tokenizer
+
+
+# --------------------------------------------------------------------------------------- what a model's name stands for
 
 
 BESIDE = ("tokenizer.model", "config.toml")

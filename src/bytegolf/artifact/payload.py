@@ -29,6 +29,9 @@ from bytegolf.errors import BytegolfError
 from bytegolf.mixing.primer import MOST_BYTES, BadPrimerError, Primer
 from bytegolf.registry import QUANTIZERS, UnknownNameError
 
+# -------------------------------------------------------------------------------------- what lies in a file of a tensor
+
+
 NUMBERS: dict[str, np.dtype[Any]] = {
     "torch.int8": np.dtype("i1"),
     "torch.float16": np.dtype("<f2"),
@@ -90,6 +93,9 @@ def form_of(name: str) -> Form:
         raise BytegolfError(f"the quantizer {name!r} is no subclass of bytegolf.artifact.quantize.Quantizer")
     made = found()
     return Form(made.largest_code, NUMBERS[str(made.dtype)], made.scales_fit, built_in=False)
+
+
+# -------------------------------------------------------------------------------------------------------- where it lies
 
 
 MAX_DIMS = 8
@@ -218,6 +224,9 @@ def _form(called: Any, name: str, where: str) -> Form:
 def is_size(value: Any) -> TypeGuard[int]:
     """Whether a header's value is a number of bytes or elements within the format's limit; ``True`` is none."""
     return type(value) is int and 0 <= value <= MAX_PAYLOAD_BYTES
+
+
+# -------------------------------------------------------------------------------------------------- the payload, opened
 
 
 MAX_STEPS = 1 << 23

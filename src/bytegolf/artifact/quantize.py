@@ -52,6 +52,8 @@ from bytegolf.errors import BytegolfError
 from bytegolf.model.layers import StorageKind, storage_kinds
 from bytegolf.registry import QUANTIZERS
 
+# -------------------------------------------------------------------------------------------------- what a quantiser is
+
 
 @dataclass(frozen=True)
 class Storage:
@@ -115,6 +117,9 @@ class Quantizer(ABC):
     ) -> Float[Tensor, "R 1"]:
         """For GPTQ: the fp32 weights that such codes stand for."""
         raise NotImplementedError
+
+
+# ---------------------------------------------------------------------------------------------------- the package's own
 
 
 CLIP_PERCENTILE = 99.99984
@@ -362,6 +367,9 @@ def _half_up(exact: Float[Tensor, " R"]) -> Float16[Tensor, " R"]:
     # the bit pattern after a non-negative half's is the next larger half
     next_up = (scale.view(torch.int16) + 1).view(torch.float16)
     return torch.where(scale.to(torch.float64) < exact, next_up, scale)
+
+
+# ------------------------------------------------------------------------------------------- which tensor is stored how
 
 
 Plan = Mapping[str, Storage]

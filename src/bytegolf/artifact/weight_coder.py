@@ -30,6 +30,9 @@ import numpy as np
 from jaxtyping import Int, Int8, UInt8
 from numpy.typing import NDArray
 
+# ------------------------------------------------------------------------------------------------ adaptive range coding
+
+
 PRECISION = 24
 """log₂ of what the frequencies of one context sum to, which is constriction's own."""
 
@@ -210,6 +213,9 @@ def _runs(context: Int[np.ndarray, " n"]) -> tuple[Integers, list[tuple[int, int
     ordered = context[order]
     starts = [0, *((ordered[1:] != ordered[:-1]).nonzero()[0] + 1).tolist()]
     return order, list(zip(starts, [*starts[1:], len(context)], ordered[starts].tolist(), strict=True))
+
+
+# -------------------------------------------------------------------------------------------------- contexts of weights
 
 
 UNIT = 256

@@ -31,6 +31,9 @@ from bytegolf.errors import BytegolfError, listed
 from bytegolf.files import STDIN, json_line, piped_input, read_input
 from bytegolf.results import describe, to_json
 
+# ------------------------------------------------------------------------------------------------- a wrong command line
+
+
 _OPTION = re.compile(r"--?[A-Za-z][\w-]*(=.*)?", re.DOTALL)
 """What looks like an option; "- milk", "-5 degrees" and "--" are texts."""
 
@@ -99,6 +102,9 @@ routers, mixers or quantisers of your own; it is imported.
 def _said(default: object) -> object:
     """A default as help shows it; none (a flag that is not given, an empty text or list) is not worth a word."""
     return None if default is False or default in (None, "", ()) else default
+
+
+# -------------------------------------------------------------------------------------------------------------- the app
 
 
 app = App(

@@ -13,6 +13,9 @@ from bytegolf.config.reading import Ranged, doc
 from bytegolf.errors import BytegolfError
 from bytegolf.registry import MIXERS, ROUTERS
 
+# --------------------------------------------------------------------------------------------------------------- stacks
+
+
 MlpKind = Literal["relu2", "swiglu", "none"]
 
 
@@ -135,6 +138,9 @@ class StackConfig(Ranged):
         return -(-wanted // self.mlp_multiple) * self.mlp_multiple
 
 
+# --------------------------------------------------------------------------------------------- layouts of public H-Nets
+
+
 ATTENTION, MAMBA = "attention", "mamba2"
 """The registered mixers that letters stand for."""
 
@@ -180,6 +186,9 @@ def write_layout(blocks: list[tuple[str, bool]]) -> str:
         else:
             parts.append([letter])
     return "".join(f"{part[0]}{len(part)}" for part in parts) or "m0"
+
+
+# --------------------------------------------------------------------------------------------------------------- models
 
 
 CapacityMode = Literal["exact", "bucketed", "fixed"]

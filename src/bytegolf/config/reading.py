@@ -24,6 +24,9 @@ from typing import Any, Literal, TypeVar
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors, read_file
 
+# --------------------------------------------------------------------------------------------------------------- fields
+
+
 T = TypeVar("T")
 
 
@@ -181,6 +184,9 @@ def flatten(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+# ---------------------------------------------------------------------------------------------------- presets and files
 
 
 DEPTH = 8

@@ -32,6 +32,9 @@ from numpy.typing import NDArray
 from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors, matching, read_json, read_json_object, sha256, write_bytes
 
+# --------------------------------------------------------------------------------------------------------- the manifest
+
+
 MANIFEST = "manifest.json"
 UNFINISHED = "prepare.unfinished"
 """A file that `prepare` writes first and removes last: it names the data sets, a line each, that may be half there."""
@@ -344,6 +347,9 @@ def _sample(shard: Path) -> list[Any]:
         size = file.seek(0, 2)
         file.seek(max(0, size - SAMPLED))
         return [size, hashlib.sha256(first + file.read()).hexdigest()]
+
+
+# --------------------------------------------------------------------------------------------------------------- shards
 
 
 MAGIC = 20240520

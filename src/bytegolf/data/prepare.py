@@ -48,6 +48,9 @@ from bytegolf.files import disk_errors, make_folder, matching, read_json, write_
 from bytegolf.folders import LeftOut, Tally, in_words
 from bytegolf.progress import ProgressBar
 
+# ----------------------------------------------------------------------------------------------------- how far a run is
+
+
 CHECKPOINT = "prepare.progress.json"
 
 
@@ -114,6 +117,9 @@ class Checkpoint:
                 if found.job == json.loads(json.dumps(job)):
                     return found
         return Checkpoint(job)
+
+
+# -------------------------------------------------------------------------------------------------------------- the job
 
 
 CHECKPOINT_SECONDS = 2.0

@@ -24,6 +24,9 @@ from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors, make_folder, read_json, sha256, write_bytes, write_json
 from bytegolf.progress import ProgressBar
 
+# ---------------------------------------------------------------------------------------------------------------- specs
+
+
 _KINDS: dict[str, TokenizerKind] = {
     "byte": "byte",
     "pure_byte": "byte",
@@ -180,6 +183,9 @@ def _parse(raw: Any, where: str) -> TokenizerSpec:
         raise BytegolfError(f"{where}: tokenizer_train_docs is {docs}: give 1 or more")
     overrides = raw.get("trainer_overrides") or {}
     return TokenizerSpec(name, suffix, kind, size, prefix, raw.get("reuse_model_path"), docs, overrides)
+
+
+# ------------------------------------------------------------------------------------ tokenizers, taken over or trained
 
 
 MAX_TRAINING_BYTES = 128_000_000

@@ -17,6 +17,9 @@ from bytegolf.data.document import Advance, Document, Reading
 from bytegolf.errors import BytegolfError
 from bytegolf.files import MOST_BYTES, parse_json
 
+# --------------------------------------------------------------------------------------- rows: where text and group are
+
+
 MISSING = object()
 
 
@@ -99,6 +102,9 @@ def group_name(value: Any) -> str | None:
     return json.dumps(value, ensure_ascii=False, sort_keys=True)
 
 
+# ---------------------------------------------------------------------------------------------------------- CSV and TSV
+
+
 ENDINGS = (".csv", ".tsv")
 
 _SEPARATORS = (",", ";", "\t", "|")
@@ -167,6 +173,9 @@ def table_documents(
         raise BytegolfError(f"{file} is no table that can be read behind row {number} ({error}): mend it") from error
     finally:
         lines.detach()  # whoever opened the stream closes it
+
+
+# -------------------------------------------------------------------------------------------------------------- Parquet
 
 
 BATCH_ROWS = 256
@@ -326,6 +335,9 @@ def _group(value: Any) -> str | None:
         return group_name(value)
     except TypeError:  # decimals, and times inside of lists
         return str(value)
+
+
+# ----------------------------------------------------------------------------------------------------------- JSON lines
 
 
 ARROW_BYTES = range(1 << 18, 1 << 30)

@@ -40,6 +40,9 @@ from bytegolf.model.lm import Forward, LanguageModel
 from bytegolf.model.stack import Stack
 from bytegolf.model.trace import RouterTrace
 
+# ----------------------------------------------------------------------------------------- one pass for sliding windows
+
+
 SAMPLES = 64
 """Windows whose chunks are counted: 1/√64 of how much their number differs from one to the next is the mean's error."""
 WINDOWS = 16
@@ -138,6 +141,9 @@ def _stacks(network: Stack | HNet, depth: int) -> Iterator[tuple[int, Stack]]:
     yield depth, network.encoder
     yield depth, network.decoder
     yield from _stacks(network.main, depth + 1)
+
+
+# ---------------------------------------------------------------------------------------------------------------- modes
 
 
 MIXED_CHUNK = 256

@@ -33,6 +33,8 @@ from bytegolf.evaluate.sliding import last_losses
 from bytegolf.model.lm import LanguageModel
 from bytegolf.model.trace import RouterTrace
 
+# -------------------------------------------------------------------------------------------------------------- windows
+
 
 @dataclass(frozen=True)
 class Window:
@@ -82,6 +84,9 @@ def _windows(targets: int, seq_len: int, stride: int, drop_tail: bool) -> Iterat
         yield Window(done - seq_len, seq_len, stride)
     if done < targets and not drop_tail:
         yield Window(targets - seq_len, seq_len, targets - done)
+
+
+# --------------------------------------------------------------------------------------------------------------- scores
 
 
 AHEAD = 6

@@ -60,6 +60,9 @@ from bytegolf.model.lm import Forward, LanguageModel
 from bytegolf.model.trace import RouterTrace
 from bytegolf.progress import Reporter
 
+# -------------------------------------------------------------------------------------------------------- single checks
+
+
 LEARNING: tuple[Literal["lora", "sgd"], ...] = ("lora", "sgd")
 """Kinds of test-time training that are tried."""
 
@@ -270,6 +273,9 @@ class Counting:
             wrong.append(f"the split decodes to {decoded:,} bytes, and its documents have {original:,}")
         seen = f"{scored:,} targets scored once each, {self._bytes:,} bytes; {len(self._times) - scored:,} not scored"
         return Check("counted once", not wrong, f"{seen}; " + "; ".join(wrong) if wrong else seen)
+
+
+# ------------------------------------------------------------------------------------------------- a whole verification
 
 
 CODED_MORE = 0.005

@@ -55,6 +55,9 @@ from bytegolf.ops.autograd import wide
 from bytegolf.ops.chunking import P_FLOOR, smooth_on
 from bytegolf.ops.scale_gradient import scale_gradient
 
+# -------------------------------------------------------------------------------- passes, and that over whole sequences
+
+
 Encoded = TypeVar("Encoded")
 """What a pass holds the encoder's output as: mostly a tensor, (B, L, D)."""
 
@@ -192,6 +195,9 @@ def _starts(documents: Int[Tensor, "B L"]) -> Bool[Tensor, "B L"]:
     first = torch.ones_like(documents, dtype=torch.bool)
     first[:, 1:] = documents[:, 1:] != documents[:, :-1]
     return first
+
+
+# --------------------------------------------------------------------------- states, and the passes that go on from one
 
 
 @dataclass
@@ -387,6 +393,9 @@ class Draft(SingleStep):
     def route(self, encoded: Tensor) -> bool:
         super().route(encoded)
         return False
+
+
+# ------------------------------------------------------------------------------------------------------------ the H-Net
 
 
 class HNet(nn.Module):

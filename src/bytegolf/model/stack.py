@@ -32,6 +32,8 @@ from bytegolf.ops.add_norm import add_norm
 from bytegolf.ops.fused_add_rmsnorm import Branch, add_scaled, fused_add_rmsnorm
 from bytegolf.ops.rms_norm import rms_norm
 
+# --------------------------------------------------------------------------------------------------------- blocks of S0
+
 
 @dataclass(frozen=True)
 class Stream:
@@ -107,6 +109,9 @@ class Block(nn.Module):
             return x
         x, normed = x.read()
         return x.plus(self.mlp(normed), self.mlp_scale)
+
+
+# ---------------------------------------------------------------------------------------------------------- their stack
 
 
 class Stack(nn.Module):
@@ -269,6 +274,9 @@ class Stack(nn.Module):
             return blocks[index].tail(stream, x0[:, -length:], seen, needed)
 
         return self._through(x, run)[:, -keep:]
+
+
+# ----------------------------------------------------------------------------------------------------------- S4's stack
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,9 @@ from bytegolf.tools.study.results import CHECKSUM, row_of
 from bytegolf.tools.submission import papers as submission
 from bytegolf.training.metrics_file import read_metrics
 
+# ------------------------------------------------------------------------------------------------------------- verdicts
+
+
 Finding = Literal["whole", "no checksum", "unfinished", "damaged"]
 """``no checksum``: by its structure alone it could be whole, and nothing was recorded to tell for sure."""
 
@@ -67,6 +70,9 @@ class CheckResult:
     def of(verdicts: list[Verdict], left_out: list[LeftOut]) -> CheckResult:
         """The result that ``verdicts`` make."""
         return CheckResult(sum(one.finding == "damaged" for one in verdicts), len(verdicts), verdicts, left_out)
+
+
+# ------------------------------------------------------------------------------------------------------------- one file
 
 
 RESULTS = "results.jsonl"
@@ -220,6 +226,9 @@ def any_file(path: Path) -> Verdict | None:
     return compressed_file(path) if start == compressed.MAGIC or path.suffix == COMPRESSED else None
 
 
+# -------------------------------------------------------------------------------------------------------------- folders
+
+
 _FETCHED = "run the same `bytegolf fetch --verify` again"
 _PREPARED = "run the same `bytegolf prepare` again"
 
@@ -337,6 +346,9 @@ def _recorded_tokenizer(file: Path, known: Any, remedy: str) -> Found:
         return hashed(file, known, remedy)
     with disk_errors(file, "read"):
         return "no checksum", f"{counted(file.stat().st_size, 'byte')}"
+
+
+# ------------------------------------------------------------------------------------------------- runs and submissions
 
 
 def reader(path: Path) -> Callable[[Path], Iterable[Verdict]] | None:

@@ -43,6 +43,9 @@ from bytegolf.ops.muon import apply_update, nesterov
 from bytegolf.ops.sparse_rmsprop import update_rows
 from bytegolf.training.setup import placed
 
+# ----------------------------------------------------------------------------------------------------------------- Muon
+
+
 Quintic = tuple[float, float, float]
 """a, b, c of p(s) = a·s + b·s³ + c·s⁵, which an iteration applies to every singular value s."""
 
@@ -263,6 +266,9 @@ class Muon:
         """Take over what ``state`` gave, of as many processes as it may have been."""
         for piece, momentum in self.momenta.items():
             momentum.copy_(piece.of(momenta))
+
+
+# -------------------------------------------------------------------------------------------------------- the optimiser
 
 
 MUON, TABLES, ROUTER, DEFAULT, ADAMW = "muon_lr", "ngram_lr", "router_lr", "scalar_lr", "adamw_lr"

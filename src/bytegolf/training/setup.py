@@ -49,6 +49,9 @@ from bytegolf.ops import native
 from bytegolf.ops.compiler import NO_COMPILER, find_compiler
 from bytegolf.progress import Teller
 
+# ----------------------------------------------------------------------------------------------------- stopping cleanly
+
+
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 """Ctrl-C, the end of a job's time (Slurm, a study), a closed terminal; the last one is not known on Windows."""
 
@@ -81,6 +84,9 @@ class Interrupt:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
+
+
+# ------------------------------------------------------------------------------------------------------ compiled stacks
 
 
 Say = Callable[[str], None]
@@ -168,6 +174,9 @@ def _stacks_of_recurring_length(network: Stack | HNet) -> Iterator[Stack]:
         yield from _stacks_of_recurring_length(part)
     if network.config.router.capacity != "exact":
         yield from _stacks_of_recurring_length(network.main)
+
+
+# ------------------------------------------------------------------------------------------------------ sharded weights
 
 
 def shards(config: Config, world: DistributedContext) -> bool:
@@ -266,6 +275,9 @@ def placed(tensor: Tensor, like: Tensor) -> Tensor:
 
     found: Tensor = distribute_tensor(tensor.to(like.device), mesh, like.placements)  # type: ignore[attr-defined]
     return found
+
+
+# ----------------------------------------------------------------------------------------------- text and initial model
 
 
 ROUTER_TOKENS = 1 << 22

@@ -36,6 +36,8 @@ from bytegolf.ops.attention import (
 from bytegolf.ops.rms_norm import NORM_EPS
 from bytegolf.registry import register_mixer
 
+# ------------------------------------------------------------------------------------------------- what attention keeps
+
 
 @dataclass
 class Cache:
@@ -280,6 +282,9 @@ def native_step(
     native.call("stage_step", x, addresses, x, shared.cos, shared.sin, out, *sizes, *places, NORM_EPS)
     state.lengths[row] = at + 1
     return out
+
+
+# ------------------------------------------------------------------------------------------------------------ attention
 
 
 def _shape_of(config: StackConfig) -> AttentionShape:

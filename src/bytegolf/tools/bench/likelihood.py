@@ -32,6 +32,8 @@ from bytegolf.evaluate.modes import MemoryStream
 from bytegolf.files import parse_json, read_input
 from bytegolf.tools.bench.results import Accuracy, NoisyScore
 
+# ------------------------------------------------------------------------------------------------------ multiple choice
+
 
 @dataclass(frozen=True)
 class Question:
@@ -105,6 +107,9 @@ def _question(line: bytes, where: str) -> Question:
             "answer (the right one's place, from 0)"
         )
     return Question(context, choices, answer)
+
+
+# ------------------------------------------------------------------------------------------------------ log-likelihoods
 
 
 Tokens = NDArray[np.int64]
@@ -271,6 +276,9 @@ class Likelihood:
                     if all(stopped):
                         break
         return [text.decode(errors="ignore") for text in texts]
+
+
+# ---------------------------------------------------------------------------------------------------------------- noise
 
 
 DROPPED, UPPER, REPEATED, MOST = 0.1, 0.5, 0.2, 4

@@ -24,6 +24,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+# -------------------------------------------------------------------------------------------- what a module consists of
+
+
 Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 Comprehension = ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
 NAMED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
@@ -165,6 +168,9 @@ class Module:
     def before(self) -> set[str]:
         """The modules of this package that are imported before it runs."""
         return {target.module for target in self.imports.values() if target.module}
+
+
+# ----------------------------------------------------------------------------------------------------- reading a module
 
 
 PACKAGE = "bytegolf"
@@ -425,6 +431,9 @@ _ASIDE = {"TYPE_CHECKING", "__name__"}
 def read(name: str, text: bytes, modules: frozenset[str]) -> Module:
     """Read the module ``name``; ``modules`` are the names of all there are."""
     return _Reader(name, text, modules).module()
+
+
+# ------------------------------------------------------------------------------------------------ many modules made one
 
 
 class Flattened:

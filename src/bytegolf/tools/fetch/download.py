@@ -28,6 +28,9 @@ from bytegolf.errors import BytegolfError
 from bytegolf.files import disk_errors, make_folder, parse_json, write_json
 from bytegolf.network import TransientError, check_proxy, required, translated
 
+# --------------------------------------------------------------------------------------------------------------- places
+
+
 REPOSITORY, ROOT = "willdepueoai/parameter-golf", "datasets"
 """Where the data of the competition is published: a dataset repository on the hub, and the folder in it."""
 
@@ -194,6 +197,9 @@ def _web() -> Any:
 
 def _required(module: str, doing: str) -> Any:
     return required(module, doing, "give a folder with the same layout as --mirror")
+
+
+# ------------------------------------------------------------------------------------------------------------ downloads
 
 
 ATTEMPTS, DELAY, LONGEST_DELAY = 6, 1.0, 60.0

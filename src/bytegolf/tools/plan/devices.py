@@ -12,6 +12,9 @@ import torch.nn.functional as F
 
 from bytegolf.tools.plan.work import Code
 
+# ---------------------------------------------------------------------------------------------------------- data sheets
+
+
 MATMUL, ATTENTION, MEMORY = 0.55, 0.25, 0.7
 """Shares that programs reach of data sheets' peaks: products with an inner width of 512, unless memory is slower
 still; fused causal attention with heads of 64, forward and backward together; passes over activations. Guessed as 0.7,
@@ -64,6 +67,9 @@ second difference of its step times at C = 256, 341, 512 and 1,024 chunks (69.8,
 SCATTER = 2e9
 """Elements per second that many positions add into few by atomic operations: the published gathers' backward pass.
 Fitted: what the same series leaves over at C = 0, beside what two thirds of S0's blocks take."""
+
+
+# ------------------------------------------------------------------------------------------------- published step times
 
 
 MIB = 1 << 20
@@ -120,6 +126,9 @@ STEP_TIMES = (
 """PR #1104's, #1305's and the baseline's own (with a public repetition on 4 GPUs). S2's are 600 s over the steps taken;
 its 245 ms, which PR #1305 gives for the code before it was compiled, cannot be of study 1's own model, which took 133:
 it is read as study 2's model in study 1's way."""
+
+
+# ----------------------------------------------------------------------------------------------- this machine, measured
 
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}

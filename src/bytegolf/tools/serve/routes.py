@@ -36,6 +36,9 @@ from bytegolf.tools.serve.refusals import no_such_route
 from bytegolf.tools.serve.served import COMPRESSED_HEADER, Collection, Served, milliseconds, packed_by_others
 from bytegolf.tools.serve.worker import Events, Job, Kind, Worker, result_of
 
+# ----------------------------------------------------------------------------------------------------------- the schema
+
+
 PLAIN: dict[Any, dict[str, Any]] = {
     str: {"type": "string"},
     int: {"type": "integer"},
@@ -150,6 +153,9 @@ def _typed(hint: Any, parts: dict[str, Any]) -> dict[str, Any]:
     if origin is dict:
         return {"type": "object", "additionalProperties": _typed(arguments[1], parts)}
     return PLAIN[hint]
+
+
+# ------------------------------------------------------------------------------------------------------------ the paths
 
 
 COMPARING = 2
@@ -316,6 +322,9 @@ def application(
         lifespan=lifespan,
         exception_handlers={HTTPException: no_such_route},
     )
+
+
+# ----------------------------------------------------------------------------------------------------------- the server
 
 
 MOST_CONNECTIONS = 512

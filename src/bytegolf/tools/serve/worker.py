@@ -31,6 +31,12 @@ from starlette.types import Receive, Scope, Send
 from bytegolf.errors import BytegolfError
 from bytegolf.tools.serve.refusals import RefusedError
 
+# -------------------------------------------------------------------------------------------- answers that take a while
+
+
+# ----------------------------------------------------------------------------------------------------------- the worker
+
+
 Result = TypeVar("Result")
 
 STALL_SECONDS = 60.0

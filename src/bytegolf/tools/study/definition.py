@@ -49,6 +49,8 @@ from bytegolf.data.dataset import data_hash, dataset_entry, short_hash, validati
 from bytegolf.errors import BytegolfError, counted, shown
 from bytegolf.files import disk_errors, folder_name
 
+# ------------------------------------------------------------------------------------------------------- a study's file
+
 
 @dataclass(frozen=True)
 class BudgetConfig(Ranged):
@@ -248,6 +250,9 @@ def _check_names(config: StudyConfig, names: list[str]) -> None:
 def _look(name: str) -> str:
     """What people see of a name: accents however they are encoded, and spaces as one."""
     return " ".join(shown(unicodedata.normalize("NFKC", name)).split())
+
+
+# ------------------------------------------------------------------------------------------------------------- its runs
 
 
 _NOT_OF_THE_RESULT = {

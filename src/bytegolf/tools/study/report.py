@@ -38,6 +38,9 @@ from bytegolf.tools.study.table import (
     tabulate,
 )
 
+# ---------------------------------------------------------------------------------------------------------- the picture
+
+
 STYLES = {
     BETTER: (plots.COLORS[0], "o"),
     WORSE: (plots.COLORS[1], "s"),
@@ -112,6 +115,9 @@ def _sizes(axes: Any, results: list[VariantResult], control: str) -> None:
             annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": color, "lw": 0.6, "alpha": 0.5, "shrinkB": 4, "relpos": (0, 0.5)},
         )
+
+
+# ----------------------------------------------------------------------------------------------------------- the report
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,9 @@ from bytegolf.errors import counted, shown
 from bytegolf.tools.study.definition import Job, Study
 from bytegolf.tools.study.results import Row, Summary
 
+# --------------------------------------------------------------------------------------------------- paired differences
+
+
 SAME, BETTER, WORSE, UNKNOWN = "=", "better", "worse", "?"
 """Verdicts: the interval holds zero; below it; above it; too few pairs for an interval."""
 
@@ -91,6 +94,9 @@ def _within(t: float, freedom: int) -> float:
         step = 2 * index + 1 + odd
         term *= cosine**2 * step / (step + 1)
     return 2 / math.pi * (angle + sine * total) if odd else sine * total
+
+
+# --------------------------------------------------------------------------------------------------------------- tables
 
 
 FLOAT = "float"

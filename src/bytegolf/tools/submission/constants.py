@@ -18,6 +18,9 @@ from typing import Any
 from bytegolf.tools.submission.decoders import DECODERS, ENCODINGS, MOST_BYTES, Unknown
 from bytegolf.tools.submission.values import dotted
 
+# ---------------------------------------------------------------------------------------------- what names are bound to
+
+
 _READS = frozenset(
     re.findall(
         r"\w+", "bytes bytearray tuple list len map enumerate zip sorted reversed print str min max sum iter range"
@@ -168,6 +171,9 @@ def _root(node: ast.expr) -> str | None:
     while isinstance(node, (ast.Attribute, ast.Call, ast.Subscript)):
         node = node.func if isinstance(node, ast.Call) else node.value
     return node.id if isinstance(node, ast.Name) else None
+
+
+# ------------------------------------------------------------------------------------------------------------ constants
 
 
 MOST_STEPS = 200_000

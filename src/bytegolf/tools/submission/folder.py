@@ -36,6 +36,9 @@ from bytegolf.tools.bundle.entry import Scored
 from bytegolf.tools.bundle.script import NAME
 from bytegolf.tools.submission.papers import CLAIMS, LOG, README, Claims, Submission
 
+# ----------------------------------------------------------------------------------------------------------- the README
+
+
 _UNPACK = rf"""## Read it
 
 `{NAME}` is compressed; this prints it:
@@ -102,6 +105,9 @@ FILE.npy` writes the nats and bytes of every scored target, in the order of the 
 {tomli_w.dumps(settings).strip()}
 ```
 """
+
+
+# ----------------------------------------------------------------------------------------------------------- the folder
 
 
 TRACK = "non-record-unlimited-compute-16mb"

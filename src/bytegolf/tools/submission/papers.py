@@ -18,6 +18,9 @@ from bytegolf.folders import check_file
 from bytegolf.tools.submission.sources import Sources
 from bytegolf.tools.submission.verdict import Finding
 
+# --------------------------------------------------------------------------------------------------------------- claims
+
+
 CLAIMS = "submission.json"
 LOG = "train.log"
 README = "README.md"
@@ -53,6 +56,9 @@ class Submission(Claims):
     """A submission that was made, and what it claims."""
 
     folder: str
+
+
+# --------------------------------------------------------------------------------------------------------------- papers
 
 
 REQUIRED = {"author": (), "name": ("run_name",), "date": (), "val_bpb": ("mean_val_bpb",)}
