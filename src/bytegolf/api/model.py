@@ -171,7 +171,10 @@ class Model(Description):
         ``ids`` (B, L) are token ids (``tokenizer.encode``): lists, an array or a tensor. A text begins with
         ``tokenizer.BOS``. A sequence is read as one window, of whatever length.
         """
-        batch = torch.as_tensor(ids, dtype=torch.int64, device=self.device)
+        try:
+            batch = torch.as_tensor(ids, dtype=torch.int64, device=self.device)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise BytegolfError("ids are whole numbers in rows of one length: give (sequences, tokens)") from error
         if batch.ndim != 2:
             raise BytegolfError(f"ids have {batch.ndim} dimensions: give (sequences, tokens)")
         if batch.numel() and not 0 <= int(batch.min()) <= int(batch.max()) < self.tokenizer.vocab_size:
@@ -396,9 +399,10 @@ class Model(Description):
         return codec_of(self._loaded)
 
     def compress(self, data: Text) -> bytes:
-        """``data`` without loss: the model's distribution of each next byte through an entropy coder.
+        """``data`` without loss: each byte through an entropy coder, at the model's distribution of it mixed with those of
+        contexts of the data so far (``bytegolf.mixing``).
 
-        What the model cannot shrink is stored, so nothing grows by more than a header.
+        What does not get smaller is stored, so nothing grows by more than a header.
         """
         packed = io.BytesIO()
         content = as_bytes(data)

@@ -17,7 +17,7 @@ std::vector<StackState*> stacks(const std::vector<NetworkState*>& states, StackS
 
 }  // namespace
 
-Level::Level(Plan& plan) {
+HNet::HNet(Plan& plan) {
   width = plan.number(), inner = plan.number(), compared = plan.number();
   strict = plan.number() != 0, from_zero = plan.number() != 0;
   shaped = plan.number() != 0, sharpness = plan.real(), offset = plan.real();
@@ -27,13 +27,13 @@ Level::Level(Plan& plan) {
   hash_bits = plan.number(), hash_dim = plan.number(), hash_table = plan.address();
   if (hash_dim)
     hash_proj = plan.matrix(inner, hash_dim);
-  encoder = Stage::read(plan);
+  encoder = AnyStack::read(plan);
   main = std::make_unique<Network>(plan);
-  decoder = Stage::read(plan);
+  decoder = AnyStack::read(plan);
 }
 
 // p of a position, from its own vector and the key of the one before it (routers/cosine.py).
-float Level::boundary(const float* q, const float* memory) const {
+float HNet::boundary(const float* q, const float* memory) const {
   const i64 n = round_up(compared, PANEL);
   const float qq = std::max(std::sqrt(dot(q, q, n)), COSINE_EPS);
   const float kk = std::max(std::sqrt(dot(memory, memory, n)), COSINE_EPS);
@@ -45,7 +45,7 @@ float Level::boundary(const float* q, const float* memory) const {
   return float(1 / (1 + std::exp(-odds)));
 }
 
-void Level::run(float* x, i64 rows, const std::vector<Span>& spans, const std::vector<NetworkState*>& states,
+void HNet::run(float* x, i64 rows, const std::vector<Span>& spans, const std::vector<NetworkState*>& states,
                 const i64* tokens) const {
   const i64 n = round_up(width, PANEL), m = round_up(compared, PANEL), wide = round_up(inner, PANEL);
   std::vector<char> first(spans.size());  // whether nothing came before the span
@@ -120,9 +120,9 @@ void Level::run(float* x, i64 rows, const std::vector<Span>& spans, const std::v
 
 Network::Network(Plan& plan) {
   if (plan.number())
-    level = std::make_unique<Level>(plan);
+    level = std::make_unique<HNet>(plan);
   else
-    stack = Stage::read(plan);
+    stack = AnyStack::read(plan);
 }
 
 void Network::run(float* x, i64 rows, const std::vector<Span>& spans, const std::vector<NetworkState*>& states,
@@ -135,7 +135,7 @@ void Network::run(float* x, i64 rows, const std::vector<Span>& spans, const std:
 
 NetworkState::NetworkState(const Network& network) {
   if (!network.level) return;
-  const Level& level = *network.level;
+  const HNet& level = *network.level;
   memory.resize(round_up(level.compared, PANEL));
   smoothed.resize(round_up(level.width, PANEL));
   main = std::make_unique<NetworkState>(*level.main);

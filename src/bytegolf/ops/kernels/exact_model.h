@@ -66,12 +66,12 @@ struct StackState {
   void expect(size_t layers);
 };
 
-// The blocks of a stage. Rows have `round_up(width, PANEL)` numbers, changed in place; `states` are those of the spans.
-struct Stage {
+// The blocks of a stack. Rows have `round_up(width, PANEL)` numbers, changed in place; `states` are those of the spans.
+struct AnyStack {
   i64 width = 0;
-  virtual ~Stage() = default;
+  virtual ~AnyStack() = default;
   virtual void run(float* x, i64 rows, const std::vector<Span>& spans, const std::vector<StackState*>& states) const = 0;
-  static std::unique_ptr<Stage> read(Plan& plan);
+  static std::unique_ptr<AnyStack> read(Plan& plan);
 };
 
 struct Block {
@@ -80,7 +80,7 @@ struct Block {
 };
 
 // S0's (exact_stack.cpp).
-struct Stack : Stage {
+struct Stack : AnyStack {
   i64 heads, groups, head, hidden, window;
   bool norms_input;
   Floats frequencies;  // of the rotation, K/2
@@ -108,17 +108,17 @@ struct Network;
 
 struct NetworkState;
 
-struct Level {
+struct HNet {
   i64 width, inner, compared, hash_bits, hash_dim;
   double sharpness, offset;
   bool shaped, strict, from_zero;
   Matrix query, key, residual, hash_proj;
   Floats residual_bias, pad;
   const float* hash_table;
-  std::unique_ptr<Stage> encoder, decoder;
+  std::unique_ptr<AnyStack> encoder, decoder;
   std::unique_ptr<Network> main;
 
-  explicit Level(Plan& plan);
+  explicit HNet(Plan& plan);
   void run(float* x, i64 rows, const std::vector<Span>& spans, const std::vector<NetworkState*>& states,
            const i64* tokens) const;
   float boundary(const float* q, const float* memory) const;
@@ -126,8 +126,8 @@ struct Level {
 
 // One of the two.
 struct Network {
-  std::unique_ptr<Stage> stack;
-  std::unique_ptr<Level> level;
+  std::unique_ptr<AnyStack> stack;
+  std::unique_ptr<HNet> level;
 
   explicit Network(Plan& plan);
   i64 width() const { return stack ? stack->width : level->width; }

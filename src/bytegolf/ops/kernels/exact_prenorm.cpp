@@ -14,7 +14,7 @@ struct PreNormBlock {
   Matrix in, down;
 };
 
-struct PreNormStack : Stage {
+struct PreNormStack : AnyStack {
   float eps;
   Floats gain;  // of the norm at the end; empty: there is none
   std::vector<PreNormBlock> blocks;
@@ -160,7 +160,7 @@ std::unique_ptr<Mixer> read_attention(Plan& plan, i64 width) {
   return found;
 }
 
-std::unique_ptr<Stage> Stage::read(Plan& plan) {
+std::unique_ptr<AnyStack> AnyStack::read(Plan& plan) {
   if (plan.number()) return std::make_unique<PreNormStack>(plan);
   return std::make_unique<Stack>(plan);
 }
