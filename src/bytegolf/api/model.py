@@ -399,8 +399,8 @@ class Model(Description):
         return codec_of(self._loaded)
 
     def compress(self, data: Text) -> bytes:
-        """``data`` without loss: each byte through an entropy coder, at the model's distribution of it mixed with those of
-        contexts of the data so far (``bytegolf.mixing``).
+        """``data`` without loss: each byte through an entropy coder, at the model's distribution of it mixed with those
+        of contexts of the data so far (``bytegolf.mixing``).
 
         What does not get smaller is stored, so nothing grows by more than a header.
         """

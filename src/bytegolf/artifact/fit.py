@@ -157,12 +157,14 @@ def measure_options(model: LanguageModel, state: Mapping[str, Tensor], windows: 
         for group, plans in tried.items():
             if label not in plans:
                 continue
+            # one group at a time, all others whole: what several cost together is taken to be the sum, which the file
+            # that is written in the end is measured against
             for name, storage in plans[label].items():
                 held[name].copy_(fake_quantize(state[name], storage))
             loss = mean_loss(model, windows) - whole
             for name in plans[label]:
                 held[name].copy_(state[name])
-            if not math.isfinite(loss):
+            if not math.isfinite(loss):  # NaN compares as nothing: such a way would be chosen, or not, by chance
                 loss = math.inf
             taken = sum(bits[name] for name in groups[group])
             found[group].append(StorageOption(label, plans[label], taken, max(loss, 0.0)))
@@ -325,6 +327,9 @@ class _Fit:
 
     def choose(self, room: int) -> Point | None:
         """The best point whose file, written with ``range``, takes at most ``room`` bytes; None if there is none."""
+        # Example: room for 10,000 bytes. By its sums the path has points of 12,000, 10,400, 9,500, 8,000 … bytes. The
+        # first within 10,000 is written: 9,700 with its header. 300 are spare, so `fill` may spend them where they help
+        # most; should that file take 10,050, it tries again with an eighth less, until one fits or nothing changes.
         primed = len(self.primer.packed) if self.primer else 0
         for point in self.path:
             if point.payload_bytes + primed > room:  # the header not yet in it

@@ -105,10 +105,14 @@ class Mixing:
         """The costs of consecutive targets of a row."""
         (mixer, stream), offset = self._place(row), self._offset
         rows = np.array([stream])
+        # Example, in byte260: the targets T h e BOS N o, of which BOS is special. It costs the model's −ln p alone; a
+        # byte costs −ln of what the model leaves to all bytes, and the mixer's −ln p on top.
         special = targets < offset
         found = np.empty(len(targets))
         found[special] = -np.log(frequencies[special, targets[special]] / TOTAL)
         found[~special] = -np.log1p(-(frequencies[~special, :offset].sum(1) / TOTAL))
+        # the mixer runs over pieces that end with a document's end: here "The" with BOS behind it, and "No". In byte256
+        # BOS is a byte, and mixed like any other
         breaks = np.flatnonzero(special | (targets == self._bos))
         start = 0
         for stop in [*(breaks + 1).tolist(), len(targets)]:

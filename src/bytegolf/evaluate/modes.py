@@ -347,6 +347,7 @@ class ScoringMode:
 
     def fitting(self, most: int, windows: int = 3) -> int:
         """How many of ``most`` tokens to take, so that up to ``windows`` windows of them come out even."""
+        # seq_len 8 and stride 4: 17 tokens are 16 targets in windows at 0, 4 and 8; of 20 tokens as many are taken
         step = self.stride or self.seq_len
         return self.seq_len + 1 + step * max(0, min(windows - 1, (most - 1 - self.seq_len) // step))
 

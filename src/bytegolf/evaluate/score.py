@@ -57,6 +57,15 @@ def windows(targets: int, seq_len: int, stride: int = 0, drop_tail: bool = False
     overlap) and scores the new ones. The last window ends with the stream and scores just what is left, whereas
     ``drop_tail`` leaves out what does not fill a whole stride, as the public scripts do without overlap (formats.md).
 
+    Example: 9 targets in windows of 4 with a stride of 2. Each line is a window; ``=`` are the targets that it scores,
+    ``-`` what it only reads::
+
+        target  0 1 2 3 4 5 6 7 8
+                = = = =                 start 0, scored 4
+                    - - = =             start 2, scored 2
+                        - - = =         start 4, scored 2
+                          - - - =       start 5, scored 1: the tail, which ``drop_tail`` leaves out
+
     Raises BytegolfError if the stream is shorter than one window or the stride does not fit.
     """
     if not 0 <= stride <= seq_len:

@@ -141,10 +141,12 @@ class Windows(Pass[_Encoded]):
         return self.encoded
 
     def route(self, encoded: _Encoded) -> bool:
-        # what does not depend on the data decides nothing here: only a fixed capacity is more than room
+        # exact and bucketed capacities are room for all chunks, so padding is as short as it can be here; a fixed one
+        # drops boundaries, which changes losses
         capacity = self.level.capacity
         self.chunks = Chunks.of(encoded.boundary, capacity if capacity.mode == "fixed" else EXACT)
         self.traces.append(_trace(encoded, self.chunks.boundary))
+        # z̄ of chunk c holds z of chunk c − k times k factors 1 − P: behind FORGOTTEN chunks nothing is left in fp32
         self.oldest = int((self._chunk_of_needed() - FORGOTTEN).min().clamp(min=0))
         return True
 
@@ -196,6 +198,8 @@ def _hierarchical(
         every = Windows(model, level, windows, encoded, stride)
         return level.run(every), every.traces
     # one long window scores what all of them do: right for those that do not depend on where they start
+    # (window 0 scores its last `stride` targets here like all others: the first window of a text, which scores all of
+    # its targets, is a batch by itself, see `score.groups`)
     scored = len(windows) * stride
     whole = level.run(Windows(model, level, tokens.unsqueeze(0), encoded.stretch, scored))
     hidden = torch.unflatten(whole[0], 0, (-1, stride))

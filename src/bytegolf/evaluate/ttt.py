@@ -165,6 +165,8 @@ def score_adapting(
                         chunks = deque(pace.chunks(*span))
                         rows[index] = _Text(*span, chunks, observer() if observer else None)
                         adapter.reset(index)
+                # With 2 rows and documents of 3, 1 and 2 chunks, the rounds are a1 b1, a2 c1, a3 c2: document c takes
+                # the row that b leaves. Which row that is depends on documents before c alone.
                 read = [text.chunks.popleft() if text.chunks else [] for text in rows]
                 if not any(read):
                     return total
@@ -299,7 +301,9 @@ class _Sgd:
         with torch.no_grad():
             for (p, lr), g in zip(self._rates, gradients, strict=True):
                 if g.is_sparse:
-                    g = g.coalesce()  # a row once, so that no order of adding is left to chance
+                    # a row once: an n-gram that came 3 times in a chunk has 3 entries, and adding them up in parallel
+                    # would leave the order, and so the last bit, to chance
+                    g = g.coalesce()
                     p.index_add_(0, g.indices()[0], g.values(), alpha=-lr)
                 else:
                     p.sub_(g, alpha=lr)

@@ -74,6 +74,9 @@ def count(ngrams: NgramEmbedding, text: Text, alphabet: int, reset_at_bos: bool,
             add_code_sums(sums[fold], seen[fold], ids, codes, powers, MIXER, bos, rows)
     total, times = sum(sums[1:], sums[0].clone()), sum(seen[1:], seen[0].clone())
     mean = total / (times + DOUBT).unsqueeze(1)
+    # A row of two folds: fold 0 saw it 3 times with codes that sum to 6, fold 1 once with 4. Without doubt (DOUBT = 0)
+    # its mean is 10/4, without fold 0 4/1 and without fold 1 6/3: what is left out is kept as differences to the mean,
+    # +1.5 and −0.5, since text of fold 0 must not see what it itself taught the row.
     for part, n in zip(sums, seen, strict=True):
         part.neg_().add_(total).div_((times - n + DOUBT).unsqueeze(1)).sub_(mean)
     ngrams.left_out = torch.cat(sums).mul_(config.scale).to(table.device)

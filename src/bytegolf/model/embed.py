@@ -114,12 +114,15 @@ class NgramEmbedding(RowTable):
 
         An id of ``NOTHING`` stands before the first token; with ``reset_at_bos`` all ids before a BOS count as that.
         """
-        reach = ids.unfold(1, self.context + 1, 1).flip(-1) + 1  # each position's own id, then those before it
+        # Each position's own id, then those before it. For the last position of "cats" and n-grams of up to 3: s t a,
+        # each id plus 1, so that the id 0 counts too. The running sums of id·power are then keys of "s", "ts" and
+        # "ats", of which the first is left to the embedding.
+        back = ids.unfold(1, self.context + 1, 1).flip(-1) + 1
         if reset_at_bos:
-            crossed = (reach[..., :-1] == self.bos + 1).cumsum(-1) > 0
-            reach = torch.cat((reach[..., :1], reach[..., 1:].masked_fill(crossed, NOTHING + 1)), -1)
+            crossed = (back[..., :-1] == self.bos + 1).cumsum(-1) > 0
+            back = torch.cat((back[..., :1], back[..., 1:].masked_fill(crossed, NOTHING + 1)), -1)
         powers = torch.tensor(ngram_powers(self.config.longest), device=ids.device)
-        keys = (reach * powers).cumsum(-1)[..., 1:]  # wraps around, as hashes do
+        keys = (back * powers).cumsum(-1)[..., 1:]  # wraps around, as hashes do
         tables = torch.arange(self.lengths, device=ids.device) << self.config.bits
         return hashed(keys, self.config.bits) + tables
 

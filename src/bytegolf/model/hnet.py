@@ -266,6 +266,7 @@ class Extension(Pass[Tensor]):
         self.p, boundary, memories = self.level.router.extend(
             encoded, state.memory[self.index], self.first, self.tokens
         )
+        # where each row's last position that is there lies: for counts 4 and 2 in L = 4, columns 3 and 1
         last: Any = (slice(None), -1)
         there = self.counts
         if there is not None:
@@ -275,6 +276,8 @@ class Extension(Pass[Tensor]):
         state.memory[self.index] = memories[last]
         self.running = boundary.cumsum(1)  # in the worked example, for positions 4 to 7: 0 1 1 1
         if state.limit is not None:
+            # a limit of 5 chunks, 4 of them open: of new boundaries at running counts 1 1 2 the first is kept, and the
+            # position of the second belongs to the last chunk: 1 1 1
             room = torch.from_numpy(state.limit - state.opened[self.every]).to(device).unsqueeze(1)
             boundary = boundary & (self.running <= room)
             self.running = torch.minimum(self.running, room)
@@ -391,7 +394,7 @@ class Draft(SingleStep):
     """
 
     def route(self, encoded: Tensor) -> bool:
-        super().route(encoded)
+        super().route(encoded)  # router and hashes go on, so that the draft's own boundaries are known
         return False
 
 

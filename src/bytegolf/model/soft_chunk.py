@@ -158,13 +158,13 @@ class SoftLayer(nn.Module):
 
 def _weights(keep: Float[Tensor, "B L"]) -> tuple[Float[Tensor, "B L"], Float[Tensor, "B L"]]:
     """w_t = 1 + keep_t·w_{t−1} from w_{−1} = 0, and ∏_{i≤t} keep_i, by doubling: log₂ L passes."""
-    # after a pass, w sums the last `reach` terms and `kept` is the product of the last `reach`:
+    # after a pass, w sums the last `terms` of them and `kept` is the product of the last `terms`:
     # keep = (·, ½, ½, ½)   w: 1 1 1 1 → 1 1½ 1½ 1½ → 1 1½ 1¾ 1⅞
-    weight, kept, reach = torch.ones_like(keep), keep, 1
-    while reach < keep.shape[1]:
-        weight = weight + kept * F.pad(weight[:, :-reach], (reach, 0))
-        kept = kept * F.pad(kept[:, :-reach], (reach, 0), value=1.0)
-        reach *= 2
+    weight, kept, terms = torch.ones_like(keep), keep, 1
+    while terms < keep.shape[1]:
+        weight = weight + kept * F.pad(weight[:, :-terms], (terms, 0))
+        kept = kept * F.pad(kept[:, :-terms], (terms, 0), value=1.0)
+        terms *= 2
     return weight, kept
 
 

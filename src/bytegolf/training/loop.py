@@ -280,6 +280,8 @@ class Trainer:
         weights = gathered(self.stepper.weights(), self.world)
         averaged = gathered(self.stepper.average.state(), self.world) if self.stepper.average else {}
         if self.world.leads:
+            # losses that no row of metrics holds yet go along: with rows every 10 steps and a checkpoint at step 14,
+            # the row of step 20 averages steps 11 to 20, also in a resumed run
             progress = {**dataclasses.asdict(self.progress), "window": self._steps.state()}
             progress[store.SAMPLE] = self.config.train.validate_tokens
             if self._validated_step != self.progress.step:

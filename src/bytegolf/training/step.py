@@ -162,6 +162,8 @@ class Stepper:
         for level in self._levels:
             level.target = chunk_target(level.config.router, done)
             level.guide = guide_weight(level.config.router, done)
+        # a seed of its own for each (seed, step, rank): with 2 ranks, steps 0, 1, … of seed 1 draw from 2,000,006 + 0
+        # and 1, + 2 and 3, …; no generator's state has to be kept for a resumed run
         draw = (self.config.train.seed * 1_000_003 + step) * self.world.size + self.world.rank
         torch.manual_seed(draw % (1 << 63))
         self._quantized.close()
