@@ -2,12 +2,14 @@
 
     python benchmarks/file_kinds.py --most 400000
     python benchmarks/file_kinds.py --kinds executable image --out kinds.json
+    python benchmarks/file_kinds.py --media FOLDER --kinds "raw image" "raw sound"
 
 Files that a usual installation has, cut to `--most` bytes; texts of message catalogues in three languages; images,
-sounds, archives and logs that are made the same everywhere; empty, one byte, zeros, noise, and a log of 10 MB. For each
-file its size by each compressor; for each kind the sums; and for each compressor speed both ways and memory over all of
-them. Each works in a process of its own, whose peak memory counts. Round trips are compared by bytes, but for PPMd.
-brotli and PPMd need `pip install brotli pyppmd`, zpaq its program. Ends with one line of JSON.
+sounds, archives and logs that are made the same everywhere; empty, one byte, zeros, noise, and a log of 10 MB. With
+`--media` also pictures and sounds of real packages, which are downloaded into its folder (real_media.py; Pillow). For
+each file its size by each compressor; for each kind the sums; and for each compressor speed both ways and memory over
+all of them. Each works in a process of its own, whose peak memory counts. Round trips are compared by bytes, but for
+PPMd. brotli and PPMd need `pip install brotli pyppmd`, zpaq its program. Ends with one line of JSON.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from pathlib import Path
 from typing import Any
 
 from measuring import machine, peak_memory, table
+from real_media import media
 
 FOUND = {
     "Python": [str(Path(os.__file__).parent / f"{name}.py") for name in ("typing", "argparse", "tarfile", "ast")],
@@ -131,7 +134,7 @@ def archive(paths: list[Path], most: int) -> bytes:
     return buffer.getvalue()
 
 
-def corpus(most: int, log: int) -> Iterator[tuple[str, str, bytes]]:
+def corpus(most: int, log: int, folder: Path | None = None) -> Iterator[tuple[str, str, bytes]]:
     """Kind, name and content of each file."""
     sources = []
     for kind, patterns in FOUND.items():
@@ -146,6 +149,8 @@ def corpus(most: int, log: int) -> Iterator[tuple[str, str, bytes]]:
     yield "archive", "sources.tar.gz", gzip.compress(made, 9, mtime=0)[:most]
     yield "image", "slopes.ppm", bitmap(300)[:most]
     yield "sound", "voices.raw", sound(80_000)[:most]
+    for kind, name, data in media(folder) if folder else ():
+        yield kind, name, data[:most]
     yield "odd", "empty", b""
     yield "odd", "one byte", b"x"
     yield "odd", "zeros", bytes(min(most, 300_000))
@@ -243,10 +248,10 @@ def main() -> None:
     parser.add_argument("--skip", nargs="*", default=[], help="compressors to leave out")
     parser.add_argument("--kept", type=Path, help="keep each compressor's figures here, and take over those of before")
     parser.add_argument("--out", type=Path, help="the figures as JSON")
+    parser.add_argument("--media", type=Path, help="a folder for real pictures and sounds, kinds of their own")
     arguments = parser.parse_args()
-    files = [
-        file for file in corpus(arguments.most, arguments.log) if not arguments.kinds or file[0] in arguments.kinds
-    ]
+    every = corpus(arguments.most, arguments.log, arguments.media)
+    files = [file for file in every if not arguments.kinds or file[0] in arguments.kinds]
     names = [name for name in ways() if name not in arguments.skip]
     which = identity(files)
     results: dict[str, Any] = {}

@@ -180,6 +180,6 @@ def _first_scale(kind: Kind, grade: int) -> int:
 
 
 @functools.cache
-def spread() -> NDArray[np.int64]:
+def spread() -> NDArray[np.int32]:
     """2²⁸/(1 + e^−x) at x = −12, −12 + 1/64, … 12."""
-    return np.array([round((1 << 28) / (1 + math.exp(12 - i / 64))) for i in range(24 * 64 + 2)], np.int64)
+    return np.array([round((1 << 28) / (1 + math.exp(12 - i / 64))) for i in range(24 * 64 + 2)], np.int32)

@@ -34,7 +34,7 @@ class Arrays(Protocol):
     scales: NDArray[np.int64]
     rate: NDArray[np.int32]
     shapes: NDArray[np.int64]
-    spread: NDArray[np.int64]
+    spread: NDArray[np.int32]
     predicted: NDArray[np.int64]
     frequencies: NDArray[np.uint32]
 
@@ -144,7 +144,7 @@ class SampleReference:
             scale = int(a.scales[c, p, place, 0])
             inverse = (1 << 32) // max(2, (scale >> 8) * wide >> 6)
             z = np.clip(((edges - int(a.predicted[p])) * inverse >> 16) + (12 << 16), 0, (24 << 16) - 1)
-            low, high = a.spread[z >> 10], a.spread[(z >> 10) + 1]
+            low, high = a.spread[z >> 10].astype(np.int64), a.spread[(z >> 10) + 1].astype(np.int64)
             a.frequencies[e] = np.diff(low + ((high - low) * (z & 1023) >> 10)) + 1
 
     # ------------------------------------------------------------------------------------------------ contexts

@@ -26,7 +26,7 @@ struct Samples {
   i64* scales;            // (channel, predictor, class, 2): the mean size of an error in 2⁻⁸ units; how many were seen
   const int32_t* rate;    // of a scale by how many were seen
   const i64* shapes;      // (expert, 2): its predictor, and how wide it is in parts of 64
-  const i64* spread;      // a cumulative distribution over −12 … 12, 64 a unit
+  const int32_t* spread;  // a cumulative distribution over −12 … 12, 64 a unit
   i64* predicted;         // (predictor): in UNITs of a sample
   u32* frequencies;       // (expert, 256)
   u64* given;             // contexts, and behind them sets
@@ -36,7 +36,7 @@ struct Samples {
     numbers = (i64*)f[0], values = (int32_t*)f[1], near = (const i64*)f[2], nears = (const i64*)f[3];
     rules = (const double*)f[4], products = (double*)f[5], sums = (double*)f[6], weights = (double*)f[7];
     traces = (i64*)f[8], scales = (i64*)f[9], rate = (const int32_t*)f[10], shapes = (const i64*)f[11];
-    spread = (const i64*)f[12], predicted = (i64*)f[13], frequencies = (u32*)f[14], given = (u64*)f[15];
+    spread = (const int32_t*)f[12], predicted = (i64*)f[13], frequencies = (u32*)f[14], given = (u64*)f[15];
   }
 
   i64 back(i64 at, i64 distance) const { return values[(at - distance) & numbers[MASK]]; }
@@ -100,20 +100,19 @@ struct Samples {
     for (i64 e = 0; e < numbers[EXPERTS]; e++) {
       const i64 p = shapes[2 * e], scale = scales[((c * PREDICTORS + p) * CLASSES + numbers[CLASS]) * 2];
       const i64 inverse = ((i64)1 << 32) / std::max<i64>(2, (scale >> 8) * shapes[2 * e + 1] >> 6);
-      u32* own = frequencies + 256 * e;
-      i64 below = cumulative((first - predicted[p]) * inverse >> 16);
-      for (i64 v = 0; v < 256; v++) {
-        const i64 to = cumulative((first + (v + 1) * step * UNIT - predicted[p]) * inverse >> 16);
-        own[v] = (u32)(to - below) + 1;
-        below = to;
+      // edges in 2⁻¹⁶ of the distribution's unit from its middle: from −12 to 12 its table tells them apart
+      const i64 from = (first - predicted[p]) * inverse, apart = step * UNIT * inverse;
+      int32_t edge[257];
+      for (i64 v = 0; v < 257; v++) {
+        edge[v] = (int32_t)std::min<i64>(std::max<i64>((from + v * apart >> 16) + (12 << 16), 0), (24 << 16) - 1);
       }
+      for (i64 v = 0; v < 257; v++) {
+        const int32_t low = spread[edge[v] >> 10], high = spread[(edge[v] >> 10) + 1];
+        edge[v] = low + ((high - low) * (edge[v] & 1023) >> 10);
+      }
+      u32* own = frequencies + 256 * e;
+      for (i64 v = 0; v < 256; v++) own[v] = (u32)(edge[v + 1] - edge[v]) + 1;
     }
-  }
-
-  i64 cumulative(i64 z) const {  // z in units of 2⁻¹⁶
-    const i64 at = std::min<i64>(std::max<i64>(z + (12 << 16), 0), (24 << 16) - 1);
-    const i64* own = spread + (at >> 10);
-    return own[0] + ((own[1] - own[0]) * (at & 1023) >> 10);
   }
 
   // --- contexts
