@@ -5,8 +5,8 @@
 
 ``data/both`` is the default corpus in both alphabets: ``bytegolf prepare --out data/both --tokenizer byte260,sp1024``.
 
-For every preset that extends no other, at an eighth of its widths and for a few steps, and for ``cpu-demo`` as it is
-for ``--steps`` steps: the training losses, a hash of the weights that the artifact gives back, the score in every mode,
+For every preset over these that extends no other, at an eighth of its widths and for a few steps, and for ``cpu-demo``
+as it is for ``--steps`` steps: the training losses, a hash of the weights that the artifact gives back, the score in every mode,
 the chunks of a text, a compressed text, and a generated one. Everything runs on one thread, through the command line.
 A refactoring leaves all of it identical, bit for bit, on one machine; exit code 1 where it does not.
 
@@ -71,6 +71,10 @@ def shrunken(name: str) -> list[str]:
     changes = [f"train.seq_len={SEQ_LEN}", f"train.batch_tokens={4 * SEQ_LEN}", "train.micro_batch=0"]
     for path, stage in stages(config["model"]["network"], "model.network"):
         changes += [f"{path}.dim={stage['dim'] // 8}", f"{path}.window={stage['window'] // 8}"]
+        if stage["rotary_dim"] > 0:  # of a head, which is an eighth as wide
+            changes.append(f"{path}.rotary_dim={stage['rotary_dim'] // 8}")
+        if "m" in stage["layout"].lower() or stage["kind"] == "mamba2":
+            changes.append(f"{path}.options.headdim=8")
     if config["model"]["ngrams"]["longest"] > 1:
         changes.append("model.ngrams.bits=10")
     if config["export"]["gptq"]:
@@ -185,10 +189,12 @@ def main() -> None:
 
     import torch
 
-    from bytegolf.config import preset_chain, preset_names
+    from bytegolf.config import Config, preset_chain, preset_names
 
     torch.set_num_threads(1)
-    roots = [name for name in preset_names() if len(preset_chain(name)) == 1]
+    alone = [name for name in preset_names() if len(preset_chain(name)) == 1]
+    # the public H-Nets' shapes are over byte256, of which there is no data
+    roots = [name for name in alone if Config.load(name).data.tokenizer in ("byte260", "sp1024")]
     names = options.presets or [*roots, "cpu-demo@full"]
     found: dict[str, Any] = {}
     for name in names:
