@@ -7,7 +7,8 @@
 
 For every preset over these that extends no other, at an eighth of its widths and for a few steps, and for ``cpu-demo``
 as it is for ``--steps`` steps: the training losses, a hash of the weights that the artifact gives back, the score in
-every mode, the chunks of a text, a compressed text, and a generated one. Everything runs on one thread, through the command line.
+every mode, the chunks of a text, a compressed text, and a generated one. Everything runs on one thread, through the
+command line.
 A refactoring leaves all of it identical, bit for bit, on one machine; exit code 1 where it does not.
 
 Tensors are hashed by content and not by name, so that a parameter may be renamed; the artifact's file holds the
