@@ -61,7 +61,7 @@ def _explained(error: Exception, where: str, names: str) -> Exception:
     if status in (401, 403) or isinstance(reason, PermissionError):
         return BytegolfError(f"{where} refuses access ({status or said}): log in (`hf auth login`) or change mirrors")
     if status in (404, 410) or isinstance(reason, FileNotFoundError | NotADirectoryError):
-        return BytegolfError(f"{where} does not exist ({status or said}): check {names}")
+        return BytegolfError(f"{where} does not exist{f' ({status})' if status else ''}: check {names}")
     if type(reason).__name__ in ("NonHttpUrlRedirectClientError", "TooManyRedirects", "InvalidUrlRedirectClientError"):
         return BytegolfError(f"{where} redirects in a circle, or to nothing safe: choose another mirror")
     if isinstance(reason, ValueError):

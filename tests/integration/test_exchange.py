@@ -345,6 +345,9 @@ def test_hostile_files_missing_configurations_and_full_places(tmp_path: Path, im
     assert "no such file" in refused("import", tmp_path / "none.pt", "--out", tmp_path / "model").lower()
     assert "is there already" in refused("import", hostile.parent, "--out", imported)
     assert "load it as it is" in refused("import", imported, "--out", tmp_path / "model")
+    artifact = hostile.parent / "model.bgolf"
+    artifact.write_bytes(b"BYTEGOLF")
+    assert "no .pt or .safetensors file" in refused("import", artifact, "--out", tmp_path / "model")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["alone.pt", "bad.json", "hostile"]
 
 

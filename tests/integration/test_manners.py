@@ -48,6 +48,15 @@ def test_options_that_are_none_or_lack_a_value(tiny_run: TinyRun) -> None:
     assert "MODEL is missing" in refused("segment")
 
 
+def test_numbers_that_are_none_or_out_of_range() -> None:
+    assert "--limit is 0.5: give a whole number" in refused("eval", "m", "--limit", "0.5")  # 0 would mean all
+    assert "--bytes is 'x': give a whole number" in refused("sample", "m", "--bytes", "x")
+    assert "--threshold is 'x': give a number" in refused("analyze", "m", "--threshold", "x")
+    assert "--threshold is nan: give a number" in refused("analyze", "m", "--threshold", "nan")
+    assert "--cut is -3: give a number >= 0" in refused("prepare", "--out", "d", "--cut", "-3")
+    assert "--tail is 'x': give one of auto, drop, score" in refused("eval", "m", "--tail", "x")
+
+
 EMPTY = (
     "prepare x --out=",
     "prepare @ --out y",

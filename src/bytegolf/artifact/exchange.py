@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bytegolf.artifact.export import latest
-from bytegolf.artifact.loading import is_ours, locate, open_model, stored
+from bytegolf.artifact.loading import is_ours, is_weights, locate, open_model, stored
 from bytegolf.artifact.public.opening import open_public
 from bytegolf.artifact.public.safetensors_file import write_safetensors
 from bytegolf.artifact.results import HnetResult, ImportResult
@@ -41,6 +41,8 @@ def import_model(source: str, out: Path, config: Path | None = None) -> ImportRe
     found = locate(source)
     if is_ours(found.path):
         raise BytegolfError(f"{source} is a model of bytegolf's: load it as it is")
+    if found.path.is_file() and not is_weights(found.path):
+        raise BytegolfError(f"{source} is no .pt or .safetensors file: name one; an artifact is loaded as it is")
     model = open_public(found.path, config, found.name)
     for name, tensor in model.state.items():
         if not bool(torch.isfinite(tensor).all()):

@@ -15,12 +15,14 @@ from typing import Annotated, Any, TextIO, TypeVar
 from cyclopts import (
     App,
     ArgumentCollection,
+    CoercionError,
     CycloptsError,
     Group,
     MissingArgumentError,
     Parameter,
     UnknownOptionError,
     UnusedCliTokensError,
+    ValidationError,
     validators,
 )
 from cyclopts.exceptions import UnknownCommandError
@@ -44,9 +46,16 @@ def usage(error: CycloptsError) -> str:
     return f"{_mistake(error)} (see `{' '.join(['bytegolf', *chain])} --help`)"
 
 
-def no_empty_paths(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """Refuse a path of no characters: ``--out "$UNSET"`` means no folder, and ``Path("")`` is the current one."""
+def no_surprises(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Refuse what would be taken for something else.
+
+    A path of no characters: ``--out "$UNSET"`` means no folder, and ``Path("")`` is the current one. A fraction where a
+    whole number is asked for: ``--limit 0.5`` would be rounded to 0, which means all.
+    """
     for argument in arguments:
+        for token in argument.tokens if "int" in str(argument.hint) else ():
+            if "." in token.value:
+                raise BytegolfError(f"{argument.name} is {token.value}: give a whole number")
         names_paths = "Path" in str(argument.hint) or argument.name == "SOURCES"  # `prepare` takes named corpora, too
         if names_paths and any(token.value == "" for token in argument.tokens):
             raise BytegolfError(f"{argument.name} is empty: name a path, or . for the folder that you are in")
@@ -75,6 +84,14 @@ def _mistake(error: CycloptsError) -> str:
         if name in sys.argv[1:]:
             return f"{name} needs a value (one that begins with a dash is given as {name}=-…)"
         return f"{name} is missing"
+    if isinstance(error, ValidationError) and error.argument is not None and error.argument.tokens:
+        rule = error.exception_message.removeprefix("Must be ").rstrip(".")  # ">= 1"
+        return f"{error.argument.name} is {error.argument.tokens[0].value}: give a number {rule}"
+    if isinstance(error, CoercionError) and error.token is not None and error.argument is not None:
+        kinds = {"int": "a whole number", "float": "a number"}
+        choices = f"one of {', '.join(error.argument.get_choices() or ())}"
+        wanted = kinds.get(getattr(error.target_type, "__name__", ""), choices)
+        return f"{error.argument.name} is {error.token.value!r}: give {wanted}"
     return str(error).strip().splitlines()[0].rstrip(".")
 
 
@@ -111,7 +128,7 @@ app = App(
     name="bytegolf",
     help=HELP,
     version=version,
-    config=no_empty_paths,
+    config=no_surprises,
     help_format="plaintext",
     default_parameter=Parameter(negative=(), show_default=_said),
     suppress_keyboard_interrupt=False,  # `run` says what stopped it

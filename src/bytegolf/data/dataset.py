@@ -123,6 +123,8 @@ def check_data_folder(folder: Path) -> None:
     """Raise unless ``folder`` exists and a `prepare` or `fetch` has finished in it, if one has begun."""
     with disk_errors(folder, "read"):  # of a name that is too long, for instance
         there = folder.is_dir()
+    if folder.is_file():
+        raise BytegolfError(f"{folder} is a file, and no data folder: name one that `bytegolf prepare` made")
     if not there:
         raise BytegolfError(
             f"there is no data folder {folder}: make it with `bytegolf prepare --out {folder}`, or name another"
