@@ -88,10 +88,12 @@ def _mistake(error: CycloptsError) -> str:
         rule = error.exception_message.removeprefix("Must be ").rstrip(".")  # ">= 1"
         return f"{error.argument.name} is {error.argument.tokens[0].value}: give a number {rule}"
     if isinstance(error, CoercionError) and error.token is not None and error.argument is not None:
-        kinds = {"int": "a whole number", "float": "a number"}
-        choices = f"one of {', '.join(error.argument.get_choices() or ())}"
-        wanted = kinds.get(getattr(error.target_type, "__name__", ""), choices)
-        return f"{error.argument.name} is {error.token.value!r}: give {wanted}"
+        kinds = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+        wanted = kinds.get(getattr(error.target_type, "__name__", ""))
+        if choices := error.argument.get_choices():
+            wanted = f"one of {', '.join(choices)}"
+        if wanted:
+            return f"{error.argument.name} is {error.token.value!r}: give {wanted}"
     return str(error).strip().splitlines()[0].rstrip(".")
 
 
