@@ -130,7 +130,8 @@ def test_the_kernel_is_the_reference_bit_for_bit(layout: Layout) -> None:
         ),
     ],
 )  # fmt: skip
-def test_headers_say_how_samples_lie(data: bytes, layout: Layout, order: int) -> None:
+def test_headers_say_how_samples_lie(data: bytes, layout: Layout, order: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layouts, "LEAST_WITHIN", 256)
     found = find(data, first=True)
     assert found is not None
     assert (found.layout, found.order, found.size) == (layout, order, len(data))
@@ -174,6 +175,7 @@ def test_sounds_and_pictures_are_predicted(monkeypatch: pytest.MonkeyPatch) -> N
 def test_samples_go_on_over_blocks_and_text_lies_between(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name in ((compressed, "MIB"), (coding, "BLOCK")):
         monkeypatch.setattr(module, name, 1500)
+    monkeypatch.setattr(layouts, "LEAST_WITHIN", 256)
     text = b"so that what lies between is text. " * 20
     data = wav(tone(1500)) + text + bitmap(31, 40) + text + wav(tone(1000)[:-1], 1, 24)
     cut = list(pieces(io.BytesIO(data).read, 1500))

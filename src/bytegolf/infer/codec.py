@@ -244,7 +244,7 @@ class _Coding:
         header = self._header
         settings = MixConfig(megabytes=header.megabytes, contexts=CONTEXTS)
         if header.model is None:
-            return _read(Mixer(settings, experts=0, length=1 << 24))
+            return words.read(Mixer(settings, experts=0, length=1 << 24))
         # matches are found as far back as two blocks of one stream: a block more than the one that is coded
         return Mixer(settings, streams=header.streams, length=2 * -(-header.block // header.streams))
 
@@ -295,7 +295,7 @@ class _Coding:
         """Know nothing: a decoder does not learn what is stored."""
         self._mixer.reset()
         if self._mode is None:
-            _read(self._mixer)
+            words.read(self._mixer)
         self._mixers.clear()
         self._samples = None
 
@@ -345,9 +345,3 @@ class _Coding:
             if progress:
                 progress(len(rows))
         data[:] = (tokens[where] - tokenizer.OFFSET).astype(np.uint8)
-
-
-def _read(mixer: Mixer) -> Mixer:
-    """A new mixer that has read what is common to many files."""
-    mixer.engine.prime(0, np.frombuffer(words.TEXT.encode(), np.uint8))
-    return mixer

@@ -21,8 +21,9 @@ from bytegolf.mixing.samples import Layout
 LITTLE, SIGNED, MU_LAW = 1, 2, 4
 """How samples are written, in an ``order``: the lowest byte first; around 0, in two's complement; in mu-law."""
 
-LEAST = 256
-"""Bytes of samples that are worth a layout of their own."""
+LEAST, LEAST_WITHIN = 256, 2048
+"""Bytes of samples that are worth a layout of their own, at a file's beginning and within a file, where they are one
+more block."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def find(data: bytes, first: bool = False) -> Found | None:
 
 def _likely(data: bytes, found: Found) -> bool:
     """Whether these may be samples: enough of them, and no text that speaks of such a header."""
-    if not found.layout.valid() or found.size - found.layout.start < LEAST:
+    if not found.layout.valid() or found.size - found.layout.start < (LEAST_WITHIN if found.begin else LEAST):
         return False
     begin = found.begin + found.layout.start
     some = data[begin : begin + min(4096, found.size)]

@@ -5,6 +5,17 @@ A few kilobytes, since small files are those that gain. It is part of the format
 
 from __future__ import annotations
 
+import numpy as np
+
+from bytegolf.mixing.mixer import Mixer
+
+
+def read(mixer: Mixer) -> Mixer:
+    """A new mixer that has read it, in 7 ms."""
+    mixer.engine.prime(0, np.frombuffer(TEXT.encode(), np.uint8))
+    return mixer
+
+
 TEXT = """\
 <!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title></title><link rel="stylesheet" type="text/css" href="https://www.

@@ -108,7 +108,7 @@ class Samples:
         self.traces = np.zeros((channels, 4), np.int64)
         self.scales = np.zeros((channels, PREDICTORS, CLASSES, 2), np.int64)
         self.scales[..., 0] = [_first_scale(layout.kind, grade) for grade in range(CLASSES)]
-        self.rate = np.array([max(65536 // 160, int(65536 / (n + 1.5))) for n in range(256)], np.int32)
+        self.rate = np.array([max(65536 // 60, int(65536 / (n + 1.5))) for n in range(256)], np.int32)
         self.shapes, self.spread = _SHAPES, spread()
         self.predicted = np.zeros(PREDICTORS, np.int64)
         self.frequencies = np.ones((0 if table else len(_SHAPES), 256), np.uint32)
@@ -147,8 +147,8 @@ class Samples:
 
 
 _RULES: dict[Kind, list[tuple[float, float, float]]] = {
-    "picture": [(0.002, 0.5, 3), (0.01, 0.5, 3), (0, 1, 1)],
-    "sound": [(0.002, 0.1, 8), (0.01, 0.1, 8), (0.0003, 0.1, 16)],
+    "picture": [(0.005, 0.5, 3), (0.02, 0.5, 2), (0, 1, 1)],
+    "sound": [(0.006, 0.05, 8), (0.03, 0.05, 4), (0.0015, 0.05, 16)],
     "table": [(0, 1, 1)] * 3,
 }
 """Of each predictor: how much the last sample weighs, what is added to each square, samples between two solutions."""
