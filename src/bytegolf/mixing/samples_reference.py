@@ -174,7 +174,7 @@ class SampleReference:
         near2 = self._back(at, 2) if self._channels > 2 else self._back(at, 2 * self._row)
         before = joined(part, *(self._back(at, i + 1) for i in range(self._channels)))
         above = joined(part, *(self._back(at, self._row + c - i) for i in range(self._channels)))
-        return [
+        found = [
             joined(part, int(self._a.predicted[0]) >> 5),
             joined(part, first, int(self._a.traces[c, 0]) >> 1),
             joined(part, w, n),
@@ -187,6 +187,12 @@ class SampleReference:
             joined(before, n, nw, ne),
             joined(above, w),
         ]
+        if self._channels == 1:  # a pixel is its one channel: others in place of those that say the same
+            ww, nn = near1, near2
+            found[4:6] = joined(part, w, n, nw), joined(part, n)
+            found[7:9] = joined(part, w, n, nw, ne, nn, ww), joined(part, w, n, ne)
+            found[10] = joined(part, w, ww, n, nn)
+        return found
 
     def _sound(self, at: int, part: int) -> list[int]:
         first, other, third = self._a.predicted.tolist()

@@ -139,6 +139,14 @@ struct Samples {
       g[8] = join(before, n);
       g[9] = join(join(join(before, n), nw), ne);
       g[10] = join(above, w);
+      if (C == 1) {  // a pixel is its one channel: others in place of those that say the same
+        const i64 ww = near1, nn = near2;
+        g[4] = join(join(join(part, w), n), nw);
+        g[5] = join(part, n);
+        g[7] = join(join(join(join(join(join(part, w), n), nw), ne), nn), ww);
+        g[8] = join(join(join(part, w), n), ne);
+        g[10] = join(join(join(join(part, w), ww), n), nn);
+      }
     } else if (numbers[KIND] == TABLE) {
       const i64 column = at % numbers[ROW], a = north(at), aa = north(at, numbers[ROW]), w = back(at, 1), nw = north(at, 1);
       g[0] = join(join(part, a), column);
