@@ -102,12 +102,16 @@ def squash(x: np.float32) -> np.float32:
 
 def log(value: int) -> np.float32:
     """ln of an integer above 0."""
+    # value = 2^high · (1 + m): of 12 = 0b1100 high is 3 and m = 0.5; the 12 bits behind the highest one look ln(1 + m)
+    # up
     high = value.bit_length() - 1
     return tables.log_mantissa()[(value << 31 - high) >> 19 & 4095] + F(high) * F(0.6931472)  # type: ignore[no-any-return]
 
 
 def dot(x: NDArray[np.float32], w: NDArray[np.float32]) -> np.float32:
     """Σ x·w in 8 lanes, which are then added up in pairs."""
+    # a sum in fp32 depends on its order, and codes on its last bit: so this is a vector of 8 in any machine, and its
+    # halves, quarters and eighths are added as vector instructions do it
     lanes = np.zeros(8, np.float32)
     for products in (x * w).reshape(-1, 8):
         lanes = lanes + products

@@ -26,6 +26,8 @@ def claim(state: State, hash_: int) -> int:
     table, now = state.table, int(state.counts[0])
     one = hash_ >> 64 - state.bits
     other = one ^ 1
+    # Visits of the first node (4 bits) say how often a bucket's context came. Example: the first place was visited 9
+    # times, the other 2 times, both in this generation: the other goes, and with it what it knew.
     stale, other_stale = (int(table[each, 0]) >> 16 != now for each in (one, other))
     fewer = int(table[one, 1]) & 15 <= int(table[other, 1]) & 15
     taken = one if stale or (not other_stale and fewer) else other

@@ -33,11 +33,13 @@ class BitCoder:
     def code(self, bit: int, p: int) -> int:
         """One bit, a 1 of probability ``p``·2⁻¹⁶: an encoder is told it, a decoder finds it. As the kernel does it."""
         low, high, value, at, _ = self.numbers.tolist()
+        # of 0 … 0xFFFFFFFF and p = 0.75 (49152): a 1 takes 0 … 0xBFFFFFFF, a 0 takes 0xC0000000 … 0xFFFFFFFF. Four 1s,
+        # and the range has 0.75⁴ of its size, 1.66 bits less
         middle = low + ((high - low) * p >> 16)
         if self.decodes:
             bit = int(value <= middle)
         low, high = (low, middle) if bit else (middle + 1, high)
-        while low >> 24 == high >> 24:
+        while low >> 24 == high >> 24:  # the first byte is the same at both ends: nothing can change it any more
             if self.decodes:
                 value = (value << 8 & TOP) | (int(self.buffer[at]) if at < len(self.buffer) else 0)
             elif at < len(self.buffer):

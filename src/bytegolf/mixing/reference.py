@@ -91,6 +91,8 @@ class Reference:
         if self._expected(h) == byte:
             stream, after = h["match_at"] // state.ring, (h["match_at"] + 1) & mask
             h["match_at"] = stream * state.ring + after
+            # another stream's match is over where that stream ends: what lies behind is not written yet, or a whole
+            # ring old. (Its own end a stream never meets: that moves on with it.)
             over = stream != row and after == int(state.history[stream, HISTORY.index("length")]) & mask
             h["match_bytes"] = 0 if over else h["match_bytes"] + 1
         else:
@@ -109,6 +111,8 @@ class Reference:
         if not h["match_bytes"] and latest:
             stream, at = divmod(latest - 1, state.ring)
             read = h["length"] if stream == row else int(state.history[stream, HISTORY.index("length")])
+            # compared from the last byte backwards, as far as both have bytes: a stream that has read more than its
+            # ring has 32 before any place
             most, same = min(32, h["length"], 32 if read > state.ring else at), 0
             theirs, own = state.text[stream], state.text[row]
             while same < most and theirs[at - 1 - same & mask] == own[h["length"] - 1 - same & mask]:
@@ -146,7 +150,9 @@ class Reference:
 
     def nodes(self, rows: NDArray[np.int64]) -> NDArray[np.int32]:
         out = np.zeros((len(rows), 256), np.int32)
-        # each second half by itself: buckets are looked for at its first node
+        # The nodes of a byte's tree: 1 before its first bit, 1b behind a bit b, … up to 1bbbbbbb; for the byte 0x61 =
+        # 01100001 they are 1, 10, 101, 1011, then 10110, 101100, 1011000, 10110000 (in binary). Each second half by
+        # itself: buckets are looked for at its first node.
         order = [
             *range(1, 16),
             *(high << deep | low for high in range(16, 32) for deep in range(4) for low in range(1 << deep)),
@@ -218,6 +224,8 @@ class Reference:
         state, h = self._state, frame.history
         k = node.bit_length() - 1
         half = k // 4
+        # a bucket has the 15 nodes of half a byte: node 10110 (k = 4) is the first of its bucket, 1, and 101100 (k = 5)
+        # is 10, as 1 and 10 are of the first half's
         own = node & (1 << k - 4) - 1 | 1 << k - 4 if half else node
         if k in (0, 4):
             frame.buckets[half] = [find(self._state, second(each, node) if half else each) for each in frame.hashes]
@@ -231,7 +239,7 @@ class Reference:
             slot = int(state.table[bucket, own])
             if slot & 15:
                 x[c] = tables.stretch()[int(state.maps[c, slot & 15, slot >> 10 & 63]) >> 20]
-                correction += (slot >> 16 ^ 0x8000) - 0x8000
+                correction += (slot >> 16 ^ 0x8000) - 0x8000  # 16 bits with a sign: 0xFFFF is −1
         at, bit = len(frame.hashes), -1
         corrected = x[at] = clip(F(correction) * F(2**-12))
         if frame.expected >= 0 and (frame.expected | 256) >> 8 - k == node:
@@ -260,6 +268,8 @@ class Reference:
             total = total + out * state.final_weights[frame.final_set[k], s]
         total = clip(total)
         p = frame.p[k] = squash(total)
+        # 33 supporting points lie half a logit apart: a total of 0.8 is z = 17.6, that is 0.4 of point 17 and 0.6 of
+        # 18, and point 18, the nearer, is the one that learns
         z = (clip(total, F(7.99)) + F(8)) * F(2)
         j = int(z)
         share = z - F(j)
@@ -286,6 +296,8 @@ class Reference:
         for k in range(8):
             bit = byte >> 7 - k & 1
             final = state.final_weights[frame.final_set[k]]
+            # d(cost)/d(weight) is (p − bit)·input, in both layers: the last one's inputs are the first one's logits,
+            # and each set of the first learns from the p that it alone would have given
             whole = (F(bit) - frame.p[k]) * numbers[3]
             for s, (chosen, out) in enumerate(zip(frame.sets[k], frame.out[k], strict=True)):
                 final[s] = final[s] + whole * out
@@ -325,6 +337,8 @@ class Reference:
             p = slot >> 4 & 4095 if seen else 2048
             if seen:
                 self._learn_map(state.maps, (c, seen, p >> 6), bit)
+            # the first visit moves p by 1/1.6 of the way, the next by 1/2.6, …, from the sixteenth on by 1/16.6: a mean
+            # at first, and then one that forgets
             p += ((4095 if bit else 0) - p) * int(state.slot_rate[seen]) >> 16
             seen = min(seen + 1, 15)
             if corrected is not None:

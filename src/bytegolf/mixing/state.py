@@ -173,10 +173,13 @@ class State:
 
     def reset(self) -> None:
         """Forget everything, as if new; the table by a new generation, which makes all of its buckets stale."""
+        # (a table of 1 GB is not zeroed for each document: a bucket of generation 7 counts as empty in generation 8)
         self.counts[:] = (self.counts[0] + 1) % (1 << 16), 0
         if self.counts[0] == 0:  # generations begin anew: here old ones could be taken for new
             self.table[:] = 0
             self.counts[0] = 1
+        # before anything is known a slot's probability stands for itself: the 64 values that its highest 6 bits can
+        # have
         middles = (np.arange(64) + 0.5) / 64
         self.maps[:] = (middles * 4194303).astype(np.uint32) << 10
         lengths = 1 - 1 / (np.arange(32) + 2.5)

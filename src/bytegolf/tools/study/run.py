@@ -161,6 +161,10 @@ def busy(folder: Path) -> bool:
 
 def start_script(folder: Path) -> subprocess.Popen[bytes]:
     """Start a run's script in a session of its own, so that Ctrl-C is not for it; the lock is the script's to hold."""
+    if os.name == "nt":
+        raise BytegolfError(
+            "a study runs shell scripts that inherit a lock, which Windows does not have: run it under WSL"
+        )
     lock = lock_file(folder / LOCK)
     if lock is None:
         raise BytegolfError(f"another process trains in {folder}: wait for it, or end it")

@@ -127,7 +127,10 @@ def _part(job: Path, part: str, scratch: Path, folder: Path, seconds: float, set
             _, complaints = process.communicate(timeout=seconds)
         except BaseException as error:  # Ctrl-C too, which the script does not hear in a session of its own
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+                if hasattr(os, "killpg"):
+                    os.killpg(process.pid, signal.SIGKILL)
+                else:  # Windows, which has no groups of processes
+                    process.kill()
             process.communicate()
             if not isinstance(error, subprocess.TimeoutExpired):
                 raise
