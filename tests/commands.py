@@ -8,11 +8,13 @@ import json
 import os
 import random
 import re
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -163,9 +165,15 @@ def stages(config: Config) -> Iterator[tuple[str, Any]]:
 
 @pytest.fixture
 def proved_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`verify` tries less of everything than it does for a user."""
+    """`verify` tries less of everything than it does for a user, and scores again in this process (in one of its own:
+    test_proofs)."""
     from bytegolf.evaluate import verification
 
+    def run(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
+        ran = cli(*command[command.index("bytegolf") + 1 :])
+        return subprocess.CompletedProcess(command, ran.code, ran.out, ran.err)
+
+    monkeypatch.setattr(verification, "subprocess", SimpleNamespace(run=run))
     monkeypatch.setattr(verification, "QUICK", verification.Effort(cuts=1, places=2, streams=24, tokens=1024))
 
 

@@ -111,7 +111,9 @@ for size in ("COLUMNS", "LINES"):  # workers of pytest-xdist set them: to no tes
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """``--processor-time`` prints which files take how much of it."""
-    parser.addoption("--processor-time", nargs="?", const="-", help="seconds by file; each test's as JSON in this file")
+    parser.addoption(
+        "--processor-time", action="store_true", help="seconds by folder, by file and of the dearest tests"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

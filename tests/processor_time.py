@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import os
 import subprocess
 import sys
@@ -23,6 +22,8 @@ from pathlib import Path
 import pytest
 
 KEY = "processor time"
+DEAREST = 20
+"""Tests that are listed."""
 
 
 def spent() -> float:
@@ -72,7 +73,7 @@ class ProcessorTime:
         self.around += getattr(node, "workeroutput", {}).get(KEY, 0.0)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """The table, dearest first; with ``--processor-time=FILE`` each test's seconds as JSON too."""
+        """The table, dearest first, and the dearest tests."""
         workers = self.around
         whole = workers + (sum(os.times()[:2]) if workers else spent())
         rows: dict[str, float] = defaultdict(float)
@@ -82,10 +83,10 @@ class ProcessorTime:
             rows[str(Path(file).parent) + "/"] += seconds
         rows["imports, collection, reporting"] = whole - sum(self.tests.values())
         terminalreporter.write_line(f"processor time: {whole:.1f} s")
-        for name, seconds in sorted(rows.items(), key=lambda row: -row[1]):
-            terminalreporter.write_line(f"{seconds:8.1f}  {name}")
-        if self.config.getoption("processor_time") != "-":
-            Path(self.config.getoption("processor_time")).write_text(json.dumps(self.tests, indent=1))
+        for table in (rows, self.tests):
+            dearest = sorted(table.items(), key=lambda row: -row[1])
+            for name, seconds in dearest if table is rows else dearest[:DEAREST]:
+                terminalreporter.write_line(f"{seconds:8.1f}  {name}")
 
 
 SUBREAPER = 36

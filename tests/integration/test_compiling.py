@@ -15,6 +15,7 @@ from tiny_run import losses, make_trainer, tiny_config
 
 from bytegolf.config import HNetConfig, ModelConfig
 from bytegolf.model.lm import LanguageModel
+from bytegolf.ops import native
 from bytegolf.training import setup
 from bytegolf.training.setup import CompiledStacks, compile_stacks, obstacle, wants
 
@@ -27,49 +28,45 @@ from bytegolf.config import HNetConfig, ModelConfig, RouterConfig, StackConfig
 from bytegolf.model.lm import LanguageModel
 from bytegolf.training.setup import CompiledStacks
 
-kind, backend = sys.argv[1:]
-outer, main = StackConfig(3, 32, 4, 2, window=8), StackConfig(2, 32, 4, 2)
-network = HNetConfig(outer, RouterConfig(4.0), main, outer) if kind == "level" else StackConfig(1, 32, 4, 2, window=8)
-config = ModelConfig(network, embed_std=0.5, reset_at_bos=True)
-torch.manual_seed(0)
-model = LanguageModel(config)
-for parameter in model.parameters():
-    torch.nn.init.normal_(parameter, std=0.2) if parameter.ndim > 1 else None
-ids = torch.randint(0, 260, (2, 37))
-ids[0, 11] = 1
+def compare(kind, backend):
+    outer, main = StackConfig(3, 32, 4, 2, window=8), StackConfig(2, 32, 4, 2)
+    flat = StackConfig(1, 32, 4, 2, window=8)
+    network = HNetConfig(outer, RouterConfig(4.0), main, outer) if kind == "level" else flat
+    config = ModelConfig(network, embed_std=0.5, reset_at_bos=True)
+    torch.manual_seed(0)
+    model = LanguageModel(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2) if parameter.ndim > 1 else None
+    ids = torch.randint(0, 260, (2, 37))
+    ids[0, 11] = 1
 
-def run():
-    model.zero_grad()
-    out = model(ids[:, :-1])
-    loss = model.objective(out, model.losses(out, ids[:, 1:]))
-    loss.backward()
-    return loss.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    def run():
+        model.zero_grad()
+        out = model(ids[:, :-1])
+        loss = model.objective(out, model.losses(out, ids[:, 1:]))
+        loss.backward()
+        return loss.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
-said = []
-eager = run()
-stages = CompiledStacks(model, said.append, backend)
-compiled = run()
-with torch.no_grad():
-    model(ids[:, :20])
-assert not said, said
-assert len(stages.shapes) == (2 if kind == "level" else 1)  # encoder and decoder; validation adds none
-torch.testing.assert_close(compiled, eager, rtol=1e-3, atol=1e-5)
+    said = []
+    eager = run()
+    stages = CompiledStacks(model, said.append, backend)
+    compiled = run()
+    with torch.no_grad():
+        model(ids[:, :20])
+    assert not said, said
+    assert len(stages.shapes) == (2 if kind == "level" else 1)  # encoder and decoder; validation adds none
+    torch.testing.assert_close(compiled, eager, rtol=1e-3, atol=1e-5)
+
+for what in sys.argv[1:]:
+    compare(*what.split())
 """
 
 
-def compare(*arguments: str) -> None:
-    done = subprocess.run([sys.executable, "-c", COMPARE, *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-
-
-def test_stages_are_traced_as_one_graph_and_compute_the_same() -> None:
-    compare("level", "eager")
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(obstacle(CPU) is not None, reason="torch.compile cannot work here")
-def test_compiled_stages_compute_the_same() -> None:
-    compare("flat", "inductor")
+def test_stages_are_traced_as_one_graph_and_compute_the_same_compiled_too() -> None:
+    what = ["level eager", *(["flat inductor"] if obstacle(CPU) is None else [])]
+    done = subprocess.run([sys.executable, "-c", COMPARE, *what], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_auto_compiles_on_gpus_only() -> None:
@@ -80,6 +77,7 @@ def test_auto_compiles_on_gpus_only() -> None:
 
 
 def test_without_a_compiler_training_goes_on_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    native.why_not()  # looks for the kernels' compiler, or would remember for all later tests that there is none
     monkeypatch.setattr(shutil, "which", lambda name: None)
     trainer = make_trainer(tiny_config(compile="on", max_steps=2), tmp_path / "data", tmp_path / "run")
     assert trainer.stepper.compiled is None

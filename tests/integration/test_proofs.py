@@ -144,7 +144,9 @@ def test_the_future_is_not_learned_from(
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_verb_proves_a_run_and_a_claim(precision: str, tiny_run: TinyRun) -> None:
+def test_the_verb_proves_a_run_and_a_claim(precision: str, tiny_run: TinyRun, request: pytest.FixtureRequest) -> None:
+    if precision == "bf16":
+        request.getfixturevalue("proved_quickly")
     bpb = good("eval", tiny_run.folder, "--precision", precision, "--json").json["bpb"]
     if precision == "fp32":
         ran = good("verify", tiny_run.folder, "--claim", bpb, "--precision", precision, "--json")

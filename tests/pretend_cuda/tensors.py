@@ -133,11 +133,16 @@ def _aliases(func: Any) -> bool:
 
 def _changed(value: Any, kind: type, change: Callable[[Any], Any]) -> Any:
     """``value`` with what is of a kind changed, also in lists, tuples and dicts: torch's trees take twice as long."""
+    if type(value) in _PLAIN:  # most operands by far
+        return value
     if isinstance(value, kind):
         return change(value)
     if isinstance(value, list | tuple):
-        return type(value)(_changed(each, kind, change) for each in value)
+        return type(value)([_changed(each, kind, change) for each in value])
     return {key: _changed(each, kind, change) for key, each in value.items()} if isinstance(value, dict) else value
+
+
+_PLAIN = frozenset((int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout))
 
 
 def _held(tensor: Any) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import functools
 import math
 import operator
 import os
@@ -85,7 +86,7 @@ def from_dict(cls: type[T], raw: Any, where: str = "") -> T:
         raise BytegolfError(f"{where or 'the configuration'} must be a table of keys, not {raw!r}")
     with _named(where):
         raw = getattr(cls, "complete", dict)(raw)
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)  # type: ignore[arg-type]  # as any class, T can be hashed
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]  # T stands for dataclasses
     dotted = f"{where}." if where else ""
     for key in raw:
@@ -102,6 +103,12 @@ def from_dict(cls: type[T], raw: Any, where: str = "") -> T:
     check_ranges(cls, values, dotted)
     with _named(where):  # keys that do not go together
         return cls(**values)
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    """The types of a dataclass's fields: Python compiles each of their texts again whenever it is asked."""
+    return typing.get_type_hints(cls)
 
 
 @contextlib.contextmanager
