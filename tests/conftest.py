@@ -111,9 +111,7 @@ for size in ("COLUMNS", "LINES"):  # workers of pytest-xdist set them: to no tes
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """``--processor-time`` prints which files take how much of it."""
-    parser.addoption(
-        "--processor-time", action="store_true", help="seconds by folder, by file and of the dearest tests"
-    )
+    parser.addoption("--processor-time", action="store_true", help="seconds of folders, files and dearest tests")
 
 
 def pytest_configure(config: pytest.Config) -> None:
