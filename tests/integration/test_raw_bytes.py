@@ -52,6 +52,7 @@ def test_shards_of_raw_bytes_give_their_documents_back(data: Path, tmp_path: Pat
         assert np.array_equal(one.slice(0, len(one)), two.slice(0, len(two)))
 
 
+@pytest.mark.usefixtures("proved_quickly")
 def test_every_use_of_a_model_over_raw_bytes(run: Path, data: Path, tmp_path: Path) -> None:
     model = bytegolf.load(run, precision="fp32")
     sample = "A café — 東京."
