@@ -30,7 +30,20 @@ EVERYTHING = MixConfig(
     selectors=tuple(SELECTORS),  # type: ignore[arg-type]
 )
 SMALL = MixConfig(megabytes=1, contexts=("o1", "o2", "o4", "word"))
-ARRAYS = ["table", "maps", "match_maps", "weights", "final_weights", "apm", "positions", "text", "history", "counts"]
+ARRAYS = [
+    "table",
+    "maps",
+    "match_maps",
+    "weights",
+    "final_weights",
+    "apm",
+    "alone",
+    "trust",
+    "positions",
+    "text",
+    "history",
+    "counts",
+]
 
 
 def words(size: int, seed: int = 0) -> NDArray[np.uint8]:
@@ -80,8 +93,8 @@ def test_a_primed_mixer_knows_the_text_and_counts_as_one_that_scored_it() -> Non
     primed, scored = Mixer(SMALL, length=512, primed=True), Mixer(SMALL, length=512, primed=True)
     primed.read(Primer.of(data.tobytes()))
     scored.engine.run(1, distributions(300), np.zeros(300, np.bool_), data)
-    assert np.array_equal(primed.state.table[:, 1:] & 0xFFFF, scored.state.table[:, 1:] & 0xFFFF)
-    assert not (primed.state.table[:, 1:] >> 16).any(), "corrections are of a model's predictions"
+    assert np.array_equal(primed.state.table[:, 1:] & 0xFFFFF, scored.state.table[:, 1:] & 0xFFFFF)
+    assert not (primed.state.table[:, 1:] >> 20).any(), "corrections are of a model's predictions"
     for name in ("maps", "match_maps", "positions", "text", "history"):
         assert np.array_equal(getattr(primed.state, name), getattr(scored.state, name)), name
     fresh = Mixer(SMALL, length=512).run(later, given).sum()

@@ -100,6 +100,11 @@ def squash(x: np.float32) -> np.float32:
     return table[i] + (table[i + 1] - table[i]) * (at - F(i))  # type: ignore[no-any-return]  # an fp32
 
 
+def whole(p: np.float32) -> int:
+    """A probability in units of 2⁻¹⁶, 1 … 65535."""
+    return min(65535, max(1, int(p * F(65536))))
+
+
 def log(value: int) -> np.float32:
     """ln of an integer above 0."""
     # value = 2^high · (1 + m): of 12 = 0b1100 high is 3 and m = 0.5; the 12 bits behind the highest one look ln(1 + m)

@@ -66,12 +66,13 @@ class Kernel:
             state.text, state.history, start, state.counts, tables.squash(), tables.stretch(), tables.log_mantissa(),
             state.boost, state.numbers, state.slot_rate, state.map_rate, *(
                 np.array(numbers, np.int64) for numbers in (state.contexts, state.selectors, state.set_offsets)
-            ), state.given,
+            ), state.given, state.alone, state.bins, state.level_gaps, state.trust,
         ]  # fmt: skip
         addresses = [one if isinstance(one, int) else one.ctypes.data for one in self._kept]
         sizes = (len(state.contexts), len(state.selectors), state.experts, state.inputs, state.bits, state.ring)
         self._fields = torch.tensor(addresses, dtype=torch.int64)
-        self._sizes = torch.tensor((*sizes, state.position_bits, state.shortest), dtype=torch.int64)
+        more = (state.position_bits, state.shortest, state.alone_inputs, state.chained)
+        self._sizes = torch.tensor((*sizes, *more), dtype=torch.int64)
 
     def _call(self, name: str, *arguments: NDArray[Any] | int) -> None:
         kept = [one if isinstance(one, int) else np.ascontiguousarray(one) for one in arguments]

@@ -6,12 +6,11 @@ where hashes need it; what the kernel does in fp32 is done in fp32 here, in the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import numpy as np
 from numpy.typing import NDArray
 
 from bytegolf.mixing import tables
+from bytegolf.mixing.alone import learn_alone, learn_trust, predict_alone
 from bytegolf.mixing.arithmetic import (
     MASK,
     F,
@@ -26,29 +25,11 @@ from bytegolf.mixing.arithmetic import (
     rough_length,
     second,
     squash,
+    whole,
 )
-from bytegolf.mixing.buckets import claim, find
+from bytegolf.mixing.buckets import claim, correction_of, find, learn_map, learn_slots
+from bytegolf.mixing.frame import Frame
 from bytegolf.mixing.state import GIVEN_SET, HISTORY, MOST_GIVEN, State
-
-
-@dataclass
-class _Frame:
-    """What the predictions of a byte are made of, and what they were: of each bit, or of each half."""
-
-    hashes: list[int] = field(default_factory=list)
-    trees: list[list[int]] = field(default_factory=list)
-    buckets: list[list[int | None]] = field(default_factory=lambda: [[], []])
-    x: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
-    sets: list[list[int]] = field(default_factory=lambda: [[]] * 8)
-    out: list[list[np.float32]] = field(default_factory=lambda: [[]] * 8)
-    p: list[np.float32] = field(default_factory=lambda: [F(0)] * 8)
-    corrected: list[np.float32] = field(default_factory=lambda: [F(0)] * 8)
-    final_set: list[int] = field(default_factory=lambda: [0] * 8)
-    cells: list[list[tuple[int, int]]] = field(default_factory=lambda: [[]] * 8)
-    history: dict[str, int] = field(default_factory=dict)
-    order2: int = 0
-    expected: int = -1
-    unsure: int = 0
 
 
 class Reference:
@@ -56,7 +37,7 @@ class Reference:
 
     def __init__(self, state: State) -> None:
         self._state = state
-        self._frames = [_Frame() for _ in range(state.streams)]
+        self._frames = [Frame() for _ in range(state.streams)]
 
     # ------------------------------------------------------------------------------------------------ history
 
@@ -126,12 +107,8 @@ class Reference:
     def begin(self, rows: NDArray[np.int64], frequencies: NDArray[np.uint32], opens: NDArray[np.bool_]) -> None:
         for i, row in enumerate(rows.tolist()):
             self._advance(row, bool(opens[i]))
-            frame, state = self._frames[row], self._state
-            h = frame.history = self._history(row)
-            frame.hashes = [hashed(h, c, kind, state.given) for c, kind in enumerate(state.contexts)]
-            frame.order2 = mixed(h["last8"] & 0xFFFF) >> 32
-            frame.expected = self._expected(h)
-            frame.x = np.zeros((8, state.inputs), np.float32)
+            frame = self._frames[row]
+            self._look(frame, row)
             frame.trees = []
             for leaves in frequencies[i].tolist():
                 tree = [0] * 256 + leaves
@@ -141,6 +118,16 @@ class Reference:
             if frame.trees:
                 tree = frame.trees[0]
                 frame.unsure = min(15, int((log(tree[1]) - log(max(tree[256:]))) * F(5.770780)))
+
+    def _look(self, frame: Frame, row: int) -> None:
+        """What a stream's next byte is predicted from, but for the experts."""
+        state = self._state
+        h = frame.history = self._history(row)
+        frame.hashes = [hashed(h, c, kind, state.given) for c, kind in enumerate(state.contexts)]
+        frame.order2 = mixed(h["last8"] & 0xFFFF) >> 32
+        frame.chance = mixed(h["length"] + 1)
+        frame.expected = self._expected(h)
+        frame.x = np.zeros((8, state.inputs), np.float32)
 
     def predict(self, rows: NDArray[np.int64], nodes: NDArray[np.int64]) -> NDArray[np.int32]:
         found = [
@@ -171,15 +158,14 @@ class Reference:
             self._state.history[row, HISTORY.index("pending")] = byte
 
     def prime(self, row: int, data: NDArray[np.uint8]) -> None:
-        state = self._state
+        frame = Frame()
         for byte in data.tolist():
             self._advance(row, False)
-            h = self._history(row)
-            expected = self._expected(h)
-            if expected >= 0:
-                self._learn_match(expected, h["match_bytes"], byte)
-            self._count([hashed(h, c, kind, state.given) for c, kind in enumerate(state.contexts)], byte, None)
-            state.history[row, HISTORY.index("pending")] = byte
+            self._look(frame, row)
+            self._count(frame, byte, None)
+            if frame.expected >= 0:
+                self._learn_match(frame.expected, frame.history["match_bytes"], byte)
+            self._state.history[row, HISTORY.index("pending")] = byte
 
     def run(
         self, row: int, frequencies: NDArray[np.uint32], opens: NDArray[np.bool_], data: NDArray[np.uint8]
@@ -192,13 +178,13 @@ class Reference:
             self._state.history[row, HISTORY.index("pending")] = byte
         return out
 
-    def _walk(self, frame: _Frame, byte: int) -> list[int]:
+    def _walk(self, frame: Frame, byte: int) -> list[int]:
         ones = [self._predict(frame, (byte | 256) >> 8 - k) for k in range(8)]
         return [p if byte >> 7 - k & 1 else 65536 - p for k, p in enumerate(ones)]
 
     # ------------------------------------------------------------------------------------------------ prediction
 
-    def _select(self, frame: _Frame, kind: int, k: int, node: int, hits: int, bit: int, sure: int) -> int:
+    def _select(self, frame: Frame, kind: int, k: int, node: int, hits: int, bit: int, sure: int) -> int:
         h = frame.history
         size = rough_length(h["match_bytes"])
         known = min(hits, 15)
@@ -220,43 +206,59 @@ class Reference:
             case _:
                 return (min(h["chunk_bytes"], 15) * 8 + k) * 16 + frame.unsure
 
-    def _predict(self, frame: _Frame, node: int) -> int:
+    def _predict(self, frame: Frame, node: int) -> int:
         state, h = self._state, frame.history
-        k = node.bit_length() - 1
-        half = k // 4
+        half = (k := node.bit_length() - 1) // 4
         # a bucket has the 15 nodes of half a byte: node 10110 (k = 4) is the first of its bucket, 1, and 101100 (k = 5)
         # is 10, as 1 and 10 are of the first half's
         own = node & (1 << k - 4) - 1 | 1 << k - 4 if half else node
         if k in (0, 4):
             frame.buckets[half] = [find(self._state, second(each, node) if half else each) for each in frame.hashes]
-        x = frame.x[k]
+        hits, correction = self._context_inputs(frame, k, own)
+        bit = self._match_inputs(frame, k, node)
+        x, at = frame.x[k], state.alone_inputs
+        corrected = x[at] = clip(F(correction) * F(2**-8))
+        for e, tree in enumerate(frame.trees):
+            x[at + 1 + e] = clip(log(tree[2 * node + 1]) - log(tree[2 * node]))
+        alone = F(0)
+        if state.chained:
+            alone = x[at + 1 + state.experts] = predict_alone(state, frame, k, node, hits, bit)
+        expert = x[at + 1] if frame.trees else F(0)
+        sure = confidence(expert) if frame.trees else rough_length(h["match_bytes"])
+        frame.corrected[k] = squash(clip(expert + corrected))
+        p = whole(self._combine(frame, k, node, hits, bit, sure))
+        frame.shares[k] = p, whole(squash(clip(alone)))
+        if not state.chained:
+            return p
+        share = state.trust[1]
+        return int(F(p) * share + F(frame.shares[k][1]) * (F(1) - share) + F(0.5))
+
+    def _context_inputs(self, frame: Frame, k: int, own: int) -> tuple[int, int]:
+        """What contexts give a bit's mixers: how many are known, and the sum of their corrections."""
+        state, buckets, x = self._state, frame.buckets[k // 4], frame.x[k]
         x[:] = 0
-        hits = correction = 0
-        for c, bucket in enumerate(frame.buckets[half]):
-            if bucket is None:
-                continue
-            hits += 1
-            slot = int(state.table[bucket, own])
+        correction = 0
+        for c, bucket in enumerate(buckets):
+            slot = 0 if bucket is None else int(state.table[bucket, own])
             if slot & 15:
-                x[c] = tables.stretch()[int(state.maps[c, slot & 15, slot >> 10 & 63]) >> 20]
-                correction += (slot >> 16 ^ 0x8000) - 0x8000  # 16 bits with a sign: 0xFFFF is −1
-        at, bit = len(frame.hashes), -1
-        corrected = x[at] = clip(F(correction) * F(2**-12))
+                value = int(state.maps[c, slot & 15, state.bins[slot >> 8 & 4095]])
+                x[c] = tables.stretch()[value >> 20]
+                x[len(buckets) + c] = F(value >> 10) * F(2**-21) - F(1)
+                correction += correction_of(slot)
+        return sum(bucket is not None for bucket in buckets), correction
+
+    def _match_inputs(self, frame: Frame, k: int, node: int) -> int:
+        """The inputs of the match, and a 1; the bit that it expects, −1 if none."""
+        x, at, bit, size = frame.x[k], 2 * len(frame.hashes), -1, frame.history["match_bytes"]
         if frame.expected >= 0 and (frame.expected | 256) >> 8 - k == node:
             bit = frame.expected >> 7 - k & 1
             sign = F(1 if bit else -1)
-            size = h["match_bytes"]
-            x[at + 1] = sign * tables.stretch()[int(state.match_maps[length_class(size)]) >> 20]
-            x[at + 2] = sign * (F(min(size, 32)) * F(0.0625))
-        x[at + 3] = F(0.3)
-        for e, tree in enumerate(frame.trees):
-            x[at + 4 + e] = clip(log(tree[2 * node + 1]) - log(tree[2 * node]))
-        expert = x[at + 4] if frame.trees else F(0)
-        sure = confidence(expert) if frame.trees else rough_length(h["match_bytes"])
-        frame.corrected[k] = squash(clip(expert + corrected))
-        return self._combine(frame, k, node, hits, bit, sure)
+            x[at] = sign * tables.stretch()[int(self._state.match_maps[length_class(size)]) >> 20]
+            x[at + 1] = sign * (F(min(size, 32)) * F(0.0625))
+        x[at + 2] = F(0.3)
+        return bit
 
-    def _combine(self, frame: _Frame, k: int, node: int, hits: int, bit: int, sure: int) -> int:
+    def _combine(self, frame: Frame, k: int, node: int, hits: int, bit: int, sure: int) -> np.float32:
         state = self._state
         frame.final_set[k] = k * 8 + sure
         frame.sets[k], frame.out[k], total = [], [], F(0)
@@ -280,17 +282,11 @@ class Reference:
             refined.append((F(line[j]) * (F(1) - share) + F(line[j + 1]) * share) * F(2**-16))
         frame.cells[k] = [(row, j + int(share > F(0.5))) for row in rows]
         numbers = state.numbers
-        return min(65535, max(1, int((p * numbers[5] + (refined[0] + refined[1]) * numbers[6]) * F(65536))))
+        return p * numbers[5] + (refined[0] + refined[1]) * numbers[6]  # type: ignore[no-any-return]  # an fp32
 
     # ------------------------------------------------------------------------------------------------ learning
 
-    def _learn_map(self, maps: NDArray[np.uint32], at: int | tuple[int, int, int], bit: bool | int) -> None:
-        value = int(maps[at])
-        count, p = value & 1023, value >> 10
-        p += ((4194303 if bit else 0) - p) * int(self._state.map_rate[count]) >> 16
-        maps[at] = p << 10 | min(count + 1, 1023)
-
-    def _learn(self, frame: _Frame, byte: int) -> None:
+    def _learn(self, frame: Frame, byte: int) -> None:
         state, numbers = self._state, self._state.numbers
         rate = numbers[1] + numbers[0] / (F(1) + F(state.counts[1]) * numbers[2])
         for k in range(8):
@@ -298,16 +294,19 @@ class Reference:
             final = state.final_weights[frame.final_set[k]]
             # d(cost)/d(weight) is (p − bit)·input, in both layers: the last one's inputs are the first one's logits,
             # and each set of the first learns from the p that it alone would have given
-            whole = (F(bit) - frame.p[k]) * numbers[3]
+            step = (F(bit) - frame.p[k]) * numbers[3]
             for s, (chosen, out) in enumerate(zip(frame.sets[k], frame.out[k], strict=True)):
-                final[s] = final[s] + whole * out
+                final[s] = final[s] + step * out
                 state.weights[chosen] += frame.x[k] * ((F(bit) - squash(out)) * rate)
             for cell in frame.cells[k]:
                 value = int(state.apm[cell])
                 state.apm[cell] = value + ((65535 if bit else 0) - value >> 6)
+        if state.chained:
+            learn_alone(state, frame, byte)
+            learn_trust(state, frame, byte)
         if frame.expected >= 0:
             self._learn_match(frame.expected, frame.history["match_bytes"], byte)
-        self._count(frame.hashes, byte, frame.corrected)
+        self._count(frame, byte, frame.corrected)
         state.counts[1] += 1
 
     def _learn_match(self, expected: int, size: int, byte: int) -> None:
@@ -315,32 +314,23 @@ class Reference:
         for k in range(8):
             if (expected | 256) >> 8 - k != (byte | 256) >> 8 - k:
                 break
-            self._learn_map(self._state.match_maps, at, (expected ^ byte) >> 7 - k & 1 == 0)
+            learn_map(self._state, self._state.match_maps, at, (expected ^ byte) >> 7 - k & 1 == 0)
 
-    def _count(self, hashes: list[int], byte: int, corrected: list[np.float32] | None) -> None:
-        """A byte's counters, a bit at a time; ``corrected`` is None while priming, where nothing was predicted."""
-        for half in (0, 1):
-            wanted = [second(first, 16 | byte >> 4) for first in hashes] if half else hashes
-            found = [find(self._state, each) for each in wanted]
-            buckets = [claim(self._state, each) if at is None else at for each, at in zip(wanted, found, strict=True)]
-            own = 1
-            for k in range(4 * half, 4 * half + 4):
-                bit = byte >> 7 - k & 1
-                self._learn_slots([(bucket, own) for bucket in buckets], bit, corrected[k] if corrected else None)
-                own = 2 * own + bit
-
-    def _learn_slots(self, places: list[tuple[int, int]], bit: int, corrected: np.float32 | None) -> None:
-        """A bit in the slots of all contexts, which are all read before any is written."""
+    def _count(self, frame: Frame, byte: int, corrected: list[np.float32] | None) -> None:
+        """A byte's counters, a bit at a time; ``corrected`` is None while priming: contexts alone predict there."""
         state = self._state
-        for c, (place, slot) in enumerate([(place, int(state.table[place])) for place in places]):
-            seen, w = slot & 15, (slot >> 16 ^ 0x8000) - 0x8000
-            p = slot >> 4 & 4095 if seen else 2048
-            if seen:
-                self._learn_map(state.maps, (c, seen, p >> 6), bit)
-            # the first visit moves p by 1/1.6 of the way, the next by 1/2.6, …, from the sixteenth on by 1/16.6: a mean
-            # at first, and then one that forgets
-            p += ((4095 if bit else 0) - p) * int(state.slot_rate[seen]) >> 16
-            seen = min(seen + 1, 15)
-            if corrected is not None:
-                w += int(np.rint((F(bit) - corrected) * state.boost[seen]))
-            state.table[place] = (min(32767, max(-32768, w)) & 0xFFFF) << 16 | p << 4 | seen
+        predicts = state.chained and corrected is None
+        for half in (0, 1):
+            wanted = [second(first, 16 | byte >> 4) for first in frame.hashes] if half else frame.hashes
+            found = frame.buckets[half] = [find(state, each) for each in wanted]
+            nodes = {k: (byte | 256) >> 8 - k for k in range(4 * half, 4 * half + 4)}
+            owns = {k: node & (1 << k - 4) - 1 | 1 << k - 4 if half else node for k, node in nodes.items()}
+            for k in nodes if predicts else ():
+                hits, _ = self._context_inputs(frame, k, owns[k])
+                predict_alone(state, frame, k, nodes[k], hits, self._match_inputs(frame, k, nodes[k]))
+            buckets = [claim(state, each) if at is None else at for each, at in zip(wanted, found, strict=True)]
+            for k, own in owns.items():
+                slots, chance = [(bucket, own) for bucket in buckets], frame.chance >> 5 * k & 0xFFFFFFFF
+                learn_slots(state, slots, byte >> 7 - k & 1, chance, corrected[k] if corrected else None)
+        if predicts:
+            learn_alone(state, frame, byte)

@@ -43,6 +43,10 @@ GIVEN_SETS = (256 * 8, 512 * 8)
 MOST_SETS, MOST_EXPERTS = 8, 6
 """Of one mixer, as the kernel has them."""
 
+VISITS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256, 512)
+"""What a slot's 16 classes of visits stand for; from one to the next by chance where there is more than one between."""
+
+ALONE_SETS = 256 + 256 + 8 * 16 * 8
 SLOTS = 16
 """32-bit slots of a bucket: one to know it by, and one for each of the 15 nodes of half a byte."""
 
@@ -69,24 +73,42 @@ class Rates:
     """… ``last`` in the end …"""
     decay: float = 0.0002
     """… and in between last + first/(1 + decay · bytes)"""
-    final: float = 0.0002
-    """of the weights that combine the mixers"""
+    final: float = 0.0001
+    """of the weights that combine the mixers beside a model; twice that without one"""
     correction: float = 0.1
-    """of the corrections, times 1 + ``young`` / visits"""
+    """of the corrections, times 1 + ``young`` / visits …"""
+    correction_primed: float = 0.14
+    """… and behind a primer"""
     young: float = 20.0
     """beside a model …"""
     young_alone: float = 10.0
     """… and without one"""
     slot: float = 1.6
-    """a slot's rate is 1/(visits + slot)"""
+    """a slot's rate is 1/(visits + slot) …"""
+    most_primed: int = 512
+    """… up to so many visits behind a primer, whose text is of one kind with what comes …"""
+    most: int = 16
+    """… so many beside a model alone …"""
+    most_alone: int = 8
+    """… and so many without one, where a file may be of any kind"""
+    alone: float = 0.0005
+    """of the weights of contexts alone (``State.alone``) in the end; ``first`` and ``decay`` as above"""
+    trust_keep: float = 0.98
+    """how much of what contexts alone would have saved is still known a byte later"""
+    trust_gain: float = 0.15
+    """a logit's worth of a nat saved"""
+    trust_first: float = 2.5
+    """the logit of the share of all in the result where neither saves anything"""
     refined: float = 0.12
     """the share of each refined probability (APM) in the result beside a model; twice that without one"""
     context_weight: float = 0.04
     """what a context's input weighs at first, where there is a model …"""
-    context_weight_alone: float = 0.2
+    context_weight_alone: float = 0.16
     """… and where there is none"""
     expert_weight: float = 0.9
     """what the experts weigh at first, together"""
+    alone_weight: float = 0.2
+    """what contexts alone weigh at first beside them"""
     other_weight: float = 0.3
     """what the correction weighs at first, and ⅔ of it the match"""
 
@@ -140,17 +162,23 @@ class State:
         self.given = aligned((MOST_GIVEN + len(GIVEN_SETS),), np.uint64)
         """of the next byte: contexts as numbers of 64 bits, then which eight sets of weights, one for each bit"""
         self.set_offsets = [sum(sizes[:i]) for i in range(len(sizes))]
-        used = len(self.contexts) + 4 + experts
-        self.inputs = -(-used // 8) * 8
-        """N: context inputs, correction, match (2), 1, experts; then zeros up to a multiple of 8"""
+        self.chained = experts > 0 and not given
+        """whether contexts alone, without the expert, predict as well, by weights that a primer teaches, too: one input
+        more, and what is trusted where an expert knows nothing of the text"""
+        self.alone_inputs = _padded(2 * len(self.contexts) + 3)
+        """A: two inputs of each context, match (2), 1; then zeros up to a multiple of 8"""
+        self.inputs = _padded(self.alone_inputs + 1 + experts + self.chained)
+        """N: those, correction, experts, contexts alone; then zeros up to a multiple of 8"""
         self.table: NDArray[np.uint32] = aligned((1 << self.bits, SLOTS), np.uint32)
-        """a bucket's first slot: its hash's last 16 bits, above them the generation; each other one: visits (4 bits,
-        up to 15), the probability of a 1 (12), the correction in units of 2⁻¹² (16, signed)"""
+        """a bucket's first slot: its hash's last 16 bits, above them the generation; each other one: the class of
+        visits (4 bits, ``VISITS``), the probability of a 1 (16), the correction in units of 2⁻⁸ (12, signed)"""
         self.maps = aligned((len(self.contexts), 16, 64), np.uint32)
         """what a slot's visits and probability stand for: a probability of 22 bits above a count of 10"""
         self.match_maps = aligned((32,), np.uint32)
         """how often the expected bit comes, by the match's length"""
         self.weights = aligned((sum(sizes), self.inputs), np.float32)
+        self.alone = aligned((ALONE_SETS if self.chained else 0, self.alone_inputs), np.float32)
+        """weights of contexts alone: by the bits so far, by the last byte, by the match and how many are known"""
         self.final_weights = aligned((64, MOST_SETS), np.float32)
         self.apm = aligned((APM_ROWS, APM_CELLS), np.uint16)
         """refined probabilities, by the mixers' (33 supporting points over −8 … 8) and a context"""
@@ -158,40 +186,59 @@ class State:
         """where the last bytes, by their hash, came last: stream · ring + place, plus 1"""
         self.text = aligned((rows, self.ring), np.uint8)
         self.history = aligned((rows, 16), np.int64)
-        self.counts = np.array([0, 0], np.int64)
-        """the table's generation, and the bytes learned"""
-        visits = np.arange(16, dtype=np.float64)
-        self.slot_rate = np.array([int(65536 / (n + rates.slot)) for n in range(16)], np.int32)
+        self.trust = aligned((2,), np.float32)
+        """what contexts alone would have cost more than all of late, in logits; the share of all in the result"""
+        self.counts = np.array([0, 0, 0], np.int64)
+        """the table's generation, the bytes learned, and those that contexts alone predicted"""
+        visits = np.array(VISITS, np.float64)
+        self.level_gaps = np.append(np.diff(VISITS) - 1, (1 << 31) - 1).astype(np.int32)
+        """of each class of visits: it rises by a chance of 1 in this and 1, a power of 2"""
+        most = rates.most_primed if primed else rates.most if self.chained else rates.most_alone
+        self.slot_rate = np.array([int(32768 / (min(n, most) + rates.slot)) for n in VISITS], np.int32)
+        self.bins = np.clip(np.floor(tables.stretch() * 4 + 32), 0, 63).astype(np.int32)
+        """a probability's first 12 bits as one of 64 classes, a quarter of a logit each"""
         self.map_rate = np.array([int(65536 / (n + 1.5)) for n in range(1024)], np.int32)
         young = rates.young if experts else rates.young_alone
-        self.boost = (4096 * rates.correction * (1 + young / np.maximum(visits, 1))).astype(np.float32)
+        correction = rates.correction_primed if primed else rates.correction
+        self.boost = (256 * correction * (1 + young / np.maximum(visits, 1))).astype(np.float32)
         share = rates.refined if experts else 2 * rates.refined
+        final = rates.final if self.chained else 2 * rates.final
         self.numbers = np.array(
-            [rates.first, rates.last, rates.decay, rates.final, 0, 1 - 2 * share, share], np.float32
-        )
+            [
+                rates.first, rates.last, rates.decay, final, 0, 1 - 2 * share, share,
+                rates.alone, rates.trust_keep, rates.trust_gain, rates.trust_first,
+            ],
+            np.float32,
+        )  # fmt: skip
         self.reset()
 
     def reset(self) -> None:
         """Forget everything, as if new; the table by a new generation, which makes all of its buckets stale."""
         # (a table of 1 GB is not zeroed for each document: a bucket of generation 7 counts as empty in generation 8)
-        self.counts[:] = (self.counts[0] + 1) % (1 << 16), 0
+        self.counts[:] = (self.counts[0] + 1) % (1 << 16), 0, 0
         if self.counts[0] == 0:  # generations begin anew: here old ones could be taken for new
             self.table[:] = 0
             self.counts[0] = 1
-        # before anything is known a slot's probability stands for itself: the 64 values that its highest 6 bits can
-        # have
-        middles = (np.arange(64) + 0.5) / 64
+        # before anything is known a slot's probability stands for itself: for the middle of its class
+        squash = tables.squash()
+        middles = squash[16 * np.arange(64) + 8 + (tables.FAR - 8) * tables.PER_UNIT].astype(np.float64)  # of ``bins``
         self.maps[:] = (middles * 4194303).astype(np.uint32) << 10
         lengths = 1 - 1 / (np.arange(32) + 2.5)
         self.match_maps[:] = (lengths * 4194303).astype(np.uint32) << 10
         rates, count, experts = self.rates, len(self.contexts), self.experts
         first = np.zeros(self.inputs)
         first[:count] = rates.context_weight if experts else rates.context_weight_alone
-        first[count : count + 4] = rates.other_weight, rates.other_weight * 2 / 3, rates.other_weight * 2 / 3, 0
-        first[count + 4 : count + 4 + experts] = rates.expert_weight / max(1, experts)
+        first[2 * count : 2 * count + 2] = rates.other_weight * 2 / 3
+        at = self.alone_inputs
+        self.alone[:] = first[:at]
+        self.alone[:, :count] = rates.context_weight_alone
+        first[at] = rates.other_weight
+        first[at + 1 : at + 1 + experts] = rates.expert_weight / max(1, experts)
+        first[at + 1 + experts : at + 1 + experts + self.chained] = rates.alone_weight
+        self.trust[:] = 0, squash[int((rates.trust_first + tables.FAR) * tables.PER_UNIT)]
         self.weights[:] = first
         self.final_weights[:] = 1 / len(self.selectors)
-        points = tables.squash()[np.arange(-8 * 64, 8 * 64 + 1, 32) + tables.FAR * tables.PER_UNIT]
+        points = squash[np.arange(-8 * 64, 8 * 64 + 1, 32) + tables.FAR * tables.PER_UNIT]
         self.apm[:] = np.minimum(points * 65536, 65535).astype(np.uint16)
         self.positions[:] = 0
         self.history[:] = 0
@@ -208,7 +255,12 @@ class State:
 
     def _learned(self) -> Snapshot:
         counters = self.table, self.maps, self.match_maps, self.weights, self.final_weights, self.apm
-        return *counters, self.positions, self.text, self.history, self.counts
+        return *counters, self.alone, self.trust, self.positions, self.text, self.history, self.counts
+
+
+def _padded(count: int) -> int:
+    """The multiple of 8 that ``count`` inputs take."""
+    return -(-count // 8) * 8
 
 
 def aligned(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:

@@ -79,7 +79,7 @@ extern "C" void mixing_run(i64, const void* fields, const void* sizes, i64 row, 
     m.learn(row, text[t]);
     if (t + 1 < count) {
       std::copy(next.hash[0], next.hash[0] + m.context_count, f.hash[0]);
-      f.last = next.last, f.before = next.before, f.order2 = next.order2, f.expected = next.expected;
+      f.dice = next.dice, f.last = next.last, f.before = next.before, f.order2 = next.order2, f.expected = next.expected;
       f.match_bytes = next.match_bytes, f.matched = next.matched, f.chunk_bytes = next.chunk_bytes;
     }
   }
@@ -98,8 +98,7 @@ extern "C" void mixing_prime(i64, const void* fields, const void* sizes, i64 row
       History& h = m.history[row];
       const i64 byte = text[begin + t];
       m.advance(row, false);
-      if (const i64 expected = m.expected(h); expected >= 0) m.learn_match(expected, h.match_bytes, byte);
-      for (i64 c = 0; c < m.context_count; c++) frames[t].hash[0][c] = m.hashed(h, c);
+      m.look(row, frames[t]);
       m.hash_second(frames[t], 16 | byte >> 4);
       h.pending = byte;
     }
@@ -107,7 +106,9 @@ extern "C" void mixing_prime(i64, const void* fields, const void* sizes, i64 row
       for (i64 c = 0; t + AHEAD < size && c < m.context_count; c++) {
         m.prefetch(frames[t + AHEAD].hash[0][c]), m.prefetch(frames[t + AHEAD].hash[1][c]);
       }
-      m.count(frames[t], text[begin + t], nullptr);
+      Frame& f = frames[t];
+      m.count(f, text[begin + t], nullptr);
+      if (f.expected >= 0) m.learn_match(f.expected, f.match_bytes, text[begin + t]);
     }
   }
 }

@@ -78,17 +78,25 @@ struct Mixer : Counters {
     __builtin_prefetch(line + 32);
   }
 
-  // The probability of a 1 at `node` in units of 2⁻¹⁶, 1 … 65535.
-  u32 predict(Frame& f, i64 node) const {
-    const i64 k = 31 - __builtin_clz((u32)node), half = k >= 4;
-    const i64 own = half ? (node & ((1 << (k - 4)) - 1)) | 1 << (k - 4) : node;  // within half a byte
-    if (k == 4) hash_second(f, node);
-    if (k == 0 || k == 4) find_all(f, half);
-    float* x = f.x[k];
-    const i64 hits = __builtin_popcount(f.present[half]), correction = predict_all(f, half, own, x);
-    i64 at = context_count, bit = -1;
-    const float corrected = clip((float)correction * 0x1p-12f);
-    x[at++] = corrected;
+  // A mixer's x·w.
+  float weighed(const float* x, const float* w, i64 size) const {
+    const Lanes *in = (const Lanes*)x, *by = (const Lanes*)w;
+    Lanes a = {0, 0, 0, 0, 0, 0, 0, 0};
+    for (i64 r = 0; r < size / 8; r++) a = a + in[r] * by[r];
+    return clip(total(a));
+  }
+
+  // A step against a mixer's error.
+  static void correct(const float* x, float* w, i64 size, float step) {
+    const Lanes* in = (const Lanes*)x;
+    Lanes* by = (Lanes*)w;
+    for (i64 r = 0; r < size / 8; r++) by[r] = by[r] + in[r] * step;
+  }
+
+  // Inputs that come from no expert, behind those of contexts: the match and a 1. Returns the bit that the match
+  // expects; −1 if none.
+  i64 match_inputs(const Frame& f, i64 k, i64 node, float* x) const {
+    i64 at = 2 * context_count, bit = -1;
     x[at] = x[at + 1] = 0;
     if (f.expected >= 0 && (f.expected | 256) >> (8 - k) == node) {
       bit = f.expected >> (7 - k) & 1;
@@ -98,8 +106,66 @@ struct Mixer : Counters {
     }
     at += 2;
     x[at++] = 0.3f;
+    while (at < alone_inputs) x[at++] = 0;
+    return bit;
+  }
+
+  // The logit of a 1 by contexts alone.
+  float predict_alone(Frame& f, i64 k, i64 node, i64 hits, i64 bit) const {
+    const i64 matched = bit < 0 ? 0 : f.matched;
+    const i64 sets[ALONE_SETS] = {node, 256 + f.last, 512 + (k * 16 + std::min<i64>(hits, 15)) * 8 + matched};
+    float sum = 0;
+    for (i64 s = 0; s < ALONE_SETS; s++) {
+      f.alone_set[k][s] = sets[s] * alone_inputs;
+      f.alone_out[k][s] = weighed(f.x[k], alone + f.alone_set[k][s], alone_inputs);
+      sum = sum + f.alone_out[k][s];
+    }
+    return sum * 0.33333334f;
+  }
+
+  void learn_alone(const Frame& f, i64 byte) const {
+    const float rate = rates[7] + rates[0] / (1.0f + (float)counts[2] * rates[2]);
+    for (i64 k = 0; k < 8; k++) {
+      const i64 bit = byte >> (7 - k) & 1;
+      for (i64 s = 0; s < ALONE_SETS; s++) {
+        correct(f.x[k], alone + f.alone_set[k][s], alone_inputs, ((float)bit - squash(f.alone_out[k][s])) * rate);
+      }
+    }
+    counts[2]++;
+  }
+
+  // How much less contexts alone would have cost of late: the share of all in the result follows it.
+  void learn_trust(const Frame& f, i64 byte) const {
+    float gain = 0;
+    for (i64 k = 0; k < 8; k++) {
+      const i64 one = byte >> (7 - k) & 1;
+      const u32 all = one ? f.shares[k][0] : 65536 - f.shares[k][0];
+      gain = gain + (log(all) - log(one ? f.shares[k][1] : 65536 - f.shares[k][1]));
+    }
+    trust[0] = clip(trust[0] * rates[8] + gain * rates[9]);
+    trust[1] = squash(clip(trust[0] + rates[10]));
+  }
+
+  static u32 whole(float p) {  // in units of 2⁻¹⁶, 1 … 65535
+    return (u32)std::min<i64>(65535, std::max<i64>(1, (i64)(p * 65536.0f)));
+  }
+
+  // The probability of a 1 at `node` in units of 2⁻¹⁶, 1 … 65535.
+  u32 predict(Frame& f, i64 node) const {
+    const i64 k = 31 - __builtin_clz((u32)node), half = k >= 4;
+    const i64 own = half ? (node & ((1 << (k - 4)) - 1)) | 1 << (k - 4) : node;  // within half a byte
+    if (k == 4) hash_second(f, node);
+    if (k == 0 || k == 4) find_all(f, half);
+    float* x = f.x[k];
+    const i64 hits = __builtin_popcount(f.present[half]), correction = predict_all(f, half, own, x);
+    const i64 bit = match_inputs(f, k, node, x);
+    i64 at = alone_inputs;
+    const float corrected = clip((float)correction * 0x1p-8f);
+    x[at++] = corrected;
     const float* expert = x + at;
     for (i64 e = 0; e < experts; e++) x[at++] = logit(f.frequencies[e], k, node);
+    float by_alone = 0;
+    if (chained) by_alone = x[at++] = predict_alone(f, k, node, hits, bit);
     while (at < inputs) x[at++] = 0;
     const i64 sure = experts ? confidence(*expert) : f.matched;
     f.corrected[k] = squash(clip((experts ? *expert : 0.0f) + corrected));
@@ -109,11 +175,7 @@ struct Mixer : Counters {
     float sum = 0;
     for (i64 s = 0; s < selector_count; s++) {
       f.set[k][s] = (set_offsets[s] + selected(f, selectors[s], k, node, hits, bit, sure)) * inputs;
-      const Lanes* w = (const Lanes*)(weights + f.set[k][s]);
-      const Lanes* in = (const Lanes*)x;
-      Lanes a = {0, 0, 0, 0, 0, 0, 0, 0};
-      for (i64 r = 0; r < inputs / 8; r++) a = a + in[r] * w[r];
-      f.out[k][s] = clip(total(a));
+      f.out[k][s] = weighed(x, weights + f.set[k][s], inputs);
       sum = sum + f.out[k][s] * last[s];
     }
     sum = clip(sum);
@@ -130,8 +192,11 @@ struct Mixer : Counters {
       refined[a] = ((float)line[j] * (1.0f - share) + (float)line[j + 1] * share) * 0x1p-16f;
       f.cell[k][a] = rows[a] * 33 + j + (share > 0.5f);
     }
-    const i64 found = (i64)((p * rates[5] + (refined[0] + refined[1]) * rates[6]) * 65536.0f);
-    return (u32)std::min<i64>(65535, std::max<i64>(1, found));
+    f.shares[k][0] = whole(p * rates[5] + (refined[0] + refined[1]) * rates[6]);
+    if (!chained) return f.shares[k][0];
+    f.shares[k][1] = whole(squash(clip(by_alone)));
+    // a mean of two is between them, so a probability as they are
+    return (u32)((float)f.shares[k][0] * trust[1] + (float)f.shares[k][1] * (1.0f - trust[1]) + 0.5f);
   }
 
   // --- learning
@@ -143,16 +208,27 @@ struct Mixer : Counters {
     }
   }
 
-  // A byte's counters, whose contexts' hashes are known; `corrected` is null while priming.
+  // A byte's counters, whose contexts' hashes are known; `corrected` is null while priming. Contexts alone predict
+  // there, too, and learn what each of them is worth.
   void count(Frame& f, i64 byte, const float* corrected) const {
+    const bool predicts = chained && !corrected;
     for (i64 half = 0; half < 2; half++) {
-      claim_all(f, half);
+      find_all(f, half);
+      const i64 hits = __builtin_popcount(f.present[half]);
+      for (i64 k = 4 * half, own = 1; predicts && k < 4 * half + 4; k++) {
+        const i64 node = (byte | 256) >> (8 - k);
+        predict_all(f, half, own, f.x[k]);
+        predict_alone(f, k, node, hits, match_inputs(f, k, node, f.x[k]));
+        own = 2 * own + (byte >> (7 - k) & 1);
+      }
+      claim_rest(f, half);
       for (i64 k = 4 * half, own = 1; k < 4 * half + 4; k++) {
         const i64 bit = byte >> (7 - k) & 1;
         learn_all(f, half, own, bit, corrected ? corrected + k : nullptr);
         own = 2 * own + bit;
       }
     }
+    if (predicts) learn_alone(f, byte);
   }
 
   // The byte at whose nodes `predict` was last asked, from the highest bit on.
@@ -165,16 +241,14 @@ struct Mixer : Counters {
       const float whole = ((float)bit - f.p[k]) * rates[3];
       for (i64 s = 0; s < selector_count; s++) {
         last[s] = last[s] + whole * f.out[k][s];
-        const float e = ((float)bit - squash(f.out[k][s])) * rate;
-        Lanes* w = (Lanes*)(weights + f.set[k][s]);
-        const Lanes* in = (const Lanes*)f.x[k];
-        for (i64 r = 0; r < inputs / 8; r++) w[r] = w[r] + in[r] * e;
+        correct(f.x[k], weights + f.set[k][s], inputs, ((float)bit - squash(f.out[k][s])) * rate);
       }
       for (i64 a = 0; a < 2; a++) {
         u16& cell = apm[f.cell[k][a]];
         cell = (u16)(cell + (((bit ? 65535 : 0) - (i64)cell) >> 6));
       }
     }
+    if (chained) learn_alone(f, byte), learn_trust(f, byte);
     if (f.expected >= 0) learn_match(f.expected, f.match_bytes, byte);
     count(f, byte, f.corrected);
     counts[1]++;

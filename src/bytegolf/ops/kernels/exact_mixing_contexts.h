@@ -23,11 +23,15 @@ struct Counters : Knowledge {
     map = (u32)next << 10 | (u32)std::min<i64>(count + 1, 1023);
   }
 
+  // By what chance a slot of many visits counts one more: 29 bits or more, others for each bit of a byte.
+  static u32 dice_of(const Frame& f, i64 half, i64 own) {
+    return (u32)(f.dice >> (5 * (4 * half + 31 - __builtin_clz((u32)own))));
+  }
+
   // The buckets that all contexts have for half a byte, as `f.bucket` and, a bit each, `f.present`.
   void find_all(Frame& f, i64 half) const;
-  // The same with new ones for those that had none. Those found before another context takes them stay theirs, too.
-  void claim_all(Frame& f, i64 half) const {
-    find_all(f, half);
+  // New ones for those that had none. Those found before another context takes them stay theirs, too.
+  void claim_rest(Frame& f, i64 half) const {
     const u32 all = (u32)(((u64)1 << context_count) - 1);
     for (u32 missing = all & ~f.present[half]; missing; missing &= missing - 1) {
       const i64 c = __builtin_ctz(missing);
@@ -35,8 +39,8 @@ struct Counters : Knowledge {
     }
     f.present[half] = all;
   }
-  // The inputs that contexts give a bit's mixers, x[0 … contexts − 1], and the sum of their corrections. `own`: the
-  // bit's node within half a byte, 1 … 15.
+  // The inputs that contexts give a bit's mixers, and the sum of their corrections: first each one's logit, then each
+  // one's 2p − 1, which says less of a p near 0 or 1. `own`: the bit's node within half a byte, 1 … 15.
   i64 predict_all(const Frame& f, i64 half, i64 own, float* x) const;
   // A bit in all contexts; its correction learns by `corrected`, null while priming, where nothing was predicted.
   void learn_all(const Frame& f, i64 half, i64 own, i64 bit, const float* corrected) const;
@@ -68,26 +72,33 @@ i64 Counters::predict_all(const Frame& f, i64 half, i64 own, float* x) const {
   i64 correction = 0;
   const __m512i context = _mm512_slli_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), 10);
   const __m512i none = _mm512_setzero_si512();
+  __m512 linear[2];
   for (i64 c = 0; c < context_count; c += 16) {
     const __mmask16 present = (__mmask16)(f.present[half] >> c);
     const __m512i at = _mm512_add_epi32(_mm512_load_si512(f.bucket[half] + c), _mm512_set1_epi32((int)own));
     const __m512i slot = _mm512_mask_i32gather_epi32(none, present, at, table, 4);
     const __m512i seen = _mm512_and_si512(slot, _mm512_set1_epi32(15));
     const __mmask16 visited = _mm512_test_epi32_mask(seen, seen);
-    const __m512i p = _mm512_and_si512(_mm512_srli_epi32(slot, 10), _mm512_set1_epi32(63));
+    const __m512i p = _mm512_i32gather_epi32(
+        _mm512_and_si512(_mm512_srli_epi32(slot, 8), _mm512_set1_epi32(4095)), bins, 4);
     const __m512i which = _mm512_add_epi32(_mm512_add_epi32(context, _mm512_slli_epi32(seen, 6)), p);
     const __m512i map = _mm512_mask_i32gather_epi32(none, visited, which, maps + c * 1024, 4);
     const __m512 found =
         _mm512_mask_i32gather_ps(_mm512_setzero_ps(), visited, _mm512_srli_epi32(map, 20), stretch_table, 4);
     _mm512_storeu_ps(x + c, found);
-    correction += _mm512_reduce_add_epi32(_mm512_maskz_srai_epi32(visited, slot, 16));
+    const __m512 q = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_srli_epi32(map, 10)), _mm512_set1_ps(0x1p-21f));
+    linear[c / 16] = _mm512_maskz_sub_ps(visited, q, _mm512_set1_ps(1.0f));
+    correction += _mm512_reduce_add_epi32(_mm512_maskz_srai_epi32(visited, slot, 20));
   }
+  // behind all logits, as each vector is stored beyond the last context
+  for (i64 c = 0; c < context_count; c += 16) _mm512_storeu_ps(x + context_count + c, linear[c / 16]);
   return correction;
 }
 
 void Counters::learn_all(const Frame& f, i64 half, i64 own, i64 bit, const float* corrected) const {
   const __m512i context = _mm512_slli_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), 10);
   const __m512i none = _mm512_setzero_si512(), rates_of_16 = _mm512_loadu_si512(slot_rate);
+  const __m512i gaps = _mm512_loadu_si512(level_gaps), thrown = _mm512_set1_epi32((int)dice_of(f, half, own));
   const __m512 boosts = _mm512_loadu_ps(boost);
   __m512i at[2], slot[2];
   for (i64 c = 0, g = 0; c < context_count; c += 16, g++) {
@@ -98,10 +109,11 @@ void Counters::learn_all(const Frame& f, i64 half, i64 own, i64 bit, const float
     __m512i seen = _mm512_and_si512(slot[g], _mm512_set1_epi32(15));
     const __mmask16 visited = _mm512_test_epi32_mask(seen, seen);
     __m512i p = _mm512_mask_blend_epi32(
-        visited, _mm512_set1_epi32(2048), _mm512_and_si512(_mm512_srli_epi32(slot[g], 4), _mm512_set1_epi32(4095)));
+        visited, _mm512_set1_epi32(32768), _mm512_and_si512(_mm512_srli_epi32(slot[g], 4), _mm512_set1_epi32(65535)));
     // what visits and probability stand for: contexts have maps of their own, so no two lanes write the same
     const __m512i which =
-        _mm512_add_epi32(_mm512_add_epi32(context, _mm512_slli_epi32(seen, 6)), _mm512_srli_epi32(p, 6));
+        _mm512_add_epi32(_mm512_add_epi32(context, _mm512_slli_epi32(seen, 6)),
+                         _mm512_i32gather_epi32(_mm512_srli_epi32(p, 4), bins, 4));
     const __m512i map = _mm512_mask_i32gather_epi32(none, visited, which, maps + c * 1024, 4);
     const __m512i count = _mm512_and_si512(map, _mm512_set1_epi32(1023)), q = _mm512_srli_epi32(map, 10);
     const __m512i rate = _mm512_i32gather_epi32(count, map_rate, 4);
@@ -114,17 +126,18 @@ void Counters::learn_all(const Frame& f, i64 half, i64 own, i64 bit, const float
     const __m512i counted = _mm512_min_epi32(_mm512_add_epi32(count, _mm512_set1_epi32(1)), _mm512_set1_epi32(1023));
     _mm512_mask_i32scatter_epi32(maps + c * 1024, visited, which,
                                  _mm512_or_si512(_mm512_slli_epi32(next, 10), counted), 4);
-    p = _mm512_add_epi32(p, _mm512_srai_epi32(_mm512_mullo_epi32(_mm512_sub_epi32(_mm512_set1_epi32(bit ? 4095 : 0), p),
+    p = _mm512_add_epi32(p, _mm512_srai_epi32(_mm512_mullo_epi32(_mm512_sub_epi32(_mm512_set1_epi32(bit ? 65535 : 0), p),
                                                                  _mm512_permutexvar_epi32(seen, rates_of_16)),
-                                              16));
-    seen = _mm512_min_epi32(_mm512_add_epi32(seen, _mm512_set1_epi32(1)), _mm512_set1_epi32(15));
-    __m512i w = _mm512_srai_epi32(slot[g], 16);
+                                              15));
+    const __mmask16 grows = _mm512_testn_epi32_mask(_mm512_permutexvar_epi32(seen, gaps), thrown);
+    seen = _mm512_min_epi32(_mm512_mask_add_epi32(seen, grows, seen, _mm512_set1_epi32(1)), _mm512_set1_epi32(15));
+    __m512i w = _mm512_srai_epi32(slot[g], 20);
     if (corrected) {
       const __m512 step = _mm512_mul_ps(_mm512_set1_ps((float)bit - *corrected), _mm512_permutexvar_ps(seen, boosts));
       w = _mm512_add_epi32(w, _mm512_cvtps_epi32(step));
-      w = _mm512_min_epi32(_mm512_set1_epi32(32767), _mm512_max_epi32(_mm512_set1_epi32(-32768), w));
+      w = _mm512_min_epi32(_mm512_set1_epi32(2047), _mm512_max_epi32(_mm512_set1_epi32(-2048), w));
     }
-    slot[g] = _mm512_or_si512(_mm512_or_si512(_mm512_slli_epi32(w, 16), _mm512_slli_epi32(p, 4)), seen);
+    slot[g] = _mm512_or_si512(_mm512_or_si512(_mm512_slli_epi32(w, 20), _mm512_slli_epi32(p, 4)), seen);
     _mm512_mask_i32scatter_epi32(table, (__mmask16)(f.present[half] >> c), at[g], slot[g], 4);
   }
 }
@@ -144,10 +157,12 @@ i64 Counters::predict_all(const Frame& f, i64 half, i64 own, float* x) const {
   i64 correction = 0;
   for (i64 c = 0; c < context_count; c++) {
     const u32 slot = f.present[half] >> c & 1 ? table[f.bucket[half][c] + own] : 0;
-    x[c] = 0;
+    x[c] = x[context_count + c] = 0;
     if (!(slot & 15)) continue;
-    x[c] = stretch_table[maps[c * 1024 + (slot & 15) * 64 + ((slot >> 10) & 63)] >> 20];
-    correction += (int16_t)(slot >> 16);
+    const u32 map = maps[c * 1024 + (slot & 15) * 64 + bins[slot >> 8 & 4095]];
+    x[c] = stretch_table[map >> 20];
+    x[context_count + c] = (float)(map >> 10) * 0x1p-21f - 1.0f;
+    correction += (int32_t)slot >> 20;
   }
   return correction;
 }
@@ -157,15 +172,15 @@ void Counters::learn_all(const Frame& f, i64 half, i64 own, i64 bit, const float
   for (i64 c = 0; c < context_count; c++) slots[c] = table[f.bucket[half][c] + own];
   for (i64 c = 0; c < context_count; c++) {
     const u32 slot = slots[c];
-    i64 seen = slot & 15, p = seen ? slot >> 4 & 4095 : 2048, w = (int16_t)(slot >> 16);
-    if (seen) learn_map(maps[c * 1024 + seen * 64 + (p >> 6)], bit);
-    p += ((bit ? 4095 : 0) - p) * slot_rate[seen] >> 16;
-    seen = std::min<i64>(seen + 1, 15);
+    i64 seen = slot & 15, p = seen ? slot >> 4 & 65535 : 32768, w = (int32_t)slot >> 20;
+    if (seen) learn_map(maps[c * 1024 + seen * 64 + bins[p >> 4]], bit);
+    p += ((bit ? 65535 : 0) - p) * slot_rate[seen] >> 15;
+    seen = std::min<i64>(seen + !(level_gaps[seen] & (int32_t)dice_of(f, half, own)), 15);
     if (corrected) {
       w += (i64)std::nearbyint(((float)bit - *corrected) * boost[seen]);
-      w = std::min<i64>(32767, std::max<i64>(-32768, w));
+      w = std::min<i64>(2047, std::max<i64>(-2048, w));
     }
-    table[f.bucket[half][c] + own] = (u32)(u16)w << 16 | (u32)p << 4 | (u32)seen;
+    table[f.bucket[half][c] + own] = (u32)w << 20 | (u32)p << 4 | (u32)seen;
   }
 }
 

@@ -21,7 +21,7 @@ using u32 = uint32_t;
 using u64 = uint64_t;
 typedef float Lanes __attribute__((vector_size(32)));  // 8 fp32: sums run over whole ones, then within one
 
-constexpr i64 MOST_CONTEXTS = 32, MOST_INPUTS = 40, MOST_SETS = 8, MOST_EXPERTS = 6;
+constexpr i64 MOST_CONTEXTS = 32, MOST_INPUTS = 80, MOST_SETS = 8, MOST_EXPERTS = 6, ALONE_SETS = 3;
 constexpr i64 GIVEN = 64, GIVEN_SET = 8, MOST_GIVEN = 16;  // kinds of contexts and selectors; sets lie behind contexts
 constexpr float FAR = 11.99f;  // the largest |ln(p/(1−p))|
 
@@ -40,8 +40,11 @@ struct Frame {
   alignas(64) u64 hash[2][MOST_CONTEXTS];    // of each half of the byte; the second one's when the first is known
   alignas(64) u32 bucket[2][MOST_CONTEXTS];  // where in the table
   u32 present[2];                            // which contexts have one
-  float out[8][MOST_SETS], p[8], corrected[8];
+  float out[8][MOST_SETS], p[8], corrected[8], alone_out[8][ALONE_SETS];
+  i64 alone_set[8][ALONE_SETS];
   i64 set[8][MOST_SETS], final_set[8], cell[8][2];
+  u32 shares[8][2];  // what a 1 was given by all and by contexts alone
+  u64 dice;
   i64 last, before, order2, expected, match_bytes, matched, chunk_bytes, unsure;
 };
 static_assert(sizeof(Frame) <= 16384, "mixing/state.py keeps 16 KiB per stream");
@@ -55,12 +58,15 @@ struct Knowledge {
   u8* text;
   History* history;
   Frame* frames;
-  i64* counts;  // generation of the table, bytes learned
+  i64* counts;  // generation of the table, bytes learned, bytes that contexts alone predicted
   const float *squash_table, *stretch_table, *log_table, *boost, *rates;
   const int32_t *slot_rate, *map_rate;
   const i64 *contexts, *selectors, *set_offsets;
   const u64* given;       // contexts and sets that come from outside (mixing/samples.py), for the kinds from these on
-  i64 context_count, selector_count, experts, inputs, bits, ring, position_bits, shortest;
+  i64 context_count, selector_count, experts, inputs, bits, ring, position_bits, shortest, alone_inputs;
+  bool chained;  // contexts alone predict as well
+  float *alone, *trust;
+  const int32_t *bins, *level_gaps;
 
   explicit Knowledge(const void* fields, const void* sizes) {
     const i64* f = (const i64*)fields;
@@ -74,7 +80,8 @@ struct Knowledge {
     contexts = (const i64*)f[18], selectors = (const i64*)f[19], set_offsets = (const i64*)f[20];
     given = (const u64*)f[21];
     context_count = s[0], selector_count = s[1], experts = s[2], inputs = s[3], bits = s[4], ring = s[5];
-    position_bits = s[6], shortest = s[7];
+    alone = (float*)f[22], bins = (const int32_t*)f[23], level_gaps = (const int32_t*)f[24], trust = (float*)f[25];
+    position_bits = s[6], shortest = s[7], alone_inputs = s[8], chained = s[9];
   }
 
   // --- numbers
@@ -228,6 +235,7 @@ struct Knowledge {
   void look(i64 row, Frame& f) const {
     const History& h = history[row];
     for (i64 c = 0; c < context_count; c++) f.hash[0][c] = hashed(h, c);
+    f.dice = mixed((u64)h.length + 1);
     f.last = h.last8 & 0xff, f.before = (h.last8 >> 8) & 0xff;
     f.order2 = (i64)(mixed(h.last8 & 0xffff) >> 32);
     f.expected = expected(h), f.match_bytes = h.match_bytes, f.matched = rough_length(h.match_bytes), f.chunk_bytes = h.chunk_bytes;
