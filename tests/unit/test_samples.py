@@ -184,6 +184,8 @@ def test_samples_go_on_over_blocks_and_text_lies_between(monkeypatch: pytest.Mon
     assert [piece.goes_on for piece in cut if piece.found] == [False, True, True, False, True, True, False, True]
     assert [len(piece.data) % 96 for piece in cut[4:7]] == [54, 0, 0], "whole rows"
     assert unpacked(packed(data)) == data
+    assert [len(piece.data) for piece in pieces(io.BytesIO(data[:3744] + bytes(40)).read, 1 << 20)] == [3044, 740]
+    assert len(list(pieces(io.BytesIO(data[:3044] + bytes(40)).read, 1 << 20))) == 1, "too little for another block"
     for size in (len(data) - 1, 2000, 1400, 300, 45, 44):
         assert unpacked(packed(data[:size])) == data[:size]
 

@@ -25,6 +25,9 @@ LEAST, LEAST_WITHIN = 256, 2048
 """Bytes of samples that are worth a layout of their own, at a file's beginning and within a file, where they are one
 more block."""
 
+TAIL = 64
+"""Bytes at a file's end, behind samples, that are not worth a block of another kind."""
+
 
 @dataclass(frozen=True)
 class Found:
@@ -286,6 +289,8 @@ def pieces(blocks: Callable[[int], bytes], most: int) -> Iterator[Piece]:
             size = left = found.size if found else len(data)
             if found and found.begin:  # what lies before it comes first
                 size, found = found.begin, None
+        if found and whole and left < len(data) <= left + TAIL:
+            left = len(data)
         size = min(left, len(data)) if found else min(size, len(data))
         if found and size < left and not whole:
             layout = found.layout
