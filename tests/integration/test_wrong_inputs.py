@@ -122,6 +122,17 @@ def _other_tokenizer(folder: Path) -> bytes:
     return train_sentencepiece(documents, parse_tokenizer("sp280"), folder / "other").path.read_bytes()
 
 
+def test_a_score_that_cannot_be_taken_is_refused_before_training(data: Path) -> None:
+    subwords = (f"data.tokenizer={SUBWORDS}", f"model.vocab_size={SUBWORDS[2:]}", "eval.mix=true")
+    for changes, words in (
+        (("eval.stride=5000",), "stride 5000"),
+        (("eval.ttt.mode=sgd", "eval.ttt.chunk=8", "eval.stride=16"), "learn every 8 tokens"),
+        (subwords, "mixing needs"),
+    ):
+        assert words in train(data, *changes)
+        assert not (data.parent / "run").exists()
+
+
 # ---------------------------------------------------------------------------------------------- settings
 
 

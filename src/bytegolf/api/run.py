@@ -107,6 +107,7 @@ def train_run(config: Config, out: Path, *, resume: bool = False, quiet: bool = 
     if resume:
         config = _found_from_here(run, config)
     data = TrainingData.open(config)
+    ScoringMode.configured(config).check(data.validation, data.tokenizer, config.eval.limit)
     with join(config.train.device) as world, run.held() if world.leads else contextlib.nullcontext():
         reporter = Reporter(quiet=quiet or not world.leads)
         said = run.check(config, resume) if world.leads else []

@@ -29,6 +29,16 @@ Watch = Callable[[Float64[np.ndarray, "n V"]], None]
 """Called with the distributions of the targets of a window, each as it was before its target was learned."""
 
 
+def mixable(tokenizer: Tokenizer) -> ByteTokenizer:
+    """``tokenizer``. Raises BytegolfError unless it is over bytes."""
+    if isinstance(tokenizer, ByteTokenizer):
+        return tokenizer
+    raise BytegolfError(
+        f"mixing needs distributions of each next byte, and a model over {tokenizer.name} has those of the "
+        "next piece only: leave it out (--no-mix, eval.mix = false), or take a model over bytes"
+    )
+
+
 class Mixing:
     """Mixes the scores of ``rows`` texts that are read at a time, each in its order.
 
@@ -48,11 +58,7 @@ class Mixing:
         watch: Watch | None = None,
         primer: Primer | None = None,
     ) -> None:
-        if not isinstance(tokenizer, ByteTokenizer):
-            raise BytegolfError(
-                f"mixing needs distributions of each next byte, and a model over {tokenizer.name} has those of the "
-                "next piece only: leave it out (--no-mix, eval.mix = false), or take a model over bytes"
-            )
+        tokenizer = mixable(tokenizer)
         self._offset, self._bos, self._cap, self._watch = tokenizer.OFFSET, tokenizer.BOS, cap, watch
         self._forgets = settings.reset == "document"
         self._own = rows if self._forgets else 1

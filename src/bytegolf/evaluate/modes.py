@@ -30,9 +30,9 @@ from bytegolf.data.dataset import TokenStream
 from bytegolf.data.tokenizer import Tokenizer
 from bytegolf.distributed import SINGLE_PROCESS, DistributedContext
 from bytegolf.errors import BytegolfError
-from bytegolf.evaluate.mixing import Mixing, Watch, opens
+from bytegolf.evaluate.mixing import Mixing, Watch, mixable, opens
 from bytegolf.evaluate.score import Book, Observer, Window, score, targets_of, windows, windows_at_once
-from bytegolf.evaluate.ttt import score_adapting
+from bytegolf.evaluate.ttt import Pace, score_adapting
 from bytegolf.mixing.mixer import Mixer
 from bytegolf.mixing.primer import Primer
 from bytegolf.model.hnet import HNet
@@ -232,6 +232,13 @@ class ScoringMode:
         if self.tail == "auto":
             return not self.adapts and not 0 < self.stride < self.seq_len
         return self.tail == "drop"
+
+    def check(self, stream: TokenStream, tokenizer: Tokenizer, limit: int = 0) -> None:
+        """Raise BytegolfError where a score of ``stream`` would: asked before training, and not hours later."""
+        if self.mix.on:
+            mixable(tokenizer)
+        stride = Pace.of(self.seq_len, self.stride, self.learning.chunk).stride if self.adapts else self.stride
+        windows(targets_of(len(stream), self.seq_len, limit), self.seq_len, stride)
 
     def prepare(self) -> None:
         """Do what can be done before a text is opened: read the primer, if one score reads one text at a time.
