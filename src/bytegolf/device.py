@@ -23,13 +23,13 @@ def pick_device(wanted: str) -> torch.device:
     kind = wanted.partition(":")[0]
     if not available.get(kind, False):
         choices = ", ".join(name for name, there in available.items() if there)
-        raise BytegolfError(f"train.device is {wanted!r}, which is not available here: choose auto or one of {choices}")
+        raise BytegolfError(f"the device {wanted!r} is not available here: choose auto or one of {choices}")
     if kind == "cuda" and ":" not in wanted:
         wanted = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     try:
         device = torch.device(wanted)
     except RuntimeError as error:
-        raise BytegolfError(f"train.device is {wanted!r}, which names no device: write for instance cuda:0") from error
+        raise BytegolfError(f"{wanted!r} names no device: write for instance cuda:0") from error
     if device.type == "cuda" and device.index >= torch.cuda.device_count():
         raise BytegolfError(
             f"there is no device {wanted}, as this machine has {torch.cuda.device_count()} of them: name another, or "

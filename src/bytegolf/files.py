@@ -87,6 +87,9 @@ def check_replaceable(path: Path, begins: bytes = b"") -> None:
     """
     if not path.name or (path.exists() and not path.is_file()):  # a rename would replace even /dev/null, if root asks
         raise BytegolfError(f"cannot write {path}: it is a folder or a device, not a file; choose another path")
+    parents = path.absolute().parents
+    if not os.access(next((each for each in parents if each.exists()), parents[-1]), os.W_OK):
+        raise BytegolfError(f"cannot write {path}: permission denied: choose a folder that you may write to")
     if begins and path.exists():
         with disk_errors(path, "read"), path.open("rb") as file:
             head = file.read(len(begins))

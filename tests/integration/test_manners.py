@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import VERBS, TinyRun, good, refused, small, text
+from commands import VERBS, TinyRun, cli, good, refused, small, text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -55,6 +55,25 @@ def test_numbers_that_are_none_or_out_of_range() -> None:
     assert "--threshold is nan: give a number" in refused("analyze", "m", "--threshold", "nan")
     assert "--cut is -3: give a number >= 0" in refused("prepare", "--out", "d", "--cut", "-3")
     assert "--tail is 'x': give one of auto, drop, score" in refused("eval", "m", "--tail", "x")
+
+
+def test_ctrl_c_while_modules_are_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted:
+        def __getattr__(self, name: str) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "bytegolf.cli.run", Interrupted())
+    ran = cli("presets")
+    assert (ran.code, ran.out, ran.err) == (130, "", "interrupted\n")
+
+
+def test_a_folder_that_may_not_be_written_to_is_told_before_work_starts(
+    tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)  # root may write anywhere
+    for page in (tmp_path / "page.html", tmp_path / "new" / "page.html"):
+        assert "permission denied" in refused("analyze", tiny_run.folder, "--html", page)
+    assert list(tmp_path.iterdir()) == []
 
 
 EMPTY = (
