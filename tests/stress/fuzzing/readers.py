@@ -316,6 +316,22 @@ class Compressed(Reader):
         return self.codec.decompress(io.BytesIO(data), io.BytesIO(), "the input")
 
 
+class CompressedAlone(Reader):
+    """A file that was compressed without a model: text, a sound, and a picture behind text; changed anywhere."""
+
+    name = "compressed alone"
+
+    def prepare(self) -> list[bytes]:
+        return samples.compressed_alone()
+
+    def alter(self, chance: Chance, data: bytes, other: bytes) -> bytes:
+        size = 20 if chance.random() < 0.5 else len(data)  # most often where kinds, layouts and sizes are
+        return data[:3] + alter_bytes(chance, data[3:size], other[3:size]) + data[size:]
+
+    def read(self, data: bytes) -> object:
+        return Codec().decompress(io.BytesIO(data), io.BytesIO(), "the input")
+
+
 class TomlFile(Reader):
     """A TOML file, which may name other files."""
 
@@ -507,7 +523,7 @@ class Weights(Reader):
 
 
 READERS: tuple[type[Reader], ...] = (
-    *(Shards, Manifest, Specs, SentencePiece, Artifact, Checkpoint, Resume, Compressed),
+    *(Shards, Manifest, Specs, SentencePiece, Artifact, Checkpoint, Resume, Compressed, CompressedAlone),
     *(PublicFile, PublicFolder, Weights),
     *(ConfigFile, Overrides, StudyFile, Results, Ended, Documents),
 )

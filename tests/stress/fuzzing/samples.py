@@ -11,6 +11,7 @@ import itertools
 import json
 import random
 import shutil
+import struct
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -243,6 +244,17 @@ def compressed(codec: Codec) -> list[bytes]:
     ):
         target = io.BytesIO()
         codec.compress(io.BytesIO(data), target, stride, streams)
+        found.append(target.getvalue())
+    return found
+
+
+def compressed_alone() -> list[bytes]:
+    """Files without a model: text, a sound of 16 bits, and a picture behind text, so that there are two blocks."""
+    slope = bytes(range(256)) * 12
+    sound = b".snd" + struct.pack(">5I", 24, len(slope), 3, 8000, 1) + slope
+    found = []
+    for data in (text(90).encode(), sound, text(300).encode() + b"P6 30 34 255\n" + slope):
+        Codec().compress(io.BytesIO(data), target := io.BytesIO())
         found.append(target.getvalue())
     return found
 
