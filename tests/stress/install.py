@@ -43,6 +43,9 @@ def build(out: Path) -> tuple[Path, Path]:
         source = out / _setuptools("build_sdist", copy, out)
         shutil.unpack_archive(source, name, filter="data")
         unpacked = Path(name) / source.name.removesuffix(".tar.gz")
+        earlier = unpacked / "build" / "lib" / "bytegolf" / "gone.py"  # a module that an earlier build has left there
+        earlier.parent.mkdir(parents=True)
+        earlier.touch()
         return source, out / _setuptools("build_wheel", unpacked, out)
 
 
