@@ -36,6 +36,7 @@ SETTINGS = {
     "sgd": TttConfig("sgd", sgd_lr=0.01, ngram_lr=0.3),
     "sgd, carried on, chunks of 80": TttConfig("sgd", chunk=80, reset="never", sgd_lr=0.01, ngram_lr=0.3),
     "sgd, chunks of 12": TttConfig("sgd", chunk=12, sgd_lr=0.01, ngram_lr=0.3),
+    "sgd by size": TttConfig("sgd", chunk=12, rms_lr=0.003, ngram_lr=0.3),
 }
 every_setting = pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
 

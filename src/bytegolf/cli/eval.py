@@ -42,6 +42,10 @@ class TestTime:
     ttt_documents: Annotated[
         int | None, Parameter(help="lora: documents that go through at once.", validator=validators.Number(gte=1))
     ] = None
+    ttt_rms_lr: Annotated[
+        float | None,
+        Parameter(help="sgd: rate of the matrices in units of their gradients' size; 0 = plain.", validator=COUNT),
+    ] = None
     ttt_ngram_lr: Annotated[
         float | None, Parameter(help="sgd: learning rate of the n-gram tables.", validator=COUNT)
     ] = None
@@ -52,7 +56,7 @@ class TestTime:
         """
         given = {name.removeprefix("ttt_"): value for name, value in vars(self).items() if value is not None}
         mode = given.pop("ttt", configured.mode)
-        others = {"rank", "documents"} if mode == "sgd" else {"ngram_lr"} if mode == "lora" else set(given)
+        others = {"rank", "documents"} if mode == "sgd" else {"rms_lr", "ngram_lr"} if mode == "lora" else set(given)
         for name in sorted(others & given.keys()):
             raise BytegolfError(
                 f"--ttt-{name.replace('_', '-')} means nothing with test-time training {mode}: leave it out, or choose "

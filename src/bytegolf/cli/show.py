@@ -59,7 +59,7 @@ def _learned(ttt: TttConfig, seq_len: int) -> str:
     size = counted(ttt.chunk or seq_len, "token")
     how = f"LoRA of rank {ttt.rank}, rate {ttt.lora_lr:g}"
     if ttt.mode == "sgd":
-        how = f"SGD, rate {ttt.sgd_lr:g}"
+        how = f"SGD, rate {ttt.sgd_lr:g}" if not ttt.rms_lr else f"SGD by gradients' size, rate {ttt.rms_lr:g}"
     reset = "afresh in each document" if ttt.reset == "document" else "carried on"
     return f"{how}, from each {size} after their score, {reset}"
 

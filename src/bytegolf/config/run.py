@@ -34,7 +34,14 @@ class TttConfig(Ranged):
     rank: int = doc("rank of the adapters", 8, least=1)
     documents: int = doc("lora: how many documents go through at once", 1, least=1)
     sgd_lr: float = doc("learning rate of SGD on the matrices, down the sum of a chunk's losses", 3e-4, least=0)
-    ngram_lr: float = doc("the same on the n-gram tables, whose rows few tokens touch; 0 = they stay", 0.3, least=0)
+    rms_lr: float = doc(
+        "sgd: rate of the matrices by gradients over their root mean square so far, in place of sgd_lr; 0 = plain SGD",
+        0,
+        least=0,
+    )
+    ngram_lr: float = doc(
+        "rate of plain SGD on the n-gram tables, whose rows few tokens touch; 0 = they stay", 0.3, least=0
+    )
 
 
 ContextName = Literal[
@@ -61,7 +68,7 @@ class MixConfig(Ranged):
         "word-skip = the word before and the last byte; chunk, chunks, chunk-skip = the same with the model's chunks; "
         "skip1-2 = 2 bytes behind the last one, …; high = the upper halves of 5 bytes; column4 = the 4th and 8th "
         "byte back; slope4 = where the 16 bits 8 and 4 back lead",
-        ("o2", "o3", "o4", "o6", "o12", "o16", "word", "words"),
+        ("o1", "o2", "o3", "o4", "o6", "o12", "o16", "word", "words"),
     )
     primer: bool = doc("read the artifact's primer (export.primer) first, if it has one", True)
     selectors: tuple[SelectorName, ...] = doc(

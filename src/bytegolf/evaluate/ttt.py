@@ -46,6 +46,9 @@ from bytegolf.model.layers import widen
 from bytegolf.model.lm import LanguageModel
 from bytegolf.model.lora import LowRank, adaptable_maps
 
+RMS_FORGETS, RMS_FLOOR, RMS_WARMUP = 0.001, 0.3, 20
+"""Of ``ttt.rms_lr``: the last gradient's share of the mean square, the least root in means, updates that step less."""
+
 
 @dataclass(frozen=True)
 class Pace:
@@ -251,7 +254,7 @@ def adapter_for(model: LanguageModel, settings: TttConfig, documents: int) -> It
             for table in row_tables(model):  # the gradient of a table holds the rows of a chunk only
                 afterwards.callback(setattr, table, "sparse_gradients", table.sparse_gradients)
                 table.sparse_gradients = True
-            sgd = _Sgd(model, [one.weight for one in maps.values()], settings.sgd_lr, settings.ngram_lr)
+            sgd = _Sgd(model, [one.weight for one in maps.values()], settings)
             afterwards.callback(sgd.reset, 0)
             yield sgd
 
@@ -276,14 +279,23 @@ class _Lora:
 
 
 class _Sgd:
+    """SGD on the weights themselves; with ``rms_lr``, of the matrices by gradients over their root mean square so far.
+
+    That is dynamic evaluation by RMS (Krause et al. 2018, arXiv:1709.07432, eq. 6), with means of the text so far in
+    place of the training text's, and without a pull back to the shipped weights. Rows of tables stay with plain SGD:
+    most have no gradient yet.
+    """
+
     rows = 1
 
-    def __init__(self, model: LanguageModel, matrices: list[Tensor], lr: float, ngram_lr: float) -> None:
-        self._model = model
-        self._rates = [(matrix, lr) for matrix in matrices]
-        if ngram_lr > 0:
-            self._rates += [(each.table, ngram_lr) for each in row_tables(model)]
+    def __init__(self, model: LanguageModel, matrices: list[Tensor], settings: TttConfig) -> None:
+        self._model, self._rms_lr = model, settings.rms_lr
+        self._rates = [(matrix, settings.sgd_lr) for matrix in matrices]
+        if settings.ngram_lr > 0:
+            self._rates += [(each.table, settings.ngram_lr) for each in row_tables(model)]
         self._shipped = [p.detach().clone() for p, _ in self._rates]
+        self._squares = [torch.zeros_like(matrix) if self._rms_lr else matrix for matrix in matrices]
+        self._updates = 0
         for p, _ in self._rates:
             p.requires_grad_()
 
@@ -291,6 +303,7 @@ class _Sgd:
     def reset(self, row: int) -> None:
         for (p, _), shipped in zip(self._rates, self._shipped, strict=True):
             p.copy_(shipped)
+        self._updates = 0
 
     def only(self, row: int) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
@@ -298,12 +311,22 @@ class _Sgd:
     def step(self, ids: Tensor, targets: Tensor, counted: Tensor) -> None:
         loss = _loss(self._model, ids, targets, counted)
         gradients = torch.autograd.grad(loss, [p for p, _ in self._rates])
+        self._updates += 1
         with torch.no_grad():
-            for (p, lr), g in zip(self._rates, gradients, strict=True):
+            for index, ((p, lr), g) in enumerate(zip(self._rates, gradients, strict=True)):
                 if g.is_sparse:
-                    # a row once: an n-gram that came 3 times in a chunk has 3 entries, and adding them up in parallel
-                    # would leave the order, and so the last bit, to chance
-                    g = g.coalesce()
+                    g = g.coalesce()  # a row once, so that no order of adding is left to chance
                     p.index_add_(0, g.indices()[0], g.values(), alpha=-lr)
+                elif self._rms_lr and index < len(self._squares):
+                    self._normalised(p, g, self._squares[index])
                 else:
                     p.sub_(g, alpha=lr)
+
+    def _normalised(self, p: Tensor, g: Tensor, squares: Tensor) -> None:
+        """A step of ``rms_lr`` where a gradient is as large as it was so far. The mean is one of all updates at first
+        (the first one's share is all of it, the second one's a half, …), then one that forgets; small ones count as
+        ``RMS_FLOOR`` of the matrix' mean at least, and the first updates, whose means are of little, step less.
+        """
+        squares.lerp_(g.square(), max(1 / self._updates, RMS_FORGETS))
+        floor = squares.mean().sqrt() * RMS_FLOOR
+        p.addcdiv_(g, squares.sqrt() + floor, value=-self._rms_lr * min(1.0, self._updates / RMS_WARMUP))
