@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -66,8 +67,14 @@ Search = Callable[[ast.Module, set[str]], Iterator[tuple[int, str]]]
 """Gives lines and what is wrong there, of a tree in a folder with these modules."""
 
 
+@functools.lru_cache(maxsize=8)
+def _nodes(tree: ast.Module) -> list[ast.AST]:
+    """All nodes of a tree, once for all searches: walking takes longer than most of them."""
+    return list(ast.walk(tree))
+
+
 def _imports(tree: ast.Module) -> Iterator[tuple[int, str]]:
-    for node in ast.walk(tree):
+    for node in _nodes(tree):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -81,7 +88,7 @@ def _network(tree: ast.Module, modules: set[str]) -> Iterator[tuple[int, str]]:
         first = name.partition(".")[0]
         if first in NETWORK and f"{first}.py" not in modules and not _harmless(tree, name):
             yield line, f"it imports {name}"
-    for node in ast.walk(tree):
+    for node in _nodes(tree):
         if isinstance(node, ast.Call):
             called = _called(node)
             if NETWORK_CALLS.fullmatch(called):
@@ -107,7 +114,7 @@ def _harmless(tree: ast.Module, name: str) -> bool:
     if not powers.listed(first):
         return False  # nothing is known of its names
     used: set[str] = set()
-    for node in ast.walk(tree):
+    for node in _nodes(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == first:
             used.add(node.attr)
         elif isinstance(node, ast.ImportFrom) and node.module == name:
@@ -132,7 +139,7 @@ def data_elsewhere(tree: ast.Module, modules: set[str]) -> Iterator[tuple[int, s
 
 def _outside(tree: ast.Module) -> Iterator[tuple[int, str]]:
     """The paths out of the folder that a script reads, and their lines."""
-    for node in ast.walk(tree):
+    for node in _nodes(tree):
         if isinstance(node, ast.Call) and READERS.search(_called(node)) and not _writes(node):
             named = getattr(node, "named", None)
             texts = [named] if isinstance(named, str) else [one for part in node.args[:1] for one in _texts(part)]
@@ -168,15 +175,17 @@ def _caches(tree: ast.Module, modules: set[str]) -> Iterator[tuple[int, str]]:
     Counting a target that has been scored (``counts[context][target] += 1``) and taking its own logit are no look-ups
     by a mixed key.
     """
-    for function in ast.walk(tree):
+    for function in _nodes(tree):
         if not isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)):
             continue
         keys: set[str] = set()
+        nodes = list(ast.walk(function))
+        assigned = [node for node in nodes if isinstance(node, ast.Assign)]
         for _ in range(3):  # a key of a key
-            for node in ast.walk(function):
-                if isinstance(node, ast.Assign) and _mixed(node.value, keys):
-                    keys.update(name for target in node.targets for name in _names(target))
-        for node in ast.walk(function):
+            for one in assigned:
+                if _mixed(one.value, keys):
+                    keys.update(name for target in one.targets for name in _names(target))
+        for node in nodes:
             if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load):
                 base, key = dotted(node.value), node.slice
             elif isinstance(node, ast.Call) and dotted(node.func).endswith(".get") and node.args:
@@ -217,9 +226,9 @@ def _spaces(tree: ast.Module, modules: set[str]) -> Iterator[tuple[int, str]]:
     wrong to add the second table without that condition, and to add it to lengths that have the space already.
     """
     conditional = {
-        id(part) for node in ast.walk(tree) if isinstance(node, (ast.If, ast.IfExp)) for part in ast.walk(node)
+        id(part) for node in _nodes(tree) if isinstance(node, (ast.If, ast.IfExp)) for part in ast.walk(node)
     }
-    for node in ast.walk(tree):
+    for node in _nodes(tree):
         if isinstance(node, ast.AugAssign) and isinstance(node.op, ast.Add):
             parts = [node.value]
         elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
@@ -231,7 +240,7 @@ def _spaces(tree: ast.Module, modules: set[str]) -> Iterator[tuple[int, str]]:
             table = dotted(held.value) if isinstance(held, ast.Subscript) else ""
             if LEADING.search(table) and id(node) not in conditional:
                 yield node.lineno, f"{table} adds a space's byte whatever the token before is"
-    for node in ast.walk(tree):
+    for node in _nodes(tree):
         if isinstance(node, (ast.FunctionDef, ast.For)):
             yield from _lengths(node)
 
