@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from bytegolf.config import ModelConfig, NetworkConfig
     from bytegolf.model.lm import LanguageModel
 
-CHECKED_FIRST, CHECKED_EVERY = 2, 64
+CHECKED_FIRST, CHECKED_EVERY = 3, 64
 """In each test, of the calls of each function: so many are checked first, and then one in so many."""
 
 _calls: Counter[CodeType] = Counter()

@@ -196,7 +196,8 @@ def crew(folder: Path, size: int) -> Crew:
     than what is tested.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    # torch imports the last two when an optimiser is made and when a model is cut into shards: a second in each process
+    context.set_forkserver_preload([__name__, "torch._dynamo", "torch.distributed.fsdp"])
     ports = free_ports(2)
     shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": ports[0], "JOB_PORT": ports[1]}
     outputs = [folder / f"output-{rank}-of-{size}.txt" for rank in range(size)]

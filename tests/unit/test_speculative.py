@@ -39,7 +39,7 @@ def text_of(
         ByteTokenizer(),
         [TEXT],
         [seed],
-        size=60,
+        size=40,
         temperature=temperature,
         draft=draft,
         acceptance=acceptance,
