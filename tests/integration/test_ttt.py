@@ -308,7 +308,7 @@ def test_the_command_line(flat_run: TinyRun, tiny_run: TinyRun) -> None:
         (("--ttt", "lora", "--stride", "64", "--ttt-chunk", "32"), "learn every 32 tokens while windows score 64"),
         (("--ttt", "lora", "--stride", "1000"), "stride 1000"),
         (("--ttt", "adam"), "ttt"),
-        (("--ttt", "sgd", "--ttt-lr", "-1"), "Must be >= 0"),
-        (("--ttt", "sgd", "--ttt-steps", "0"), "Must be >= 1"),
+        (("--ttt", "sgd", "--ttt-lr", "-1"), "give a number >= 0"),
+        (("--ttt", "sgd", "--ttt-steps", "0"), "give a number >= 1"),
     ):
         assert words in refused("eval", tiny_run.folder, *options), options
