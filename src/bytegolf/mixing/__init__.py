@@ -8,7 +8,10 @@ byte, the match, …), and these are combined by weights once more. Two tables r
 
 - A context's counters lie in buckets of 15, one for each node of half a byte, found by a hash; they hold visits, a
   probability whose rate falls with the visits, and a *correction*: a logit that is learned on top of the first
-  expert's, all contexts' together, by the error that is left. What visits and probability stand for is learned in turn.
+  expert's, all contexts' together, by the error that is left. What visits and probability stand for is learned in turn,
+  and is two inputs: the logit, and 2p − 1.
+- *Contexts alone* predict beside a model as well, by weights of their own, which a primer teaches, too. That is one
+  input more; and where they have cost less of late than all together, the result is theirs in part (``alone``).
 - A *match* is the longest repetition of the last bytes; the byte that followed expects itself again.
 - Everything learns online, by gradient steps on the coding cost of each bit, after the byte is known. All predictions
   of a byte are made from what was learned before it: they are a distribution over 256 bytes that is fixed before the
