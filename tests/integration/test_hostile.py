@@ -29,7 +29,17 @@ from bytegolf.errors import MOST_CHARACTERS, BytegolfError
 
 FOLDER = Path(__file__).parents[1] / "stress"
 NAMES = (
-    *("shard", "manifest", "specs", "sentencepiece", "artifact", "checkpoint", "resume", "compressed"),
+    *(
+        "shard",
+        "manifest",
+        "specs",
+        "sentencepiece",
+        "artifact",
+        "checkpoint",
+        "resume",
+        "compressed",
+        "compressed alone",
+    ),
     *("public", "hnet", "weights"),
     *("config", "overrides", "study", "results", "ended", "documents"),
 )

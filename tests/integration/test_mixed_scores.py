@@ -22,7 +22,7 @@ from bytegolf.config import MixConfig, TttConfig
 from bytegolf.data.tokenizer import RawByteTokenizer, Tokenizer
 from bytegolf.errors import BytegolfError
 from bytegolf.evaluate import modes, verification
-from bytegolf.evaluate.mixing import Mixing
+from bytegolf.evaluate.mixing import Mixing, Specials
 from bytegolf.evaluate.modes import MemoryStream, ScoringMode
 from bytegolf.evaluate.score import Window
 from bytegolf.mixing.primer import Primer
@@ -180,13 +180,42 @@ def test_checks_find_a_mixer_that_looks_ahead(make_model: ModelMaker, monkeypatc
         assert verification.mixed_normalisation(model, BYTES, tokens, trial.mode).passed
         inner = Mixing._watched
 
-        def ahead(self: Mixing, mixer: Any, rows: Any, frequencies: Any, data: NDArray[np.uint8], opens: Any) -> None:
+        def ahead(
+            self: Mixing, mixer: Any, rows: Any, frequencies: Any, specials: Any, data: NDArray[np.uint8], opens: Any
+        ) -> None:
             mixer.begin(frequencies[-1:, None, BYTES.OFFSET :], opens[-1:], rows)
             mixer.learn(data[-1:], rows)
-            inner(self, mixer, rows, frequencies, data, opens)
+            inner(self, mixer, rows, frequencies, specials, data, opens)
 
         monkeypatch.setattr(Mixing, "_watched", ahead)
         assert not verification.causality(model, BYTES, tokens, trial, 2).passed
+
+
+def test_ends_of_documents_are_counted_where_the_model_foresees_none() -> None:
+    before = np.full(50, 10)
+    before[:-1] = 100  # each document of 50 bytes ends behind a line's end, and the model says 2⁻²¹ everywhere
+    specials, cost = Specials(), []
+    for _ in range(40):
+        odds, inputs = specials.odds(np.full(50, 2.0**-21), before)
+        p = 1 / (1 + np.exp(-odds))
+        cost.append(-np.log2(1 - p[:-1]).sum() - np.log2(p[-1]))
+        specials.learn(odds, inputs, before, ended=True)
+    assert cost[0] == pytest.approx(21, abs=1e-3)
+    assert np.mean(cost[20:]) < 4
+
+
+def test_ends_of_documents_cost_a_model_that_foresees_them_nothing_more() -> None:
+    rng = np.random.default_rng(0)
+    specials, cost, alone = Specials(), 0.0, 0.0
+    for _ in range(200):
+        before, model = rng.integers(0, 256, 60), np.full(60, 1e-5)
+        model[-1] = 0.6
+        odds, inputs = specials.odds(model, before)
+        p = 1 / (1 + np.exp(-odds))
+        cost += -np.log2(1 - p[:-1]).sum() - np.log2(p[-1])
+        alone += -np.log2(1 - model[:-1]).sum() - np.log2(model[-1])
+        specials.learn(odds, inputs, before, ended=True)
+    assert cost < 1.05 * alone
 
 
 def test_raw_bytes_have_no_special_tokens(make_model: ModelMaker) -> None:

@@ -215,6 +215,7 @@ def test_a_saved_configuration_loads_as_it_was(name: str, tmp_path: Path) -> Non
     file = tmp_path / "saved.toml"
     file.write_text(config.to_toml(), encoding="utf-8")
     assert Config.load(file) == config
+    assert Config.load(file).to_toml() == config.to_toml(), "a default of 0 for a float is another text when read back"
     assert from_dict(Config, to_dict(config)) == config
 
 

@@ -36,7 +36,7 @@ class TttConfig(Ranged):
     sgd_lr: float = doc("learning rate of SGD on the matrices, down the sum of a chunk's losses", 3e-4, least=0)
     rms_lr: float = doc(
         "sgd: rate of the matrices by gradients over their root mean square so far, in place of sgd_lr; 0 = plain SGD",
-        0,
+        0.0,
         least=0,
     )
     ngram_lr: float = doc(

@@ -2,7 +2,8 @@
 
 One router per file of this folder; ``build_router`` finds the one that a configuration names.
 
-Their p is 1 where a chunk starts and 0 elsewhere, without a gradient.
+Routers of a fixed rule (``FixedRouter``) are the controls that a learned one must beat: their p is 1 where a chunk
+starts and 0 elsewhere, without a gradient.
 
 Legend: B batch, or the rows of an extension, L positions, D width, M width of a memory.
 """
