@@ -100,7 +100,7 @@ class Registry:
         return Path(getattr(sys.modules[module], "__file__", None) or module).name
 
 
-ROUTERS = Registry("router", ("cosine", "whitespace", "stride", "random", "bpe", "entropy"))
+ROUTERS = Registry("router", ("cosine", "topk", "whitespace", "stride", "random", "bpe", "entropy"))
 MIXERS = Registry("mixer", ("attention", "mamba2"))
 QUANTIZERS = Registry("quantizer", (*(f"int{bits}_row" for bits in range(8, 2, -1)), "fp16", "fp32"))
 

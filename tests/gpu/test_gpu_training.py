@@ -12,7 +12,7 @@ from bytegolf.config import levels
 
 pytestmark = pytest.mark.gpu
 
-ROUTERS = ("cosine", "whitespace", "stride", "random", "bpe", "entropy")
+ROUTERS = ("cosine", "topk", "whitespace", "stride", "random", "bpe", "entropy")
 
 STEP = {
     "clipping, averages, small batches": ("train.grad_clip=0.5", "train.ema_decay=0.9", "train.micro_batch=3"),

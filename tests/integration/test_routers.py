@@ -16,6 +16,7 @@ from bytegolf.artifact.pack import read_artifact
 from bytegolf.artifact.quantize import dequantize, plan_of, quantize
 from bytegolf.config import (
     BpeConfig,
+    CosineConfig,
     EntropyConfig,
     ExportConfig,
     HNetConfig,
@@ -40,7 +41,7 @@ from bytegolf.registry import ROUTERS
 from bytegolf.training.setup import initial_model
 
 KINDS = ROUTERS.built_in
-FIXED = [kind for kind in KINDS if kind != "cosine"]
+FIXED = [kind for kind in KINDS if kind not in ("cosine", "topk")]
 every_kind = pytest.mark.parametrize("kind", KINDS)
 every_fixed = pytest.mark.parametrize("kind", FIXED)
 BYTES = ByteTokenizer()
@@ -65,7 +66,7 @@ def model_of(kind: str, material: Material, reset: bool = False, **changes: obje
     model = LanguageModel(ModelConfig(network, embed_std=0.5, reset_at_bos=reset))
     scatter(model)
     model.levels()[0].router.prepare(material)
-    return model
+    return model.eval()  # topk looks ahead in training
 
 
 def router_of(kind: str, material: Material, **changes: object) -> FixedRouter:
@@ -93,6 +94,45 @@ def chunks(router: FixedRouter, text: str) -> list[str]:
     starts = np.flatnonzero(router.mark(ids, torch.zeros_like(ids, dtype=torch.bool))[0].numpy()).tolist()
     data = text.encode()
     return [data[a:b].decode(errors="replace") for a, b in zip(starts, [*starts[1:], len(data)], strict=True)]
+
+
+# ---------------------------------------------------------------------------------------------- the highest of each
+
+
+def test_topk_opens_as_many_chunks_in_each_training_sequence_and_remembers_where_it_cut() -> None:
+    router = build_router(RouterConfig(4.0, kind="topk"), 8, 260)
+    torch.manual_seed(0)
+    x = torch.randn(3, 40, 8)
+    p, marks = router(x)
+    assert marks.sum(1).tolist() == [10, 10, 10]
+    assert all(row[chosen].min() >= row[~chosen].max() for row, chosen in zip(p, marks, strict=True))
+    lowest = torch.stack([row[chosen].min() for row, chosen in zip(p, marks, strict=True)]).mean()
+    cut = router.get_buffer("cut")
+    assert cut.item() == pytest.approx(0.9 * 0.5 + 0.1 * lowest.item(), abs=1e-6)
+    router.eval()
+    again, marks = router(x)
+    assert torch.equal(marks, again >= cut)
+    router(x)
+    assert cut.item() == pytest.approx(0.9 * 0.5 + 0.1 * lowest.item(), abs=1e-6), "scoring moves nothing"
+
+
+def test_topk_opens_a_chunk_with_every_document_and_draws_none() -> None:
+    router = build_router(RouterConfig(10.0, kind="topk"), 8, 260)
+    first = torch.zeros(1, 20, dtype=torch.bool)
+    first[0, 3:9] = True
+    marks = router(torch.randn(1, 20, 8), first)[1]
+    assert marks[0, 3:9].all()
+    with pytest.raises(BytegolfError, match="noise"):
+        build_router(RouterConfig(10.0, kind="topk", cosine=CosineConfig(noise=1.0)), 8, 260)
+
+
+def test_topk_keeps_where_it_cuts_in_an_artifact(material: Material) -> None:
+    model = model_of("topk", material)
+    model.levels()[0].router.get_buffer("cut").fill_(0.6251)
+    state, export = model.state_dict(), ExportConfig(bits=4)
+    kinds = plan_of(state, storage_kinds(model), export)
+    name = "network.router.cut"
+    assert dequantize(quantize(name, state[name], kinds[name])).item() == pytest.approx(0.6251, abs=1e-7)
 
 
 # ---------------------------------------------------------------------------------------------- the rules

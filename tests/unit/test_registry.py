@@ -218,7 +218,7 @@ def test_both_are_trained_stored_and_loaded(tmp_path: Path) -> None:
 def test_names_and_options_are_checked() -> None:
     with pytest.raises(BytegolfError, match=r"model.network.main: kind is 'mamba', .* choose one of 'attention'"):
         Config.load("cpu-demo", ["model.network.main.kind=mamba"])
-    with pytest.raises(BytegolfError, match=r"router: kind is 'cosin', .* choose one of 'cosine', 'whitespace'"):
+    with pytest.raises(BytegolfError, match=r"router: kind is 'cosin', .* choose one of 'cosine', 'topk', 'white"):
         Config.load("cpu-demo", ["model.network.router.kind=cosin"])
     seeing = StackConfig(1, 32, 4, 2)
     with pytest.raises(BytegolfError, match="'cosine' takes no options, but these are given: slope"):

@@ -294,9 +294,10 @@ class RouterConfig(Ranged):
     capacity_divisor: float = doc("fixed: room for floor(length / it) chunks, at least 1", 4.0, least=1)
     capacity_buckets: int = doc("bucketed: how many sizes, geometric from length/(2 target) to the length", 8, least=1)
     kind: str = doc(
-        "cosine = learned (S2); whitespace, stride = every N positions, random = at the rate 1/N, bpe = where a BPE "
-        "piece cannot go on, and entropy = where counts of the training text find the next token hardest to predict, "
-        "at the rate 1/N, are fixed rules without a loss; others by `register_router`",
+        "cosine = learned (S2); topk = the same with the highest 1/N of a training sequence as its chunks (ByteFlow); "
+        "whitespace, stride = every N positions, random = at the rate 1/N, bpe = where a BPE piece cannot go on, and "
+        "entropy = where counts of the training text find the next token hardest to predict, at the rate 1/N, are "
+        "fixed rules without a loss; others by `register_router`",
         "cosine",
     )
     ratio: Literal["two-sided", "one-sided"] = doc(
@@ -317,7 +318,7 @@ class RouterConfig(Ranged):
         "N at the start of training, from where it goes to target evenly; 0 = target throughout", 0.0, least=0
     )
     target_ramp: float = doc("the share of the budget that this takes", 0.5, above=0, most=1)
-    cosine: CosineConfig = doc("what kind = cosine has of its own", CosineConfig())
+    cosine: CosineConfig = doc("what kinds cosine and topk have of their own", CosineConfig())
     whitespace: WhitespaceConfig = doc("what kind = whitespace has of its own", WhitespaceConfig())
     bpe: BpeConfig = doc("what kind = bpe has of its own", BpeConfig())
     entropy: EntropyConfig = doc("what kind = entropy has of its own", EntropyConfig())
@@ -381,8 +382,8 @@ def check_inner(level: HNetConfig) -> None:
     router = level.router
     if router.kind in READ_TOKENS:
         raise BytegolfError(
-            f"main.router.kind is {router.kind!r}, but an inner level sees chunks and no tokens: choose 'cosine' or "
-            "'stride' there"
+            f"main.router.kind is {router.kind!r}, but an inner level sees chunks and no tokens: choose 'cosine', "
+            "'topk' or 'stride' there"
         )
     for key, value, why in (
         ("router.surprisal_weight", router.surprisal_weight, "only tokens have a loss"),
