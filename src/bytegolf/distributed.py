@@ -89,6 +89,13 @@ SINGLE_PROCESS = DistributedContext(0, 1, torch.device("cpu"))
 """One process."""
 
 
+_LEFT: list[object] = []
+"""Process groups of this process, kept to its end. What DDP holds is else the last that knows of a group: when a model
+is forgotten, the group's destructor waits for its threads with the interpreter locked, and a thread that still lets go
+of a tensor of the last collective waits for the interpreter (torch 2.13: a process that never ends, once in some dozens
+of runs)."""
+
+
 @contextlib.contextmanager
 def join(device: str) -> Iterator[DistributedContext]:
     """Join the other processes that ``torchrun`` started, if it did; leave them at the end."""
@@ -103,6 +110,7 @@ def join(device: str) -> Iterator[DistributedContext]:
     # gradients travel by nccl between GPUs; what the ranks tell one another is on the CPU in any case
     backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
     dist.init_process_group(backend, rank=rank, world_size=size)
+    _LEFT.append(dist.group.WORLD)
     try:
         yield DistributedContext(rank, size, place)
     except RuntimeError as error:
