@@ -196,10 +196,9 @@ def test_ends_of_documents_are_counted_where_the_model_foresees_none() -> None:
     before[:-1] = 100  # each document of 50 bytes ends behind a line's end, and the model says 2⁻²¹ everywhere
     specials, cost = Specials(), []
     for _ in range(40):
-        odds, inputs = specials.odds(np.full(50, 2.0**-21), before)
-        p = 1 / (1 + np.exp(-odds))
+        p, inputs = specials.probability(np.full(50, 2.0**-21), before)
         cost.append(-np.log2(1 - p[:-1]).sum() - np.log2(p[-1]))
-        specials.learn(odds, inputs, before, ended=True)
+        specials.learn(p, inputs, before, ended=True)
     assert cost[0] == pytest.approx(21, abs=1e-3)
     assert np.mean(cost[20:]) < 4
 
@@ -210,11 +209,10 @@ def test_ends_of_documents_cost_a_model_that_foresees_them_nothing_more() -> Non
     for _ in range(200):
         before, model = rng.integers(0, 256, 60), np.full(60, 1e-5)
         model[-1] = 0.6
-        odds, inputs = specials.odds(model, before)
-        p = 1 / (1 + np.exp(-odds))
+        p, inputs = specials.probability(model, before)
         cost += -np.log2(1 - p[:-1]).sum() - np.log2(p[-1])
         alone += -np.log2(1 - model[:-1]).sum() - np.log2(model[-1])
-        specials.learn(odds, inputs, before, ended=True)
+        specials.learn(p, inputs, before, ended=True)
     assert cost < 1.05 * alone
 
 

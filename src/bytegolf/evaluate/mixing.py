@@ -56,29 +56,30 @@ class Specials:
         self._since = np.zeros_like(self.counts)
         self._step = np.zeros(2)
 
-    def odds(
+    def probability(
         self, model: Float64[np.ndarray, " n"], before: Int[np.ndarray, " n"]
     ) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, "n 2"]]:
-        """Log odds of n targets and the inputs that they are made of; ``model`` is its probability of any special
+        """That of n targets, and the inputs that its log odds are made of; ``model`` is its probability of any special
         token, ``before`` the byte before.
         """
         seen, everything = self.counts[before].T
         inputs = np.stack([np.log(model) - np.log1p(-model), np.log(seen) - np.log(everything - seen)], 1)
         # element by element: a product's bits may depend on its length, which is that of what comes, too
-        return inputs[:, 0] * self.weights[0] + inputs[:, 1] * self.weights[1], inputs
+        odds = inputs[:, 0] * self.weights[0] + inputs[:, 1] * self.weights[1]
+        return 1 / (1 + np.exp(-odds)), inputs
 
     def learn(
         self,
-        odds: Float64[np.ndarray, " n"],
+        p: Float64[np.ndarray, " n"],
         inputs: Float64[np.ndarray, "n 2"],
         before: Int[np.ndarray, " n"],
         ended: bool,
     ) -> None:
         """Take in n targets, of which the last is special if that ``ended`` a document, and no other one is."""
-        special = np.zeros(len(odds))
+        special = np.zeros(len(p))
         special[-1:] = ended
-        self._step += (special - 1 / (1 + np.exp(-odds))) @ inputs
-        np.add.at(self._since, before, np.stack([special, np.ones(len(odds))], 1))
+        self._step += (special - p) @ inputs
+        np.add.at(self._since, before, np.stack([special, np.ones(len(p))], 1))
         if ended:  # one step of gradient ascent on the log probability of all since the last
             self.weights += np.clip(SPECIALS_RATE * self._step, -MOST_STEP, MOST_STEP)
             self.counts += self._since
@@ -171,10 +172,10 @@ class Mixing:
         # the mixer runs over pieces that end with a document's end: here "The" with BOS behind it, and "No". In byte256
         # BOS is a byte, and mixed like any other
         breaks = np.flatnonzero(special | (targets == self._bos))
+        experts, data = frequencies[:, None, offset:], (targets - offset).astype(np.uint8)
         start = 0
         for stop in [*(breaks + 1).tolist(), len(targets)]:
             end = stop - int(special[stop - 1]) if stop > start else stop
-            experts, data = frequencies[:, None, offset:], (targets - offset).astype(np.uint8)
             specials = self._special(frequencies[start:stop], targets[start:stop], row)
             if self._watch:
                 self._watched(mixer, rows, frequencies[start:stop], specials, data[start:end], opens[start:stop])
@@ -203,10 +204,9 @@ class Mixing:
         bytes_ = np.where(targets < self._offset, 256, targets - self._offset)
         before = np.concatenate([self._before[row : row + 1], bytes_[:-1]])
         self._before[row] = bytes_[-1]
-        odds, inputs = by.odds(model, before)
-        by.learn(odds, inputs, before, ended=bool(bytes_[-1] == 256))
-        found: NDArray[np.float64] = 1 / (1 + np.exp(-odds))
-        return found
+        p, inputs = by.probability(model, before)
+        by.learn(p, inputs, before, ended=bool(bytes_[-1] == 256))
+        return p
 
     def _watched(
         self,

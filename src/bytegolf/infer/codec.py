@@ -43,14 +43,14 @@ from bytegolf.infer.format import (
     read_up_to,
 )
 from bytegolf.infer.frequencies import probabilities
-from bytegolf.infer.guess import CONTEXTS, Guessing
+from bytegolf.infer.guess import Guessing
 from bytegolf.infer.layouts import Piece, in_order
 from bytegolf.infer.numerics import MOST_THREADS, Numerics
 from bytegolf.infer.streams import Mode, bytewise, cut, places, steps, streams_for
 from bytegolf.mixing.coding import BitCoder, code_bytes
 from bytegolf.mixing.frequencies import quantised
 from bytegolf.mixing.mixer import Mixer
-from bytegolf.mixing.samples import Samples, mixer_for
+from bytegolf.mixing.samples import ALL_KINDS, Samples, mixer_for
 from bytegolf.model.lm import LanguageModel
 
 BLOCK, MODEL_BLOCK = MIB, 8 * MIB
@@ -242,7 +242,7 @@ class _Coding:
     @functools.cached_property
     def _mixer(self) -> Mixer:
         header = self._header
-        settings = MixConfig(megabytes=header.megabytes, contexts=CONTEXTS)
+        settings = MixConfig(megabytes=header.megabytes, contexts=ALL_KINDS)
         if header.model is None:
             return words.read(Mixer(settings, experts=0, length=1 << 24))
         # matches are found as far back as two blocks of one stream: a block more than the one that is coded

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import UInt8
 
-from bytegolf.config import ContextName, MixConfig
-from bytegolf.infer.layouts import LITTLE, SIGNED, Found, Piece, in_order
+from bytegolf.config import MixConfig
+from bytegolf.infer.layouts import LITTLE, SIGNED, Found, Piece, in_order, no_text
 from bytegolf.mixing.coding import BitCoder, code_bytes
 from bytegolf.mixing.mixer import Mixer
-from bytegolf.mixing.samples import Layout, Samples, mixer_for
+from bytegolf.mixing.samples import ALL_KINDS, Layout, Samples, mixer_for
 
 LEAST, SOME = 1 << 13, 1 << 16
 """Bytes of which it is worth while, and bytes that are looked at."""
@@ -27,12 +27,6 @@ GUESSED = 1 << 40
 LONGEST, NARROWEST = 1024, 48
 """Bytes of a record at most, and of a picture's row at least."""
 
-
-CONTEXTS: tuple[ContextName, ...] = (
-    *("o0", "o1", "o2", "o3", "o4", "o5", "o6", "o8", "o12", "o16", "word", "words"),
-    *("skip1-2", "skip2-2", "skip1-3", "skip3", "word-skip", "high", "column4", "slope4"),
-)
-"""Of files of all kinds: besides text's, those that skip bytes, for programs, tables, pictures and sounds (LOG)."""
 
 TRIED, GAIN = 3 << 13, 0.98
 """Bytes that are compressed both ways, and to what share a layout must bring them."""
@@ -63,7 +57,7 @@ def best(data: bytes, guesses: list[Found]) -> Found | None:
     begin = (len(data) - min(TRIED, len(data))) // 2 & ~63
     some = np.frombuffer(data, np.uint8)[begin : begin + TRIED]
     plain = BitCoder(room=2 * TRIED)
-    code_bytes(Mixer(MixConfig(megabytes=16, contexts=CONTEXTS), experts=0), plain, some[:, None].copy())
+    code_bytes(Mixer(MixConfig(megabytes=16, contexts=ALL_KINDS), experts=0), plain, some[:, None].copy())
     least, chosen = GAIN * len(plain.payload() or some), None
     for found in guesses:
         laid = BitCoder(room=2 * TRIED)
@@ -79,7 +73,7 @@ def guess(data: bytes) -> Iterator[Found]:
         return
     begin = (len(data) - min(SOME, len(data))) // 2 & ~63
     some = np.frombuffer(data, np.uint8)[begin : begin + SOME]
-    if len(some.tobytes().translate(None, _TEXT)) < len(some) // 50:
+    if no_text(some.tobytes()) < len(some) // 50:
         return
     bits = entropy(some)
     if bits < 7.9:  # what is compressed has nothing of the kind
@@ -87,9 +81,6 @@ def guess(data: bytes) -> Iterator[Found]:
         yield from _pictures(data, some)
     if bits < 7.5:
         yield from _tables(data, some)
-
-
-_TEXT = bytes([9, 10, 13, *range(32, 127)])
 
 
 def entropy(some: UInt8[np.ndarray, " n"]) -> float:

@@ -72,7 +72,12 @@ def _likely(data: bytes, found: Found) -> bool:
         return False
     begin = found.begin + found.layout.start
     some = data[begin : begin + min(4096, found.size)]
-    return bool(some) and len(some.translate(None, _TEXT)) > len(some) // 50
+    return bool(some) and no_text(some) > len(some) // 50
+
+
+def no_text(some: bytes) -> int:
+    """How many bytes are not of ASCII text."""
+    return len(some.translate(None, _TEXT))
 
 
 _TEXT = bytes([9, 10, 13, *range(32, 127)])
@@ -129,8 +134,6 @@ def _pnm(data: bytes, at: int) -> Found | None:
 
 def _raster(begin: int, start: int, wide: int, high: int, channels: int, width: int, order: int) -> Found | None:
     row = wide * channels
-    if width == 2 and channels * wide <= channels:
-        return None
     return Found(begin, start + row * high * width, Layout("picture", channels, width, row, start), order)
 
 

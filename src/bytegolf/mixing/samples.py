@@ -39,14 +39,17 @@ MOST_CHANNELS, MOST_WIDTH, MOST_ROW = 8, 3, 1 << 20
 NEAR, PREDICTORS, CLASSES, UNIT = 32, 3, 48, 64
 """As the kernel has them: samples that a predictor looks at, predictors, classes of places, parts of a sample."""
 
-_TEXT: tuple[ContextName, ...] = ("o0", "o1", "o2", "o3", "o4", "o5", "o6", "o8", "o12", "o16", "word", "words")
-_OTHER: tuple[ContextName, ...] = (
+ALL_KINDS: tuple[ContextName, ...] = (
+    *("o0", "o1", "o2", "o3", "o4", "o5", "o6", "o8", "o12", "o16", "word", "words"),
     *("skip1-2", "skip2-2", "skip1-3", "skip3", "word-skip", "high", "column4", "slope4"),
 )
+"""Contexts for files of all kinds: besides text's, those that skip bytes, for programs, tables, pictures and sounds
+(LOG)."""
+
 _CONTEXTS: dict[Kind, tuple[ContextName, ...]] = {
     "picture": ("o0", "o2", "o3", "o4", "o6"),
     "sound": ("o0", "o1", "o2", "o3", "o4", "o6", "o8", "o12"),
-    "table": _TEXT + _OTHER,
+    "table": ALL_KINDS,
 }
 _GIVEN: dict[Kind, int] = {"picture": 11, "sound": 8, "table": 8}
 _SHAPES = np.array([(0, 46), (1, 46), (2, 46), (0, 26)], np.int64)
